@@ -1,0 +1,170 @@
+//! One error for the whole server, in two voices: what the caller is told, and what the log is told.
+//!
+//! It knows nothing of HTTP. `http/error.rs` holds the one map from [`ErrorKind`] to a status, a type and
+//! a code; every layer below speaks in kinds. Reuse a kind rather than inventing one. Modules whose
+//! failures people act upon (a GGUF file, a template) have their own typed errors and turn into this one
+//! at the boundary of their layer.
+
+use std::{fmt, time::Duration};
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// A field is missing, malformed, out of range or not supported. 400
+    InvalidRequest,
+    /// Prompt plus answer do not fit the context. 400
+    ContextLengthExceeded,
+    /// No key or a wrong one. 401
+    Unauthorized,
+    /// A good key without the right. 403
+    Forbidden,
+    /// No such route. 404
+    NotFound,
+    /// No such model. 404
+    ModelNotFound,
+    /// The route exists, the method does not. 405
+    MethodNotAllowed,
+    /// The client did not deliver its request in time. 408
+    RequestTimeout,
+    /// The body is over the limit. 413
+    PayloadTooLarge,
+    /// Not JSON where JSON is needed. 415
+    UnsupportedMediaType,
+    /// The caller is over a limit. 429
+    RateLimited,
+    /// The queue is full. 503, retry
+    Overloaded,
+    /// The model is still loading or failed to load. 503
+    Unavailable,
+    /// The server is shutting down. 503
+    Draining,
+    /// Not enough memory for this request now. 503
+    OutOfMemory,
+    /// The request's deadline passed. 504
+    DeadlineExceeded,
+    /// A bug or a fault of the machine. 500
+    Internal,
+}
+
+/// See the module's documentation.
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+    param: Option<String>,
+    code: Option<&'static str>,
+    retry_after: Option<Duration>,
+    /// `(prompt tokens, context length)`, for [`ErrorKind::ContextLengthExceeded`].
+    context: Option<(usize, usize)>,
+    source: Option<anyhow::Error>,
+}
+
+impl Error {
+    /// `message` is for the caller: what was wrong, where, and what to do next.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), param: None, code: None, retry_after: None, context: None, source: None }
+    }
+
+    /// A field of the request is wrong; `param` is its path, such as `messages[2].role`.
+    pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::InvalidRequest, message).with_param(param)
+    }
+
+    /// Prompt and answer do not fit; both numbers travel to the caller.
+    pub fn context_length_exceeded(prompt_tokens: usize, context_length: usize, param: &str) -> Self {
+        let mut error = Self::new(
+            ErrorKind::ContextLengthExceeded,
+            format!(
+                "This model's context length is {context_length} tokens, but the prompt has {prompt_tokens} tokens \
+                 and needs room for at least one more. Shorten the prompt or start the server with a larger --ctx-size."
+            ),
+        )
+        .with_param(param);
+        error.context = Some((prompt_tokens, context_length));
+        error
+    }
+
+    /// A fault that the caller cannot mend: the log gets the cause, the caller a plain sentence.
+    pub fn internal(source: impl Into<anyhow::Error>) -> Self {
+        let mut error = Self::new(ErrorKind::Internal, "The server failed on this request; its log has the cause.");
+        error.source = Some(source.into());
+        error
+    }
+
+    pub fn with_param(mut self, param: impl Into<String>) -> Self {
+        self.param = Some(param.into());
+        self
+    }
+
+    /// The machine-readable code, where the kind's own is not precise enough.
+    pub fn with_code(mut self, code: &'static str) -> Self {
+        self.code = Some(code);
+        self
+    }
+
+    pub fn with_retry_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(wait);
+        self
+    }
+
+    /// What the log is told beside the message.
+    pub fn with_source(mut self, source: impl Into<anyhow::Error>) -> Self {
+        self.source = Some(source.into());
+        self
+    }
+
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    pub fn param(&self) -> Option<&str> {
+        self.param.as_deref()
+    }
+
+    pub fn code(&self) -> Option<&'static str> {
+        self.code
+    }
+
+    pub fn retry_after(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    /// `(prompt tokens, context length)` of a prompt that did not fit.
+    pub fn context(&self) -> Option<(usize, usize)> {
+        self.context
+    }
+
+    /// What the caller is not told.
+    pub fn internal_source(&self) -> Option<&anyhow::Error> {
+        self.source.as_ref()
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}: {}", self.kind, self.message)?;
+        if let Some(param) = &self.param {
+            write!(f, " (param {param})")?;
+        }
+        if let Some(source) = &self.source {
+            write!(f, "; cause: {source:#}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.source.as_ref().map(|source| source.as_ref())
+    }
+}

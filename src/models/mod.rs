@@ -1,0 +1,6 @@
+//! Model files and the networks in them: what is on disk, and the forward pass over it.
+//!
+//! Configuration, weights and state are three types: weights are shared and immutable, the KV cache is
+//! borrowed into each step.
+
+pub mod batch;

@@ -1,0 +1,45 @@
+//! The waist of the house: two traits that everything above generates and embeds through, and that a local
+//! engine, a hosted upstream and a scripted test double all implement.
+//!
+//! An `Err` before the stream is a status; an `Err` within it is an error event. Dropping the stream, or
+//! the future before it, cancels the work.
+
+use futures_util::{future::BoxFuture, stream::BoxStream};
+
+use crate::{
+    domain::{ChatPrompt, EmbedRequest, EmbedResponse, GenerateEvent, GenerateRequest, ModelInfo},
+    error::Result,
+};
+
+/// What a generation yields after admission.
+pub type GenerateStream = BoxStream<'static, Result<GenerateEvent>>;
+
+/// Generates text.
+pub trait ChatModel: Send + Sync {
+    fn info(&self) -> &ModelInfo;
+
+    /// Resolves when the request has been admitted: validated, rendered, fitted into the context and
+    /// given a place in the bounded queue. `n` choices are one stream.
+    fn generate(&self, request: GenerateRequest) -> BoxFuture<'_, Result<GenerateStream>>;
+
+    /// The prompt exactly as the model would see it.
+    fn render(&self, prompt: &ChatPrompt) -> Result<String>;
+
+    fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>>;
+
+    /// The text of these tokens, special ones included. A token id outside the vocabulary is an error.
+    fn detokenize(&self, tokens: &[u32]) -> Result<String>;
+
+    /// A token's exact bytes, as they stand in the vocabulary.
+    fn token_bytes(&self, token: u32) -> Option<Vec<u8>>;
+}
+
+/// Turns texts into vectors.
+pub trait Embedder: Send + Sync {
+    fn info(&self) -> &ModelInfo;
+
+    fn embed(&self, request: EmbedRequest) -> BoxFuture<'_, Result<EmbedResponse>>;
+
+    /// Tokens of a text under this model's tokenizer.
+    fn tokenize(&self, text: &str, add_special: bool) -> Result<Vec<u32>>;
+}

@@ -1,0 +1,1 @@
+//! Tests through the public boundary, in one binary: one module an area.
