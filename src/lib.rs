@@ -5,3 +5,5 @@ pub mod error;
 pub mod kernels;
 pub mod models;
 pub mod providers;
+pub mod telemetry;
+pub mod text;

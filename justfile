@@ -1,0 +1,31 @@
+# Every command a developer needs. `just` lists them.
+
+_default:
+    @just --list
+
+# Format, lint and document as CI does
+lint:
+    cargo fmt --all -- --check
+    cargo clippy --all-targets -- -D warnings
+    RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+    cargo deny check licenses bans sources
+
+# Every test, as CI runs them
+test:
+    scripts/test.sh
+
+# Unit and integration tests alone
+test-rust *ARGS:
+    cargo nextest run {{ARGS}}
+
+# The main job, from nothing
+quickstart:
+    scripts/quickstart.sh
+
+# Prefill, decode and concurrent streams of a model file
+bench MODEL:
+    cargo run --release -- bench -m {{MODEL}}
+
+# Start the server on a model file
+serve *ARGS:
+    cargo run --release -- serve {{ARGS}}

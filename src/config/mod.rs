@@ -1,0 +1,294 @@
+//! File + environment + flags -> one validated [`Config`].
+//!
+//! [`Settings`] is what the user typed, wherever it was typed: the same struct parses the command line and
+//! the environment (through clap) and the TOML file (through serde), every field optional. [`Config`] is
+//! what the program runs on: every field present, in range, with its unit. A flag wins over its environment
+//! variable, which wins over the file, which wins over the default. Nothing else in the crate reads the
+//! environment.
+
+mod settings;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, bail, ensure};
+
+pub use self::settings::Settings;
+use crate::{
+    kernels::{device::DeviceChoice, kv::KvType},
+    telemetry::LogFormat,
+};
+
+/// What `hearth serve` runs on.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The chat model's file; `None` looks in `models_dir`.
+    pub model: Option<PathBuf>,
+    /// The embedding model's directory or file; `None` looks in `models_dir`.
+    pub embedding_model: Option<PathBuf>,
+    /// Names under which the chat model is served, beside its own.
+    pub aliases: Vec<String>,
+    /// Any model name in a request means the served one.
+    pub accept_any_model: bool,
+    pub models_dir: PathBuf,
+    pub data_dir: PathBuf,
+    /// Make no outgoing connection.
+    pub offline: bool,
+    pub chat_template_file: Option<PathBuf>,
+    pub chat_template: Option<String>,
+    pub device: DeviceChoice,
+    /// Threads that compute; `None` is one per physical core this process may use.
+    pub threads: Option<usize>,
+    pub engine: EngineSettings,
+    pub http: HttpSettings,
+    pub log_filter: String,
+    pub log_format: LogFormat,
+}
+
+/// Limits of the generation engine.
+#[derive(Clone, Debug)]
+pub struct EngineSettings {
+    /// Tokens of prompt and answer together; `None` is the model's own, as far as memory goes.
+    pub context_length: Option<usize>,
+    /// Sequences that generate at the same time.
+    pub max_running_sequences: usize,
+    /// Requests that may wait beyond those; one more is refused with 503.
+    pub max_waiting_requests: usize,
+    /// Tokens one step computes at most.
+    pub max_batch_tokens: usize,
+    /// Memory for the KV cache in bytes; `None` sizes it from what the context and the sequences need, up to
+    /// half of the free memory.
+    pub kv_bytes: Option<u64>,
+    /// Storage of keys and values; `None` is F32 for an F32 model and F16 for any other.
+    pub kv_type: Option<KvType>,
+    pub prefix_cache: bool,
+    /// Texts that may wait to be embedded; more are refused with 503.
+    pub max_waiting_embeddings: usize,
+}
+
+/// How the server talks.
+#[derive(Clone, Debug)]
+pub struct HttpSettings {
+    pub address: SocketAddr,
+    /// Accepted bearer keys; empty means that none is asked for.
+    pub api_keys: Vec<String>,
+    /// Largest request body, in bytes.
+    pub body_limit: usize,
+    /// From connection to the end of the request's headers.
+    pub header_timeout: Duration,
+    /// From the end of the headers to the end of the body.
+    pub body_timeout: Duration,
+    /// A request ends with 504 after this long.
+    pub request_timeout: Duration,
+    /// Between two signs of life in a stream.
+    pub keep_alive_interval: Duration,
+    /// Running streams get this long to end after SIGTERM.
+    pub grace: Duration,
+    /// Origins that browsers may call from; `*` is any. Empty: none but the server's own.
+    pub cors_origins: Vec<String>,
+    pub tls: Option<TlsFiles>,
+    /// Refuse parameters that change nothing, too.
+    pub strict: bool,
+}
+
+/// PEM files.
+#[derive(Clone, Debug)]
+pub struct TlsFiles {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+impl Config {
+    /// Merges the settings over the file that they name, and validates.
+    ///
+    /// # Errors
+    /// If the file cannot be read or holds an unknown key, or a value is out of range; the message names
+    /// the setting and what it accepts.
+    pub fn load(settings: Settings) -> anyhow::Result<Self> {
+        let settings = match &settings.config {
+            Some(path) => {
+                let file = read_file(path)?;
+                settings.or(file)
+            }
+            None => settings,
+        };
+        Self::from_settings(settings)
+    }
+
+    fn from_settings(settings: Settings) -> anyhow::Result<Self> {
+        let data_dir = match settings.data_dir {
+            Some(dir) => dir,
+            None => default_data_dir()?,
+        };
+        let models_dir = settings.models_dir.unwrap_or_else(|| default_models_dir(&data_dir));
+        for (name, path) in [("model", &settings.model), ("embedding-model", &settings.embedding_model)] {
+            if let Some(path) = path {
+                ensure!(
+                    path.exists(),
+                    "--{name} {}: no such file or directory. `hearth models list` shows what is here, `hearth pull` \
+                     fetches one.",
+                    path.display()
+                );
+            }
+        }
+        let host = settings.host.unwrap_or_else(|| "127.0.0.1".to_owned());
+        let address = SocketAddr::new(parse_host(&host)?, settings.port.unwrap_or(8080));
+        let mut api_keys = settings.api_key.unwrap_or_default();
+        if let Some(path) = &settings.api_key_file {
+            let text = std::fs::read_to_string(path).with_context(|| format!("--api-key-file {}", path.display()))?;
+            api_keys.extend(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
+            ensure!(!api_keys.is_empty(), "--api-key-file {} holds no key: put one on each line.", path.display());
+        }
+        ensure!(api_keys.iter().all(|key| !key.is_empty()), "--api-key: a key must not be empty.");
+        let tls = match (settings.ssl_cert_file, settings.ssl_key_file) {
+            (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key }),
+            (None, None) => None,
+            _ => bail!("TLS needs both --ssl-cert-file and --ssl-key-file."),
+        };
+        if let Some(name) = &settings.chat_template {
+            ensure!(settings.chat_template_file.is_none(), "--chat-template {name} and --chat-template-file exclude each other.");
+        }
+        Ok(Self {
+            model: settings.model,
+            embedding_model: settings.embedding_model,
+            aliases: settings.alias.unwrap_or_default(),
+            accept_any_model: settings.accept_any_model.unwrap_or(false),
+            models_dir,
+            data_dir,
+            offline: settings.offline.unwrap_or(false),
+            chat_template_file: settings.chat_template_file,
+            chat_template: settings.chat_template,
+            device: settings.device.unwrap_or(DeviceChoice::Auto),
+            threads: in_range("threads", settings.threads, 1..=1024)?,
+            engine: EngineSettings {
+                context_length: in_range("ctx-size", settings.ctx_size, 0..=16 << 20)?.filter(|&tokens| tokens > 0),
+                max_running_sequences: in_range("parallel", settings.parallel, 1..=1024)?.unwrap_or(8),
+                max_waiting_requests: in_range("max-queue", settings.max_queue, 0..=100_000)?.unwrap_or(256),
+                max_batch_tokens: in_range("batch-size", settings.batch_size, 16..=65_536)?.unwrap_or(512),
+                kv_bytes: in_range("kv-cache-mib", settings.kv_cache_mib, 1..=16 << 20)?.map(|mib| (mib as u64) << 20),
+                kv_type: settings.cache_type,
+                prefix_cache: !settings.no_prefix_cache.unwrap_or(false),
+                max_waiting_embeddings: in_range("max-embedding-queue", settings.max_embedding_queue, 1..=1_000_000)?
+                    .unwrap_or(16_384),
+            },
+            http: HttpSettings {
+                address,
+                api_keys,
+                body_limit: in_range("body-limit-mib", settings.body_limit_mib, 1..=1024)?.unwrap_or(16) << 20,
+                header_timeout: seconds("header-timeout", settings.header_timeout, 15.0)?,
+                body_timeout: seconds("body-timeout", settings.body_timeout, 60.0)?,
+                request_timeout: seconds("timeout", settings.timeout, 3600.0)?,
+                keep_alive_interval: seconds("sse-ping-interval", settings.sse_ping_interval, 10.0)?,
+                grace: seconds("grace", settings.grace, 30.0)?,
+                cors_origins: settings.cors_origin.unwrap_or_default(),
+                tls,
+                strict: settings.strict.unwrap_or(false),
+            },
+            log_filter: settings.log.unwrap_or_else(|| "info".to_owned()),
+            log_format: settings.log_format.unwrap_or_default(),
+        })
+    }
+}
+
+fn read_file(path: &Path) -> anyhow::Result<Settings> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("--config {}", path.display()))?;
+    let settings: Settings =
+        toml::from_str(&text).with_context(|| format!("--config {} does not hold settings", path.display()))?;
+    ensure!(settings.config.is_none(), "--config {}: a file cannot name another one.", path.display());
+    Ok(settings)
+}
+
+fn parse_host(host: &str) -> anyhow::Result<IpAddr> {
+    if host == "localhost" {
+        return Ok(IpAddr::from([127, 0, 0, 1]));
+    }
+    host.trim_matches(['[', ']'])
+        .parse()
+        .with_context(|| format!("--host {host:?} is not an address. Use 127.0.0.1 for this machine only, 0.0.0.0 or :: for all."))
+}
+
+fn in_range(
+    name: &str,
+    value: Option<usize>,
+    range: std::ops::RangeInclusive<usize>,
+) -> anyhow::Result<Option<usize>> {
+    if let Some(value) = value {
+        ensure!(range.contains(&value), "--{name} {value}: must be from {} to {}.", range.start(), range.end());
+    }
+    Ok(value)
+}
+
+/// The longest timeout anybody may ask for: beyond it, a deadline is no longer a useful instant.
+const LONGEST_TIMEOUT_SECONDS: f64 = 7.0 * 24.0 * 3600.0;
+
+fn seconds(name: &str, value: Option<f64>, default: f64) -> anyhow::Result<Duration> {
+    let value = value.unwrap_or(default);
+    ensure!(
+        value > 0.0 && value <= LONGEST_TIMEOUT_SECONDS,
+        "--{name} {value}: must be more than 0 and at most {LONGEST_TIMEOUT_SECONDS} seconds."
+    );
+    Ok(Duration::from_secs_f64(value))
+}
+
+/// `$XDG_DATA_HOME/hearth`, else `~/.local/share/hearth`.
+fn default_data_dir() -> anyhow::Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("XDG_DATA_HOME").filter(|dir| !dir.is_empty()) {
+        return Ok(PathBuf::from(dir).join("hearth"));
+    }
+    match std::env::home_dir() {
+        Some(home) if !home.as_os_str().is_empty() => Ok(home.join(".local/share/hearth")),
+        _ => bail!("There is no home directory to keep data in: give one with --data-dir."),
+    }
+}
+
+/// The checkout's `models/` where the server is started from one, else `models/` in the data directory.
+fn default_models_dir(data_dir: &Path) -> PathBuf {
+    let here = PathBuf::from("models");
+    if here.is_dir() { here } else { data_dir.join("models") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(toml: &str) -> anyhow::Result<Config> {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("hearth.toml");
+        std::fs::write(&path, toml).expect("a writable directory");
+        Config::load(Settings { config: Some(path), ..Settings::default() })
+    }
+
+    #[test]
+    fn defaults_bind_loopback_and_ask_for_no_key() {
+        let config = Config::load(Settings::default()).expect("defaults are valid");
+        assert_eq!(config.http.address.to_string(), "127.0.0.1:8080");
+        assert!(config.http.api_keys.is_empty());
+        assert!(config.http.cors_origins.is_empty());
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("hearth.toml");
+        std::fs::write(&path, "port = 9000\nparallel = 3\n").expect("a writable directory");
+        let config = Config::load(Settings { config: Some(path), port: Some(9001), ..Settings::default() })
+            .expect("both are valid");
+        assert_eq!(config.http.address.port(), 9001);
+        assert_eq!(config.engine.max_running_sequences, 3);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let unknown = format!("{:#}", parse("paralel = 3").expect_err("a typing error"));
+        assert!(unknown.contains("paralel"), "{unknown}");
+        let range = format!("{:#}", parse("parallel = 0").expect_err("out of range"));
+        assert!(range.contains("--parallel 0"), "{range}");
+        let host = format!("{:#}", parse("host = \"nowhere\"").expect_err("not an address"));
+        assert!(host.contains("nowhere"), "{host}");
+        let tls = format!("{:#}", parse("ssl_key_file = \"k.pem\"").expect_err("half of a pair"));
+        assert!(tls.contains("--ssl-cert-file"), "{tls}");
+    }
+}

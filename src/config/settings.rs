@@ -1,0 +1,147 @@
+//! What the user typed: every setting once, as a flag, an environment variable and a key of the file.
+//!
+//! Flags take llama-server's names where they mean the same. The environment variable of a flag is
+//! `HEARTH_` and its name in capitals; the file's key is its name with underscores. Defaults and ranges
+//! belong to [`Config`](super::Config).
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::{
+    kernels::{device::DeviceChoice, kv::KvType},
+    telemetry::LogFormat,
+};
+
+/// Declares [`Settings`], and how two of them merge, from one list of fields.
+macro_rules! settings {
+    ($($(#[$attribute:meta])* $name:ident: $type:ty,)*) => {
+        /// See the module's documentation.
+        #[derive(Clone, Debug, Default, clap::Args, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct Settings {
+            $($(#[$attribute])* pub $name: Option<$type>,)*
+        }
+
+        impl Settings {
+            /// These settings, and the other's where these are silent.
+            pub fn or(self, other: Self) -> Self {
+                Self { $($name: self.$name.or(other.$name),)* }
+            }
+        }
+    };
+}
+
+settings! {
+    /// Chat model: a GGUF file (any part of a split one)
+    #[arg(short, long, env = "HEARTH_MODEL", value_name = "FILE", help_heading = "Models")]
+    model: PathBuf,
+    /// Embedding model: a directory with config.json, tokenizer.json and model.safetensors, or a GGUF file
+    #[arg(long, env = "HEARTH_EMBEDDING_MODEL", value_name = "PATH", help_heading = "Models")]
+    embedding_model: PathBuf,
+    /// Serve the chat model under this name, too; several with commas
+    #[arg(short, long, env = "HEARTH_ALIAS", value_name = "NAME", value_delimiter = ',', help_heading = "Models")]
+    alias: Vec<String>,
+    /// Take any model name in a request for the served model
+    #[arg(long, env = "HEARTH_ACCEPT_ANY_MODEL", num_args = 0..=1, default_missing_value = "true", help_heading = "Models")]
+    accept_any_model: bool,
+    /// Where models are looked for [default: ./models if it exists, else models in the data directory]
+    #[arg(long, env = "HEARTH_MODELS_DIR", value_name = "DIR", help_heading = "Models")]
+    models_dir: PathBuf,
+    /// A chat template in Jinja, instead of the model's own
+    #[arg(long, env = "HEARTH_CHAT_TEMPLATE_FILE", value_name = "FILE", help_heading = "Models")]
+    chat_template_file: PathBuf,
+    /// The name of a built-in chat template, instead of the model's own
+    #[arg(long, env = "HEARTH_CHAT_TEMPLATE", value_name = "NAME", help_heading = "Models")]
+    chat_template: String,
+
+    /// Context in tokens, prompt and answer together; 0 is the model's own
+    #[arg(short, long, env = "HEARTH_CTX_SIZE", value_name = "N", help_heading = "Engine")]
+    ctx_size: usize,
+    /// Sequences that generate at the same time (-np) [default: 8]
+    #[arg(long, env = "HEARTH_PARALLEL", value_name = "N", help_heading = "Engine")]
+    parallel: usize,
+    /// Threads that compute [default: one per physical core]
+    #[arg(short, long, env = "HEARTH_THREADS", value_name = "N", help_heading = "Engine")]
+    threads: usize,
+    /// Tokens that one step computes at most [default: 512]
+    #[arg(short, long, env = "HEARTH_BATCH_SIZE", value_name = "N", help_heading = "Engine")]
+    batch_size: usize,
+    /// Requests that may wait for a place; one more is refused with 503 [default: 256]
+    #[arg(long, env = "HEARTH_MAX_QUEUE", value_name = "N", help_heading = "Engine")]
+    max_queue: usize,
+    /// Texts that may wait to be embedded; more are refused with 503 [default: 16384]
+    #[arg(long, env = "HEARTH_MAX_EMBEDDING_QUEUE", value_name = "N", help_heading = "Engine")]
+    max_embedding_queue: usize,
+    /// Memory for the KV cache, in MiB [default: what context and sequences need, up to half of the free memory]
+    #[arg(long, env = "HEARTH_KV_CACHE_MIB", value_name = "MIB", help_heading = "Engine")]
+    kv_cache_mib: usize,
+    /// Storage of keys and values: f16 or f32 [default: f32 for an F32 model, else f16]
+    #[arg(long, env = "HEARTH_CACHE_TYPE", value_name = "TYPE", help_heading = "Engine")]
+    cache_type: KvType,
+    /// Compute every prompt from its first token
+    #[arg(long, env = "HEARTH_NO_PREFIX_CACHE", num_args = 0..=1, default_missing_value = "true", help_heading = "Engine")]
+    no_prefix_cache: bool,
+    /// Device: auto, cpu, cuda or metal [default: auto]
+    #[arg(long, env = "HEARTH_DEVICE", value_name = "DEVICE", help_heading = "Engine")]
+    device: DeviceChoice,
+
+    /// Address to listen on [default: 127.0.0.1]
+    #[arg(long, env = "HEARTH_HOST", value_name = "ADDRESS", help_heading = "Server")]
+    host: String,
+    /// Port to listen on; 0 takes a free one and says which [default: 8080]
+    #[arg(long, env = "HEARTH_PORT", value_name = "PORT", help_heading = "Server")]
+    port: u16,
+    /// Ask callers for this key; several with commas
+    #[arg(long, env = "HEARTH_API_KEY", value_name = "KEY", value_delimiter = ',', hide_env_values = true, help_heading = "Server")]
+    api_key: Vec<String>,
+    /// Ask callers for one of the keys in this file, one on each line
+    #[arg(long, env = "HEARTH_API_KEY_FILE", value_name = "FILE", help_heading = "Server")]
+    api_key_file: PathBuf,
+    /// TLS certificate chain, PEM
+    #[arg(long, env = "HEARTH_SSL_CERT_FILE", value_name = "FILE", help_heading = "Server")]
+    ssl_cert_file: PathBuf,
+    /// TLS private key, PEM
+    #[arg(long, env = "HEARTH_SSL_KEY_FILE", value_name = "FILE", help_heading = "Server")]
+    ssl_key_file: PathBuf,
+    /// Origin that browsers may call from, or *; several with commas
+    #[arg(long, env = "HEARTH_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', help_heading = "Server")]
+    cors_origin: Vec<String>,
+    /// Largest request body, in MiB [default: 16]
+    #[arg(long, env = "HEARTH_BODY_LIMIT_MIB", value_name = "MIB", help_heading = "Server")]
+    body_limit_mib: usize,
+    /// Seconds a client has for its headers [default: 15]
+    #[arg(long, env = "HEARTH_HEADER_TIMEOUT", value_name = "SECONDS", help_heading = "Server")]
+    header_timeout: f64,
+    /// Seconds a client has for its body [default: 60]
+    #[arg(long, env = "HEARTH_BODY_TIMEOUT", value_name = "SECONDS", help_heading = "Server")]
+    body_timeout: f64,
+    /// Seconds after which a request ends with 504 [default: 3600]
+    #[arg(long, env = "HEARTH_TIMEOUT", value_name = "SECONDS", help_heading = "Server")]
+    timeout: f64,
+    /// Seconds between signs of life in a stream [default: 10]
+    #[arg(long, env = "HEARTH_SSE_PING_INTERVAL", value_name = "SECONDS", help_heading = "Server")]
+    sse_ping_interval: f64,
+    /// Seconds that running streams get to end after SIGTERM [default: 30]
+    #[arg(long, env = "HEARTH_GRACE", value_name = "SECONDS", help_heading = "Server")]
+    grace: f64,
+    /// Refuse parameters that would change nothing, too
+    #[arg(long, env = "HEARTH_STRICT", num_args = 0..=1, default_missing_value = "true", help_heading = "Server")]
+    strict: bool,
+
+    /// Settings file, TOML
+    #[arg(long, env = "HEARTH_CONFIG", value_name = "FILE", help_heading = "General")]
+    config: PathBuf,
+    /// Where Hearth keeps its data [default: $XDG_DATA_HOME/hearth or ~/.local/share/hearth]
+    #[arg(long, env = "HEARTH_DATA_DIR", value_name = "DIR", help_heading = "General")]
+    data_dir: PathBuf,
+    /// Make no outgoing connection
+    #[arg(long, env = "HEARTH_OFFLINE", num_args = 0..=1, default_missing_value = "true", help_heading = "General")]
+    offline: bool,
+    /// What is logged: error, warn, info, debug, trace, or a filter such as hearth=debug,warn [default: info]
+    #[arg(long, env = "HEARTH_LOG", value_name = "FILTER", help_heading = "General")]
+    log: String,
+    /// How it is logged: text or json [default: text]
+    #[arg(long, env = "HEARTH_LOG_FORMAT", value_name = "FORMAT", help_heading = "General")]
+    log_format: LogFormat,
+}

@@ -1,0 +1,3 @@
+//! Between text and tokens.
+
+pub mod stop;

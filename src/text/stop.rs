@@ -1,0 +1,120 @@
+//! Stop strings: where generated text ends, although the model would go on.
+//!
+//! A stop string may begin in one token and end in another, so text that could still become one is held
+//! back until it has or cannot. The engine ends sequences at token ids; strings are found here, at the
+//! edge where tokens have become text.
+
+/// Finds the first of several stop strings in text that arrives in pieces.
+#[derive(Clone, Debug)]
+pub struct StopMatcher {
+    stops: Vec<String>,
+    /// Text that could be the beginning of a stop string.
+    held: String,
+    stopped: bool,
+}
+
+/// What one more piece of text leads to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StopOutcome {
+    /// Text that is certainly part of the answer.
+    pub text: String,
+    /// A stop string has appeared; what follows `text` is not part of the answer.
+    pub stopped: bool,
+}
+
+impl StopMatcher {
+    /// Empty strings stop nothing and are left out.
+    pub fn new(stops: &[String]) -> Self {
+        let stops = stops.iter().filter(|stop| !stop.is_empty()).cloned().collect();
+        Self { stops, held: String::new(), stopped: false }
+    }
+
+    /// Takes more text. After a stop string has appeared, nothing more comes out.
+    pub fn push(&mut self, text: &str) -> StopOutcome {
+        if self.stopped {
+            return StopOutcome { text: String::new(), stopped: true };
+        }
+        if self.stops.is_empty() {
+            return StopOutcome { text: text.to_owned(), stopped: false };
+        }
+        self.held.push_str(text);
+        // The earliest beginning wins; of two that begin together, the answer is the same.
+        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
+            self.stopped = true;
+            self.held.truncate(at);
+            return StopOutcome { text: std::mem::take(&mut self.held), stopped: true };
+        }
+        let keep = self.longest_beginning();
+        let rest = self.held.split_off(self.held.len() - keep);
+        StopOutcome { text: std::mem::replace(&mut self.held, rest), stopped: false }
+    }
+
+    /// Takes text in which no stop string is looked for: the answer has not reached its minimum length.
+    pub fn push_unmatched(&mut self, text: &str) -> String {
+        let mut out = std::mem::take(&mut self.held);
+        out.push_str(text);
+        out
+    }
+
+    /// The text that was held back, once nothing more comes.
+    pub fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
+    }
+
+    /// Length in bytes of the longest end of the held text with which a stop string begins.
+    fn longest_beginning(&self) -> usize {
+        let longest_stop = self.stops.iter().map(String::len).max().unwrap_or(0);
+        let from = self.held.len().saturating_sub(longest_stop.saturating_sub(1));
+        (from..self.held.len())
+            .filter(|&at| self.held.is_char_boundary(at))
+            .find(|&at| self.stops.iter().any(|stop| stop.starts_with(&self.held[at..])))
+            .map_or(0, |at| self.held.len() - at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The answer when the whole text is there at once.
+    fn reference(text: &str, stops: &[String]) -> String {
+        let end = stops.iter().filter(|stop| !stop.is_empty()).filter_map(|stop| text.find(stop.as_str())).min();
+        text[..end.unwrap_or(text.len())].to_owned()
+    }
+
+    fn run(pieces: &[String], stops: &[String]) -> String {
+        let mut matcher = StopMatcher::new(stops);
+        let mut out = String::new();
+        for piece in pieces {
+            let outcome = matcher.push(piece);
+            out.push_str(&outcome.text);
+            if outcome.stopped {
+                return out;
+            }
+        }
+        out + &matcher.finish()
+    }
+
+    #[test]
+    fn text_that_cannot_become_a_stop_is_not_held() {
+        let mut matcher = StopMatcher::new(&["\n\nUser:".to_owned()]);
+        assert_eq!(matcher.push("Hello\n").text, "Hello");
+        assert_eq!(matcher.push("there").text, "\nthere");
+        assert_eq!(matcher.push("é\n\nUs").text, "é");
+        let outcome = matcher.push("er: no");
+        assert!(outcome.stopped);
+        assert_eq!(outcome.text, "");
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_do_not_matter(
+            pieces in prop::collection::vec("[abé]{0,4}", 0..12),
+            stops in prop::collection::vec("[abé]{0,3}", 0..4),
+        ) {
+            prop_assert_eq!(run(&pieces, &stops), reference(&pieces.concat(), &stops));
+        }
+    }
+}
