@@ -4,3 +4,4 @@
 //! borrowed into each step.
 
 pub mod batch;
+pub mod gguf;
