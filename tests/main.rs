@@ -1,1 +1,4 @@
 //! Tests through the public boundary, in one binary: one module an area.
+
+mod gguf;
+mod support;

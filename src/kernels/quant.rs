@@ -230,7 +230,7 @@ fn q3_k_block(block: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Six-bit scale and minimum of run `j` of 8, as Q4_K and Q5_K pack them into 12 bytes.
+/// Six-bit scale and minimum of run `j` of 8, as `Q4_K` and `Q5_K` pack them into 12 bytes.
 fn k_scale_and_minimum(scales: &[u8], j: usize) -> (u8, u8) {
     if j < 4 {
         (scales[j] & 0x3F, scales[j + 4] & 0x3F)
@@ -254,7 +254,7 @@ fn q4_k_block(block: &[u8], out: &mut [f32]) {
     }
 }
 
-/// As Q4_K, with 32 bytes of fifth bits before the nibbles.
+/// As `Q4_K`, with 32 bytes of fifth bits before the nibbles.
 fn q5_k_block(block: &[u8], out: &mut [f32]) {
     let (d, dmin) = (half_at(block, 0), half_at(block, 2));
     for (i, out) in out.iter_mut().enumerate() {
