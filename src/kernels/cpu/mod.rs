@@ -1,0 +1,4 @@
+//! The CPU's own kernels.
+
+pub mod features;
+pub mod reference;

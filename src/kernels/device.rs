@@ -1,0 +1,106 @@
+//! Which device computes, and how many threads the CPU path uses.
+//!
+//! `auto` prefers an accelerator and falls back to the CPU with a line in the log; a device asked for by name
+//! that cannot be opened is an error.
+
+use std::{fmt, str::FromStr};
+
+use candle_core::Device;
+
+pub use super::cpu::features::{CpuFeatures, cpu_features};
+pub use super::pool::{set_threads, threads};
+
+/// What `--device` takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// An accelerator if this build and this machine have one, else the CPU.
+    #[default]
+    Auto,
+    Cpu,
+    Cuda,
+    Metal,
+}
+
+impl FromStr for DeviceChoice {
+    type Err = DeviceError;
+
+    fn from_str(text: &str) -> Result<Self, DeviceError> {
+        match text.to_ascii_lowercase().as_str() {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda),
+            "metal" => Ok(Self::Metal),
+            _ => Err(DeviceError::Unknown(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+            Self::Metal => "metal",
+        })
+    }
+}
+
+/// Why no device could be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    #[error("unknown device `{0}`: use auto, cpu, cuda or metal")]
+    Unknown(String),
+    #[error("this build has no {0} support: build with `--features {0}`, or use --device cpu")]
+    NotBuilt(DeviceChoice),
+    #[error("{choice} cannot be used on this machine ({source}): check the driver, or use --device cpu")]
+    Unusable { choice: DeviceChoice, source: candle_core::Error },
+}
+
+/// Opens the device; [`DeviceChoice::Auto`] never fails on a machine without an accelerator.
+pub fn open_device(choice: DeviceChoice) -> Result<Device, DeviceError> {
+    match choice {
+        DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Cuda | DeviceChoice::Metal => open_accelerator(choice),
+        DeviceChoice::Auto => {
+            for accelerator in [DeviceChoice::Cuda, DeviceChoice::Metal] {
+                match open_accelerator(accelerator) {
+                    Ok(device) => return Ok(device),
+                    Err(DeviceError::NotBuilt(_)) => {}
+                    Err(error) => tracing::warn!(%error, "falling back to the CPU"),
+                }
+            }
+            Ok(Device::Cpu)
+        }
+    }
+}
+
+fn open_accelerator(choice: DeviceChoice) -> Result<Device, DeviceError> {
+    let opened = match choice {
+        // A stream of its own: the per-thread default stream would tie the model to one OS thread's context.
+        DeviceChoice::Cuda if cfg!(feature = "cuda") => Device::new_cuda_with_stream(0),
+        DeviceChoice::Metal if cfg!(feature = "metal") => Device::new_metal(0),
+        _ => return Err(DeviceError::NotBuilt(choice)),
+    };
+    opened.map_err(|source| DeviceError::Unusable { choice, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip() {
+        for choice in [DeviceChoice::Auto, DeviceChoice::Cpu, DeviceChoice::Cuda, DeviceChoice::Metal] {
+            assert_eq!(choice.to_string().parse::<DeviceChoice>().expect("a name it printed itself"), choice);
+        }
+        assert!("tpu".parse::<DeviceChoice>().is_err());
+    }
+
+    #[cfg(not(any(feature = "cuda", feature = "metal")))]
+    #[test]
+    fn a_device_that_was_not_built_is_named() {
+        assert!(matches!(open_device(DeviceChoice::Cuda), Err(DeviceError::NotBuilt(DeviceChoice::Cuda))));
+        assert!(open_device(DeviceChoice::Auto).expect("the CPU is always there").is_cpu());
+    }
+}
