@@ -1,6 +1,5 @@
 //! Hearth: a self-hosted inference server in one binary.
 
-pub mod config;
 pub mod domain;
 pub mod error;
 pub mod kernels;

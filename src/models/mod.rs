@@ -4,4 +4,6 @@
 //! borrowed into each step.
 
 pub mod batch;
+pub mod decoder;
 pub mod gguf;
+pub mod kv_cache;
