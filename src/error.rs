@@ -96,6 +96,12 @@ impl Error {
         self
     }
 
+    /// `(tokens, limit)` of a text that does not fit, beside a message of one's own.
+    pub fn with_context(mut self, tokens: usize, limit: usize) -> Self {
+        self.context = Some((tokens, limit));
+        self
+    }
+
     /// The machine-readable code, where the kind's own is not precise enough.
     pub fn with_code(mut self, code: &'static str) -> Self {
         self.code = Some(code);

@@ -5,5 +5,6 @@
 
 pub mod batch;
 pub mod decoder;
+pub mod encoder;
 pub mod gguf;
 pub mod kv_cache;

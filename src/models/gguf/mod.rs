@@ -208,7 +208,7 @@ fn open_part(path: &Path) -> Result<(Bytes, Header), GgufError> {
 /// reader itself stays inside the map, and changed weights can only be wrong numbers: every bit pattern is a valid
 /// block of every type. `hearth pull` and `models import` write beside and rename, so neither changes a file in
 /// place.
-fn map(path: &Path) -> std::io::Result<Bytes> {
+pub(super) fn map(path: &Path) -> std::io::Result<Bytes> {
     let file = File::open(path)?;
     // SAFETY: the map is private to this process and read-only. Its contents may change if the file does, which
     // the comment above accepts: they are only ever read as plain bytes, through slices whose bounds were checked

@@ -1,0 +1,172 @@
+//! Embedding models: texts' tokens in, one vector per text out.
+//!
+//! [`EncoderSource`] is where a model lies: a sentence-transformers directory or a GGUF file. [`Encoder`] is
+//! the loaded model: the network of [`bert`] between the [`package`]'s facts. Tokenization is not here: the
+//! encoder sees token ids, complete with the special tokens of its model.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use candle_core::{Device, Tensor};
+
+pub mod bert;
+pub mod config;
+pub mod package;
+pub mod pooling;
+pub mod weights;
+
+use self::{
+    bert::Bert,
+    config::{EncoderConfig, SUPPORTED},
+    package::{Package, read_json},
+    weights::{EncoderWeights, SafetensorsWeights},
+};
+use super::gguf::{Gguf, GgufError};
+
+/// Why an embedding model cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum EncoderError {
+    #[error("this is a model of the architecture {architecture:?}; embedding models are supported from {SUPPORTED}")]
+    UnsupportedArchitecture { architecture: String },
+    #[error("{0}")]
+    Config(String),
+    #[error("cannot read {path}: {source}", path = path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    #[error("the weights cannot be placed on the device: {0}")]
+    Device(#[from] candle_core::Error),
+}
+
+/// Where an embedding model lies.
+#[derive(Debug)]
+pub enum EncoderSource {
+    /// A directory as sentence-transformers writes it; `transformer` is the folder of the network's own files.
+    Directory {
+        root: PathBuf,
+        transformer: PathBuf,
+    },
+    Gguf(Box<Gguf>),
+}
+
+impl EncoderSource {
+    /// `path` is a `.gguf` file, a model directory, or the `model.safetensors` in one.
+    pub fn open(path: &Path) -> Result<Self, EncoderError> {
+        let has_extension =
+            |wanted: &str| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case(wanted));
+        if has_extension("gguf") {
+            return Ok(Self::Gguf(Box::new(Gguf::open(path)?)));
+        }
+        let root = if has_extension("safetensors") { path.parent().unwrap_or(Path::new(".")) } else { path };
+        if let Err(source) = std::fs::read_dir(root) {
+            return Err(EncoderError::Io { path: root.to_owned(), source });
+        }
+        Ok(Self::Directory { root: root.to_owned(), transformer: Package::transformer_directory(root)? })
+    }
+
+    /// Unix seconds at which the weights were last modified; 0 where the file system does not say.
+    pub fn modified(&self) -> u64 {
+        let path = match self {
+            Self::Directory { transformer, .. } => Some(transformer.join("model.safetensors")),
+            Self::Gguf(gguf) => gguf.paths().first().cloned(),
+        };
+        path.and_then(|path| path.metadata().and_then(|metadata| metadata.modified()).ok())
+            .and_then(|modified: SystemTime| modified.duration_since(UNIX_EPOCH).ok())
+            .map_or(0, |age| age.as_secs())
+    }
+}
+
+/// A loaded embedding model: configuration and weights, immutable, shared between threads.
+#[derive(Debug)]
+pub struct Encoder {
+    config: EncoderConfig,
+    package: Package,
+    network: Bert,
+    facts: EncoderFacts,
+}
+
+/// What `/v1/models` says of the weights.
+#[derive(Clone, Debug)]
+pub struct EncoderFacts {
+    pub parameters: u64,
+    /// The type that holds most of the weights.
+    pub dominant_type: String,
+    pub file_bytes: u64,
+}
+
+impl Encoder {
+    pub fn load(source: &EncoderSource, device: &Device) -> Result<Self, EncoderError> {
+        let (config, package, weights) = match source {
+            EncoderSource::Directory { root, transformer } => {
+                let path = transformer.join("config.json");
+                let config = read_json(&path)?.ok_or_else(|| {
+                    EncoderError::Config(format!(
+                        "{} is missing; an embedding model is a directory with config.json, tokenizer.json and model.safetensors, or a GGUF file",
+                        path.display()
+                    ))
+                })?;
+                let config = EncoderConfig::from_json(&config)?;
+                let weights = EncoderWeights::Safetensors(SafetensorsWeights::open(transformer)?);
+                (config, Package::from_directory(root)?, weights)
+            }
+            EncoderSource::Gguf(gguf) => {
+                (EncoderConfig::from_gguf(gguf)?, Package::from_gguf(gguf)?, EncoderWeights::Gguf(gguf))
+            }
+        };
+        let facts = EncoderFacts {
+            parameters: weights.parameters(),
+            dominant_type: weights.dominant_type(),
+            file_bytes: weights.file_bytes(),
+        };
+        Ok(Self { network: Bert::load(&config, &weights, device)?, config, package, facts })
+    }
+
+    pub fn config(&self) -> &EncoderConfig {
+        &self.config
+    }
+
+    pub fn package(&self) -> &Package {
+        &self.package
+    }
+
+    pub fn facts(&self) -> &EncoderFacts {
+        &self.facts
+    }
+
+    /// Tokens of the longest text, special ones included.
+    pub fn max_tokens(&self) -> usize {
+        self.package.max_tokens.unwrap_or(usize::MAX).min(self.config.max_positions)
+    }
+
+    /// Every token's vector: `[tokens.len(), hidden]` on the model's device.
+    pub fn forward(&self, tokens: &[u32], lengths: &[usize]) -> candle_core::Result<Tensor> {
+        if let Some(length) = lengths.iter().find(|&&length| length == 0 || length > self.config.max_positions) {
+            candle_core::bail!("a text of {length} tokens is outside 1..={}", self.config.max_positions);
+        }
+        if let Some(token) = tokens.iter().find(|&&token| token as usize >= self.config.vocab) {
+            candle_core::bail!("token {token} is outside the vocabulary of {}", self.config.vocab);
+        }
+        self.network.forward(tokens, lengths)
+    }
+
+    /// One vector per text, pooled and, where the model says so, normalized. `tokens` holds the texts one
+    /// after another, `lengths` how many tokens each has.
+    pub fn embed(&self, tokens: &[u32], lengths: &[usize]) -> candle_core::Result<Vec<Vec<f32>>> {
+        let hidden = self.config.hidden;
+        let states = self.forward(tokens, lengths)?.flatten_all()?.to_vec1::<f32>()?;
+        let mut rest = states.as_slice();
+        let pooled = lengths.iter().map(|length| {
+            let (text, after) = rest.split_at(length * hidden);
+            rest = after;
+            let mut vector = self.package.pooling.pool(text, hidden);
+            if self.package.normalize {
+                pooling::normalize(&mut vector);
+            }
+            vector
+        });
+        Ok(pooled.collect())
+    }
+}
