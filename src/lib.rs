@@ -1,6 +1,7 @@
 //! Hearth: a self-hosted inference server in one binary.
 
 pub mod domain;
+pub mod engine;
 pub mod error;
 pub mod kernels;
 pub mod models;

@@ -1,0 +1,406 @@
+//! The loop: schedule, forward, sample, emit.
+//!
+//! It runs on the one thread that owns the model and everything that this file names, so nothing is locked.
+//! A step that fails, by an error or by a panic, fails its own requests; their blocks are free again and the
+//! loop goes on. Before each step, requests whose reader is gone or whose deadline has passed are reaped.
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::Ordering,
+        mpsc::{Receiver, RecvTimeoutError, TryRecvError},
+    },
+    time::{Duration, Instant},
+};
+
+use super::{
+    Command, Shared, StepError, StepModel, Submission,
+    chunk_size::ChunkSize,
+    metrics,
+    open_request::{OpenRequest, choice_of},
+    sampling::{self, StepOutcome},
+    scheduler::{ScheduledStep, Scheduler, SchedulerConfig},
+    sequence::{NewSequence, SequenceId},
+    stats::EngineStats,
+};
+use crate::{
+    domain::FinishReason,
+    error::{Error, ErrorKind},
+    models::batch::LogitsWanted,
+};
+
+/// The loop comes round at least this often, so that its heartbeat tells idle from dead.
+const IDLE_TURN: Duration = Duration::from_secs(1);
+
+/// A failing model is reported in the log at the first failure and then once in so many.
+const LOG_EVERY_FAILURES: u64 = 100;
+
+/// The bounds of what a refused caller is told to wait.
+const ESTIMATED_WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+pub(super) struct Core {
+    model: Box<dyn StepModel>,
+    shared: Arc<Shared>,
+    inbox: Receiver<Command>,
+    scheduler: Scheduler,
+    /// By the id of their first sequence.
+    requests: BTreeMap<SequenceId, OpenRequest>,
+    next_id: u64,
+    chunk_size: ChunkSize,
+    stats: EngineStats,
+    /// How long a request holds the engine, averaged over the latest.
+    service_time: Duration,
+}
+
+impl Core {
+    pub(super) fn new(model: Box<dyn StepModel>, shared: Arc<Shared>, inbox: Receiver<Command>) -> Self {
+        let config = &shared.config;
+        let scheduler = Scheduler::new(SchedulerConfig {
+            num_blocks: config.num_blocks,
+            block_tokens: config.block_tokens,
+            max_running_sequences: config.max_running_sequences,
+            max_batch_tokens: config.max_batch_tokens,
+            max_logits_rows: config.max_logits_rows,
+            prefix_cache: config.prefix_cache,
+        });
+        let chunk_size = ChunkSize::new(config.target_step, config.max_batch_tokens);
+        let stats = shared.stats.snapshot();
+        Self {
+            model,
+            shared,
+            inbox,
+            scheduler,
+            requests: BTreeMap::new(),
+            next_id: 0,
+            chunk_size,
+            stats,
+            service_time: ESTIMATED_WAIT.0,
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        let mut idle = true;
+        while self.receive(idle) {
+            self.reap(Instant::now());
+            if self.is_drained(Instant::now()) {
+                break;
+            }
+            idle = !self.step();
+            self.publish();
+        }
+        self.stop();
+    }
+
+    /// Takes what has been sent, waiting for it if there is nothing to compute. False when nobody can send
+    /// any more.
+    fn receive(&mut self, idle: bool) -> bool {
+        if idle {
+            match self.inbox.recv_timeout(self.idle_time(Instant::now())) {
+                Ok(command) => self.obey(command),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return false,
+            }
+        }
+        loop {
+            match self.inbox.try_recv() {
+                Ok(command) => self.obey(command),
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    /// Until the next deadline at most.
+    fn idle_time(&self, now: Instant) -> Duration {
+        let deadlines = self.requests.values().filter_map(|request| request.deadline);
+        let next = deadlines.chain(self.shared.drain.until()).min();
+        next.map_or(IDLE_TURN, |instant| instant.saturating_duration_since(now).min(IDLE_TURN))
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Submit(submission) => self.enqueue(*submission),
+            Command::Wake => {}
+        }
+    }
+
+    fn enqueue(&mut self, submission: Submission) {
+        let request = OpenRequest::new(submission, self.shared.config.context_length);
+        let caller = self.scheduler.enter_caller(&request.caller, request.choices.len());
+        let root = self.scheduler.root();
+        let first = SequenceId(self.next_id);
+        for choice in 0..request.choices.len() {
+            self.scheduler.add(NewSequence {
+                id: SequenceId(self.next_id),
+                caller,
+                prompt: request.prompt.clone(),
+                root,
+                waits_for_prompt: choice > 0,
+                scores_prompt: choice == 0 && request.prompt_logprobs.is_some(),
+                generates: request.generates(),
+            });
+            self.next_id += 1;
+        }
+        self.requests.insert(first, request);
+    }
+
+    /// Takes away requests whose reader is gone or whose deadline has passed, and pauses those whose reader
+    /// has fallen behind.
+    fn reap(&mut self, now: Instant) {
+        let mut cancelled = Vec::new();
+        let mut expired = Vec::new();
+        for (first, request) in &self.requests {
+            if request.is_cancelled() {
+                cancelled.push(*first);
+            } else if request.deadline.is_some_and(|deadline| deadline <= now) {
+                expired.push(*first);
+            } else {
+                let paused = !request.has_room();
+                for id in Self::sequences(*first, request) {
+                    self.scheduler.set_paused(id, paused);
+                }
+            }
+        }
+        for first in cancelled {
+            metrics::cancelled();
+            self.take(first);
+        }
+        for first in expired {
+            let message = "The request's deadline passed before its answer was complete.";
+            self.fail(first, || Error::new(ErrorKind::DeadlineExceeded, message));
+        }
+    }
+
+    fn sequences(first: SequenceId, request: &OpenRequest) -> impl Iterator<Item = SequenceId> + use<> {
+        (first.0..first.0 + request.choices.len() as u64).map(SequenceId)
+    }
+
+    /// Removes a request, wherever it is.
+    fn take(&mut self, first: SequenceId) -> Option<OpenRequest> {
+        let request = self.requests.remove(&first)?;
+        for id in Self::sequences(first, &request) {
+            self.scheduler.remove(id);
+        }
+        Some(request)
+    }
+
+    fn fail(&mut self, first: SequenceId, error: impl FnOnce() -> Error) {
+        if let Some(request) = self.take(first) {
+            request.fail(error());
+        }
+    }
+
+    fn is_drained(&self, now: Instant) -> bool {
+        self.shared.drain.until().is_some_and(|until| self.requests.is_empty() || until <= now)
+    }
+
+    /// Computes one step. False when there is nothing to compute.
+    fn step(&mut self) -> bool {
+        let decoding = self.scheduler.is_decoding();
+        let step = self.scheduler.schedule(self.chunk_size.prefill_tokens(decoding));
+        let now = Instant::now();
+        self.stats.preemptions += step.num_preempted as u64;
+        for (id, cached_tokens) in &step.admitted {
+            let (_, request) = Self::request_of(&mut self.requests, *id);
+            if request.admitted(now, *cached_tokens) {
+                self.stats.prompt_tokens += request.prompt.len() as u64;
+                self.stats.prefix_hit_tokens += *cached_tokens as u64;
+            }
+        }
+        for id in &step.outgrown {
+            self.finish_choice(*id, FinishReason::Length, now);
+        }
+        if step.sequences.is_empty() {
+            return !step.outgrown.is_empty() || step.num_preempted > 0;
+        }
+        self.shared.stats.step_begins();
+        let logits = self.forward(&step);
+        match logits {
+            Ok(logits) => self.computed(&step, logits, now),
+            Err(error) => self.step_failed(&step, &error),
+        }
+        self.shared.stats.step_ends();
+        let duration = now.elapsed();
+        metrics::step(duration);
+        self.chunk_size.observe(step.num_tokens(), duration);
+        self.stats.steps += 1;
+        self.stats.busy += duration;
+        true
+    }
+
+    fn request_of(requests: &mut BTreeMap<SequenceId, OpenRequest>, id: SequenceId) -> (SequenceId, &mut OpenRequest) {
+        let (first, request) = requests.range_mut(..=id).next_back().expect("a sequence's request is open");
+        (*first, request)
+    }
+
+    fn forward(&mut self, step: &ScheduledStep) -> Result<Vec<f32>, StepError> {
+        let batch = self.scheduler.batch(step);
+        let expected = batch.num_logits() * self.shared.vocab_size;
+        // The model's state after a panic is the KV cache; blocks of this step's sequences are given back below
+        // and nothing of what it wrote was entered into the prefix cache.
+        let logits = catch_unwind(AssertUnwindSafe(|| self.model.forward(&batch)))
+            .unwrap_or_else(|panic| Err(StepError::Failed(format!("the step panicked: {}", panic_message(&*panic)))))?;
+        if logits.len() == expected {
+            Ok(logits)
+        } else {
+            Err(StepError::Failed(format!("the step returned {} logits instead of {expected}", logits.len())))
+        }
+    }
+
+    fn step_failed(&mut self, step: &ScheduledStep, error: &StepError) {
+        self.stats.failed_steps += 1;
+        self.stats.consecutive_failures += 1;
+        if self.stats.consecutive_failures % LOG_EVERY_FAILURES == 1 {
+            tracing::error!(
+                error = %error,
+                sequences = step.sequences.len(),
+                tokens = step.num_tokens(),
+                consecutive_failures = self.stats.consecutive_failures,
+                "a step failed; its requests get an error and the engine goes on"
+            );
+        }
+        for scheduled in &step.sequences {
+            // Another choice's failure may have taken the request already.
+            if self.scheduler.get(scheduled.id).is_none() {
+                continue;
+            }
+            let (first, _) = Self::request_of(&mut self.requests, scheduled.id);
+            self.fail(first, || match error {
+                StepError::OutOfMemory(_) => {
+                    let message = "Not enough memory for this request now; retry, or send a shorter prompt.";
+                    Error::new(ErrorKind::OutOfMemory, message)
+                        .with_retry_after(ESTIMATED_WAIT.0)
+                        .with_source(error.clone())
+                }
+                StepError::Failed(_) => Error::internal(error.clone()),
+            });
+        }
+    }
+
+    fn computed(&mut self, step: &ScheduledStep, logits: Vec<f32>, began: Instant) {
+        self.stats.consecutive_failures = 0;
+        self.scheduler.computed(step);
+        let outcomes = sampling::sample(step, logits, self.shared.vocab_size, |id| {
+            let (first, request) = Self::request_of(&mut self.requests, id);
+            let sampler = request.choices[choice_of(first, id)].sampler.take();
+            (sampler, request.prompt.clone(), request.prompt_logprobs)
+        });
+        let now = Instant::now();
+        let per_token = (now - began) / u32::try_from(step.num_tokens()).unwrap_or(u32::MAX).max(1);
+        for (scheduled, outcome) in step.sequences.iter().zip(outcomes) {
+            // Another choice's failure may have taken the request already.
+            if self.scheduler.get(scheduled.id).is_some() {
+                let share = per_token * u32::try_from(scheduled.num_tokens).unwrap_or(u32::MAX);
+                self.emit(scheduled.id, scheduled.logits, outcome, share, now);
+            }
+        }
+    }
+
+    /// Takes one sequence's outcome of a step to its reader.
+    fn emit(&mut self, id: SequenceId, logits: LogitsWanted, outcome: StepOutcome, share: Duration, now: Instant) {
+        let (first, request) = Self::request_of(&mut self.requests, id);
+        let choice = choice_of(first, id);
+        request.took_part(share);
+        request.choices[choice].sampler = outcome.sampler;
+        if logits == LogitsWanted::All {
+            // After a preemption some tokens are computed a second time.
+            let known = request.prompt_scores.len().saturating_sub(outcome.first_score);
+            request.prompt_scores.extend(outcome.prompt_scores.into_iter().skip(known));
+        }
+        let sequence = self.scheduler.get(id).expect("looked up before");
+        if sequence.num_computed >= sequence.prompt.len() && request.prompt_is_computed() {
+            for other in Self::sequences(first, request) {
+                self.scheduler.prompt_is_computed(other);
+            }
+            if !request.generates() {
+                for choice in 0..request.choices.len() {
+                    request.finish(choice, FinishReason::Length, None);
+                }
+                self.end_request(first, now);
+                return;
+            }
+        }
+        match outcome.sampled {
+            None => {}
+            Some(Err(error)) => self.fail(first, || error),
+            Some(Ok(sampled)) => {
+                let goes_on = request.sampled(choice, sampled, now);
+                self.stats.generated_tokens += 1;
+                match goes_on {
+                    Some(token) => self.scheduler.append(id, token),
+                    None => self.choice_ended(first, id, now),
+                }
+            }
+        }
+    }
+
+    fn finish_choice(&mut self, id: SequenceId, reason: FinishReason, now: Instant) {
+        let (first, request) = Self::request_of(&mut self.requests, id);
+        request.finish(choice_of(first, id), reason, None);
+        self.choice_ended(first, id, now);
+    }
+
+    fn choice_ended(&mut self, first: SequenceId, id: SequenceId, now: Instant) {
+        self.scheduler.remove(id);
+        if self.requests.get(&first).is_some_and(OpenRequest::is_finished) {
+            self.end_request(first, now);
+        }
+    }
+
+    fn end_request(&mut self, first: SequenceId, now: Instant) {
+        if let Some(request) = self.take(first) {
+            let held = request.done(now);
+            self.service_time = (self.service_time * 7 + held) / 8;
+        }
+    }
+
+    fn publish(&mut self) {
+        let blocks = self.scheduler.blocks();
+        let waiting_requests = self.requests.values().filter(|request| request.is_waiting()).count();
+        let stats = &mut self.stats;
+        stats.running_sequences = self.scheduler.num_running();
+        stats.waiting_sequences = self.scheduler.num_waiting();
+        stats.waiting_requests = waiting_requests;
+        stats.open_requests = self.shared.open_requests.load(Ordering::Acquire);
+        stats.blocks_used = blocks.num_used();
+        stats.blocks_cached = blocks.num_cached();
+        // Half the queue is gone after this long; to retry sooner would mean to be refused again by the others.
+        let per_place = self.service_time / u32::try_from(stats.running_sequences.max(1)).unwrap_or(u32::MAX);
+        let half_the_queue = u32::try_from(waiting_requests.div_ceil(2).max(1)).unwrap_or(u32::MAX);
+        stats.estimated_wait = per_place.saturating_mul(half_the_queue).clamp(ESTIMATED_WAIT.0, ESTIMATED_WAIT.1);
+        metrics::publish(stats);
+        self.shared.stats.publish(stats.clone());
+    }
+
+    /// Ends what is left: the drain's grace is over, or no handle and no reader remain.
+    fn stop(mut self) {
+        let draining = || {
+            let message = "The server shut down before the answer was complete; retry on another instance or later.";
+            Error::new(ErrorKind::Draining, message)
+        };
+        while let Some((&first, _)) = self.requests.first_key_value() {
+            self.fail(first, draining);
+        }
+        while let Ok(command) = self.inbox.try_recv() {
+            match command {
+                Command::Submit(submission) => submission.output.fail(draining()),
+                Command::Wake => {}
+            }
+        }
+        self.publish();
+        let shared = self.shared.clone();
+        drop(self);
+        shared.stats.stopped();
+        shared.drain.stopped();
+    }
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("no message")
+}

@@ -1,0 +1,71 @@
+//! The engine's metrics: their names, and the places where they are recorded.
+
+use std::time::Duration;
+
+use metrics::{counter, gauge, histogram};
+
+use super::stats::EngineStats;
+
+pub const TIME_TO_FIRST_TOKEN_SECONDS: &str = "hearth_time_to_first_token_seconds";
+pub const INTER_TOKEN_SECONDS: &str = "hearth_inter_token_seconds";
+pub const QUEUE_SECONDS: &str = "hearth_queue_seconds";
+pub const PREFILL_SECONDS: &str = "hearth_prefill_seconds";
+pub const DECODE_SECONDS: &str = "hearth_decode_seconds";
+pub const STEP_SECONDS: &str = "hearth_step_seconds";
+pub const PROMPT_TOKENS_TOTAL: &str = "hearth_prompt_tokens_total";
+pub const GENERATED_TOKENS_TOTAL: &str = "hearth_generated_tokens_total";
+pub const PREFIX_CACHE_HIT_TOKENS_TOTAL: &str = "hearth_prefix_cache_hit_tokens_total";
+pub const PREEMPTIONS_TOTAL: &str = "hearth_preemptions_total";
+pub const STEPS_TOTAL: &str = "hearth_steps_total";
+pub const FAILED_STEPS_TOTAL: &str = "hearth_failed_steps_total";
+pub const CANCELLED_REQUESTS_TOTAL: &str = "hearth_cancelled_requests_total";
+pub const REQUESTS_RUNNING: &str = "hearth_requests_running";
+pub const REQUESTS_WAITING: &str = "hearth_requests_waiting";
+pub const KV_BLOCKS_USED: &str = "hearth_kv_blocks_used";
+pub const KV_BLOCKS_CACHED: &str = "hearth_kv_blocks_cached";
+pub const KV_BLOCKS_TOTAL: &str = "hearth_kv_blocks_total";
+
+pub(super) fn queued(wait: Duration) {
+    histogram!(QUEUE_SECONDS).record(wait.as_secs_f64());
+}
+
+pub(super) fn first_token(since_submission: Duration, prefill: Duration) {
+    histogram!(TIME_TO_FIRST_TOKEN_SECONDS).record(since_submission.as_secs_f64());
+    histogram!(PREFILL_SECONDS).record(prefill.as_secs_f64());
+}
+
+pub(super) fn next_token(since_last: Duration) {
+    histogram!(INTER_TOKEN_SECONDS).record(since_last.as_secs_f64());
+}
+
+pub(super) fn finished(decode: Duration) {
+    histogram!(DECODE_SECONDS).record(decode.as_secs_f64());
+}
+
+pub(super) fn step(duration: Duration) {
+    histogram!(STEP_SECONDS).record(duration.as_secs_f64());
+}
+
+pub(super) fn cancelled() {
+    counter!(CANCELLED_REQUESTS_TOTAL).increment(1);
+}
+
+/// Brings counters and gauges to what the stats say.
+pub(super) fn publish(stats: &EngineStats) {
+    counter!(PROMPT_TOKENS_TOTAL).absolute(stats.prompt_tokens);
+    counter!(GENERATED_TOKENS_TOTAL).absolute(stats.generated_tokens);
+    counter!(PREFIX_CACHE_HIT_TOKENS_TOTAL).absolute(stats.prefix_hit_tokens);
+    counter!(PREEMPTIONS_TOTAL).absolute(stats.preemptions);
+    counter!(STEPS_TOTAL).absolute(stats.steps);
+    counter!(FAILED_STEPS_TOTAL).absolute(stats.failed_steps);
+    let requests_running = stats.open_requests.saturating_sub(stats.waiting_requests);
+    for (name, value) in [
+        (REQUESTS_RUNNING, requests_running),
+        (REQUESTS_WAITING, stats.waiting_requests),
+        (KV_BLOCKS_USED, stats.blocks_used),
+        (KV_BLOCKS_CACHED, stats.blocks_cached),
+        (KV_BLOCKS_TOTAL, stats.blocks_total),
+    ] {
+        gauge!(name).set(value as f64);
+    }
+}

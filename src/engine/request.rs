@@ -1,0 +1,286 @@
+//! What goes into the engine and what comes out of it.
+//!
+//! An error before the stream is a [`SubmitError`]; an error within it ends it. A stream ends exactly once,
+//! with [`TokenEvent::Done`] or with an error. Its buffer is bounded: when a reader falls behind, its
+//! sequences pause while the others go on, and reading wakes them again.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering, fence},
+        mpsc::SyncSender,
+    },
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use futures_util::Stream;
+use thiserror::Error as ThisError;
+use tokio::sync::mpsc;
+
+use super::{Command, EngineConfig};
+use crate::{
+    domain::{FinishReason, SamplingParams, Timings, TokenConstraint},
+    error::{Error, ErrorKind, Result},
+};
+
+/// A prompt and how to continue it.
+pub struct SequenceRequest {
+    /// At least one token.
+    pub prompt: Vec<u32>,
+    pub sampling: SamplingParams,
+    /// Generated tokens per choice; `None` means "to the end of the context". 0 computes (and scores) the
+    /// prompt only.
+    pub max_new_tokens: Option<usize>,
+    /// No end or stop token is sampled before this many tokens.
+    pub min_new_tokens: usize,
+    /// The model's end-of-generation tokens.
+    pub end_tokens: Arc<[u32]>,
+    /// Go on past `end_tokens`; `stop_tokens` still end a choice.
+    pub ignore_eos: bool,
+    /// The caller's own stop tokens.
+    pub stop_tokens: Vec<u32>,
+    /// `Some(k)`: report each token's log-probability and the `k` likeliest alternatives.
+    pub logprobs: Option<usize>,
+    /// Score the prompt's tokens too; they come with [`TokenEvent::Prefilled`].
+    pub prompt_logprobs: bool,
+    /// One for each choice, or none.
+    pub constraints: Vec<Box<dyn TokenConstraint>>,
+    /// Whose turn it is: the scheduler shares the engine between callers.
+    pub caller: String,
+    /// The request ends with an error at this instant, wherever it is.
+    pub deadline: Option<Instant>,
+    /// Choices, at least 1. The prompt is computed once and its blocks are shared.
+    pub n: usize,
+}
+
+impl SequenceRequest {
+    /// One unconstrained choice with the default sampling parameters.
+    pub fn new(prompt: Vec<u32>) -> Self {
+        Self {
+            prompt,
+            sampling: SamplingParams::default(),
+            max_new_tokens: None,
+            min_new_tokens: 0,
+            end_tokens: Arc::from([]),
+            ignore_eos: false,
+            stop_tokens: Vec::new(),
+            logprobs: None,
+            prompt_logprobs: false,
+            constraints: Vec::new(),
+            caller: String::new(),
+            deadline: None,
+            n: 1,
+        }
+    }
+
+    pub(super) fn validate(&self, config: &EngineConfig, vocab_size: usize) -> Result<(), SubmitError> {
+        if self.prompt.is_empty() {
+            return Err(SubmitError::Invalid("The prompt has no tokens; send at least one.".to_owned()));
+        }
+        if self.n == 0 {
+            return Err(SubmitError::Invalid("n is 0; ask for at least one choice.".to_owned()));
+        }
+        if !self.constraints.is_empty() && self.constraints.len() != self.n {
+            let (found, needed) = (self.constraints.len(), self.n);
+            return Err(SubmitError::Invalid(format!("{found} constraints for {needed} choices; one each or none.")));
+        }
+        if let Some(token) = self.prompt.iter().find(|token| **token as usize >= vocab_size) {
+            return Err(SubmitError::Invalid(format!(
+                "Token id {token} of the prompt is outside the vocabulary of {vocab_size} tokens."
+            )));
+        }
+        if let Some((token, _)) = self.sampling.logit_bias.iter().find(|(token, _)| *token as usize >= vocab_size) {
+            return Err(SubmitError::Invalid(format!(
+                "Token id {token} of logit_bias is outside the vocabulary of {vocab_size} tokens."
+            )));
+        }
+        let prompt = self.prompt.len();
+        let needed = prompt + usize::from(self.max_new_tokens != Some(0));
+        if needed > config.context_length {
+            return Err(SubmitError::ContextLengthExceeded { prompt, n_ctx: config.context_length });
+        }
+        // The last token of an answer is not computed, so a prompt that fills the cache can still get one token.
+        if prompt > config.cache_tokens() {
+            return Err(SubmitError::CacheTooSmall { prompt, cache_tokens: config.cache_tokens() });
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for SequenceRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SequenceRequest")
+            .field("prompt_tokens", &self.prompt.len())
+            .field("sampling", &self.sampling)
+            .field("max_new_tokens", &self.max_new_tokens)
+            .field("n", &self.n)
+            .field("caller", &self.caller)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a stream says. The order per choice is tokens, then `Finished`; `Prefilled` comes before them all
+/// and `Done` after.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TokenEvent {
+    /// The prompt has been computed, all but its first `cached_tokens` now.
+    Prefilled {
+        cached_tokens: usize,
+        /// With `prompt_logprobs`: one for each prompt token, the first without a score.
+        prompt_logprobs: Option<Vec<ScoredToken>>,
+    },
+    /// One more token of a choice. End and stop tokens are not among them.
+    Token {
+        choice: usize,
+        id: u32,
+        /// With `logprobs`: of the model's own distribution, before any bias, penalty or temperature.
+        logprob: Option<f32>,
+        /// With `logprobs`: the likeliest tokens, best first.
+        top: Vec<(u32, f32)>,
+    },
+    Finished {
+        choice: usize,
+        reason: FinishReason,
+        /// The end or stop token that was sampled, if one was.
+        stop_token: Option<u32>,
+    },
+    /// Every choice has ended.
+    Done { timings: Timings },
+}
+
+/// A prompt token under the model's own distribution.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScoredToken {
+    pub id: u32,
+    /// `None` for the first token, which nothing predicts.
+    pub logprob: Option<f32>,
+    /// The likeliest tokens at this place, best first; as many as `logprobs` asked for.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Why a request was refused before any work.
+#[derive(Clone, Debug, PartialEq, ThisError)]
+pub enum SubmitError {
+    #[error("the queue is full with {waiting} waiting requests; a place is expected in {retry_after:?}")]
+    QueueFull { waiting: usize, retry_after: Duration },
+    #[error("the prompt has {prompt} tokens, the context {n_ctx}, and at least one token must be left to generate")]
+    ContextLengthExceeded { prompt: usize, n_ctx: usize },
+    #[error("the prompt has {prompt} tokens and the KV cache holds {cache_tokens}")]
+    CacheTooSmall { prompt: usize, cache_tokens: usize },
+    #[error("the server is shutting down")]
+    Draining,
+    #[error("the engine has stopped")]
+    Stopped,
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl From<SubmitError> for Error {
+    fn from(error: SubmitError) -> Self {
+        match error {
+            SubmitError::QueueFull { retry_after, .. } => {
+                Self::new(ErrorKind::Overloaded, "The queue is full; retry after the time in Retry-After.")
+                    .with_retry_after(retry_after)
+            }
+            SubmitError::ContextLengthExceeded { prompt, n_ctx } => {
+                Self::context_length_exceeded(prompt, n_ctx, "prompt")
+            }
+            SubmitError::CacheTooSmall { prompt, cache_tokens } => {
+                Self::context_length_exceeded(prompt, cache_tokens, "prompt")
+            }
+            SubmitError::Draining => {
+                Self::new(ErrorKind::Draining, "The server is shutting down; retry on another instance or later.")
+            }
+            SubmitError::Stopped => {
+                Self::new(ErrorKind::Unavailable, "The engine has stopped; the server's log has the cause. Restart it.")
+            }
+            SubmitError::Invalid(message) => Self::new(ErrorKind::InvalidRequest, message),
+        }
+    }
+}
+
+/// What the reader and the engine's thread both know of a stream.
+#[derive(Default)]
+pub(super) struct StreamSide {
+    /// The engine waits for the reader; the next read must wake it.
+    pub(super) paused: AtomicBool,
+}
+
+/// A request's events. Dropping it cancels the request.
+pub struct TokenStream {
+    receiver: mpsc::Receiver<Result<TokenEvent>>,
+    side: Arc<StreamSide>,
+    commands: SyncSender<Command>,
+    ended: bool,
+}
+
+impl fmt::Debug for TokenStream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokenStream").field("ended", &self.ended).finish_non_exhaustive()
+    }
+}
+
+impl TokenStream {
+    pub(super) fn new(
+        receiver: mpsc::Receiver<Result<TokenEvent>>,
+        side: Arc<StreamSide>,
+        commands: SyncSender<Command>,
+    ) -> Self {
+        Self { receiver, side, commands, ended: false }
+    }
+
+    /// The next event, for callers outside an async runtime.
+    pub fn blocking_next(&mut self) -> Option<Result<TokenEvent>> {
+        if self.ended {
+            return None;
+        }
+        let event = self.receiver.blocking_recv();
+        self.received(event)
+    }
+
+    fn received(&mut self, event: Option<Result<TokenEvent>>) -> Option<Result<TokenEvent>> {
+        fence(Ordering::SeqCst);
+        if self.side.paused.swap(false, Ordering::SeqCst) {
+            self.wake();
+        }
+        match event {
+            Some(event) => {
+                self.ended = matches!(event, Ok(TokenEvent::Done { .. }) | Err(_));
+                Some(event)
+            }
+            // The engine's thread is gone: an end without `Done` must not look like a finished answer.
+            None => {
+                self.ended = true;
+                Some(Err(Error::internal(anyhow::anyhow!("the engine's thread ended with requests open"))))
+            }
+        }
+    }
+
+    fn wake(&self) {
+        // A full channel means that the loop has commands to read and is awake; a closed one that it is gone.
+        let _awake_or_gone = self.commands.try_send(Command::Wake);
+    }
+}
+
+impl Stream for TokenStream {
+    type Item = Result<TokenEvent>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if self.ended {
+            return Poll::Ready(None);
+        }
+        self.receiver.poll_recv(context).map(|event| self.received(event))
+    }
+}
+
+impl Drop for TokenStream {
+    fn drop(&mut self) {
+        self.receiver.close();
+        if !self.ended {
+            self.wake();
+        }
+    }
+}

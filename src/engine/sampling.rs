@@ -1,0 +1,110 @@
+//! From a step's logits to its sequences' next tokens and prompt scores, in parallel over sequences.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use rayon::prelude::*;
+
+use super::{
+    open_request::SampleResult,
+    request::ScoredToken,
+    sampler::{SequenceSampler, log_softmax_of},
+    scheduler::{ScheduledSequence, ScheduledStep},
+    sequence::SequenceId,
+};
+use crate::{error::Error, models::batch::LogitsWanted};
+
+/// Logits below this number are not worth waking other threads for.
+const PARALLEL_MIN_LOGITS: usize = 1 << 15;
+
+/// What a step did for one sequence.
+#[derive(Default)]
+pub(super) struct StepOutcome {
+    pub(super) sampler: Option<Box<SequenceSampler>>,
+    /// Scores of the prompt's tokens from `first_score` on.
+    pub(super) prompt_scores: Vec<ScoredToken>,
+    pub(super) first_score: usize,
+    /// The next token, if the step reached the sequence's end.
+    pub(super) sampled: Option<SampleResult>,
+}
+
+struct Task<'a> {
+    scheduled: &'a ScheduledSequence,
+    rows: &'a mut [f32],
+    sampler: Option<Box<SequenceSampler>>,
+    prompt: Arc<[u32]>,
+    prompt_logprobs: Option<usize>,
+    outcome: StepOutcome,
+}
+
+/// One outcome for each of the step's sequences. `state_of` lends a sequence's sampler, which its outcome
+/// brings back, its prompt, and how many alternatives a prompt score has.
+pub(super) fn sample(
+    step: &ScheduledStep,
+    mut logits: Vec<f32>,
+    vocab_size: usize,
+    mut state_of: impl FnMut(SequenceId) -> (Option<Box<SequenceSampler>>, Arc<[u32]>, Option<usize>),
+) -> Vec<StepOutcome> {
+    let total = logits.len();
+    let mut rest = &mut logits[..];
+    let mut tasks = Vec::with_capacity(step.sequences.len());
+    for scheduled in &step.sequences {
+        let num_rows = match scheduled.logits {
+            LogitsWanted::None => 0,
+            LogitsWanted::Last => 1,
+            LogitsWanted::All => scheduled.num_tokens,
+        };
+        let (rows, after) = rest.split_at_mut(num_rows * vocab_size);
+        rest = after;
+        let (sampler, prompt, prompt_logprobs) = state_of(scheduled.id);
+        tasks.push(Task { scheduled, rows, sampler, prompt, prompt_logprobs, outcome: StepOutcome::default() });
+    }
+    if step.sequences.len() > 1 && total >= PARALLEL_MIN_LOGITS {
+        tasks.par_iter_mut().with_max_len(1).for_each(|task| task.run(vocab_size));
+    } else {
+        tasks.iter_mut().for_each(|task| task.run(vocab_size));
+    }
+    tasks.into_iter().map(|task| task.outcome).collect()
+}
+
+impl Task<'_> {
+    fn run(&mut self, vocab_size: usize) {
+        if self.scheduled.logits == LogitsWanted::All {
+            self.score_prompt(vocab_size);
+        }
+        let end = self.scheduled.start + self.scheduled.num_tokens;
+        let reaches_end = match self.scheduled.logits {
+            LogitsWanted::None => false,
+            LogitsWanted::Last => true,
+            LogitsWanted::All => end >= self.prompt.len(),
+        };
+        if let Some(sampler) = &mut self.sampler
+            && reaches_end
+        {
+            let last_row = self.rows.len() - vocab_size;
+            let row = &mut self.rows[last_row..];
+            // A constraint is foreign code; what it does must not reach the other sequences.
+            let sampled = catch_unwind(AssertUnwindSafe(|| sampler.sample(row)));
+            let sampled = sampled.unwrap_or_else(|_| Err(Error::internal(anyhow::anyhow!("the sampler panicked"))));
+            self.outcome.sampled = Some(sampled);
+        }
+        self.outcome.sampler = self.sampler.take();
+    }
+
+    /// The row of a prompt token scores the token after it.
+    fn score_prompt(&mut self, vocab_size: usize) {
+        let num_top = self.prompt_logprobs.unwrap_or(0);
+        self.outcome.first_score = self.scheduled.start + 1;
+        if self.scheduled.start == 0 {
+            self.outcome.first_score = 0;
+            self.outcome.prompt_scores.push(ScoredToken { id: self.prompt[0], logprob: None, top: Vec::new() });
+        }
+        for (row, next) in self.rows.chunks_exact(vocab_size).zip(self.scheduled.start + 1..) {
+            let Some(&id) = self.prompt.get(next) else { break };
+            let (logprob, top) = log_softmax_of(row, id, num_top);
+            self.outcome.prompt_scores.push(ScoredToken { id, logprob: Some(logprob), top });
+        }
+    }
+}
