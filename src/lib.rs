@@ -1,5 +1,6 @@
 //! Hearth: a self-hosted inference server in one binary.
 
+pub mod config;
 pub mod domain;
 pub mod engine;
 pub mod error;

@@ -149,7 +149,10 @@ impl Config {
             _ => bail!("TLS needs both --ssl-cert-file and --ssl-key-file."),
         };
         if let Some(name) = &settings.chat_template {
-            ensure!(settings.chat_template_file.is_none(), "--chat-template {name} and --chat-template-file exclude each other.");
+            ensure!(
+                settings.chat_template_file.is_none(),
+                "--chat-template {name} and --chat-template-file exclude each other."
+            );
         }
         Ok(Self {
             model: settings.model,
@@ -205,16 +208,12 @@ fn parse_host(host: &str) -> anyhow::Result<IpAddr> {
     if host == "localhost" {
         return Ok(IpAddr::from([127, 0, 0, 1]));
     }
-    host.trim_matches(['[', ']'])
-        .parse()
-        .with_context(|| format!("--host {host:?} is not an address. Use 127.0.0.1 for this machine only, 0.0.0.0 or :: for all."))
+    host.trim_matches(['[', ']']).parse().with_context(|| {
+        format!("--host {host:?} is not an address. Use 127.0.0.1 for this machine only, 0.0.0.0 or :: for all.")
+    })
 }
 
-fn in_range(
-    name: &str,
-    value: Option<usize>,
-    range: std::ops::RangeInclusive<usize>,
-) -> anyhow::Result<Option<usize>> {
+fn in_range(name: &str, value: Option<usize>, range: std::ops::RangeInclusive<usize>) -> anyhow::Result<Option<usize>> {
     if let Some(value) = value {
         ensure!(range.contains(&value), "--{name} {value}: must be from {} to {}.", range.start(), range.end());
     }

@@ -13,6 +13,15 @@ use crate::{
     telemetry::LogFormat,
 };
 
+/// Reads a value of the file that is spelled as on the command line.
+fn from_text<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+    T: std::str::FromStr<Err: std::fmt::Display>,
+{
+    String::deserialize(deserializer)?.parse().map(Some).map_err(serde::de::Error::custom)
+}
+
 /// Declares [`Settings`], and how two of them merge, from one list of fields.
 macro_rules! settings {
     ($($(#[$attribute:meta])* $name:ident: $type:ty,)*) => {
@@ -78,12 +87,14 @@ settings! {
     kv_cache_mib: usize,
     /// Storage of keys and values: f16 or f32 [default: f32 for an F32 model, else f16]
     #[arg(long, env = "HEARTH_CACHE_TYPE", value_name = "TYPE", help_heading = "Engine")]
+    #[serde(deserialize_with = "from_text")]
     cache_type: KvType,
     /// Compute every prompt from its first token
     #[arg(long, env = "HEARTH_NO_PREFIX_CACHE", num_args = 0..=1, default_missing_value = "true", help_heading = "Engine")]
     no_prefix_cache: bool,
     /// Device: auto, cpu, cuda or metal [default: auto]
     #[arg(long, env = "HEARTH_DEVICE", value_name = "DEVICE", help_heading = "Engine")]
+    #[serde(deserialize_with = "from_text")]
     device: DeviceChoice,
 
     /// Address to listen on [default: 127.0.0.1]

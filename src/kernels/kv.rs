@@ -27,6 +27,18 @@ impl KvType {
     }
 }
 
+impl std::str::FromStr for KvType {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "f32" => Ok(Self::F32),
+            "f16" => Ok(Self::F16),
+            _ => Err(format!("unknown cache type `{text}`: use f16 or f32")),
+        }
+    }
+}
+
 /// Keys and values of one layer.
 #[derive(Debug)]
 pub struct KvLayer {

@@ -1,3 +1,7 @@
-//! Between text and tokens.
+//! Text on its way to token ids and back: tokenizers, chat templates, the languages that constrained output
+//! belongs to, and the tool calls and thinking found in what a model says.
+//!
+//! Nothing here touches a tensor or a socket.
 
+pub mod chat_template;
 pub mod stop;

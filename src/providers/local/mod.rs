@@ -1,0 +1,175 @@
+//! The chat model in this process: words in, engine tokens through, words out.
+//!
+//! Everything that knows text happens here, at the engine's edge: the chat template, the tokenizer, the
+//! grammar that a schema becomes, stop strings, tool calls. Preparing a request can take milliseconds (a
+//! long prompt, a large schema) and runs on a blocking thread. The stream it returns owns the engine's
+//! stream, so dropping one cancels the other.
+
+mod answer;
+mod choice;
+
+use std::sync::Arc;
+
+use futures_util::{FutureExt, future::BoxFuture};
+
+use self::answer::Answer;
+use super::{ChatModel, GenerateStream};
+use crate::{
+    domain::{ChatPrompt, GenerateRequest, ModelInfo, Prompt, ToolChoice},
+    engine::{Engine, SequenceRequest},
+    error::{Error, ErrorKind, Result},
+    text::{
+        chat_template::ChatTemplate,
+        grammar::GrammarCompiler,
+        tokenizer::Tokenizer,
+        tool_calls::{OutputParser, ToolFormat},
+    },
+};
+
+/// A clonable handle on a loaded chat model.
+#[derive(Clone, Debug)]
+pub struct LocalChat(Arc<Parts>);
+
+/// What a local chat model is made of.
+#[derive(Debug)]
+pub struct Parts {
+    pub info: ModelInfo,
+    pub tokenizer: Tokenizer,
+    pub template: ChatTemplate,
+    pub grammars: GrammarCompiler,
+    pub engine: Engine,
+}
+
+impl LocalChat {
+    pub fn new(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+
+    pub fn engine(&self) -> &Engine {
+        &self.0.engine
+    }
+}
+
+/// A request that is ready for the engine, and what turns its tokens back into words.
+struct Prepared {
+    sequence: SequenceRequest,
+    prompt: answer::PromptFacts,
+    choices: Vec<choice::Choice>,
+}
+
+impl Parts {
+    fn prepare(&self, request: GenerateRequest) -> Result<Prepared> {
+        let (text, tokens, param) = self.prompt_tokens(&request.prompt)?;
+        let context_length = self.engine.config().context_length;
+        let room = context_length.saturating_sub(tokens.len());
+        if room == 0 && request.max_tokens != Some(0) {
+            return Err(Error::context_length_exceeded(tokens.len(), context_length, param));
+        }
+        let format = self.output_format(&request.prompt);
+        let constraints = self.constraints(&request, format.as_ref())?;
+        let choices = (0..request.n)
+            .map(|index| self.choice(index, &request, &text, format.as_ref()))
+            .collect();
+        let prompt = answer::PromptFacts {
+            num_tokens: tokens.len(),
+            echo: request.echo.then(|| answer::Echo { text, token_ids: tokens.clone() }),
+            tokenizer: self.tokenizer.clone(),
+        };
+        let sequence = SequenceRequest {
+            prompt: tokens,
+            sampling: request.sampling,
+            max_new_tokens: request.max_tokens.map(|tokens| tokens.min(room)),
+            min_new_tokens: request.min_tokens,
+            end_tokens: self.tokenizer.end_of_generation().into(),
+            ignore_eos: request.ignore_eos,
+            stop_tokens: request.stop_token_ids,
+            logprobs: request.logprobs,
+            prompt_logprobs: request.echo && request.logprobs.is_some(),
+            constraints,
+            caller: request.caller,
+            deadline: request.deadline,
+            n: request.n,
+        };
+        Ok(Prepared { sequence, prompt, choices })
+    }
+
+    /// The prompt's text and tokens, and the field that they came from.
+    fn prompt_tokens(&self, prompt: &Prompt) -> Result<(String, Vec<u32>, &'static str)> {
+        match prompt {
+            Prompt::Chat(chat) => {
+                let text = self.render(chat)?;
+                let mut tokens = self.encode(&text, false, true)?;
+                // Most templates write the opening token out; where one does not, the model still wants it.
+                if let Some(bos) = self.tokenizer.bos()
+                    && self.tokenizer.adds_bos()
+                    && tokens.first() != Some(&bos)
+                {
+                    tokens.insert(0, bos);
+                }
+                Ok((text, tokens, "messages"))
+            }
+            Prompt::Text(text) => Ok((text.clone(), self.encode(text, true, true)?, "prompt")),
+            Prompt::Tokens(tokens) => {
+                let vocab_size = self.engine.vocab_size();
+                if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab_size) {
+                    return Err(Error::invalid(
+                        "prompt",
+                        format!("Token id {token} is not in the vocabulary of {vocab_size} tokens."),
+                    ));
+                }
+                Ok((self.tokenizer.decode(tokens, false), tokens.clone(), "prompt"))
+            }
+        }
+    }
+
+    fn render(&self, prompt: &ChatPrompt) -> Result<String> {
+        self.template.render_prompt(prompt).map_err(Error::from)
+    }
+
+    fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>> {
+        self.tokenizer.encode(text, add_special, parse_special).map_err(Error::from)
+    }
+}
+
+impl ChatModel for LocalChat {
+    fn info(&self) -> &ModelInfo {
+        &self.0.info
+    }
+
+    fn generate(&self, request: GenerateRequest) -> BoxFuture<'_, Result<GenerateStream>> {
+        let parts = self.0.clone();
+        async move {
+            let preparing = {
+                let parts = parts.clone();
+                tokio::task::spawn_blocking(move || parts.prepare(request))
+            };
+            let prepared = preparing.await.map_err(Error::internal)??;
+            let tokens = parts.engine.submit(prepared.sequence)?;
+            Ok(Answer::new(tokens, prepared.choices, prepared.prompt).boxed())
+        }
+        .boxed()
+    }
+
+    fn render(&self, prompt: &ChatPrompt) -> Result<String> {
+        self.0.render(prompt)
+    }
+
+    fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>> {
+        self.0.encode(text, add_special, parse_special)
+    }
+
+    fn detokenize(&self, tokens: &[u32]) -> Result<String> {
+        let vocab_size = self.0.tokenizer.vocab_size();
+        match tokens.iter().find(|&&token| token as usize >= vocab_size) {
+            Some(token) => Err(Error::invalid(
+                "tokens",
+                format!("Token id {token} is not in the vocabulary of {vocab_size} tokens."),
+            )),
+            None => Ok(self.0.tokenizer.decode(tokens, false)),
+        }
+    }
+
+    fn token_bytes(&self, token: u32) -> Option<Vec<u8>> {
+        self.0.tokenizer.token_bytes(token).map(|bytes| bytes.into_owned())
+    }
+}

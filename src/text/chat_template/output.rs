@@ -1,0 +1,39 @@
+//! A writer that stops at a limit, so that a template cannot fill the memory with its output.
+
+use std::io;
+
+pub(super) struct BoundedText {
+    bytes: Vec<u8>,
+    limit: usize,
+    overflowed: bool,
+}
+
+impl BoundedText {
+    pub(super) fn new(limit: usize) -> Self {
+        Self { bytes: Vec::new(), limit, overflowed: false }
+    }
+
+    pub(super) fn overflowed(&self) -> bool {
+        self.overflowed
+    }
+
+    pub(super) fn into_string(self) -> String {
+        // Templates write strings, whole ones, so the lossy path is never taken.
+        String::from_utf8(self.bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
+    }
+}
+
+impl io::Write for BoundedText {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() + bytes.len() > self.limit {
+            self.overflowed = true;
+            return Err(io::Error::other("the rendered prompt is too long"));
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
