@@ -1,6 +1,7 @@
 //! Tests through the public boundary, in one binary: one module an area.
 
 mod chat_templates;
+mod decoder_files;
 mod gguf;
 mod logits;
 mod support;
