@@ -17,6 +17,7 @@ mod drain;
 mod fairness;
 mod logits_processors;
 mod metrics;
+mod model;
 mod open_request;
 mod output;
 pub mod request;
@@ -44,11 +45,12 @@ use std::{
 use thiserror::Error;
 use tokio::sync::mpsc;
 
-use self::{request::StreamSide, stats::SharedStats};
 pub use self::{
+    model::DecoderModel,
     request::{ScoredToken, SequenceRequest, SubmitError, TokenEvent, TokenStream},
     stats::{EngineStats, Heartbeat},
 };
+use self::{request::StreamSide, stats::SharedStats};
 use crate::{
     error::{Error, ErrorKind, Result},
     models::batch::Batch,
