@@ -146,22 +146,28 @@ impl Core {
         self.requests.insert(first, request);
     }
 
-    /// Takes away requests whose reader is gone or whose deadline has passed, and pauses those whose reader
+    /// Takes away requests whose reader is gone or whose deadline has passed, ends choices whose reader has seen
+    /// enough, and pauses those whose reader
     /// has fallen behind.
     fn reap(&mut self, now: Instant) {
         let mut cancelled = Vec::new();
         let mut expired = Vec::new();
+        let mut unwanted = Vec::new();
         for (first, request) in &self.requests {
             if request.is_cancelled() {
                 cancelled.push(*first);
             } else if request.deadline.is_some_and(|deadline| deadline <= now) {
                 expired.push(*first);
             } else {
+                unwanted.extend(request.take_unwanted().into_iter().map(|choice| SequenceId(first.0 + choice as u64)));
                 let paused = !request.has_room();
                 for id in Self::sequences(*first, request) {
                     self.scheduler.set_paused(id, paused);
                 }
             }
+        }
+        for id in unwanted {
+            self.finish_choice(id, FinishReason::Stop, now);
         }
         for first in cancelled {
             metrics::cancelled();

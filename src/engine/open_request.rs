@@ -86,6 +86,13 @@ impl OpenRequest {
         self.output.is_cancelled()
     }
 
+    /// Choices that have not ended and whose rest the reader does not want.
+    pub(super) fn take_unwanted(&self) -> Vec<usize> {
+        let mut unwanted = self.output.take_unwanted();
+        unwanted.retain(|&choice| self.choices.get(choice).is_some_and(|choice| !choice.finished));
+        unwanted
+    }
+
     pub(super) fn is_waiting(&self) -> bool {
         self.admitted.is_none()
     }

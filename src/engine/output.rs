@@ -62,6 +62,14 @@ impl Output {
         self.sender.capacity() >= needed
     }
 
+    /// Choices whose rest the reader has said it does not want, each once.
+    pub(super) fn take_unwanted(&self) -> Vec<usize> {
+        let mut unwanted = std::mem::take(&mut *self.side.unwanted.lock());
+        unwanted.sort_unstable();
+        unwanted.dedup();
+        unwanted
+    }
+
     pub(super) fn send(&self, event: TokenEvent) {
         // A closed channel is a cancelled request, which the next reap takes away.
         let _cancelled = self.sender.try_send(Ok(event));

@@ -17,6 +17,7 @@ use std::{
 };
 
 use futures_util::Stream;
+use parking_lot::Mutex;
 use thiserror::Error as ThisError;
 use tokio::sync::mpsc;
 
@@ -207,6 +208,8 @@ impl From<SubmitError> for Error {
 pub(super) struct StreamSide {
     /// The engine waits for the reader; the next read must wake it.
     pub(super) paused: AtomicBool,
+    /// Choices whose rest the reader does not want.
+    pub(super) unwanted: Mutex<Vec<usize>>,
 }
 
 /// A request's events. Dropping it cancels the request.
@@ -239,6 +242,13 @@ impl TokenStream {
         }
         let event = self.receiver.blocking_recv();
         self.received(event)
+    }
+
+    /// Ends one choice, of which the reader has seen enough: a stop string is found in text, which the engine
+    /// does not know. Tokens of the choice may still come; `Finished` follows them.
+    pub fn finish_choice(&self, choice: usize) {
+        self.side.unwanted.lock().push(choice);
+        self.wake();
     }
 
     fn received(&mut self, event: Option<Result<TokenEvent>>) -> Option<Result<TokenEvent>> {

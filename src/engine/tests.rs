@@ -244,6 +244,33 @@ fn a_stop_token_ends_the_text_and_min_new_tokens_delays_it() {
 }
 
 #[test]
+fn a_choice_that_has_said_enough_ends_and_the_others_go_on() {
+    let (engine, _) = start(config());
+    let request = SequenceRequest { n: 2, ..greedy_request(vec![1, 2, 3], 30) };
+    let mut stream = engine.submit(request).expect("there is room");
+    let first = loop {
+        match stream.blocking_next().expect("the stream goes on").expect("the mock does not fail") {
+            TokenEvent::Token { choice, .. } => break choice,
+            _ => continue,
+        }
+    };
+    stream.finish_choice(first);
+    stream.finish_choice(first);
+    let events = collect(stream);
+    let reasons: Vec<_> = events
+        .iter()
+        .filter_map(|event| match event {
+            Ok(TokenEvent::Finished { choice, reason, .. }) => Some((*choice == first, *reason)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(reasons.len(), 2, "each choice ends once: {events:?}");
+    assert!(reasons.contains(&(false, FinishReason::Length)), "the other one goes on: {events:?}");
+    assert!(matches!(events.last(), Some(Ok(TokenEvent::Done { .. }))));
+    wait_until_idle(&engine);
+}
+
+#[test]
 fn a_hundred_vanishing_clients_leave_nothing_behind() {
     let (engine, _) = start(config());
     let streams: Vec<TokenStream> =
