@@ -1,0 +1,132 @@
+//! `POST /v1/chat/completions`.
+
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use serde_json::Value;
+
+use super::{
+    chat_stream::ChatStreamWriter, context::Caller, error::ApiError, extract::JsonBody, ignored::name_ignored,
+    sse::stream_response, state::AppState,
+};
+use crate::{
+    domain::FinishReason,
+    service::chat::{self, Choice, Generation},
+    wire::{
+        Parsed,
+        chat_request::ChatCompletionRequest,
+        chat_response::{AssistantMessage, ChatChoice, ChatCompletion, ChatLogprobs, ToolCall, ToolCallFunction},
+        usage::{Timings, Usage},
+    },
+};
+
+pub(super) async fn create_chat_completion(
+    State(state): State<AppState>,
+    caller: Caller,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
+    let envelope = caller.envelope(&state, asks_for_stream(&body));
+    let Parsed { request, ignored } = ChatCompletionRequest::read(body, &envelope)?;
+    let model = state.chat(request.model.as_deref())?;
+    let num_choices = request.generation.n;
+    let with_logprobs = request.generation.logprobs.is_some();
+    let events = chat::start(&model, request.generation).await?;
+    let identity = AnswerIdentity::new("chatcmpl", &model.info().id);
+    let response = if request.stream {
+        let writer = ChatStreamWriter::new(
+            identity,
+            num_choices,
+            request.include_usage,
+            with_logprobs,
+            request.return_token_ids,
+        );
+        stream_response(events, writer, state.settings.keep_alive_interval)
+    } else {
+        let generation = chat::gather(events, num_choices).await?;
+        Json(whole_answer(identity, generation, with_logprobs, request.return_token_ids)).into_response()
+    };
+    Ok(name_ignored(response, &ignored))
+}
+
+/// Whether the body asks for a stream, before anything else of it is read.
+pub(super) fn asks_for_stream(body: &Value) -> bool {
+    body.get("stream") == Some(&Value::Bool(true))
+}
+
+/// What all parts of one answer repeat.
+#[derive(Clone, Debug)]
+pub(super) struct AnswerIdentity {
+    pub(super) id: String,
+    /// Unix seconds.
+    pub(super) created: u64,
+    pub(super) model: String,
+}
+
+/// The backend that answered, by version: the same seed gives the same text within one.
+pub(super) fn system_fingerprint() -> String {
+    format!("fp_hearth_{}", env!("CARGO_PKG_VERSION"))
+}
+
+impl AnswerIdentity {
+    pub(super) fn new(prefix: &str, model: &str) -> Self {
+        let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Self {
+            id: format!("{prefix}-{}", uuid::Uuid::new_v4().simple()),
+            created: since_epoch.as_secs(),
+            model: model.to_owned(),
+        }
+    }
+}
+
+fn whole_answer(
+    identity: AnswerIdentity,
+    generation: Generation,
+    with_logprobs: bool,
+    with_token_ids: bool,
+) -> ChatCompletion {
+    let Generation { choices, usage, timings } = generation;
+    ChatCompletion {
+        id: identity.id,
+        object: "chat.completion",
+        created: identity.created,
+        model: identity.model,
+        choices: choices
+            .into_iter()
+            .enumerate()
+            .map(|(index, choice)| whole_choice(index, choice, with_logprobs, with_token_ids))
+            .collect(),
+        usage: Usage::from(usage),
+        service_tier: None,
+        system_fingerprint: system_fingerprint(),
+        timings: Timings::new(&usage, &timings),
+    }
+}
+
+fn whole_choice(index: usize, choice: Choice, with_logprobs: bool, with_token_ids: bool) -> ChatChoice {
+    let tool_calls: Vec<ToolCall> = choice
+        .tool_calls
+        .into_iter()
+        .map(|call| ToolCall {
+            id: call.id,
+            kind: "function",
+            function: ToolCallFunction { name: call.name, arguments: call.arguments },
+        })
+        .collect();
+    let content = (!choice.text.is_empty() || tool_calls.is_empty()).then_some(choice.text);
+    ChatChoice {
+        index,
+        message: AssistantMessage {
+            role: "assistant",
+            content,
+            refusal: None,
+            annotations: [],
+            reasoning_content: (!choice.reasoning.is_empty()).then_some(choice.reasoning),
+            tool_calls,
+        },
+        logprobs: with_logprobs.then(|| ChatLogprobs::new(choice.logprobs, with_token_ids)),
+        finish_reason: choice.finish_reason.unwrap_or(FinishReason::Stop).as_str(),
+        token_ids: with_token_ids.then_some(choice.token_ids),
+    }
+}

@@ -1,0 +1,29 @@
+//! `POST /v1/embeddings`.
+
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+
+use super::{context::Caller, error::ApiError, extract::JsonBody, ignored::name_ignored, state::AppState};
+use crate::{
+    service::embed,
+    wire::{
+        Parsed,
+        embeddings::{EmbeddingList, EmbeddingsRequest},
+    },
+};
+
+pub(super) async fn create_embeddings(
+    State(state): State<AppState>,
+    caller: Caller,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
+    let Parsed { request, ignored } = EmbeddingsRequest::read(body, &caller.envelope(&state, false))?;
+    let model = state.embedder(request.model.as_deref())?;
+    let answer = embed::embed(&model, request.request).await?;
+    let list =
+        EmbeddingList::new(answer.embeddings, request.encoding_format, model.info().id.clone(), answer.prompt_tokens);
+    Ok(name_ignored(Json(list).into_response(), &ignored))
+}

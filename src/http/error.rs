@@ -1,0 +1,121 @@
+//! The one map from [`ErrorKind`] to status, type and code, and the headers that tell an SDK whether to
+//! try again.
+//!
+//! SDKs retry 408, 409, 429 and every 5xx by themselves; `Retry-After` tells them when, and
+//! `x-should-retry: false` that waiting does not help.
+
+use std::time::Duration;
+
+use axum::{
+    Json,
+    http::{HeaderName, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+
+use crate::{
+    error::{Error, ErrorKind},
+    wire::error::{ErrorBody, ErrorDetail},
+};
+
+/// An error on its way out. Everything that a handler or extractor refuses becomes one.
+#[derive(Debug)]
+pub struct ApiError(pub Error);
+
+impl From<Error> for ApiError {
+    fn from(error: Error) -> Self {
+        Self(error)
+    }
+}
+
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+/// When an overloaded server does not know better.
+const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
+
+/// Status, `type` and `code` of a kind; the error's own code goes before this one.
+fn contract(kind: ErrorKind) -> (StatusCode, &'static str, Option<&'static str>) {
+    const INVALID: &str = "invalid_request_error";
+    const SERVER: &str = "server_error";
+    match kind {
+        ErrorKind::InvalidRequest => (StatusCode::BAD_REQUEST, INVALID, Some("invalid_request")),
+        ErrorKind::ContextLengthExceeded => (StatusCode::BAD_REQUEST, INVALID, Some("context_length_exceeded")),
+        ErrorKind::Unauthorized => (StatusCode::UNAUTHORIZED, INVALID, Some("invalid_api_key")),
+        ErrorKind::Forbidden => (StatusCode::FORBIDDEN, "permission_error", Some("forbidden")),
+        ErrorKind::NotFound => (StatusCode::NOT_FOUND, INVALID, Some("not_found")),
+        ErrorKind::ModelNotFound => (StatusCode::NOT_FOUND, INVALID, Some("model_not_found")),
+        ErrorKind::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, INVALID, Some("method_not_allowed")),
+        ErrorKind::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, INVALID, Some("request_timeout")),
+        ErrorKind::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, INVALID, Some("payload_too_large")),
+        ErrorKind::UnsupportedMediaType => {
+            (StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, Some("unsupported_media_type"))
+        }
+        ErrorKind::RateLimited => (StatusCode::TOO_MANY_REQUESTS, "requests", Some("rate_limit_exceeded")),
+        ErrorKind::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("overloaded")),
+        ErrorKind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("unavailable")),
+        ErrorKind::Draining => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("draining")),
+        ErrorKind::OutOfMemory => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("out_of_memory")),
+        ErrorKind::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, SERVER, Some("deadline_exceeded")),
+        ErrorKind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, SERVER, Some("internal_error")),
+    }
+}
+
+/// The body of an error, for an answer or for the last frame of a stream.
+pub(super) fn error_body(error: &Error) -> ErrorBody {
+    let (_, kind, code) = contract(error.kind());
+    ErrorBody {
+        error: ErrorDetail {
+            message: error.message().to_owned(),
+            kind,
+            param: error.param().map(str::to_owned),
+            code: error.code().or(code),
+            n_prompt_tokens: error.context().map(|(prompt, _)| prompt),
+            n_ctx: error.context().map(|(_, context)| context),
+        },
+    }
+}
+
+/// Says a failure of ours once in the log, with what the caller is not told.
+pub(super) fn log_failure(error: &Error) {
+    let (status, _, code) = contract(error.kind());
+    if !status.is_server_error() {
+        return;
+    }
+    let cause = error.internal_source().map(|source| format!("{source:#}")).unwrap_or_default();
+    let code = error.code().or(code);
+    if error.kind() == ErrorKind::Internal {
+        tracing::error!(code, cause, "request failed: {error}");
+    } else {
+        tracing::warn!(code, cause, "request refused: {error}");
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let error = self.0;
+        log_failure(&error);
+        let (status, _, _) = contract(error.kind());
+        let mut response = (status, Json(error_body(&error))).into_response();
+        let headers = response.headers_mut();
+        if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            let permanent = matches!(error.code(), Some("model_failed" | "insufficient_quota"));
+            let wait = error.retry_after().unwrap_or(RETRY_AFTER_DEFAULT);
+            let whole_seconds = wait.as_millis().div_ceil(1000).max(1);
+            // Decimal digits are always a valid header value.
+            if let (Ok(seconds), Ok(milliseconds)) = (
+                HeaderValue::try_from(whole_seconds.to_string()),
+                HeaderValue::try_from(wait.as_millis().max(1).to_string()),
+            ) {
+                headers.insert(header::RETRY_AFTER, seconds);
+                headers.insert(RETRY_AFTER_MS, milliseconds);
+            }
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static(if permanent { "false" } else { "true" }));
+        } else if status == StatusCode::GATEWAY_TIMEOUT {
+            // The same request would meet the same deadline.
+            headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}

@@ -1,0 +1,92 @@
+//! A JSON body, read within its limits of size and time, and refused in the contract's words.
+
+use axum::{
+    body::Body,
+    extract::{FromRequest, Request},
+    http::{HeaderMap, header},
+};
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use serde_json::Value;
+
+use super::{error::ApiError, state::AppState};
+use crate::error::{Error, ErrorKind};
+
+/// Bytes beyond the limit that are still taken off the wire before the answer: a client that is writing
+/// does not see an answer before it has written, and loses it if the connection is reset meanwhile.
+const DISCARD_MAX_BYTES: usize = 64 * 1024 * 1024;
+
+/// The parsed body of a request.
+#[derive(Debug)]
+pub(super) struct JsonBody(pub(super) Value);
+
+impl FromRequest<AppState> for JsonBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        check_content_type(request.headers())?;
+        let limit = state.settings.body_limit_bytes;
+        let read = read_body(request.into_body(), limit);
+        let bytes = tokio::time::timeout(state.settings.request_body_timeout, read).await.map_err(|_elapsed| {
+            Error::new(ErrorKind::RequestTimeout, "The request's body did not arrive in time; send it without pauses.")
+        })??;
+        Ok(Self(parse(&bytes)?))
+    }
+}
+
+/// `application/json`, anything `+json`, or nothing, as llama-server takes it.
+fn check_content_type(headers: &HeaderMap) -> Result<(), Error> {
+    let unsupported = |message: String| Error::new(ErrorKind::UnsupportedMediaType, message);
+    if let Some(value) = headers.get(header::CONTENT_TYPE) {
+        let text = value.to_str().unwrap_or_default();
+        let essence = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+        if essence != "application/json" && !essence.ends_with("+json") {
+            return Err(unsupported("The body must be JSON: send `Content-Type: application/json`.".to_owned()));
+        }
+    }
+    if let Some(value) = headers.get(header::CONTENT_ENCODING)
+        && value != "identity"
+    {
+        return Err(unsupported("A compressed body is not supported; send it without `Content-Encoding`.".to_owned()));
+    }
+    Ok(())
+}
+
+async fn read_body(mut body: Body, limit: usize) -> Result<Bytes, Error> {
+    let mut collected = BytesMut::new();
+    let mut received = 0usize;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            Error::new(ErrorKind::InvalidRequest, "The connection broke off within the request's body.")
+                .with_source(error)
+        })?;
+        let Ok(data) = frame.into_data() else { continue };
+        received = received.saturating_add(data.len());
+        if received <= limit {
+            collected.extend_from_slice(&data);
+        } else {
+            collected = BytesMut::new();
+            if received > limit.saturating_add(DISCARD_MAX_BYTES) {
+                break;
+            }
+        }
+    }
+    if received > limit {
+        return Err(Error::new(
+            ErrorKind::PayloadTooLarge,
+            format!("The request's body is larger than this server's limit of {limit} bytes."),
+        ));
+    }
+    Ok(collected.freeze())
+}
+
+fn parse(bytes: &[u8]) -> Result<Value, Error> {
+    let invalid = |message: String| Error::new(ErrorKind::InvalidRequest, message).with_code("invalid_json");
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Err(invalid("The request's body is empty; a JSON object is needed.".to_owned()));
+    }
+    let text = std::str::from_utf8(bytes)
+        .map_err(|error| invalid(format!("The request's body is not UTF-8 from byte {} on.", error.valid_up_to())))?;
+    // serde_json stops at 128 levels of nesting, so that a hostile body cannot exhaust the stack.
+    serde_json::from_str(text).map_err(|error| invalid(format!("The request's body is not valid JSON: {error}.")))
+}

@@ -1,0 +1,120 @@
+//! The HTTP side: shape in, one service call, shape out. The only place that knows axum.
+//!
+//! Every route is on this page. A handler takes a [`extract::JsonBody`], lets [`crate::wire`] read it, calls
+//! one function of [`crate::service`] and lets `wire` shape the answer. Whatever is refused on the way,
+//! by a handler, an extractor or the router, leaves as the contract's error body through [`error`].
+
+mod auth;
+mod chat;
+mod chat_stream;
+mod completions;
+mod connection;
+pub mod context;
+mod embeddings;
+pub mod error;
+mod extract;
+mod health;
+mod ignored;
+mod models;
+mod openapi;
+mod serve;
+mod settings;
+mod sse;
+mod state;
+mod tokens;
+
+use std::any::Any;
+
+use axum::{
+    Router,
+    http::{HeaderName, HeaderValue, Method},
+    middleware,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use tower_http::{
+    catch_panic::CatchPanicLayer,
+    cors::{AllowHeaders, AllowOrigin, CorsLayer},
+};
+
+use self::error::ApiError;
+pub use self::{
+    serve::serve,
+    settings::{HttpSettings, TlsSettings},
+    state::AppState,
+};
+use crate::error::{Error, ErrorKind};
+
+/// Every route, grouped by who calls it.
+pub fn router(state: AppState) -> Router {
+    Router::new()
+        // OpenAI's SDKs and what speaks like them
+        .route("/v1/chat/completions", post(chat::create_chat_completion))
+        .route("/v1/completions", post(completions::create_completion))
+        .route("/v1/embeddings", post(embeddings::create_embeddings))
+        .route("/v1/models", get(models::list_models))
+        .route("/v1/models/{*id}", get(models::retrieve_model))
+        // llama-server's clients and load generators
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
+        .route("/apply-template", post(tokens::apply_template))
+        // Probes and scrapers
+        .route("/health", get(health::health))
+        .route("/health/live", get(health::live))
+        .route("/health/ready", get(health::ready))
+        .route("/health/deep", get(health::deep))
+        .route("/metrics", get(health::metrics))
+        // People
+        .route("/openapi.json", get(openapi::document))
+        .route("/docs", get(openapi::docs_redirect))
+        .route("/docs/", get(openapi::docs_index))
+        .route("/docs/{*file}", get(openapi::docs_file))
+        .method_not_allowed_fallback(method_not_allowed)
+        .fallback(no_such_route)
+        // The last layer is the outermost.
+        .layer(middleware::from_fn_with_state(state.clone(), auth::require_api_key))
+        .layer(cors(&state.settings.cors_origins))
+        .layer(CatchPanicLayer::custom(after_panic))
+        .layer(middleware::from_fn_with_state(state.clone(), context::with_context))
+        .with_state(state)
+}
+
+async fn no_such_route(method: Method, uri: axum::http::Uri) -> ApiError {
+    let path: String = uri.path().chars().take(200).collect();
+    ApiError(Error::new(ErrorKind::NotFound, format!("No such route: {method} {path}. /docs lists the routes.")))
+}
+
+async fn method_not_allowed(method: Method, uri: axum::http::Uri) -> ApiError {
+    let path: String = uri.path().chars().take(200).collect();
+    ApiError(Error::new(ErrorKind::MethodNotAllowed, format!("{path} does not take {method}. /docs lists the routes.")))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the signature that the layer calls")]
+fn after_panic(panic: Box<dyn Any + Send>) -> Response {
+    let message = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without a message".to_owned());
+    ApiError(Error::internal(anyhow::anyhow!("panic: {message}"))).into_response()
+}
+
+/// No origins: no CORS headers, so that a page from elsewhere cannot read answers.
+fn cors(origins: &[String]) -> CorsLayer {
+    if origins.is_empty() {
+        return CorsLayer::new();
+    }
+    let allowed = if origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()))
+    };
+    CorsLayer::new()
+        .allow_origin(allowed)
+        .allow_methods([Method::GET, Method::POST])
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers(
+            ["x-request-id", "openai-processing-ms", "retry-after", "retry-after-ms", "x-hearth-ignored"]
+                .map(HeaderName::from_static),
+        )
+}

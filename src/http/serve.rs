@@ -1,0 +1,96 @@
+//! From a listener and a router to a running server, and back to nothing when told to stop.
+
+use std::{future::Future, net::SocketAddr, net::TcpListener, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use axum::Router;
+use axum_server::{
+    Handle, Server,
+    tls_rustls::{RustlsAcceptor, RustlsConfig},
+};
+use hyper_util::rt::TokioTimer;
+
+use super::{
+    connection::GuardedAcceptor,
+    settings::{HttpSettings, TlsSettings},
+};
+
+/// HTTP/2 connections are asked this often whether the other side is still there.
+const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(20);
+
+/// Serves until `shutdown` resolves and running answers have ended, or the grace time has.
+///
+/// The listener is bound by the caller, so that port 0 can be asked for its port.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    settings: &HttpSettings,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> anyhow::Result<()> {
+    listener.set_nonblocking(true).context("the listener could not be made non-blocking")?;
+    let handle = Handle::new();
+    let stopper = tokio::spawn({
+        let handle = handle.clone();
+        let grace = settings.shutdown_grace;
+        async move {
+            shutdown.await;
+            tracing::info!(connections = handle.connection_count(), "shutting down");
+            handle.graceful_shutdown(Some(grace));
+        }
+    });
+    let acceptor = GuardedAcceptor::new(settings);
+    let service = router.into_make_service_with_connect_info::<SocketAddr>();
+    let plain = axum_server::from_tcp(listener).context("the listener could not be used")?.handle(handle);
+    let served = match &settings.tls {
+        None => {
+            let mut server = plain.acceptor(acceptor);
+            set_limits(&mut server, settings);
+            server.serve(service).await
+        }
+        Some(tls) => {
+            let config = RustlsConfig::from_config(Arc::new(tls_config(tls)?));
+            let mut server = plain.acceptor(RustlsAcceptor::new(config).acceptor(acceptor));
+            set_limits(&mut server, settings);
+            server.serve(service).await
+        }
+    };
+    stopper.abort();
+    served.context("the server stopped with an error")
+}
+
+fn set_limits<A>(server: &mut Server<SocketAddr, A>, settings: &HttpSettings) {
+    let builder = server.http_builder();
+    // hyper refuses a buffer below 8 KiB.
+    let header_limit = settings.header_limit_bytes.max(8 * 1024);
+    // Without a timer hyper's header timeout never fires.
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(settings.header_read_timeout)
+        .max_buf_size(header_limit);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(HTTP2_PING_INTERVAL)
+        .keep_alive_timeout(HTTP2_PING_INTERVAL)
+        .max_header_list_size(u32::try_from(header_limit).unwrap_or(u32::MAX));
+}
+
+fn tls_config(settings: &TlsSettings) -> anyhow::Result<rustls::ServerConfig> {
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+
+    let certificates = CertificateDer::pem_file_iter(&settings.certificate)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .with_context(|| format!("the TLS certificate {} could not be read", settings.certificate.display()))?;
+    let key = PrivateKeyDer::from_pem_file(&settings.private_key)
+        .with_context(|| format!("the TLS key {} could not be read", settings.private_key.display()))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .context("TLS could not be set up")?
+        .with_no_client_auth()
+        .with_single_cert(certificates, key)
+        .context("the TLS certificate and key do not belong together")?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}

@@ -1,0 +1,63 @@
+//! What the HTTP side can be told: limits, timeouts, keys, origins, certificates.
+
+use std::{path::PathBuf, time::Duration};
+
+/// See each field. `Default` is what `hearth serve` uses without configuration.
+#[derive(Clone, Debug)]
+pub struct HttpSettings {
+    /// Largest request body, in bytes. 32 MiB: a full 128k-token context is below 1 MiB of JSON, and 2048
+    /// embedding inputs of 8k tokens, the most one request may carry, are near 64 MiB only when all are full.
+    pub body_limit_bytes: usize,
+    /// Largest request head, in bytes; hyper answers 431 beyond it.
+    pub header_limit_bytes: usize,
+    /// A connection that has not sent a whole request head for this long is closed.
+    pub header_read_timeout: Duration,
+    /// A body must have arrived within this time, else 408.
+    pub request_body_timeout: Duration,
+    /// A client that does not take what is written to it for this long is dropped, and its generation with it.
+    pub write_timeout: Duration,
+    /// Connections beyond this many are closed at once.
+    pub max_connections: usize,
+    /// A comment is sent down a silent stream this often, so that proxies keep it open.
+    pub keep_alive_interval: Duration,
+    /// Longest that any request may take; a body's `timeout` can only shorten it. `None`: no bound.
+    pub request_deadline: Option<Duration>,
+    /// How long running streams may go on after the shutdown signal.
+    pub shutdown_grace: Duration,
+    /// Keys, any of which is accepted. Empty: no key is asked for.
+    pub api_keys: Vec<String>,
+    /// Origins whose pages may call, or `*`. Empty: no CORS headers.
+    pub cors_origins: Vec<String>,
+    /// Serve TLS with this certificate.
+    pub tls: Option<TlsSettings>,
+    /// Refuse fields that have no effect instead of ignoring them.
+    pub strict: bool,
+}
+
+/// Files in PEM.
+#[derive(Clone, Debug)]
+pub struct TlsSettings {
+    /// The certificate, followed by its chain.
+    pub certificate: PathBuf,
+    pub private_key: PathBuf,
+}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self {
+            body_limit_bytes: 32 * 1024 * 1024,
+            header_limit_bytes: 64 * 1024,
+            header_read_timeout: Duration::from_secs(30),
+            request_body_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(60),
+            max_connections: 4096,
+            keep_alive_interval: Duration::from_secs(10),
+            request_deadline: Some(Duration::from_secs(3600)),
+            shutdown_grace: Duration::from_secs(30),
+            api_keys: Vec::new(),
+            cors_origins: Vec::new(),
+            tls: None,
+            strict: false,
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Server-sent events: from a generation's events to frames.
+//!
+//! The status line waits for admission, so a stream begins when the request is already running. From then
+//! on, silence is broken by comments, an error is an error frame without a `finish_reason` or `[DONE]`, and
+//! dropping the body, as happens when the client goes away, drops the generation.
+
+use std::{panic::AssertUnwindSafe, time::Duration};
+
+use axum::{
+    body::Body,
+    http::{HeaderValue, header},
+    response::Response,
+};
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt, stream};
+use serde::Serialize;
+
+use super::error::{error_body, log_failure};
+use crate::{domain::GenerateEvent, error::Error, providers::GenerateStream, service::chat::ended_early};
+
+/// Turns events into the frames of one contract.
+pub(super) trait EventWriter: Send + 'static {
+    /// Writes the frames for one event, if it has any. [`GenerateEvent::Done`] is the last.
+    fn write(&mut self, event: GenerateEvent, frames: &mut Frames);
+}
+
+/// Frames that are ready to be sent.
+#[derive(Debug, Default)]
+pub(super) struct Frames(Vec<u8>);
+
+impl Frames {
+    /// `data: {json}` and an empty line.
+    pub(super) fn push(&mut self, data: &impl Serialize) {
+        let start = self.0.len();
+        self.0.extend_from_slice(b"data: ");
+        if let Err(error) = serde_json::to_writer(&mut self.0, data) {
+            // Our own structs always serialize; if one did not, half a frame must not go out.
+            self.0.truncate(start);
+            tracing::error!("a frame could not be written: {error}");
+            return;
+        }
+        self.0.extend_from_slice(b"\n\n");
+    }
+
+    fn push_raw(&mut self, bytes: &[u8]) {
+        self.0.extend_from_slice(bytes);
+    }
+}
+
+struct EventBody<W> {
+    events: GenerateStream,
+    writer: W,
+    keep_alive: Duration,
+    ended: bool,
+}
+
+/// The answer to an admitted, streaming request.
+pub(super) fn stream_response<W: EventWriter>(events: GenerateStream, writer: W, keep_alive: Duration) -> Response {
+    let state = EventBody { events, writer, keep_alive, ended: false };
+    let frames = stream::unfold(state, |mut state| async move {
+        if state.ended {
+            return None;
+        }
+        let bytes = state.next_frames().await;
+        Some((Ok::<_, std::convert::Infallible>(bytes), state))
+    });
+    let mut response = Response::new(Body::from_stream(frames));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+impl<W: EventWriter> EventBody<W> {
+    /// Waits until there is something to send.
+    async fn next_frames(&mut self) -> Bytes {
+        let mut frames = Frames::default();
+        while frames.0.is_empty() {
+            // A panic here would reset the connection; as an error it reaches the client.
+            let next = AssertUnwindSafe(self.events.next()).catch_unwind();
+            match tokio::time::timeout(self.keep_alive, next).await {
+                Err(_elapsed) => frames.push_raw(b": ping\n\n"),
+                Ok(Ok(Some(Ok(event)))) => {
+                    self.ended = matches!(event, GenerateEvent::Done { .. });
+                    self.writer.write(event, &mut frames);
+                    if self.ended {
+                        frames.push_raw(b"data: [DONE]\n\n");
+                    }
+                }
+                Ok(Ok(Some(Err(error)))) => self.fail(error, &mut frames),
+                Ok(Ok(None)) => self.fail(ended_early(), &mut frames),
+                Ok(Err(_panic)) => self.fail(Error::internal(anyhow::anyhow!("the stream panicked")), &mut frames),
+            }
+        }
+        Bytes::from(frames.0)
+    }
+
+    fn fail(&mut self, error: Error, frames: &mut Frames) {
+        log_failure(&error);
+        frames.push(&error_body(&error));
+        self.ended = true;
+    }
+}

@@ -1,0 +1,49 @@
+//! What handlers share.
+
+use std::sync::Arc;
+
+use metrics_exporter_prometheus::PrometheusHandle;
+
+use super::{error::ApiError, settings::HttpSettings};
+use crate::{
+    providers::{ChatModel, Embedder},
+    service::{
+        health::{Health, refuse_unless_ready},
+        models::Models,
+    },
+};
+
+/// Cheap to clone: one per request.
+#[derive(Clone)]
+pub struct AppState {
+    pub models: Arc<Models>,
+    pub health: Arc<dyn Health>,
+    /// `None`: `/metrics` is empty.
+    pub metrics: Option<PrometheusHandle>,
+    pub settings: Arc<HttpSettings>,
+}
+
+impl std::fmt::Debug for AppState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AppState").field("models", &self.models).finish_non_exhaustive()
+    }
+}
+
+impl AppState {
+    /// The chat model that a request names, if the server takes requests at all.
+    pub(super) fn chat(&self, name: Option<&str>) -> Result<Arc<dyn ChatModel>, ApiError> {
+        refuse_unless_ready(&self.health.status())?;
+        Ok(self.models.chat(name)?)
+    }
+
+    /// The chat model for a route where naming one is optional.
+    pub(super) fn chat_or_first(&self, name: Option<&str>) -> Result<Arc<dyn ChatModel>, ApiError> {
+        refuse_unless_ready(&self.health.status())?;
+        Ok(self.models.chat_or_first(name)?)
+    }
+
+    pub(super) fn embedder(&self, name: Option<&str>) -> Result<Arc<dyn Embedder>, ApiError> {
+        refuse_unless_ready(&self.health.status())?;
+        Ok(self.models.embedder(name)?)
+    }
+}

@@ -1,0 +1,121 @@
+//! One generation: checked against the model, admitted, and, where the caller does not stream, gathered.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+
+use super::deadline;
+use crate::{
+    domain::{FinishReason, GenerateEvent, GenerateRequest, Prompt, Timings, TokenLogprob, Usage},
+    error::{Error, Result},
+    providers::{ChatModel, GenerateStream},
+};
+
+/// Resolves when the generation has been admitted; the stream is bounded by the request's deadline.
+pub async fn start(model: &Arc<dyn ChatModel>, mut generation: GenerateRequest) -> Result<GenerateStream> {
+    generation.model.clone_from(&model.info().id);
+    check_token_ids(&generation, model.info().vocab_size)?;
+    let until = generation.deadline;
+    let events = deadline::within(until, model.generate(generation)).await?;
+    Ok(deadline::bounded(events, until))
+}
+
+/// Token ids from a request must exist: an id outside the vocabulary would index past the logits.
+fn check_token_ids(generation: &GenerateRequest, vocab_size: usize) -> Result<()> {
+    let outside = |id: u32| usize::try_from(id).map_or(true, |id| id >= vocab_size);
+    let refuse = |param: &str, id: u32| {
+        Err(Error::invalid(
+            param,
+            format!("Token id {id} in `{param}` is outside the vocabulary of {vocab_size} tokens."),
+        )
+        .with_code("invalid_value"))
+    };
+    if let Some(&(id, _)) = generation.sampling.logit_bias.iter().find(|(id, _)| outside(*id)) {
+        return refuse("logit_bias", id);
+    }
+    if let Some(&id) = generation.stop_token_ids.iter().find(|id| outside(**id)) {
+        return refuse("stop_token_ids", id);
+    }
+    if let Prompt::Tokens(ids) = &generation.prompt
+        && let Some(&id) = ids.iter().find(|id| outside(**id))
+    {
+        return refuse("prompt", id);
+    }
+    Ok(())
+}
+
+/// A generation that has ended.
+#[derive(Debug, Default)]
+pub struct Generation {
+    pub choices: Vec<Choice>,
+    pub usage: Usage,
+    pub timings: Timings,
+}
+
+#[derive(Debug, Default)]
+pub struct Choice {
+    pub text: String,
+    pub reasoning: String,
+    pub tool_calls: Vec<ToolCallText>,
+    pub logprobs: Vec<TokenLogprob>,
+    pub token_ids: Vec<u32>,
+    pub finish_reason: Option<FinishReason>,
+}
+
+#[derive(Debug, Default)]
+pub struct ToolCallText {
+    pub id: String,
+    pub name: String,
+    pub arguments: String,
+}
+
+/// Gathers a stream of `num_choices` choices. A stream that ends early is an error, never a finished answer.
+pub async fn gather(mut events: GenerateStream, num_choices: usize) -> Result<Generation> {
+    let mut generation = Generation::default();
+    generation.choices.resize_with(num_choices, Choice::default);
+    while let Some(event) = events.next().await {
+        match event? {
+            GenerateEvent::Prefilled { .. } => {}
+            GenerateEvent::Echo { choice, text, logprobs, token_ids }
+            | GenerateEvent::Delta { choice, text, logprobs, token_ids } => {
+                let choice = choice_at(&mut generation, choice)?;
+                choice.text.push_str(&text);
+                choice.logprobs.extend(logprobs);
+                choice.token_ids.extend(token_ids);
+            }
+            GenerateEvent::Reasoning { choice, text } => choice_at(&mut generation, choice)?.reasoning.push_str(&text),
+            GenerateEvent::ToolCall { choice, call, id, name, arguments } => {
+                let calls = &mut choice_at(&mut generation, choice)?.tool_calls;
+                if calls.len() <= call {
+                    calls.resize_with(call + 1, ToolCallText::default);
+                }
+                let entry = &mut calls[call];
+                if let Some(id) = id {
+                    entry.id = id;
+                }
+                if let Some(name) = name {
+                    entry.name = name;
+                }
+                entry.arguments.push_str(&arguments);
+            }
+            GenerateEvent::Finished { choice, reason } => {
+                choice_at(&mut generation, choice)?.finish_reason = Some(reason);
+            }
+            GenerateEvent::Done { usage, timings } => {
+                generation.usage = usage;
+                generation.timings = timings;
+                return Ok(generation);
+            }
+        }
+    }
+    Err(ended_early())
+}
+
+fn choice_at(generation: &mut Generation, choice: usize) -> Result<&mut Choice> {
+    generation.choices.get_mut(choice).ok_or_else(|| Error::internal(anyhow::anyhow!("event for choice {choice}")))
+}
+
+/// The error for a stream that stopped without saying that it was done.
+pub fn ended_early() -> Error {
+    Error::internal(anyhow::anyhow!("the generation's stream ended before it was done"))
+}

@@ -1,0 +1,79 @@
+//! What the server knows of its own state. The health routes ask through [`Health`], so that they work
+//! before a model is loaded and need no engine in tests.
+
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// Whether requests are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerStatus {
+    /// A model is being loaded.
+    Loading,
+    Ready,
+    /// A model could not be loaded, for this reason.
+    Failed(String),
+    /// Running requests end; new ones are refused.
+    Draining,
+}
+
+/// The server's state at one instant.
+#[derive(Clone, Debug)]
+pub struct HealthReport {
+    pub status: ServerStatus,
+    pub device_asked: String,
+    pub device_in_use: String,
+    /// `None` without a chat model.
+    pub engine: Option<EngineReport>,
+    pub uptime: Duration,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct EngineReport {
+    /// Time since the loop last came round; an idle loop still wakes up.
+    pub heartbeat_age: Duration,
+    pub running: usize,
+    pub waiting: usize,
+    pub kv_blocks_total: usize,
+    pub kv_blocks_used: usize,
+}
+
+/// A source of the server's state. Must answer at once: liveness probes ask it.
+pub trait Health: Send + Sync {
+    fn status(&self) -> ServerStatus;
+
+    fn report(&self) -> HealthReport;
+}
+
+/// An engine that has not come round for this long, with work to do, is stuck. One step of the largest
+/// prefill chunk on a slow machine stays below it.
+pub const HEARTBEAT_AGE_MAX: Duration = Duration::from_secs(60);
+
+impl HealthReport {
+    /// The engine has work and does not move.
+    pub fn is_stalled(&self) -> bool {
+        self.engine.is_some_and(|engine| {
+            engine.heartbeat_age > HEARTBEAT_AGE_MAX && (engine.running > 0 || engine.waiting > 0)
+        })
+    }
+}
+
+/// Refuses a request that the server cannot take in this state.
+pub fn refuse_unless_ready(status: &ServerStatus) -> Result<()> {
+    match status {
+        ServerStatus::Ready => Ok(()),
+        ServerStatus::Loading => {
+            Err(Error::new(ErrorKind::Unavailable, "The model is still loading; try again shortly.")
+                .with_code("model_loading")
+                .with_retry_after(Duration::from_secs(2)))
+        }
+        ServerStatus::Failed(reason) => {
+            Err(Error::new(ErrorKind::Unavailable, format!("The model could not be loaded: {reason}"))
+                .with_code("model_failed"))
+        }
+        ServerStatus::Draining => {
+            Err(Error::new(ErrorKind::Draining, "The server is shutting down; try another or try again.")
+                .with_retry_after(Duration::from_secs(5)))
+        }
+    }
+}

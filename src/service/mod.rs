@@ -1,0 +1,10 @@
+//! Orchestration between the contract and the models: which model serves a request, what is checked before
+//! admission, how several generations become one answer. Knows the traits of [`crate::providers`], not who
+//! implements them, and nothing of HTTP.
+
+pub mod chat;
+pub mod completions;
+pub mod deadline;
+pub mod embed;
+pub mod health;
+pub mod models;

@@ -1,0 +1,163 @@
+//! The served models and their names.
+
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+
+use crate::{
+    domain::{ModelInfo, ModelKind},
+    error::{Error, ErrorKind, Result},
+    providers::{ChatModel, Embedder},
+};
+
+/// Which model a name means. Models are added when they have been loaded, which may be after the server
+/// began to listen.
+#[derive(Default)]
+pub struct Models {
+    served: RwLock<Vec<Served>>,
+    /// Any name means the first model of the kind that the route needs.
+    accept_any_model: bool,
+}
+
+#[derive(Clone)]
+struct Served {
+    model: Model,
+    aliases: Vec<String>,
+}
+
+#[derive(Clone)]
+enum Model {
+    Chat(Arc<dyn ChatModel>),
+    Embedding(Arc<dyn Embedder>),
+}
+
+impl Served {
+    fn info(&self) -> &ModelInfo {
+        match &self.model {
+            Model::Chat(model) => model.info(),
+            Model::Embedding(model) => model.info(),
+        }
+    }
+
+    fn is_named(&self, name: &str) -> bool {
+        self.info().id == name || self.aliases.iter().any(|alias| alias == name)
+    }
+}
+
+impl std::fmt::Debug for Models {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<String> = self.served.read().iter().map(|served| served.info().id.clone()).collect();
+        f.debug_struct("Models").field("served", &names).field("accept_any_model", &self.accept_any_model).finish()
+    }
+}
+
+impl Models {
+    pub fn new(accept_any_model: bool) -> Self {
+        Self { served: RwLock::default(), accept_any_model }
+    }
+
+    pub fn add_chat(&self, model: Arc<dyn ChatModel>, aliases: Vec<String>) {
+        self.served.write().push(Served { model: Model::Chat(model), aliases });
+    }
+
+    pub fn add_embedder(&self, model: Arc<dyn Embedder>, aliases: Vec<String>) {
+        self.served.write().push(Served { model: Model::Embedding(model), aliases });
+    }
+
+    /// The chat model that `name` means. `None` is a request that names no model.
+    pub fn chat(&self, name: Option<&str>) -> Result<Arc<dyn ChatModel>> {
+        self.resolve(name, ModelKind::Chat, |model| match model {
+            Model::Chat(model) => Some(Arc::clone(model)),
+            Model::Embedding(_) => None,
+        })
+    }
+
+    /// The embedding model that `name` means.
+    pub fn embedder(&self, name: Option<&str>) -> Result<Arc<dyn Embedder>> {
+        self.resolve(name, ModelKind::Embedding, |model| match model {
+            Model::Embedding(model) => Some(Arc::clone(model)),
+            Model::Chat(_) => None,
+        })
+    }
+
+    fn resolve<T>(&self, name: Option<&str>, kind: ModelKind, pick: impl Fn(&Model) -> Option<T>) -> Result<T> {
+        let served = self.served.read();
+        let first = || served.iter().find_map(|entry| pick(&entry.model));
+        match name {
+            Some(name) => {
+                let named = served.iter().filter(|entry| entry.is_named(name));
+                if let Some(model) = named.clone().find_map(|entry| pick(&entry.model)) {
+                    return Ok(model);
+                }
+                if self.accept_any_model
+                    && let Some(model) = first()
+                {
+                    return Ok(model);
+                }
+                let is_of_other_kind = named.count() > 0;
+                Err(if is_of_other_kind { wrong_kind(name, kind) } else { unknown(name, &served) })
+            }
+            None if self.accept_any_model => first().ok_or_else(|| unknown("", &served)),
+            None => Err(Error::invalid("model", "`model` is required. GET /v1/models lists the served models.")
+                .with_code("missing_required_parameter")),
+        }
+    }
+
+    /// The chat model for routes where naming one is optional, such as `/tokenize`.
+    pub fn chat_or_first(&self, name: Option<&str>) -> Result<Arc<dyn ChatModel>> {
+        match name {
+            Some(name) => self.chat(Some(name)),
+            None => self.first_chat().ok_or_else(|| unknown("", &self.served.read())),
+        }
+    }
+
+    pub fn first_chat(&self) -> Option<Arc<dyn ChatModel>> {
+        self.served.read().iter().find_map(|entry| match &entry.model {
+            Model::Chat(model) => Some(Arc::clone(model)),
+            Model::Embedding(_) => None,
+        })
+    }
+
+    pub fn first_embedder(&self) -> Option<Arc<dyn Embedder>> {
+        self.served.read().iter().find_map(|entry| match &entry.model {
+            Model::Embedding(model) => Some(Arc::clone(model)),
+            Model::Chat(_) => None,
+        })
+    }
+
+    /// Every served model with its aliases.
+    pub fn list(&self) -> Vec<(ModelInfo, Vec<String>)> {
+        self.served.read().iter().map(|served| (served.info().clone(), served.aliases.clone())).collect()
+    }
+
+    /// What is known of the model that `name` means. Here a name is never "any": the caller asks whether it
+    /// exists.
+    pub fn find(&self, name: &str) -> Result<(ModelInfo, Vec<String>)> {
+        let served = self.served.read();
+        served
+            .iter()
+            .find(|entry| entry.is_named(name))
+            .map(|entry| (entry.info().clone(), entry.aliases.clone()))
+            .ok_or_else(|| unknown(name, &served))
+    }
+}
+
+fn unknown(name: &str, served: &[Served]) -> Error {
+    let known = served.iter().map(|entry| format!("`{}`", entry.info().id)).collect::<Vec<_>>().join(", ");
+    let known = if known.is_empty() { "No model is served.".to_owned() } else { format!("Served: {known}.") };
+    let shown: String = name.chars().take(120).collect();
+    let message = if shown.is_empty() {
+        format!("No model for this route. {known}")
+    } else {
+        format!("The model `{shown}` does not exist on this server. {known}")
+    };
+    Error::new(ErrorKind::ModelNotFound, message).with_param("model")
+}
+
+fn wrong_kind(name: &str, needed: ModelKind) -> Error {
+    let message = match needed {
+        ModelKind::Chat => format!("`{name}` is an embedding model; it serves /v1/embeddings."),
+        ModelKind::Embedding => format!("`{name}` is a chat model; /v1/embeddings needs an embedding model."),
+    };
+    Error::invalid("model", message).with_code("model_not_supported")
+}

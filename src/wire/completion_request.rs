@@ -1,0 +1,143 @@
+//! The body of `POST /v1/completions`.
+
+use serde_json::Value;
+
+use super::{
+    Envelope, Parsed,
+    fields::{Fields, bad_value, token_ids, wrong_type},
+    generation::{Common, TOP_LOGPROBS_MAX},
+    policy,
+};
+use crate::{
+    domain::{GenerateRequest, Prompt},
+    error::Result,
+};
+
+/// Most prompts in one request: each is a request to the engine.
+pub const PROMPTS_MAX: usize = 128;
+/// OpenAI's default, which load generators and old clients rely on.
+pub const MAX_TOKENS_DEFAULT: usize = 16;
+
+/// What one completion request asks for.
+#[derive(Debug)]
+pub struct CompletionRequest {
+    pub model: Option<String>,
+    pub stream: bool,
+    pub include_usage: bool,
+    pub return_token_ids: bool,
+    /// One generation per prompt, in the order of the prompts; choices are numbered through.
+    pub generations: Vec<GenerateRequest>,
+}
+
+impl CompletionRequest {
+    pub fn read(body: Value, envelope: &Envelope) -> Result<Parsed<Self>> {
+        let mut fields = Fields::body(body)?;
+        let prompt = fields.required("prompt")?;
+        let prompts = read_prompts(prompt)?;
+        // `best_of` equal to `n` is what happens anyway; the policy table refuses the rest.
+        if fields.peek("best_of").is_some() && fields.peek("best_of") == fields.peek("n") {
+            fields.take("best_of");
+        }
+        let common = Common::read(&mut fields, envelope)?;
+        let logprobs = read_logprobs(&mut fields)?;
+        let echo = fields.boolean("echo")?.unwrap_or(false);
+        let ignored = policy::apply(fields.rest(), &[policy::GENERATION, policy::COMPLETION], envelope.strict)?;
+        let generation = GenerateRequest {
+            request_id: envelope.request_id.clone(),
+            model: String::new(),
+            prompt: Prompt::Tokens(Vec::new()),
+            sampling: common.sampling,
+            max_tokens: Some(common.max_tokens.unwrap_or(MAX_TOKENS_DEFAULT)),
+            min_tokens: common.min_tokens,
+            stop: common.stop,
+            stop_token_ids: common.stop_token_ids,
+            ignore_eos: common.ignore_eos,
+            n: common.n,
+            logprobs,
+            echo,
+            return_token_ids: common.return_token_ids,
+            constraint: common.constraint,
+            caller: envelope.caller.clone(),
+            deadline: common.deadline,
+        };
+        let generations =
+            prompts.into_iter().map(|prompt| GenerateRequest { prompt, ..generation.clone() }).collect::<Vec<_>>();
+        let request = Self {
+            model: common.model,
+            stream: common.stream,
+            include_usage: common.include_usage,
+            return_token_ids: common.return_token_ids,
+            generations,
+        };
+        Ok(Parsed { request, ignored })
+    }
+}
+
+/// The legacy field: a number of alternatives. `true` and `false` are what chat clients send by mistake.
+fn read_logprobs(fields: &mut Fields) -> Result<Option<usize>> {
+    Ok(fields.integer("logprobs", 0, TOP_LOGPROBS_MAX)?.and_then(|top| usize::try_from(top).ok()))
+}
+
+fn read_prompts(prompt: Value) -> Result<Vec<Prompt>> {
+    let items = match prompt {
+        Value::String(text) => return Ok(vec![Prompt::Text(text)]),
+        Value::Array(items) => items,
+        other => return Err(wrong_type("prompt", "a string, an array of strings or token ids", &other)),
+    };
+    match items.first() {
+        None => return Err(bad_value("prompt", "`prompt` must not be an empty array.")),
+        Some(Value::Number(_)) => return Ok(vec![Prompt::Tokens(token_ids(items, "prompt")?)]),
+        Some(_) => {}
+    }
+    if items.len() > PROMPTS_MAX {
+        return Err(bad_value(
+            "prompt",
+            format!("`prompt` must have at most {PROMPTS_MAX} prompts, but has {}.", items.len()),
+        ));
+    }
+    items
+        .into_iter()
+        .enumerate()
+        .map(|(index, item)| {
+            let place = format!("prompt[{index}]");
+            match item {
+                Value::String(text) => Ok(Prompt::Text(text)),
+                Value::Array(ids) if ids.is_empty() => {
+                    Err(bad_value(place, "A prompt of token ids must not be empty."))
+                }
+                Value::Array(ids) => Ok(Prompt::Tokens(token_ids(ids, &place)?)),
+                other => Err(wrong_type(&place, "a string or an array of token ids", &other)),
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn read(body: Value) -> Result<CompletionRequest> {
+        let envelope = Envelope { request_id: "r".to_owned(), caller: "c".to_owned(), deadline: None, strict: false };
+        Ok(CompletionRequest::read(body, &envelope)?.request)
+    }
+
+    #[test]
+    fn four_forms_of_prompt() {
+        let forms = [json!("a"), json!(["a", "b"]), json!([1, 2]), json!([[1], [2, 3], [4]])];
+        let counts: Vec<_> =
+            forms.into_iter().map(|prompt| read(json!({"prompt": prompt})).unwrap().generations.len()).collect();
+        assert_eq!(counts, [1, 2, 1, 3]);
+        assert_eq!(read(json!({"prompt": [[1], []]})).unwrap_err().param(), Some("prompt[1]"));
+        assert_eq!(read(json!({"prompt": [1, "a"]})).unwrap_err().param(), Some("prompt[1]"));
+    }
+
+    #[test]
+    fn best_of_is_accepted_where_it_changes_nothing() {
+        let request = read(json!({"prompt": "a", "n": 2, "best_of": 2})).unwrap();
+        assert_eq!(request.generations[0].n, 2);
+        assert!(read(json!({"prompt": "a", "best_of": 1})).is_ok());
+        assert_eq!(read(json!({"prompt": "a", "best_of": 3})).unwrap_err().param(), Some("best_of"));
+    }
+}

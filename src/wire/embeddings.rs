@@ -1,0 +1,169 @@
+//! `POST /v1/embeddings`: the body and the answer.
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+
+use super::{
+    Envelope, Parsed,
+    fields::{Fields, bad_value, shortened, token_ids, wrong_type},
+    generation, policy,
+};
+use crate::{
+    domain::{EmbedInput, EmbedInputType, EmbedRequest},
+    error::Result,
+};
+
+/// OpenAI's own bound.
+pub const INPUTS_MAX: usize = 2048;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EncodingFormat {
+    Float,
+    /// The vector's f32 values, little-endian, in base64: what SDKs ask for unasked.
+    Base64,
+}
+
+/// What one embeddings request asks for.
+#[derive(Debug)]
+pub struct EmbeddingsRequest {
+    pub model: Option<String>,
+    pub encoding_format: EncodingFormat,
+    /// `request.model` is empty until the service has resolved it.
+    pub request: EmbedRequest,
+}
+
+impl EmbeddingsRequest {
+    pub fn read(body: Value, envelope: &Envelope) -> Result<Parsed<Self>> {
+        let mut fields = Fields::body(body)?;
+        let inputs = read_inputs(fields.required("input")?)?;
+        let model = fields.string("model")?;
+        let encoding_format = match fields.string("encoding_format")?.as_deref() {
+            None | Some("float") => EncodingFormat::Float,
+            Some("base64") => EncodingFormat::Base64,
+            Some(other) => {
+                return Err(bad_value(
+                    "encoding_format",
+                    format!(
+                        "`encoding_format` must be `float` or `base64`, but is {}.",
+                        shortened(&Value::String(other.to_owned()))
+                    ),
+                ));
+            }
+        };
+        let input_type = match fields.string("input_type")?.as_deref() {
+            None | Some("plain") => EmbedInputType::Plain,
+            Some("query") => EmbedInputType::Query,
+            Some("passage" | "document") => EmbedInputType::Passage,
+            Some(other) => {
+                return Err(bad_value(
+                    "input_type",
+                    format!(
+                        "`input_type` must be `query`, `passage` or `plain`, but is {}.",
+                        shortened(&Value::String(other.to_owned()))
+                    ),
+                ));
+            }
+        };
+        let request = EmbedRequest {
+            request_id: envelope.request_id.clone(),
+            model: String::new(),
+            inputs,
+            input_type,
+            dimensions: fields.count("dimensions", 1)?,
+            truncate: fields.boolean("truncate")?.unwrap_or(false),
+            caller: envelope.caller.clone(),
+            deadline: generation::read_deadline(&mut fields, envelope)?,
+        };
+        let ignored = policy::apply(fields.rest(), &[policy::EMBEDDINGS], envelope.strict)?;
+        Ok(Parsed { request: Self { model, encoding_format, request }, ignored })
+    }
+}
+
+fn read_inputs(input: Value) -> Result<Vec<EmbedInput>> {
+    let items = match input {
+        Value::String(text) => return Ok(vec![EmbedInput::Text(text)]),
+        Value::Array(items) => items,
+        other => return Err(wrong_type("input", "a string, an array of strings or token ids", &other)),
+    };
+    match items.first() {
+        None => return Err(bad_value("input", "`input` must not be an empty array.")),
+        Some(Value::Number(_)) => return Ok(vec![EmbedInput::Tokens(token_ids(items, "input")?)]),
+        Some(_) => {}
+    }
+    if items.len() > INPUTS_MAX {
+        return Err(bad_value(
+            "input",
+            format!("`input` must have at most {INPUTS_MAX} entries, but has {}. Send several requests.", items.len()),
+        ));
+    }
+    items
+        .into_iter()
+        .enumerate()
+        .map(|(index, item)| {
+            let place = format!("input[{index}]");
+            match item {
+                Value::String(text) => Ok(EmbedInput::Text(text)),
+                Value::Array(ids) if ids.is_empty() => {
+                    Err(bad_value(place, "An input of token ids must not be empty."))
+                }
+                Value::Array(ids) => Ok(EmbedInput::Tokens(token_ids(ids, &place)?)),
+                other => Err(wrong_type(&place, "a string or an array of token ids", &other)),
+            }
+        })
+        .collect()
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct EmbeddingList {
+    #[schema(value_type = String, example = "list")]
+    pub object: &'static str,
+    /// In the order of the inputs.
+    pub data: Vec<Embedding>,
+    pub model: String,
+    pub usage: EmbeddingUsage,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Embedding {
+    #[schema(value_type = String, example = "embedding")]
+    pub object: &'static str,
+    pub index: usize,
+    pub embedding: EmbeddingValues,
+}
+
+/// Numbers, or with `encoding_format` `base64` the same as little-endian f32 in base64.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+pub enum EmbeddingValues {
+    Float(Vec<f32>),
+    Base64(String),
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct EmbeddingUsage {
+    pub prompt_tokens: usize,
+    pub total_tokens: usize,
+}
+
+impl EmbeddingList {
+    pub fn new(embeddings: Vec<Vec<f32>>, format: EncodingFormat, model: String, prompt_tokens: usize) -> Self {
+        let data = embeddings
+            .into_iter()
+            .enumerate()
+            .map(|(index, vector)| Embedding {
+                object: "embedding",
+                index,
+                embedding: match format {
+                    EncodingFormat::Float => EmbeddingValues::Float(vector),
+                    EncodingFormat::Base64 => {
+                        let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
+                        EmbeddingValues::Base64(BASE64_STANDARD.encode(bytes))
+                    }
+                },
+            })
+            .collect();
+        Self { object: "list", data, model, usage: EmbeddingUsage { prompt_tokens, total_tokens: prompt_tokens } }
+    }
+}

@@ -1,0 +1,164 @@
+//! The fields that `/v1/chat/completions` and `/v1/completions` share: sampling, limits, stop conditions.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::{
+    Envelope, constraint,
+    fields::{Fields, bad_value, wrong_type},
+};
+use crate::{
+    domain::{Constraint, SamplingParams},
+    error::Result,
+};
+
+/// OpenAI takes 4; more cost little, and agents use them.
+pub const STOP_STRINGS_MAX: usize = 16;
+/// OpenAI's own bound on `n`.
+pub const CHOICES_MAX: i64 = 128;
+pub const TOP_LOGPROBS_MAX: i64 = 20;
+
+/// What both generation routes read the same way.
+#[derive(Debug)]
+pub(super) struct Common {
+    pub model: Option<String>,
+    pub stream: bool,
+    pub include_usage: bool,
+    pub sampling: SamplingParams,
+    pub n: usize,
+    pub max_tokens: Option<usize>,
+    pub min_tokens: usize,
+    pub stop: Vec<String>,
+    pub stop_token_ids: Vec<u32>,
+    pub ignore_eos: bool,
+    pub return_token_ids: bool,
+    pub constraint: Option<Constraint>,
+    pub deadline: Option<Instant>,
+}
+
+impl Common {
+    pub(super) fn read(fields: &mut Fields, envelope: &Envelope) -> Result<Self> {
+        let model = fields.string("model")?;
+        let stream = fields.boolean("stream")?.unwrap_or(false);
+        let include_usage = match fields.nested("stream_options")? {
+            Some(mut options) => options.boolean("include_usage")?.unwrap_or(false),
+            None => false,
+        };
+        let n = fields.integer("n", 1, CHOICES_MAX)?.map_or(1, |n| usize::try_from(n).unwrap_or(1));
+        let sampling = read_sampling(fields)?;
+        let newest = fields.count("max_completion_tokens", 0)?;
+        let usual = fields.count("max_tokens", 0)?;
+        let native = fields.count("n_predict", 0)?;
+        let max_tokens = newest.or(usual).or(native);
+        let min_tokens = fields.count("min_tokens", 0)?.unwrap_or(0);
+        if let Some(max_tokens) = max_tokens
+            && min_tokens > max_tokens
+        {
+            return Err(bad_value(
+                fields.path("min_tokens"),
+                format!("`min_tokens` ({min_tokens}) must not be above `max_tokens` ({max_tokens})."),
+            ));
+        }
+        let return_token_ids = fields.boolean("return_token_ids")?;
+        let return_tokens = fields.boolean("return_tokens")?;
+        Ok(Self {
+            model,
+            stream,
+            include_usage,
+            sampling,
+            n,
+            max_tokens,
+            min_tokens,
+            stop: read_stop(fields)?,
+            stop_token_ids: fields.token_ids("stop_token_ids")?.unwrap_or_default(),
+            ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
+            return_token_ids: return_token_ids.or(return_tokens).unwrap_or(false),
+            constraint: constraint::read(fields)?,
+            deadline: read_deadline(fields, envelope)?,
+        })
+    }
+}
+
+fn read_sampling(fields: &mut Fields) -> Result<SamplingParams> {
+    let default = SamplingParams::default();
+    let positive = f64::from(f32::MIN_POSITIVE);
+    let repetition = fields.float("repetition_penalty", positive, 100.0)?;
+    let repeat = fields.float("repeat_penalty", positive, 100.0)?;
+    Ok(SamplingParams {
+        temperature: fields.float("temperature", 0.0, 2.0)?.unwrap_or(default.temperature),
+        top_k: fields
+            .integer("top_k", -1, i64::from(i32::MAX))?
+            .map_or(default.top_k, |k| usize::try_from(k).unwrap_or(0)),
+        top_p: fields.float("top_p", 0.0, 1.0)?.unwrap_or(default.top_p),
+        min_p: fields.float("min_p", 0.0, 1.0)?.unwrap_or(default.min_p),
+        typical_p: fields.float("typical_p", 0.0, 1.0)?.unwrap_or(default.typical_p),
+        repetition_penalty: repetition.or(repeat).unwrap_or(default.repetition_penalty),
+        frequency_penalty: fields.float("frequency_penalty", -2.0, 2.0)?.unwrap_or(default.frequency_penalty),
+        presence_penalty: fields.float("presence_penalty", -2.0, 2.0)?.unwrap_or(default.presence_penalty),
+        logit_bias: read_logit_bias(fields)?,
+        seed: fields.integer("seed", i64::MIN, i64::MAX)?,
+    })
+}
+
+fn read_logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>> {
+    let path = fields.path("logit_bias");
+    let Some(map) = fields.map("logit_bias")? else { return Ok(Vec::new()) };
+    map.into_iter()
+        .map(|(key, value)| {
+            let id =
+                key.parse::<u32>().ok().filter(|_| key.bytes().all(|byte| byte.is_ascii_digit())).ok_or_else(|| {
+                    let shown: String = key.chars().take(40).collect();
+                    bad_value(path.as_str(), format!("A key of `{path}` must be a token id, but one is \"{shown}\"."))
+                })?;
+            let place = format!("{path}.{id}");
+            let bias = value.as_f64().ok_or_else(|| wrong_type(&place, "a number", &value))?;
+            if !(-100.0..=100.0).contains(&bias) {
+                return Err(bad_value(
+                    place.clone(),
+                    format!("`{place}` must be between -100 and 100, but is {value}."),
+                ));
+            }
+            #[expect(clippy::cast_possible_truncation, reason = "precision only: the range was checked")]
+            Ok((id, bias as f32))
+        })
+        .collect()
+}
+
+fn read_stop(fields: &mut Fields) -> Result<Vec<String>> {
+    let path = fields.path("stop");
+    let items = match fields.take("stop") {
+        None => return Ok(Vec::new()),
+        Some(Value::Array(items)) => items,
+        Some(single @ Value::String(_)) => vec![single],
+        Some(other) => return Err(wrong_type(&path, "a string or an array of strings", &other)),
+    };
+    if items.len() > STOP_STRINGS_MAX {
+        return Err(bad_value(
+            path.clone(),
+            format!("`{path}` must have at most {STOP_STRINGS_MAX} strings, but has {}.", items.len()),
+        ));
+    }
+    items
+        .into_iter()
+        .enumerate()
+        .map(|(index, item)| match item {
+            Value::String(text) if !text.is_empty() => Ok(text),
+            Value::String(_) => Err(bad_value(format!("{path}[{index}]"), "A stop string must not be empty.")),
+            other => Err(wrong_type(&format!("{path}[{index}]"), "a string", &other)),
+        })
+        .collect()
+}
+
+/// The earlier of the server's deadline and the body's `timeout`.
+pub(super) fn read_deadline(fields: &mut Fields, envelope: &Envelope) -> Result<Option<Instant>> {
+    // A year: longer waits are the same as none, and the clock's arithmetic stays in range.
+    const SECONDS_MAX: f64 = 31_536_000.0;
+    let path = fields.path("timeout");
+    let Some(seconds) = fields.number("timeout", f64::MIN, f64::MAX)? else { return Ok(envelope.deadline) };
+    if seconds <= 0.0 {
+        return Err(bad_value(path.clone(), format!("`{path}` must be above 0 seconds, but is {seconds}.")));
+    }
+    let asked = Instant::now() + Duration::from_secs_f64(seconds.min(SECONDS_MAX));
+    Ok(Some(envelope.deadline.map_or(asked, |deadline| deadline.min(asked))))
+}

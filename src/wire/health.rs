@@ -1,0 +1,59 @@
+//! What the health routes say.
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// `GET /health`.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct HealthSummary {
+    #[schema(value_type = String, example = "ok")]
+    pub status: &'static str,
+    #[schema(required = true)]
+    pub model: Option<String>,
+    #[schema(required = true)]
+    pub embedding_model: Option<String>,
+}
+
+/// `GET /health/live`: the process answers.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Liveness {
+    #[schema(value_type = String, example = "ok")]
+    pub status: &'static str,
+}
+
+/// `GET /health/deep`.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct DeepHealth {
+    /// `ok`, `loading`, `failed`, `draining` or `stalled`.
+    #[schema(value_type = String, example = "ok")]
+    pub status: &'static str,
+    /// What is wrong, if anything is.
+    #[schema(required = true)]
+    pub reason: Option<String>,
+    pub version: String,
+    pub uptime_seconds: f64,
+    #[schema(required = true)]
+    pub model: Option<String>,
+    #[schema(required = true)]
+    pub embedding_model: Option<String>,
+    pub device: DeviceHealth,
+    #[schema(required = true)]
+    pub engine: Option<EngineHealth>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct DeviceHealth {
+    /// As configured: `auto`, `cpu`, `cuda` or `metal`.
+    pub asked: String,
+    pub in_use: String,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct EngineHealth {
+    /// Time since the engine's loop last came round.
+    pub heartbeat_age_ms: f64,
+    pub running: usize,
+    pub waiting: usize,
+    pub kv_blocks_total: usize,
+    pub kv_blocks_used: usize,
+}

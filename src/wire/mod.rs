@@ -1,0 +1,48 @@
+//! The JSON contracts: what a body may say, and what an answer looks like. Serde only.
+//!
+//! Tolerant in, exact out. A request is read field by field from a JSON object, because the contract asks
+//! for what a derived reader cannot give: `null` means absent everywhere, an error names the path of the
+//! field (`messages[2].role`), and each field has a policy (honoured, ignored, refused) that the caller can
+//! rely on. [`policy`] is the one table of those; the OpenAPI document and `docs/API.md` are made from it.
+//! An answer is a struct whose nullable fields are always written.
+//!
+//! Nothing here knows of HTTP or runs a model: readers produce the words of [`crate::domain`], writers
+//! consume them.
+
+pub mod chat_request;
+pub mod chat_response;
+pub mod completion_request;
+pub mod completion_response;
+pub mod constraint;
+pub mod embeddings;
+pub mod error;
+pub mod fields;
+pub mod generation;
+pub mod health;
+pub mod messages;
+pub mod models;
+pub mod policy;
+pub mod tokens;
+pub mod tools;
+pub mod usage;
+
+use std::time::Instant;
+
+/// What the transport knows about a request and its body does not say.
+#[derive(Clone, Debug)]
+pub struct Envelope {
+    pub request_id: String,
+    /// Whose turn it is in the fair queue: a key's fingerprint, or the peer's address.
+    pub caller: String,
+    /// The server's own bound on how long this request may take; a body's `timeout` can only shorten it.
+    pub deadline: Option<Instant>,
+    /// Refuse what would otherwise be accepted and ignored.
+    pub strict: bool,
+}
+
+/// A request as read, with the names of the fields that were accepted and have no effect.
+#[derive(Debug)]
+pub struct Parsed<T> {
+    pub request: T,
+    pub ignored: Vec<String>,
+}

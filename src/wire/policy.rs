@@ -1,0 +1,352 @@
+//! What becomes of each field of a request: honoured, accepted without effect, or refused by name.
+//!
+//! A field that would change the text and is not honoured is a 400 that names it; silence would give
+//! another answer than was asked for. A field that changes nothing (`user`, `store`) is accepted, because
+//! SDKs send it unasked. A field that nobody knows is accepted too, because SDKs grow fields; it is named
+//! in the `x-hearth-ignored` header. Strict mode refuses everything that has no effect.
+//!
+//! The tables are data, so that the OpenAPI document and `docs/API.md` say what the code does.
+
+use serde_json::{Map, Value};
+
+use crate::error::{Error, ErrorKind, Result};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Policy {
+    /// Read by the reader of its request.
+    Honoured,
+    /// Accepted, changes nothing.
+    Ignored,
+    /// A 400, except for these JSON values, which ask for what happens anyway.
+    Refused { harmless: &'static [&'static str] },
+}
+
+/// One field of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct FieldPolicy {
+    pub name: &'static str,
+    pub policy: Policy,
+    /// JSON Schema of an accepted value, as text; `null` is accepted besides.
+    pub schema: &'static str,
+    /// Honoured: what it does. Otherwise: why it has no effect, or what to use instead.
+    pub note: &'static str,
+}
+
+const fn honoured(name: &'static str, schema: &'static str, note: &'static str) -> FieldPolicy {
+    FieldPolicy { name, policy: Policy::Honoured, schema, note }
+}
+
+const fn ignored(name: &'static str, note: &'static str) -> FieldPolicy {
+    FieldPolicy { name, policy: Policy::Ignored, schema: "{}", note }
+}
+
+const fn refused(name: &'static str, harmless: &'static [&'static str], note: &'static str) -> FieldPolicy {
+    FieldPolicy { name, policy: Policy::Refused { harmless }, schema: "{}", note }
+}
+
+const BOOLEAN: &str = r#"{"type":"boolean"}"#;
+const COUNT: &str = r#"{"type":"integer","minimum":0,"maximum":2147483647}"#;
+const TOKEN_IDS: &str = r#"{"type":"array","items":{"type":"integer","minimum":0,"maximum":4294967295}}"#;
+const PENALTY: &str = r#"{"type":"number","minimum":-2,"maximum":2}"#;
+const FRACTION: &str = r#"{"type":"number","minimum":0,"maximum":1}"#;
+const STRING: &str = r#"{"type":"string"}"#;
+
+/// Fields that `/v1/chat/completions` and `/v1/completions` have in common.
+pub const GENERATION: &[FieldPolicy] = &[
+    honoured("model", STRING, "A served model or one of its aliases."),
+    honoured("stream", BOOLEAN, "Answer as server-sent events."),
+    honoured(
+        "stream_options",
+        r#"{"type":"object","properties":{"include_usage":{"type":["boolean","null"]}}}"#,
+        "`include_usage` adds a last chunk with the usage; `include_obfuscation` changes nothing.",
+    ),
+    honoured("n", r#"{"type":"integer","minimum":1,"maximum":128}"#, "Choices per prompt."),
+    honoured("temperature", r#"{"type":"number","minimum":0,"maximum":2}"#, "0 is greedy. Default 1."),
+    honoured("top_p", FRACTION, "Nucleus sampling. Default 1, off."),
+    honoured("top_k", r#"{"type":"integer","minimum":-1,"maximum":2147483647}"#, "0 and -1 keep all."),
+    honoured("min_p", FRACTION, "Drop tokens below this share of the likeliest. Default 0, off."),
+    honoured("typical_p", FRACTION, "Locally typical sampling. Default 1, off."),
+    honoured(
+        "repetition_penalty",
+        r#"{"type":"number","exclusiveMinimum":0,"maximum":100}"#,
+        "Over prompt and answer. Default 1, off.",
+    ),
+    honoured(
+        "repeat_penalty",
+        r#"{"type":"number","exclusiveMinimum":0,"maximum":100}"#,
+        "llama-server's name for `repetition_penalty`.",
+    ),
+    honoured("frequency_penalty", PENALTY, "Per occurrence in the answer. Default 0."),
+    honoured("presence_penalty", PENALTY, "Once per token that occurs in the answer. Default 0."),
+    honoured(
+        "logit_bias",
+        r#"{"type":"object","propertyNames":{"pattern":"^[0-9]{1,9}$"},"additionalProperties":{"type":"number","minimum":-100,"maximum":100}}"#,
+        "Token ids of the served model, -100 to 100.",
+    ),
+    honoured(
+        "seed",
+        r#"{"type":"integer","minimum":-9223372036854775808,"maximum":9223372036854775807}"#,
+        "The same seed gives the same text, whatever else the server does meanwhile.",
+    ),
+    honoured(
+        "stop",
+        r#"{"anyOf":[{"type":"string","minLength":1},{"type":"array","maxItems":16,"items":{"type":"string","minLength":1}}]}"#,
+        "Up to 16 strings; the one that ends the text is not part of it.",
+    ),
+    honoured("stop_token_ids", TOKEN_IDS, "Token ids that end the text."),
+    honoured("min_tokens", COUNT, "Nothing ends the text before this many tokens."),
+    honoured("ignore_eos", BOOLEAN, "Go on past end-of-text tokens."),
+    honoured(
+        "max_tokens",
+        COUNT,
+        "Most tokens to generate. Default: to the end of the context; 16 for `/v1/completions`.",
+    ),
+    honoured("n_predict", COUNT, "llama-server's name for `max_tokens`."),
+    honoured("return_token_ids", BOOLEAN, "Report token ids in each choice and in `logprobs`."),
+    honoured("return_tokens", BOOLEAN, "llama-server's name for `return_token_ids`."),
+    honoured(
+        "response_format",
+        r#"{"type":"object","required":["type"],"properties":{"type":{"enum":["text","json_object","json_schema"]},"json_schema":{"type":"object"},"schema":{"type":"object"}}}"#,
+        "`json_object` and `json_schema` are enforced by a grammar.",
+    ),
+    honoured("json_schema", r#"{"type":"object"}"#, "llama-server's short form of `response_format`."),
+    honoured("guided_json", r#"{"type":["object","string"]}"#, "vLLM's form of a JSON schema."),
+    honoured("guided_regex", STRING, "The whole answer matches this regular expression."),
+    honoured(
+        "guided_choice",
+        r#"{"type":"array","minItems":1,"items":{"type":"string"}}"#,
+        "The answer is one of these strings.",
+    ),
+    honoured(
+        "structured_outputs",
+        r#"{"type":"object"}"#,
+        "vLLM's newer form: one of `json`, `regex`, `choice`, `json_object`.",
+    ),
+    honoured(
+        "grammar",
+        r#"{"type":"object","required":["type","value"],"properties":{"type":{"enum":["regex","lark","json_schema"]}}}"#,
+        "`{\"type\": \"regex\" | \"lark\" | \"json_schema\", \"value\": ...}`. A GBNF string is refused.",
+    ),
+    honoured(
+        "timeout",
+        r#"{"type":"number","exclusiveMinimum":0}"#,
+        "Seconds after which the server ends the request.",
+    ),
+    ignored("user", "No account is kept per end user."),
+    ignored("store", "Nothing is stored."),
+    ignored("metadata", "Nothing is stored."),
+    ignored("service_tier", "There is one tier."),
+    ignored("safety_identifier", "Nothing is reported to anyone."),
+    ignored("prompt_cache_key", "The prefix cache finds shared prefixes by itself."),
+    ignored("prompt_cache_retention", "The prefix cache evicts by need."),
+    ignored("cache_prompt", "The prefix cache is always used; it does not change the text."),
+    ignored("cache_salt", "The prefix cache does not change the text."),
+    ignored("priority", "Callers share the engine evenly."),
+    ignored("id_slot", "There are no fixed slots."),
+    ignored("timings_per_token", "`timings` stands in the last chunk."),
+    ignored("return_progress", "Progress is not reported; keep-alive comments are."),
+    refused("best_of", &["1"], "Ask for `n` choices and take the best of them."),
+    refused("use_beam_search", &["false"], "Sampling is the only search."),
+    refused("length_penalty", &["1", "1.0"], "It belongs to beam search."),
+    refused("early_stopping", &["false"], "It belongs to beam search."),
+    refused("mirostat", &["0"], "Use `temperature`, `top_p` or `min_p`."),
+    refused("dry_multiplier", &["0", "0.0"], "Use `repetition_penalty` or `frequency_penalty`."),
+    refused("xtc_probability", &["0", "0.0"], "Not implemented."),
+    refused("dynatemp_range", &["0", "0.0"], "Not implemented."),
+    refused("top_n_sigma", &["-1", "-1.0", "0", "0.0"], "Use `min_p`."),
+    refused("top_a", &["0", "0.0"], "Use `min_p`."),
+    refused("tfs_z", &["1", "1.0"], "Use `typical_p`."),
+    refused("samplers", &[], "The order of the samplers is fixed."),
+    refused("repeat_last_n", &["-1"], "Penalties look at the whole text."),
+    refused("bad_words", &["[]"], "Use `logit_bias`."),
+    refused("allowed_token_ids", &[], "Use `logit_bias` or `grammar`."),
+    refused("logits_processors", &["[]"], "Code from a request is not run."),
+    refused("vllm_xargs", &["{}"], "Not implemented."),
+    refused("prompt_logprobs", &["0", "false"], "Use `echo` with `logprobs` on /v1/completions."),
+    refused("truncate_prompt_tokens", &["-1"], "A prompt is never cut; shorten it."),
+    refused("include_stop_str_in_output", &["false"], "Append the stop string yourself."),
+    refused("skip_special_tokens", &["true"], "Use `return_token_ids` and /detokenize."),
+    refused("spaces_between_special_tokens", &["true"], "Not implemented."),
+    refused("guided_grammar", &[], "Use `grammar` with `type` `lark`."),
+    refused("lora", &["[]"], "No adapters are loaded."),
+    refused("lora_request", &[], "No adapters are loaded."),
+];
+
+/// Further fields of `/v1/chat/completions`.
+pub const CHAT: &[FieldPolicy] = &[
+    honoured(
+        "messages",
+        r##"{"type":"array","minItems":1,"items":{"$ref":"#/components/schemas/ChatMessage"}}"##,
+        "The conversation.",
+    ),
+    honoured("max_completion_tokens", COUNT, "The newer name of `max_tokens`; wins over it."),
+    honoured("logprobs", BOOLEAN, "Report each token's log-probability."),
+    honoured("top_logprobs", r#"{"type":"integer","minimum":0,"maximum":20}"#, "Needs `logprobs`."),
+    honoured(
+        "tools",
+        r##"{"type":"array","maxItems":128,"items":{"$ref":"#/components/schemas/Tool"}}"##,
+        "Functions that the model may call.",
+    ),
+    honoured(
+        "tool_choice",
+        r#"{"anyOf":[{"enum":["auto","none","required"]},{"type":"object","required":["type","function"],"properties":{"type":{"const":"function"},"function":{"type":"object","required":["name"],"properties":{"name":{"type":"string"}}}}}]}"#,
+        "`required` and a named function always yield a call that fits its schema.",
+    ),
+    honoured("parallel_tool_calls", BOOLEAN, "Whether one answer may hold several calls. Default true."),
+    honoured(
+        "chat_template_kwargs",
+        r#"{"type":"object"}"#,
+        "Further variables of the chat template, such as `enable_thinking`.",
+    ),
+    honoured(
+        "reasoning_effort",
+        r#"{"enum":["none","minimal","low","medium","high","xhigh"]}"#,
+        "Given to the chat template; `none` also sets `enable_thinking` to false.",
+    ),
+    honoured(
+        "add_generation_prompt",
+        BOOLEAN,
+        "End the prompt with the opening of the assistant's turn. Default true.",
+    ),
+    refused("modalities", &[r#"["text"]"#], "Text is the only modality."),
+    refused("audio", &[], "Text is the only modality."),
+    refused("web_search_options", &["{}"], "The server makes no outgoing connection for a request."),
+    refused("prediction", &[], "Not implemented."),
+    refused("verbosity", &[r#""medium""#], "Say in a message how long the answer should be."),
+    refused("functions", &["[]"], "Use `tools`."),
+    refused("function_call", &[r#""none""#, r#""auto""#], "Use `tool_choice`."),
+    refused("reasoning_format", &[r#""auto""#, r#""deepseek""#], "Thinking is always reported as `reasoning_content`."),
+    refused("continue_final_message", &["false"], "Render with /apply-template and use /v1/completions."),
+    refused("echo", &["false"], "Use /v1/completions."),
+    refused("chat_template", &[], "The template is the model's own; the server can be started with another."),
+    refused("documents", &["[]"], "Put the documents into a message."),
+    refused("mm_processor_kwargs", &["{}"], "Text is the only modality."),
+];
+
+/// Further fields of `/v1/completions`.
+pub const COMPLETION: &[FieldPolicy] = &[
+    honoured(
+        "prompt",
+        r#"{"anyOf":[{"type":"string"},{"type":"array","minItems":1,"maxItems":128,"items":{"type":"string"}},{"type":"array","minItems":1,"items":{"type":"integer","minimum":0}},{"type":"array","minItems":1,"maxItems":128,"items":{"type":"array","minItems":1,"items":{"type":"integer","minimum":0}}}]}"#,
+        "Text, several texts, token ids, or several of those.",
+    ),
+    honoured(
+        "logprobs",
+        r#"{"type":"integer","minimum":0,"maximum":20}"#,
+        "Report each token's log-probability and this many alternatives.",
+    ),
+    honoured("echo", BOOLEAN, "Prepend the prompt; with `logprobs`, score it too."),
+    refused("suffix", &[r#""""#], "Filling in the middle is not implemented."),
+];
+
+/// Fields of `/v1/embeddings`.
+pub const EMBEDDINGS: &[FieldPolicy] = &[
+    honoured("model", STRING, "A served embedding model or one of its aliases."),
+    honoured(
+        "input",
+        r#"{"anyOf":[{"type":"string"},{"type":"array","minItems":1,"maxItems":2048,"items":{"type":"string"}},{"type":"array","minItems":1,"items":{"type":"integer","minimum":0}},{"type":"array","minItems":1,"maxItems":2048,"items":{"type":"array","minItems":1,"items":{"type":"integer","minimum":0}}}]}"#,
+        "Text, several texts, token ids, or several of those; at most 2048.",
+    ),
+    honoured(
+        "encoding_format",
+        r#"{"enum":["float","base64"]}"#,
+        "`base64` is the little-endian f32 array. Default `float`.",
+    ),
+    honoured(
+        "dimensions",
+        r#"{"type":"integer","minimum":1,"maximum":2147483647}"#,
+        "Keep this many leading dimensions, renormalized.",
+    ),
+    honoured(
+        "input_type",
+        r#"{"enum":["plain","query","passage","document"]}"#,
+        "Adds the model's own prefix for queries or passages.",
+    ),
+    honoured("truncate", BOOLEAN, "Cut a text that is too long instead of refusing it."),
+    honoured(
+        "timeout",
+        r#"{"type":"number","exclusiveMinimum":0}"#,
+        "Seconds after which the server ends the request.",
+    ),
+    ignored("user", "No account is kept per end user."),
+    ignored("priority", "Callers share the engine evenly."),
+    refused("truncate_prompt_tokens", &["-1"], "Use `truncate`."),
+    refused("normalize", &["true"], "The model's own files decide."),
+    refused("embd_normalize", &["2"], "The model's own files decide."),
+];
+
+/// Applies the tables to what no reader took; returns the names that have no effect.
+pub fn apply(rest: Map<String, Value>, tables: &[&[FieldPolicy]], strict: bool) -> Result<Vec<String>> {
+    let mut without_effect = Vec::new();
+    for (name, value) in rest {
+        let known = tables.iter().copied().flatten().find(|field| field.name == name);
+        match known.map(|field| (field.policy, field.note)) {
+            Some((Policy::Refused { harmless }, note)) => {
+                let is_harmless = harmless
+                    .iter()
+                    .any(|text| serde_json::from_str::<Value>(text).is_ok_and(|harmless| harmless == value));
+                if !is_harmless {
+                    return Err(unsupported(&name, &format!("`{name}` is not supported by this server. {note}")));
+                }
+            }
+            Some(_) if strict => {
+                return Err(unsupported(
+                    &name,
+                    &format!("`{name}` has no effect on this server, which is in strict mode."),
+                ));
+            }
+            None if strict => {
+                return Err(unsupported(
+                    &name,
+                    &format!("`{name}` is unknown to this server, which is in strict mode."),
+                ));
+            }
+            Some(_) | None => without_effect.push(name),
+        }
+    }
+    Ok(without_effect)
+}
+
+/// The error for a field that would change the answer and cannot be honoured.
+pub fn unsupported(param: &str, message: &str) -> Error {
+    Error::new(ErrorKind::InvalidRequest, message).with_param(param).with_code("unsupported_parameter")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn rest(value: Value) -> Map<String, Value> {
+        value.as_object().unwrap().clone()
+    }
+
+    #[test]
+    fn every_schema_and_harmless_value_is_json_and_no_name_stands_twice() {
+        for tables in [[GENERATION, CHAT], [GENERATION, COMPLETION], [EMBEDDINGS, &[]]] {
+            let mut names = Vec::new();
+            for field in tables.concat() {
+                serde_json::from_str::<Value>(field.schema).unwrap_or_else(|error| panic!("{}: {error}", field.name));
+                if let Policy::Refused { harmless } = field.policy {
+                    for text in harmless {
+                        serde_json::from_str::<Value>(text).unwrap_or_else(|error| panic!("{}: {error}", field.name));
+                    }
+                }
+                assert!(!names.contains(&field.name), "{} stands twice", field.name);
+                names.push(field.name);
+            }
+        }
+    }
+
+    #[test]
+    fn three_policies() {
+        let tables: &[&[FieldPolicy]] = &[GENERATION, CHAT];
+        let ignored = apply(rest(json!({"user": "u", "brand_new": 1, "modalities": ["text"]})), tables, false).unwrap();
+        assert_eq!(ignored, ["user", "brand_new"]);
+        let error = apply(rest(json!({"audio": {"voice": "x"}})), tables, false).unwrap_err();
+        assert_eq!((error.param(), error.code()), (Some("audio"), Some("unsupported_parameter")));
+        assert_eq!(apply(rest(json!({"user": "u"})), tables, true).unwrap_err().param(), Some("user"));
+        assert_eq!(apply(rest(json!({"brand_new": 1})), tables, true).unwrap_err().param(), Some("brand_new"));
+    }
+}
