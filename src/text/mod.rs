@@ -5,3 +5,4 @@
 
 pub mod chat_template;
 pub mod stop;
+pub mod tool_calls;

@@ -132,7 +132,13 @@ impl Bert {
         Ok(x)
     }
 
-    fn attention(&self, layer: &Layer, x: &Tensor, positions: &[u32], lengths: &[usize]) -> candle_core::Result<Tensor> {
+    fn attention(
+        &self,
+        layer: &Layer,
+        x: &Tensor,
+        positions: &[u32],
+        lengths: &[usize],
+    ) -> candle_core::Result<Tensor> {
         let projected = Linear::forward_shared(&[&layer.query, &layer.key, &layer.value], x)?;
         let per_head = (positions.len(), self.n_heads, self.head_dim);
         let [mut query, mut key, value] = <[Tensor; 3]>::try_from(projected)

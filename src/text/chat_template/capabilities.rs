@@ -16,6 +16,8 @@ pub struct Capabilities {
     pub tool_calls: bool,
     /// Content may be a list of parts.
     pub content_parts: bool,
+    /// Ids of calls must be nine letters and digits.
+    pub short_call_ids: bool,
     /// What becomes of a call's arguments when they are JSON text.
     pub text_arguments: TextArguments,
     /// The template has to do with thinking.
@@ -37,6 +39,7 @@ impl Default for Capabilities {
             system: true,
             tools: false,
             tool_calls: false,
+            short_call_ids: false,
             content_parts: false,
             text_arguments: TextArguments::QuotedTwice,
             reasoning: false,
@@ -56,14 +59,16 @@ pub(super) fn detect(template: &ChatTemplate) -> Capabilities {
         json!({"type": "function", "function": {"name": name, "description": "d",
             "parameters": {"type": "object", "properties": {"a": {"type": "string", "description": "d"}}, "required": ["a"]}}})
     };
-    let turns = |arguments: Value| {
+    // Nine letters and digits are what the strictest templates accept.
+    let turns_with_id = |id: &str, arguments: Value| {
         vec![
             user.clone(),
             json!({"role": "assistant", "content": "", "tool_calls": [
-                {"id": "call_123", "type": "function", "function": {"name": "f", "arguments": arguments}}]}),
-            json!({"role": "tool", "tool_call_id": "call_123", "name": "f", "content": "done"}),
+                {"id": id, "type": "function", "function": {"name": "f", "arguments": arguments}}]}),
+            json!({"role": "tool", "tool_call_id": id, "name": "f", "content": "done"}),
         ]
     };
+    let turns = |arguments: Value| turns_with_id("call12345", arguments);
     let with_text =
         template.render(&turns(Value::String(format!(r#"{{"a": "{NEEDLE}"}}"#))), &[tool("f")], true, &Map::new());
     let with_object = shows(turns(json!({"a": NEEDLE})), &[tool("f")]);
@@ -72,6 +77,7 @@ pub(super) fn detect(template: &ChatTemplate) -> Capabilities {
         system: shows(vec![json!({"role": "system", "content": NEEDLE}), user.clone()], &[]),
         tools: shows(vec![user.clone()], &[tool(NEEDLE)]),
         tool_calls: with_object || with_text.is_ok_and(|prompt| prompt.contains(NEEDLE)),
+        short_call_ids: with_object && !shows(turns_with_id("call_0123456789", json!({"a": NEEDLE})), &[tool("f")]),
         content_parts: shows(vec![json!({"role": "user", "content": [{"type": "text", "text": NEEDLE}]})], &[])
             && !renders_parts_as_data(template),
         text_arguments: if verbatim || !with_object { TextArguments::Verbatim } else { TextArguments::QuotedTwice },

@@ -155,10 +155,11 @@ impl ChatTemplate {
     }
 
     /// The prompt for a conversation as callers of the OpenAI contract write it, fitted to what this template
-    /// expects: see `messages`. This is what a server should call.
+    /// expects: see `messages`. Tools are left out under [`ToolChoice::None`](crate::domain::ToolChoice), and
+    /// described in a message where the template has no place for them. This is what a server should call.
     pub fn render_prompt(&self, prompt: &ChatPrompt) -> Result<String, TemplateError> {
-        let messages = messages::fitted(&prompt.messages, &self.capabilities);
-        self.render(&messages, &prompt.tools, prompt.add_generation_prompt, &prompt.template_kwargs)
+        let (messages, tools) = messages::fitted(prompt, &self.capabilities);
+        self.render(&messages, &tools, prompt.add_generation_prompt, &prompt.template_kwargs)
     }
 
     /// The prompt for exactly these messages and tools: what `transformers` renders for them.

@@ -124,3 +124,34 @@ fn conversations_are_fitted_to_what_the_template_shows() {
     let template = ChatTemplate::new(&verbatim, "", "").expect("compiles");
     assert_eq!(template.render_prompt(&prompt).expect("renders"), "one two<{\"a\":1}>");
 }
+
+#[test]
+fn ids_tools_and_calls_fit_strict_and_simple_templates() {
+    let strict = "{% for m in messages %}{% for c in m.tool_calls %}{% if c.id | length != 9 %}{{ raise_exception('id') }}\
+                  {% endif %}{{ c.id }}:{{ c.function.arguments | tojson }}{% endfor %}{{ m.tool_call_id }}{{ m.content }}|{% endfor %}\
+                  {% for t in tools or [] %}{{ t | tojson }}{% endfor %}";
+    let mut prompt = ChatPrompt {
+        messages: vec![
+            json!({"role": "user", "content": "Q"}),
+            json!({"role": "assistant", "content": null, "tool_calls": [
+                {"id": "call_abcdef", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}),
+            json!({"role": "tool", "tool_call_id": "call_abcdef", "content": "R"}),
+        ],
+        tools: vec![json!({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}})],
+        ..ChatPrompt::default()
+    };
+    let template = ChatTemplate::new(strict, "", "").expect("compiles");
+    assert!(template.capabilities().short_call_ids);
+    let text = template.render_prompt(&prompt).expect("renders");
+    let id = &blake3::hash(b"call_abcdef").to_hex()[..9];
+    assert!(text.starts_with(&format!("Q|{id}:{{}}|{id}R|")), "{text}");
+    prompt.tool_choice = crate::domain::ToolChoice::None;
+    assert!(!template.render_prompt(&prompt).expect("renders").contains("\"type\""));
+
+    prompt.tool_choice = crate::domain::ToolChoice::Auto;
+    let simple = ChatTemplate::builtin("gemma", "", "").expect("compiles");
+    let text = simple.render_prompt(&prompt).expect("renders");
+    for part in ["<tools>", "<tool_call>\n{\"name\": \"f\", \"arguments\": {}}", "<tool_response>\nR"] {
+        assert!(text.contains(part), "{text}");
+    }
+}
