@@ -2,6 +2,7 @@
 
 mod chat_templates;
 mod decoder_files;
+mod engine_decoder;
 mod gguf;
 mod logits;
 mod support;

@@ -1,0 +1,76 @@
+//! The engine over a real decoder: what a request gets does not depend on who else is running.
+//!
+//! Requests share prefixes, outnumber the running sequences and do not fit the cache together, so that chunked
+//! prefill, prefix reuse and preemption all happen; each must still get the tokens that it would get alone.
+
+use std::{path::PathBuf, sync::Arc};
+
+use candle_core::Device;
+use futures_util::StreamExt;
+use hearth::{
+    domain::SamplingParams,
+    engine::{DecoderModel, Engine, EngineConfig, SequenceRequest, TokenEvent},
+    kernels::kv::{BLOCK_TOKENS, KvType},
+    models::{decoder::Decoder, gguf::Gguf, kv_cache::KvCache},
+};
+
+fn decoder(family: &str) -> Arc<Decoder> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/logits/{family}.gguf"));
+    let gguf = Gguf::open(&path).expect("the fixture is a GGUF file");
+    Arc::new(Decoder::load(&gguf, &Device::Cpu).expect("the fixture's family is supported"))
+}
+
+fn engine(decoder: &Arc<Decoder>, num_blocks: usize) -> Engine {
+    let cache = KvCache::new(decoder.config(), num_blocks, KvType::F32, &Device::Cpu).expect("a small cache fits");
+    let config = EngineConfig {
+        num_blocks,
+        block_tokens: BLOCK_TOKENS,
+        max_running_sequences: 4,
+        max_batch_tokens: 24,
+        context_length: decoder.context_length(),
+        ..EngineConfig::default()
+    };
+    Engine::start(Box::new(DecoderModel::new(Arc::clone(decoder), cache)), config).expect("the limits are valid")
+}
+
+/// Prompts that begin alike and go apart at different places.
+fn prompts() -> Vec<Vec<u32>> {
+    (0..8u32)
+        .map(|index| (0..40 + 5 * index).map(|token| 3 + (token * 7 + (token / 33) * index) % 60).collect())
+        .collect()
+}
+
+async fn generate(engine: &Engine, prompt: Vec<u32>, seed: Option<i64>) -> Vec<u32> {
+    let mut request = SequenceRequest::new(prompt);
+    request.sampling =
+        SamplingParams { temperature: if seed.is_some() { 1.0 } else { 0.0 }, seed, ..Default::default() };
+    request.max_new_tokens = Some(30);
+    let mut stream = engine.submit(request).expect("there is room in the queue");
+    let mut tokens = Vec::new();
+    while let Some(event) = stream.next().await {
+        if let TokenEvent::Token { id, .. } = event.expect("no step fails") {
+            tokens.push(id);
+        }
+    }
+    tokens
+}
+
+#[tokio::test]
+async fn company_changes_no_text() {
+    for family in ["llama3", "qwen3", "gemma3"] {
+        let decoder = decoder(family);
+        for seed in [None, Some(7)] {
+            let roomy = engine(&decoder, 256);
+            let mut alone = Vec::new();
+            for prompt in prompts() {
+                alone.push(generate(&roomy, prompt, seed).await);
+            }
+            assert!(alone.iter().all(|tokens| tokens.len() == 30), "nothing ends early without end tokens");
+
+            // Ten blocks: two of the longer sequences do not fit together.
+            let tight = engine(&decoder, 10);
+            let together = prompts().into_iter().map(|prompt| generate(&tight, prompt, seed));
+            assert_eq!(futures_util::future::join_all(together).await, alone, "{family}, seed {seed:?}");
+        }
+    }
+}
