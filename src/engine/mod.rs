@@ -26,6 +26,7 @@ mod sampling;
 mod scheduler;
 mod sequence;
 pub mod stats;
+mod warpers;
 
 #[cfg(test)]
 mod mock_model;

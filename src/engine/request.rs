@@ -98,6 +98,7 @@ impl SequenceRequest {
                 "Token id {token} of logit_bias is outside the vocabulary of {vocab_size} tokens."
             )));
         }
+        self.validate_sampling()?;
         let prompt = self.prompt.len();
         let needed = prompt + usize::from(self.max_new_tokens != Some(0));
         if needed > config.context_length {
@@ -108,6 +109,27 @@ impl SequenceRequest {
             return Err(SubmitError::CacheTooSmall { prompt, cache_tokens: config.cache_tokens() });
         }
         Ok(())
+    }
+
+    /// Whatever the layers above have checked, a number that makes logits undefined does not get in.
+    fn validate_sampling(&self) -> Result<(), SubmitError> {
+        let params = &self.sampling;
+        let ranges = [
+            ("temperature", params.temperature, 0.0, f32::MAX),
+            ("top_p", params.top_p, 0.0, 1.0),
+            ("min_p", params.min_p, 0.0, 1.0),
+            ("typical_p", params.typical_p, 0.0, 1.0),
+            ("repetition_penalty", params.repetition_penalty, f32::MIN_POSITIVE, f32::MAX),
+            ("frequency_penalty", params.frequency_penalty, f32::MIN, f32::MAX),
+            ("presence_penalty", params.presence_penalty, f32::MIN, f32::MAX),
+        ];
+        let biases = params.logit_bias.iter().map(|(_, bias)| ("logit_bias", *bias, f32::MIN, f32::MAX));
+        match ranges.into_iter().chain(biases).find(|(_, value, low, high)| !(*low..=*high).contains(value)) {
+            Some((name, value, low, high)) => {
+                Err(SubmitError::Invalid(format!("{name} is {value}; it must be a number from {low} to {high}.")))
+            }
+            None => Ok(()),
+        }
     }
 }
 

@@ -10,9 +10,10 @@ use rayon::prelude::*;
 use super::{
     open_request::SampleResult,
     request::ScoredToken,
-    sampler::{SequenceSampler, log_softmax_of},
+    sampler::SequenceSampler,
     scheduler::{ScheduledSequence, ScheduledStep},
     sequence::SequenceId,
+    warpers::log_softmax_of,
 };
 use crate::{error::Error, models::batch::LogitsWanted};
 

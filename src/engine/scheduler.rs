@@ -407,3 +407,6 @@ impl Scheduler {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
