@@ -5,4 +5,6 @@ mod decoder_files;
 mod engine_decoder;
 mod gguf;
 mod logits;
+mod pull;
+mod store;
 mod support;

@@ -8,3 +8,6 @@ pub mod decoder;
 pub mod encoder;
 pub mod gguf;
 pub mod kv_cache;
+pub mod manifest;
+pub mod pull;
+pub mod store;

@@ -1,3 +1,4 @@
 //! What several areas of tests share.
 
+pub mod fake_hub;
 pub mod gguf_writer;

@@ -22,6 +22,7 @@ use bytes::Bytes;
 use memmap2::Mmap;
 
 use self::parse::{Header, TensorInfo};
+pub(crate) use self::split::{parse_name as split_name, part_name as split_part_name};
 pub use self::{
     error::GgufError,
     metadata::{Array, Metadata, Value},

@@ -1,0 +1,155 @@
+//! The hub's cache on disk, laid out as every program of the hub lays it out, so that a file is fetched once.
+//!
+//! `models--OWNER--NAME/` holds `blobs/ETAG` (the bytes), `snapshots/COMMIT/PATH` (links to them) and
+//! `refs/REVISION` (a commit). A download in progress is `blobs/ETAG.incomplete`.
+
+use std::{
+    fs::{self, File},
+    io,
+    path::{Component, Path, PathBuf},
+};
+
+/// One repository's part of the cache.
+#[derive(Clone, Debug)]
+pub(crate) struct RepositoryCache {
+    directory: PathBuf,
+    locks: PathBuf,
+}
+
+impl RepositoryCache {
+    pub(crate) fn new(cache: &Path, repository: &str) -> Self {
+        let name = format!("models--{}", repository.replace('/', "--"));
+        Self { directory: cache.join(&name), locks: cache.join(".locks").join(name) }
+    }
+
+    pub(crate) fn blob(&self, etag: &str) -> PathBuf {
+        self.directory.join("blobs").join(etag)
+    }
+
+    pub(crate) fn incomplete(&self, etag: &str) -> PathBuf {
+        self.directory.join("blobs").join(format!("{etag}.incomplete"))
+    }
+
+    pub(crate) fn snapshot(&self, commit: &str) -> PathBuf {
+        self.directory.join("snapshots").join(commit)
+    }
+
+    /// The commit that a revision meant when it was last fetched; a commit is its own revision.
+    pub(crate) fn commit(&self, revision: &str) -> Option<String> {
+        if self.snapshot(revision).is_dir() {
+            return Some(revision.to_owned());
+        }
+        let commit = fs::read_to_string(self.directory.join("refs").join(revision)).ok()?.trim().to_owned();
+        self.snapshot(&commit).is_dir().then_some(commit)
+    }
+
+    pub(crate) fn write_commit(&self, revision: &str, commit: &str) -> io::Result<()> {
+        if revision == commit {
+            return Ok(());
+        }
+        let path = self.directory.join("refs").join(revision);
+        create_parent(&path)?;
+        fs::write(path, commit)
+    }
+
+    /// Files of a snapshot whose bytes are there: paths within it.
+    pub(crate) fn files(&self, commit: &str) -> Vec<String> {
+        let root = self.snapshot(commit);
+        let mut files = Vec::new();
+        let mut directories = vec![root.clone()];
+        while let Some(directory) = directories.pop() {
+            for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+                let path = entry.path();
+                if path.is_dir() {
+                    directories.push(path);
+                } else if path.is_file()
+                    && let Some(name) = path.strip_prefix(&root).ok().and_then(Path::to_str)
+                {
+                    files.push(name.to_owned());
+                }
+            }
+        }
+        files.sort();
+        files
+    }
+
+    /// Puts a finished blob where programs look for it, and says where that is.
+    pub(crate) fn link(&self, commit: &str, path: &str, etag: &str) -> io::Result<PathBuf> {
+        let link = self.snapshot(commit).join(path);
+        create_parent(&link)?;
+        let up = "../".repeat(path.split('/').count() + 1);
+        replace_with_link(&PathBuf::from(format!("{up}blobs/{etag}")), &self.blob(etag), &link)?;
+        Ok(link)
+    }
+
+    /// Waits until no other process fetches this blob, and keeps others waiting until the file is dropped.
+    pub(crate) fn lock(&self, etag: &str) -> io::Result<File> {
+        let path = self.locks.join(format!("{etag}.lock"));
+        create_parent(&path)?;
+        let file = File::create(path)?;
+        file.lock()?;
+        Ok(file)
+    }
+}
+
+pub(crate) fn create_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), fs::create_dir_all)
+}
+
+/// Makes `link` point at `target` (relative to the link's directory, or absolute), whose path from here is `real`.
+/// Where the system has no symbolic links, the file gets a second name, or is copied.
+pub(crate) fn replace_with_link(target: &Path, real: &Path, link: &Path) -> io::Result<()> {
+    if fs::symlink_metadata(link).is_ok() {
+        fs::remove_file(link)?;
+    }
+    #[cfg(unix)]
+    {
+        let _ = real;
+        std::os::unix::fs::symlink(target, link)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = target;
+        fs::hard_link(real, link).or_else(|_| fs::copy(real, link).map(|_| ()))
+    }
+}
+
+/// Is this a path that stays below where it is put? The hub's answers are not trusted with more.
+pub(crate) fn is_plain_path(path: &str) -> bool {
+    !path.is_empty()
+        && !path.contains(['\\', '\0', ':'])
+        && Path::new(path).components().all(|component| matches!(component, Component::Normal(_)))
+        && path.split('/').all(|part| !part.is_empty() && part != "." && part != "..")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_that_climb_out_are_refused() {
+        for plain in ["model.gguf", "Q8_0/model-00001-of-00002.gguf", "1_Pooling/config.json"] {
+            assert!(is_plain_path(plain), "{plain}");
+        }
+        for climbing in ["", "/etc/passwd", "../x", "a/../../x", "a//b", "a/./b", "a\\..\\b", "C:/x", "a\0b"] {
+            assert!(!is_plain_path(climbing), "{climbing}");
+        }
+    }
+
+    #[test]
+    fn a_linked_blob_is_found_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let cache = RepositoryCache::new(directory.path(), "owner/name");
+        create_parent(&cache.blob("e1")).unwrap();
+        fs::write(cache.blob("e1"), b"weights").unwrap();
+        assert_eq!(cache.commit("main"), None);
+        for path in ["model.gguf", "sub/model.gguf"] {
+            let link = cache.link("c0ffee", path, "e1").unwrap();
+            assert_eq!(fs::read(link).unwrap(), b"weights");
+        }
+        cache.write_commit("main", "c0ffee").unwrap();
+        assert_eq!(cache.commit("main").as_deref(), Some("c0ffee"));
+        assert_eq!(cache.commit("c0ffee").as_deref(), Some("c0ffee"));
+        assert_eq!(cache.files("c0ffee"), ["model.gguf", "sub/model.gguf"]);
+    }
+}
