@@ -8,7 +8,7 @@ pub mod http;
 pub mod kernels;
 pub mod models;
 pub mod providers;
+pub mod service;
 pub mod telemetry;
 pub mod text;
-pub mod service;
 pub mod wire;

@@ -4,5 +4,6 @@
 //! Nothing here touches a tensor or a socket.
 
 pub mod chat_template;
+pub mod grammar;
 pub mod stop;
 pub mod tool_calls;

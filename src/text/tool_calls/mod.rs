@@ -16,5 +16,7 @@ pub use self::{
     parser::{OutputParser, ParsedPiece},
 };
 
+pub(in crate::text) use self::format::{ARGUMENTS_MARK, Layout, THINK_CLOSE, THINK_OPEN};
+
 #[cfg(test)]
 mod tests;

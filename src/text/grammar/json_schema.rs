@@ -1,0 +1,187 @@
+//! JSON schemas before they are compiled: what cannot be enforced is found here, with its place, and white space
+//! is bounded.
+
+use serde_json::{Map, Value, json};
+
+/// Keywords that constrain an instance and that the compiler does not know. To leave one out would let
+/// through what the caller has forbidden.
+const NOT_ENFORCED: [&str; 17] = [
+    "not",
+    "if",
+    "then",
+    "else",
+    "dependencies",
+    "dependentRequired",
+    "dependentSchemas",
+    "contains",
+    "minContains",
+    "maxContains",
+    "uniqueItems",
+    "propertyNames",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+    "$dynamicRef",
+    "$recursiveRef",
+    "contentSchema",
+];
+
+/// Keywords whose value is a schema, an array of schemas, or a map of schemas.
+const ONE_SCHEMA: [&str; 3] = ["items", "additionalItems", "additionalProperties"];
+const SCHEMA_ARRAYS: [&str; 4] = ["anyOf", "oneOf", "allOf", "prefixItems"];
+const SCHEMA_MAPS: [&str; 4] = ["properties", "patternProperties", "$defs", "definitions"];
+
+/// Subschemas compiled alone to find the one at fault.
+const MAX_PARTS_TRIED: usize = 64;
+/// Nesting of subschemas; the compiler's own recursion stays below its stack with it.
+const MAX_DEPTH: usize = 64;
+
+/// How free the model is in the white space between JSON's tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Spacing {
+    /// One line break with its indentation, or a space or two: enough to write JSON in any style, and not
+    /// enough to write blanks without end.
+    Flexible,
+    /// As `json.dumps` writes it, which is what chat templates print.
+    Fixed,
+}
+
+const FLEXIBLE_SPACE: &str = r"[ ]{1,2}|\n[ \t]{0,40}";
+
+/// The schema with the compiler's options in it.
+pub(super) fn prepared(schema: &Value, spacing: Spacing) -> Value {
+    let mut root = match schema {
+        Value::Object(root) => without_idle_keywords(root),
+        // `true`; `false` has been refused.
+        _ => Map::new(),
+    };
+    let options = match spacing {
+        Spacing::Flexible => json!({"whitespace_flexible": true, "whitespace_pattern": FLEXIBLE_SPACE}),
+        Spacing::Fixed => json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "}),
+    };
+    root.insert("x-guidance".to_owned(), options);
+    Value::Object(root)
+}
+
+/// `uniqueItems: false` and the like constrain nothing, and the compiler refuses them by name.
+fn without_idle_keywords(object: &Map<String, Value>) -> Map<String, Value> {
+    let keep = |(key, value): &(&String, &Value)| !(key.as_str() == "uniqueItems" && **value == Value::Bool(false));
+    object
+        .iter()
+        .filter(keep)
+        .map(|(key, value)| {
+            let value = match value {
+                Value::Object(inner) if key != "const" => Value::Object(without_idle_keywords(inner)),
+                Value::Array(items) if SCHEMA_ARRAYS.contains(&key.as_str()) => items
+                    .iter()
+                    .map(|item| {
+                        item.as_object().map_or_else(|| item.clone(), |o| Value::Object(without_idle_keywords(o)))
+                    })
+                    .collect(),
+                _ => value.clone(),
+            };
+            (key.clone(), value)
+        })
+        .collect()
+}
+
+/// Refuses what cannot be enforced: the place, as a JSON pointer, and the reason.
+pub(super) fn check(schema: &Value) -> Result<(), (String, String)> {
+    if *schema == Value::Bool(false) {
+        return Err((String::new(), "nothing satisfies `false`".to_owned()));
+    }
+    visit(schema, "", 0, &mut |pointer, part| {
+        let object = match part {
+            Value::Bool(_) => return Ok(()),
+            Value::Object(object) => object,
+            _ => return Err((pointer.to_owned(), "a schema is an object or a boolean".to_owned())),
+        };
+        for keyword in NOT_ENFORCED {
+            if object.get(keyword).is_some_and(|value| !(keyword == "uniqueItems" && *value == Value::Bool(false))) {
+                return Err((format!("{pointer}/{keyword}"), format!("the keyword {keyword:?} is not supported")));
+            }
+        }
+        check_reference(schema, pointer, object)
+    })
+}
+
+fn check_reference(root: &Value, pointer: &str, object: &Map<String, Value>) -> Result<(), (String, String)> {
+    let Some(reference) = object.get("$ref") else { return Ok(()) };
+    let error = |message: String| Err((format!("{pointer}/$ref"), message));
+    let Some(reference) = reference.as_str() else { return error("it must be a string".to_owned()) };
+    let Some(fragment) = reference.strip_prefix('#') else {
+        return if reference.contains("://") {
+            error(format!("{reference:?} is in another document, and only references within the schema are followed"))
+        } else {
+            Ok(())
+        };
+    };
+    let decoded = fragment.replace("%25", "%").replace("%20", " ").replace("%22", "\"");
+    if (fragment.is_empty() || fragment.starts_with('/')) && root.pointer(&decoded).is_none() {
+        return error(format!("{reference:?} is not in the schema"));
+    }
+    Ok(())
+}
+
+/// Every proper subschema with its pointer, innermost first, each with the root's definitions so that it can be
+/// compiled by itself.
+pub(super) fn parts_innermost_first(schema: &Value) -> Vec<(String, Value)> {
+    let mut parts: Vec<(String, Value)> = Vec::new();
+    let collected = visit(schema, "", 0, &mut |pointer, part| {
+        if let (false, Value::Object(part)) = (pointer.is_empty(), part)
+            && !part.is_empty()
+        {
+            let mut part = part.clone();
+            for definitions in ["$defs", "definitions"] {
+                if let Some(value) = schema.get(definitions) {
+                    part.insert(definitions.to_owned(), value.clone());
+                }
+            }
+            parts.push((pointer.to_owned(), Value::Object(part)));
+        }
+        Ok(())
+    });
+    if collected.is_err() {
+        return Vec::new();
+    }
+    parts.retain(|(_, part)| !part.to_string().contains("\"#/properties") && !part.to_string().contains("\"#\""));
+    parts.sort_by_key(|(pointer, _)| std::cmp::Reverse(pointer.matches('/').count()));
+    parts.truncate(MAX_PARTS_TRIED);
+    parts
+}
+
+type Visitor<'a> = dyn FnMut(&str, &Value) -> Result<(), (String, String)> + 'a;
+
+/// Calls `visitor` for `schema` and every subschema of it.
+fn visit(schema: &Value, pointer: &str, depth: usize, visitor: &mut Visitor<'_>) -> Result<(), (String, String)> {
+    if depth > MAX_DEPTH {
+        return Err((pointer.to_owned(), format!("it is nested more than {MAX_DEPTH} deep")));
+    }
+    visitor(pointer, schema)?;
+    let Some(object) = schema.as_object() else { return Ok(()) };
+    for (keyword, value) in object {
+        let place = format!("{pointer}/{}", escaped(keyword));
+        let keyword = keyword.as_str();
+        match value {
+            Value::Array(parts) if SCHEMA_ARRAYS.contains(&keyword) || keyword == "items" => {
+                for (index, part) in parts.iter().enumerate() {
+                    visit(part, &format!("{place}/{index}"), depth + 1, visitor)?;
+                }
+            }
+            Value::Object(parts) if SCHEMA_MAPS.contains(&keyword) => {
+                for (name, part) in parts {
+                    visit(part, &format!("{place}/{}", escaped(name)), depth + 1, visitor)?;
+                }
+            }
+            _ if ONE_SCHEMA.contains(&keyword) => visit(value, &place, depth + 1, visitor)?,
+            _ if SCHEMA_ARRAYS.contains(&keyword) => return Err((place, "it must be an array".to_owned())),
+            _ if SCHEMA_MAPS.contains(&keyword) => return Err((place, "it must be an object".to_owned())),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A name in a JSON pointer (RFC 6901).
+fn escaped(name: &str) -> String {
+    name.replace('~', "~0").replace('/', "~1")
+}
