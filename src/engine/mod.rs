@@ -14,6 +14,7 @@ mod blocks;
 mod chunk_size;
 mod core;
 mod drain;
+pub mod encoder;
 mod fairness;
 mod logits_processors;
 mod metrics;

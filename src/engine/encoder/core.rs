@@ -1,0 +1,238 @@
+//! The loop of the encoder's thread: take in, drop what nobody waits for, compute one batch, answer.
+
+use std::{
+    any::Any,
+    collections::HashMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, TryRecvError},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::sync::oneshot;
+
+use super::{
+    Command, Encoded, EncoderModel, OpenTexts, Shared, Submission, draining,
+    queue::{BatchMember, EncoderQueue},
+    stats::add,
+};
+use crate::{
+    engine::StepError,
+    error::{Error, ErrorKind, Result},
+};
+
+/// How often an idle loop comes round, so that its heartbeat shows that it lives.
+const IDLE_TURN: Duration = Duration::from_secs(1);
+
+pub(super) struct Core {
+    model: Box<dyn EncoderModel>,
+    shared: Arc<Shared>,
+    inbox: Receiver<Command>,
+    queue: EncoderQueue,
+    open: HashMap<u64, Open>,
+    drain: Option<Drain>,
+}
+
+/// A request that has been accepted and not answered.
+struct Open {
+    texts: Vec<Vec<u32>>,
+    /// In the order of `texts`; empty until computed.
+    vectors: Vec<Vec<f32>>,
+    remaining: usize,
+    reply: oneshot::Sender<Result<Encoded>>,
+    deadline: Option<Instant>,
+    submitted: Instant,
+    started: Option<Instant>,
+    compute: Duration,
+    places: OpenTexts,
+}
+
+struct Drain {
+    until: Instant,
+    done: Vec<oneshot::Sender<()>>,
+}
+
+impl Core {
+    pub fn new(model: Box<dyn EncoderModel>, shared: Arc<Shared>, inbox: Receiver<Command>) -> Self {
+        Self { model, shared, inbox, queue: EncoderQueue::default(), open: HashMap::new(), drain: None }
+    }
+
+    /// Returns when every handle is gone and the queue is empty, or when drained.
+    pub fn run(mut self) {
+        self.run_until_done();
+        self.shared.stats.end();
+    }
+
+    fn run_until_done(&mut self) {
+        loop {
+            self.shared.stats.turn();
+            if self.queue.is_empty() && self.drain.is_none() {
+                match self.inbox.recv_timeout(IDLE_TURN) {
+                    Ok(command) => self.take_in(command),
+                    Err(RecvTimeoutError::Timeout) => continue,
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
+            }
+            loop {
+                match self.inbox.try_recv() {
+                    Ok(command) => self.take_in(command),
+                    // Handles that are gone wait for nothing, but their futures may: the queue is finished first.
+                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
+                }
+            }
+            self.drop_abandoned();
+            if self.finish_drain() {
+                return;
+            }
+            let batch = self.queue.next_batch(self.shared.config.max_batch_tokens);
+            if !batch.is_empty() {
+                self.step(&batch);
+            }
+        }
+    }
+
+    fn take_in(&mut self, command: Command) {
+        match command {
+            Command::Submit(Submission { id, request, reply, submitted, places }) => {
+                let lengths = request.texts.iter().map(Vec::len);
+                self.queue.push(id, request.caller, request.priority, lengths);
+                let open = Open {
+                    vectors: vec![Vec::new(); request.texts.len()],
+                    remaining: request.texts.len(),
+                    texts: request.texts,
+                    reply,
+                    deadline: request.deadline,
+                    submitted,
+                    started: None,
+                    compute: Duration::ZERO,
+                    places,
+                };
+                self.open.insert(id, open);
+            }
+            Command::Drain { until, done } => match &mut self.drain {
+                Some(drain) => {
+                    drain.until = drain.until.min(until);
+                    drain.done.push(done);
+                }
+                None => self.drain = Some(Drain { until, done: vec![done] }),
+            },
+        }
+    }
+
+    /// Requests whose receiver is gone or whose deadline has passed.
+    fn drop_abandoned(&mut self) {
+        let now = Instant::now();
+        let expired = |open: &Open| open.deadline.is_some_and(|deadline| deadline <= now);
+        let abandoned: Vec<u64> = self
+            .open
+            .iter()
+            .filter(|(_, open)| open.reply.is_closed() || expired(open))
+            .map(|(request, _)| *request)
+            .collect();
+        for request in abandoned {
+            add(&self.shared.stats.abandoned_requests, 1);
+            self.fail(request, || {
+                Error::new(ErrorKind::DeadlineExceeded, "The request's deadline passed before its texts were embedded.")
+            });
+        }
+    }
+
+    /// Answers those who wait for the end, if this is it.
+    fn finish_drain(&mut self) -> bool {
+        let Some(drain) = &self.drain else { return false };
+        if !self.open.is_empty() && Instant::now() < drain.until {
+            return false;
+        }
+        for request in self.open.keys().copied().collect::<Vec<_>>() {
+            self.fail(request, draining);
+        }
+        for done in self.drain.take().into_iter().flat_map(|drain| drain.done) {
+            // Whoever asked may have stopped waiting.
+            let _gone = done.send(());
+        }
+        true
+    }
+
+    fn step(&mut self, batch: &[BatchMember]) {
+        let started = Instant::now();
+        let (mut tokens, mut lengths) = (Vec::new(), Vec::with_capacity(batch.len()));
+        for member in batch {
+            if let Some(open) = self.open.get_mut(&member.request) {
+                open.started.get_or_insert(started);
+                // The tokens are not needed again.
+                let text = std::mem::take(&mut open.texts[member.text]);
+                lengths.push(text.len());
+                tokens.extend(text);
+            }
+        }
+        *self.shared.stats.batch_started.lock() = Some(started);
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.model.embed(&tokens, &lengths)));
+        let elapsed = started.elapsed();
+        self.shared.stats.batch_ended(elapsed);
+
+        let vectors = match outcome {
+            Ok(Ok(vectors)) if vectors.len() == batch.len() => vectors,
+            Ok(Ok(vectors)) => {
+                let (found, expected) = (vectors.len(), batch.len());
+                return self.fail_batch(batch, &StepError::Failed(format!("{found} vectors for {expected} texts")));
+            }
+            Ok(Err(error)) => return self.fail_batch(batch, &error),
+            Err(panic) => return self.fail_batch(batch, &StepError::Failed(panic_message(panic.as_ref()))),
+        };
+        self.shared.stats.batch_succeeded(batch.len(), tokens.len());
+        for ((member, vector), length) in batch.iter().zip(vectors).zip(lengths) {
+            let Some(open) = self.open.get_mut(&member.request) else { continue };
+            open.vectors[member.text] = vector;
+            open.compute += elapsed.mul_f64(length as f64 / tokens.len().max(1) as f64);
+            open.remaining -= 1;
+            if open.remaining == 0 {
+                self.answer(member.request);
+            }
+        }
+    }
+
+    fn answer(&mut self, request: u64) {
+        let Some(open) = self.open.remove(&request) else { return };
+        add(&self.shared.stats.finished_requests, 1);
+        let started = open.started.unwrap_or(open.submitted);
+        let encoded = Encoded {
+            vectors: open.vectors,
+            queue: started.duration_since(open.submitted),
+            running: started.elapsed(),
+            compute: open.compute,
+        };
+        // The places come back before the caller can ask again.
+        drop(open.places);
+        // A caller that went away during the last batch is told nothing.
+        let _cancelled = open.reply.send(Ok(encoded));
+    }
+
+    fn fail(&mut self, request: u64, error: impl FnOnce() -> Error) {
+        self.queue.remove(request);
+        let Some(open) = self.open.remove(&request) else { return };
+        drop(open.places);
+        let _cancelled = open.reply.send(Err(error()));
+    }
+
+    fn fail_batch(&mut self, batch: &[BatchMember], error: &StepError) {
+        tracing::error!(texts = batch.len(), %error, "a batch of texts could not be embedded");
+        self.shared.stats.batch_failed();
+        for member in batch {
+            self.fail(member.request, || match error {
+                StepError::OutOfMemory(_) => Error::new(
+                    ErrorKind::OutOfMemory,
+                    "There is not enough memory to embed these texts now. Send fewer or shorter ones.",
+                )
+                .with_source(anyhow::Error::new(error.clone())),
+                StepError::Failed(_) => Error::internal(anyhow::Error::new(error.clone())),
+            });
+        }
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("panic: {}", text.unwrap_or("without a message"))
+}
