@@ -3,6 +3,7 @@
 mod chat_templates;
 mod decoder_files;
 mod engine_decoder;
+mod embeddings;
 mod gguf;
 mod logits;
 mod pull;
