@@ -6,6 +6,7 @@
 //! variable, which wins over the file, which wins over the default. Nothing else in the crate reads the
 //! environment.
 
+mod env;
 mod settings;
 
 use std::{
@@ -16,7 +17,10 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 
-pub use self::settings::Settings;
+pub use self::{
+    env::{StoreSettings, hub_settings},
+    settings::Settings,
+};
 use crate::{
     kernels::{device::DeviceChoice, kv::KvType},
     telemetry::LogFormat,

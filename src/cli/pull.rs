@@ -1,0 +1,169 @@
+//! `hearth pull`: fetches a model and puts it where `serve` looks. Standard output is the model's path.
+
+use std::{
+    io::{IsTerminal, Write},
+    path::PathBuf,
+    sync::Mutex,
+};
+
+use anyhow::{Context, bail};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+
+use crate::{
+    config::StoreSettings,
+    models::{
+        manifest,
+        pull::{Choice, PullProgress, PullRequest, Pulled, Reference, pull},
+    },
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A known name (see `hearth models list`), OWNER/NAME, or OWNER/NAME:QUANTIZATION such as :Q4_K_M
+    model: String,
+    /// One file of the repository; all parts come with any part of a split file
+    file: Option<String>,
+    /// Branch, tag or commit
+    #[arg(long, value_name = "REVISION")]
+    revision: Option<String>,
+    /// Put plain files into this directory, instead of links to the hub's shared cache
+    #[arg(long, value_name = "DIR", visible_alias = "local-dir")]
+    to: Option<PathBuf>,
+    #[command(flatten)]
+    store: StoreSettings,
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let (store, hub) = args.store.open()?;
+    let request = request(&args.model, args.file, args.revision, args.to)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let pulled = runtime.block_on(pull(&hub, &request, &Bar::default()))?;
+    if pulled.files.iter().all(|file| file.was_there) {
+        writeln!(std::io::stderr(), "{} was here already, at commit {}", pulled.repository, pulled.commit)?;
+    }
+    let path = match &request.to {
+        Some(directory) => served_path(&pulled, directory),
+        None => store.adopt(&pulled)?,
+    };
+    if let Err(problem) = super::models::check(&path) {
+        bail!("{} was fetched, but cannot be served: {problem:#}", path.display());
+    }
+    writeln!(std::io::stdout(), "{}", path.display())?;
+    Ok(())
+}
+
+fn request(
+    model: &str,
+    file: Option<String>,
+    revision: Option<String>,
+    to: Option<PathBuf>,
+) -> anyhow::Result<PullRequest> {
+    let mut request = match (manifest::find(model), file) {
+        (Some(known), None) => PullRequest::of_manifest(known),
+        (Some(known), Some(file)) => {
+            bail!("{model} means {} of {}: give the repository to choose {file}", known.file, known.repository)
+        }
+        (None, file) => {
+            let mut reference = Reference::parse(model)?;
+            if let Some(file) = file {
+                if reference.choice != Choice::Default {
+                    bail!("{model} names what to fetch already: leave {file} out, or the part after the repository");
+                }
+                reference.choice = Choice::File(file);
+            }
+            PullRequest { reference, to: None, promised: None }
+        }
+    };
+    if revision.is_some() {
+        // Another commit than the manifest's has other bytes.
+        request.promised = None;
+        request.reference.revision = revision;
+    }
+    request.to = to;
+    Ok(request)
+}
+
+/// What to give to `serve` of files in a plain directory.
+fn served_path(pulled: &Pulled, directory: &std::path::Path) -> PathBuf {
+    match pulled.files.first() {
+        Some(first) if first.name.ends_with(".gguf") => first.path.clone(),
+        _ => directory.to_owned(),
+    }
+}
+
+/// A bar for each file in a terminal; a line for each elsewhere.
+#[derive(Default)]
+struct Bar(Mutex<Option<ProgressBar>>);
+
+impl Bar {
+    fn with(&self, act: impl FnOnce(&ProgressBar)) {
+        if let Some(bar) = self.0.lock().expect("no holder of this lock panics").as_ref() {
+            act(bar);
+        }
+    }
+}
+
+impl PullProgress for Bar {
+    fn begin(&self, file: &str, total: u64, have: u64) {
+        if !std::io::stderr().is_terminal() {
+            let from = if have > 0 { format!(", going on from {}", HumanBytes(have)) } else { String::new() };
+            line(&format!("fetching {file} ({}{from})", HumanBytes(total)));
+        }
+        let bar = ProgressBar::new(total).with_message(file.to_owned()).with_position(have);
+        bar.reset_eta();
+        let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}");
+        bar.set_style(style.expect("the template is well formed"));
+        *self.0.lock().expect("no holder of this lock panics") = Some(bar);
+    }
+
+    fn advance(&self, bytes: u64) {
+        self.with(|bar| bar.inc(bytes));
+    }
+
+    fn verify(&self, file: &str) {
+        self.with(|bar| bar.set_message(format!("{file}: checking the checksum")));
+    }
+
+    fn finish(&self, file: &str) {
+        self.with(|bar| bar.finish_with_message(file.to_owned()));
+    }
+}
+
+/// Progress that nobody reads is not worth failing for.
+fn line(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+/// A bar for work outside of a hub.
+pub(super) fn copy_bar(total: u64) -> anyhow::Result<ProgressBar> {
+    let style = ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes}").context("the bar's template")?;
+    Ok(ProgressBar::new(total).with_style(style))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(model: &str, file: Option<&str>, revision: Option<&str>) -> anyhow::Result<PullRequest> {
+        request(model, file.map(str::to_owned), revision.map(str::to_owned), None)
+    }
+
+    #[test]
+    fn a_known_name_is_its_pinned_file() {
+        let request = parse("qwen3-0.6b", None, None).unwrap();
+        assert_eq!(request.reference.repository, "Qwen/Qwen3-0.6B-GGUF");
+        assert!(request.reference.revision.is_some() && request.promised.is_some());
+        let newest = parse("qwen3-0.6b", None, Some("main")).unwrap();
+        assert_eq!(newest.reference.revision.as_deref(), Some("main"));
+        assert!(newest.promised.is_none());
+        assert!(parse("qwen3-0.6b", Some("x.gguf"), None).is_err());
+    }
+
+    #[test]
+    fn a_repository_takes_a_file_or_a_quantization_but_not_both() {
+        assert_eq!(parse("o/n", Some("a.gguf"), None).unwrap().reference.choice, Choice::File("a.gguf".into()));
+        assert_eq!(parse("o/n:Q8_0", None, None).unwrap().reference.choice, Choice::Quantization("Q8_0".into()));
+        assert!(parse("o/n:Q8_0", Some("a.gguf"), None).is_err());
+        assert!(parse("nonsense", None, None).is_err());
+    }
+}

@@ -1,0 +1,40 @@
+//! Settings of the commands that fetch and list models, which need a few directories and no server.
+
+use std::path::PathBuf;
+
+use super::{default_data_dir, default_models_dir};
+use crate::models::{pull::HubSettings, store::ModelStore};
+
+/// Where models are, for commands that do not serve.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct StoreSettings {
+    /// Where models are kept [default: ./models if it exists, else models in the data directory]
+    #[arg(long, env = "HEARTH_MODELS_DIR", value_name = "DIR")]
+    pub models_dir: Option<PathBuf>,
+    /// Where Hearth keeps its data [default: $XDG_DATA_HOME/hearth or ~/.local/share/hearth]
+    #[arg(long, env = "HEARTH_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Make no outgoing connection
+    #[arg(long, env = "HEARTH_OFFLINE", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    pub offline: bool,
+}
+
+impl StoreSettings {
+    /// The models directory and the hub's cache that these settings and the environment mean.
+    pub fn open(self) -> anyhow::Result<(ModelStore, HubSettings)> {
+        let mut hub = hub_settings();
+        hub.offline |= self.offline;
+        let directory = match self.models_dir {
+            Some(directory) => directory,
+            None => default_models_dir(&self.data_dir.map_or_else(default_data_dir, Ok)?),
+        };
+        Ok((ModelStore::new(directory, hub.clone()), hub))
+    }
+}
+
+/// The hub's settings from this process's environment (`HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, ...).
+pub fn hub_settings() -> HubSettings {
+    HubSettings::from_env(&|name| {
+        std::env::var_os(name).and_then(|value| value.into_string().ok()).filter(|value| !value.is_empty())
+    })
+}
