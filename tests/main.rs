@@ -9,3 +9,4 @@ mod logits;
 mod pull;
 mod store;
 mod support;
+mod tokenizers;

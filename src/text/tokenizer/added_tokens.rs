@@ -1,0 +1,149 @@
+//! Finds control and user-defined tokens in a text before anything else looks at it.
+//!
+//! A user-defined token is found in any text. A control token is found only where the caller says that special
+//! tokens are to be parsed, so that what a user types cannot end a turn. The longest token that starts leftmost
+//! wins, as in the `tokenizers` crate.
+
+use aho_corasick::{AhoCorasick, MatchKind};
+
+use super::{TokenKind, TokenizerError, vocabulary::Vocabulary};
+
+/// White space that a token takes with it out of the text around it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Strip {
+    pub(super) left: bool,
+    pub(super) right: bool,
+}
+
+/// A text, cut at its added tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fragment<'a> {
+    Text(&'a str),
+    Token(u32),
+}
+
+#[derive(Debug)]
+pub(super) struct AddedTokens {
+    always: Finder,
+    with_special: Finder,
+}
+
+#[derive(Debug)]
+struct Finder {
+    /// `None` where there is nothing to find.
+    automaton: Option<AhoCorasick>,
+    tokens: Vec<(u32, Strip)>,
+}
+
+impl AddedTokens {
+    /// Collects the tokens of a vocabulary; `strip` says what each takes with it.
+    pub(super) fn new(vocabulary: &Vocabulary, strip: impl Fn(u32) -> Strip) -> Result<Self, TokenizerError> {
+        let of_kinds = |kinds: &[TokenKind]| {
+            Finder::new(
+                vocabulary
+                    .iter()
+                    .filter(|(_, text, kind)| kinds.contains(kind) && !text.is_empty())
+                    .map(|(id, text, _)| (text, id, strip(id))),
+            )
+        };
+        Ok(Self {
+            always: of_kinds(&[TokenKind::UserDefined])?,
+            with_special: of_kinds(&[TokenKind::UserDefined, TokenKind::Control, TokenKind::Unknown])?,
+        })
+    }
+
+    pub(super) fn split<'a>(&self, text: &'a str, parse_special: bool) -> Vec<Fragment<'a>> {
+        if parse_special { self.with_special.split(text) } else { self.always.split(text) }
+    }
+}
+
+impl Finder {
+    fn new<'a>(tokens: impl Iterator<Item = (&'a str, u32, Strip)>) -> Result<Self, TokenizerError> {
+        let (texts, tokens): (Vec<&str>, Vec<(u32, Strip)>) =
+            tokens.map(|(text, id, strip)| (text, (id, strip))).unzip();
+        let automaton = match texts.is_empty() {
+            true => None,
+            false => Some(
+                AhoCorasick::builder()
+                    .match_kind(MatchKind::LeftmostLongest)
+                    .build(&texts)
+                    .map_err(|error| TokenizerError::Encode { problem: format!("its added tokens: {error}") })?,
+            ),
+        };
+        Ok(Self { automaton, tokens })
+    }
+
+    fn split<'a>(&self, text: &'a str) -> Vec<Fragment<'a>> {
+        let mut fragments = Vec::new();
+        let mut start = 0;
+        if let Some(automaton) = &self.automaton {
+            for found in automaton.find_iter(text) {
+                let (id, strip) = self.tokens[found.pattern().as_usize()];
+                // A token to the left may already have taken the white space that this one starts with.
+                let Some(mut before) = text.get(start..found.start()) else { continue };
+                if strip.left {
+                    before = before.trim_end();
+                }
+                if !before.is_empty() {
+                    fragments.push(Fragment::Text(before));
+                }
+                fragments.push(Fragment::Token(id));
+                start = found.end();
+                if strip.right {
+                    start = text.len() - text[start..].trim_start().len();
+                }
+            }
+        }
+        if start < text.len() {
+            fragments.push(Fragment::Text(&text[start..]));
+        }
+        fragments
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::{super::vocabulary::Spelling, *};
+
+    fn added(strip: impl Fn(u32) -> Strip) -> AddedTokens {
+        let tokens = [
+            ("a", TokenKind::Normal),
+            ("<end>", TokenKind::Control),
+            ("<e", TokenKind::UserDefined),
+            ("<ee>", TokenKind::UserDefined),
+            ("", TokenKind::Control),
+        ];
+        let tokens = tokens.map(|(text, kind)| (Arc::from(text), kind));
+        AddedTokens::new(&Vocabulary::new(tokens, Spelling::Plain), strip).unwrap()
+    }
+
+    #[test]
+    fn control_tokens_are_found_only_on_request() {
+        let added = added(|_| Strip::default());
+        assert_eq!(added.split("a<end>", true), [Fragment::Text("a"), Fragment::Token(1)]);
+        assert_eq!(added.split("a<end>", false), [Fragment::Text("a"), Fragment::Token(2), Fragment::Text("nd>")]);
+    }
+
+    #[test]
+    fn the_longest_token_wins() {
+        let added = added(|_| Strip::default());
+        assert_eq!(added.split("<ee><e", false), [Fragment::Token(3), Fragment::Token(2)]);
+    }
+
+    #[test]
+    fn tokens_take_white_space_with_them() {
+        let added = added(|_| Strip { left: true, right: true });
+        assert_eq!(
+            added.split(" x \n<ee> \t<e  y ", false),
+            [Fragment::Text(" x"), Fragment::Token(3), Fragment::Token(2), Fragment::Text("y ")]
+        );
+        assert_eq!(added.split("  <ee>  ", false), [Fragment::Token(3)]);
+    }
+
+    #[test]
+    fn an_empty_text_has_no_fragments() {
+        assert_eq!(added(|_| Strip::default()).split("", true), []);
+    }
+}

@@ -1,0 +1,235 @@
+//! Text to token ids: one [`Tokenizer`] for what a GGUF file carries in its metadata and for a `tokenizer.json`.
+//!
+//! Vectors of other programs decide what is right: those that llama.cpp ships with its vocabularies, and the
+//! `tokenizers` crate's own output. Decoding a stream piece by piece is [`super::detokenizer`]'s.
+
+mod added_tokens;
+mod bpe;
+mod byte_alphabet;
+mod character_map;
+mod error;
+mod gguf_metadata;
+mod hub_file;
+mod pre_tokenizer;
+mod pre_tokenizer_families;
+mod sentence_piece;
+mod special_ids;
+mod unigram;
+mod vocabulary;
+mod word_piece;
+
+use std::{borrow::Cow, path::Path, sync::Arc};
+
+use self::{
+    added_tokens::{AddedTokens, Fragment},
+    bpe::BytePairEncoder,
+    hub_file::{HubEncoder, HubFile},
+    sentence_piece::SentencePieceEncoder,
+    special_ids::SpecialIds,
+    unigram::UnigramEncoder,
+    vocabulary::Vocabulary,
+    word_piece::WordPieceEncoder,
+};
+pub use self::{error::TokenizerError, vocabulary::TokenKind};
+use super::detokenizer::Detokenizer;
+
+/// A vocabulary and the way text becomes its ids. Cheap to clone; clones share everything.
+#[derive(Clone, Debug)]
+pub struct Tokenizer(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    vocabulary: Vocabulary,
+    encoder: Encoder,
+    /// `None` where the encoder finds them itself.
+    added_tokens: Option<AddedTokens>,
+    /// What goes in front of a text and behind it.
+    prefix: Vec<u32>,
+    suffix: Vec<u32>,
+    special: SpecialIds,
+    end_of_generation: Vec<u32>,
+    /// Text gets a space in front that decoding takes away again.
+    space_prefix: bool,
+}
+
+#[derive(Debug)]
+enum Encoder {
+    BytePair(BytePairEncoder),
+    SentencePiece(SentencePieceEncoder),
+    WordPiece(WordPieceEncoder),
+    Unigram(UnigramEncoder),
+    Hub(Box<HubEncoder>),
+}
+
+/// A text cut to a number of tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TruncatedTokens {
+    /// Complete with the model's own special tokens.
+    pub ids: Vec<u32>,
+    /// How many there were before the cut.
+    pub total: usize,
+}
+
+impl Tokenizer {
+    /// A `tokenizer.json`. Its truncation and padding are switched off.
+    pub fn from_file(tokenizer_json: &Path) -> Result<Self, TokenizerError> {
+        let HubFile { encoder, mut vocabulary, mut special, space_prefix } = HubFile::open(tokenizer_json)?;
+        // Kinds stay the file's own here, where it says which tokens are special.
+        let kinds: Vec<TokenKind> = vocabulary.iter().map(|(_, _, kind)| kind).collect();
+        let end_of_generation = special_ids::settle(&mut vocabulary, &mut special);
+        for (id, kind) in (0..).zip(kinds) {
+            vocabulary.set_kind(id, kind);
+        }
+        let around = encoder.encode("", true, true)?;
+        let begins_with_bos = special.bos.is_some() && around.first().copied() == special.bos;
+        Ok(Self(Arc::new(Inner {
+            vocabulary,
+            encoder: Encoder::Hub(Box::new(encoder)),
+            added_tokens: None,
+            prefix: special.bos.filter(|_| begins_with_bos).into_iter().collect(),
+            suffix: Vec::new(),
+            special,
+            end_of_generation,
+            space_prefix,
+        })))
+    }
+
+    /// Token ids of a text. `add_special` puts BOS, EOS, CLS or SEP around it, as the model wants. Control tokens
+    /// in the text become themselves only with `parse_special`; without it they are text like any other.
+    pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>, TokenizerError> {
+        let inner = &*self.0;
+        if let Encoder::Hub(encoder) = &inner.encoder {
+            return encoder.encode(text, add_special, parse_special);
+        }
+        let mut ids = Vec::with_capacity(text.len() / 4 + 2);
+        if add_special {
+            ids.extend_from_slice(&inner.prefix);
+        }
+        self.encode_content(text, parse_special, &mut ids)?;
+        if add_special {
+            ids.extend_from_slice(&inner.suffix);
+        }
+        Ok(ids)
+    }
+
+    /// At most `max_tokens` ids of a text with the model's special tokens around it; what does not fit is cut from
+    /// the text's end, never from the special tokens.
+    pub fn encode_truncated(
+        &self,
+        text: &str,
+        max_tokens: usize,
+        parse_special: bool,
+    ) -> Result<TruncatedTokens, TokenizerError> {
+        let inner = &*self.0;
+        if let Encoder::Hub(encoder) = &inner.encoder {
+            let (ids, total) = encoder.encode_truncated(text, max_tokens, parse_special)?;
+            return Ok(TruncatedTokens { ids, total });
+        }
+        let mut ids = self.encode(text, true, parse_special)?;
+        let total = ids.len();
+        if total > max_tokens {
+            ids.truncate(max_tokens.saturating_sub(inner.suffix.len()).max(inner.prefix.len()));
+            ids.extend_from_slice(&inner.suffix);
+        }
+        Ok(TruncatedTokens { ids, total })
+    }
+
+    fn encode_content(&self, text: &str, parse_special: bool, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
+        let inner = &*self.0;
+        let fragments = match &inner.added_tokens {
+            Some(added_tokens) => added_tokens.split(text, parse_special),
+            None => vec![Fragment::Text(text)],
+        };
+        let mut starts_afresh = true;
+        for fragment in fragments {
+            match fragment {
+                Fragment::Token(id) => {
+                    ids.push(id);
+                    starts_afresh = true;
+                }
+                Fragment::Text(text) => {
+                    let vocabulary = &inner.vocabulary;
+                    match &inner.encoder {
+                        Encoder::BytePair(encoder) => encoder.encode(vocabulary, text, ids),
+                        Encoder::SentencePiece(encoder) => {
+                            encoder.encode(vocabulary, text, inner.space_prefix && starts_afresh, ids);
+                        }
+                        Encoder::WordPiece(encoder) => encoder.encode(text, ids)?,
+                        Encoder::Unigram(encoder) => encoder.encode(text, ids)?,
+                        Encoder::Hub(encoder) => ids.extend(encoder.encode(text, false, parse_special)?),
+                    }
+                    starts_afresh = false;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The text of some tokens. Bytes that are no UTF-8 become U+FFFD; ids outside the vocabulary are left out.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
+        let mut detokenizer = Detokenizer::new(self.clone(), !skip_special);
+        let mut text = String::with_capacity(ids.len() * 4);
+        for id in ids {
+            text.push_str(&detokenizer.push(*id));
+        }
+        text.push_str(&detokenizer.finish());
+        text
+    }
+
+    /// The exact bytes that a token puts into the text, its leading space included.
+    pub fn token_bytes(&self, id: u32) -> Option<Cow<'_, [u8]>> {
+        self.0.vocabulary.bytes(id)
+    }
+
+    /// How the vocabulary spells a token.
+    pub fn token_text(&self, id: u32) -> Option<&str> {
+        self.0.vocabulary.text(id)
+    }
+
+    /// The token with this spelling.
+    pub fn token_id(&self, text: &str) -> Option<u32> {
+        self.0.vocabulary.id(text)
+    }
+
+    pub fn token_kind(&self, id: u32) -> Option<TokenKind> {
+        self.0.vocabulary.kind(id)
+    }
+
+    /// One more than the largest token id.
+    pub fn vocab_size(&self) -> usize {
+        self.0.vocabulary.len()
+    }
+
+    /// Whether a token steers the model rather than being text.
+    pub fn is_special(&self, id: u32) -> bool {
+        matches!(self.token_kind(id), Some(TokenKind::Control | TokenKind::Unknown))
+    }
+
+    pub fn bos(&self) -> Option<u32> {
+        self.0.special.bos
+    }
+
+    pub fn eos(&self) -> Option<u32> {
+        self.0.special.eos
+    }
+
+    /// Every token after which an answer is over, in order of id.
+    pub fn end_of_generation(&self) -> &[u32] {
+        &self.0.end_of_generation
+    }
+
+    /// Whether [`Tokenizer::encode`] with `add_special` begins with BOS.
+    pub fn adds_bos(&self) -> bool {
+        self.0.special.bos.is_some() && self.0.prefix.first().copied() == self.0.special.bos
+    }
+
+    /// Whether text that starts afresh gets a space in front, which decoding takes away again.
+    pub(super) fn has_space_prefix(&self) -> bool {
+        self.0.space_prefix
+    }
+
+    /// Whether text behind this token starts afresh, as the text's own start does.
+    pub(super) fn starts_afresh_after(&self, id: u32) -> bool {
+        self.token_kind(id).is_some_and(sentence_piece::starts_afresh_after)
+    }
+}
