@@ -9,7 +9,8 @@ use bytes::Bytes;
 use candle_core::{Device, Result, Tensor, quantized::QMatMul};
 
 use super::{
-    cpu, from_floats, gpu,
+    cpu::{self, features::cpu_features, matmul::matmul},
+    from_floats, gpu,
     quant::{GgmlType, RawTensor},
     with_floats,
 };
@@ -101,33 +102,35 @@ impl Linear {
 
     /// Several layers on the same input, such as q, k and v: the input is prepared once.
     pub fn forward_shared(layers: &[&Self], x: &Tensor) -> Result<Vec<Tensor>> {
-        let (_, inp) = x.dims2()?;
+        let (rows, inp) = x.dims2()?;
         for layer in layers {
             if layer.in_features() != inp {
                 candle_core::bail!("the input has {inp} features, the layer takes {}", layer.in_features());
             }
         }
-        layers.iter().map(|layer| layer.forward_one(x)).collect()
+        if layers.iter().any(|layer| matches!(layer.inner.weight, Weight::Gpu { .. })) {
+            return layers.iter().map(|layer| layer.forward_on_gpu(x)).collect();
+        }
+        let weights: Vec<_> = layers.iter().filter_map(|layer| layer.cpu_weight()).collect();
+        let outputs = with_floats(x, |x| matmul(cpu_features().instruction_set, &weights, x))?;
+        let shape = |weight: &cpu::matmul::Weight<'_>| (rows, weight.out);
+        outputs.into_iter().zip(&weights).map(|(y, weight)| from_floats(y, shape(weight))).collect()
     }
 
-    fn forward_one(&self, x: &Tensor) -> Result<Tensor> {
-        match &self.inner.weight {
-            Weight::Cpu { dtype, data } => with_floats(x, |floats| {
-                let mut y = cpu::reference::linear(*dtype, data, self.inner.in_features, floats);
-                if let Some(bias) = &self.inner.bias {
-                    for row in y.chunks_exact_mut(bias.len()) {
-                        row.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
-                    }
-                }
-                from_floats(y, (x.dim(0)?, self.inner.out_features))
-            }),
-            Weight::Gpu { matmul, bias, device } => {
-                let y = candle_core::Module::forward(matmul, &x.to_device(device)?)?;
-                match bias {
-                    Some(bias) => y.broadcast_add(bias),
-                    None => Ok(y),
-                }
-            }
+    fn cpu_weight(&self) -> Option<cpu::matmul::Weight<'_>> {
+        let Weight::Cpu { dtype, data } = &self.inner.weight else { return None };
+        let (inp, out) = (self.inner.in_features, self.inner.out_features);
+        Some(cpu::matmul::Weight { dtype: *dtype, data, inp, out, bias: self.inner.bias.as_deref() })
+    }
+
+    fn forward_on_gpu(&self, x: &Tensor) -> Result<Tensor> {
+        let Weight::Gpu { matmul, bias, device } = &self.inner.weight else {
+            candle_core::bail!("layers of one input are on different devices");
+        };
+        let y = candle_core::Module::forward(matmul, &x.to_device(device)?)?;
+        match bias {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
         }
     }
 }

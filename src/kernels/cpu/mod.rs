@@ -1,4 +1,20 @@
 //! The CPU's own kernels.
+//!
+//! Kernels are written once over sixteen lanes (`lanes.rs`) and compiled for AVX-512, AVX2 and plain arrays.
+//! Matrix multiplication: `quantize` prepares the input, `unpack_*` open the weights' blocks into a `tile`,
+//! `microkernel` multiplies, `matmul` spreads it over the threads.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 pub mod features;
+pub mod lanes;
+pub mod matmul;
+mod microkernel;
+mod portable;
+pub mod quantize;
 pub mod reference;
+mod tile;
+mod unpack_blocks;
+mod unpack_superblocks;

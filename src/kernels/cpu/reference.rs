@@ -2,8 +2,10 @@
 
 use half::f16;
 
+#[cfg(test)]
 use crate::kernels::quant::{GgmlType, dequantize};
 
+#[cfg(test)]
 /// `y[r, o] = x[r, :] . w[o, :]` with the weight's rows dequantized one by one.
 ///
 /// `x` is `[rows, inp]`, `weight` the raw blocks of `[out, inp]`, the result `[rows, out]`.

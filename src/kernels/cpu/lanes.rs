@@ -1,0 +1,142 @@
+//! Sixteen lanes of 32 bits: the one vector width that the kernels are written in.
+//!
+//! A kernel is written once, generic over [`Lanes`], and compiled for each instruction set: one AVX-512
+//! register, two AVX2 registers, or a plain array. Since the lanes and the order of operations are the same
+//! everywhere, so are the results (but for the fused multiply-add, which the plain array rounds twice).
+//!
+//! A value of a `Lanes` type exists only where its instructions were detected, which makes its register
+//! operations safe to call. Kernels must be `#[inline(always)]` down to the instruction, so that they are
+//! compiled inside the one function that enables the instruction set.
+
+use super::features::{InstructionSet, cpu_features};
+
+/// Lanes of one vector.
+pub const LANES: usize = 16;
+
+/// Operations on sixteen 32-bit integers (`I`) and sixteen floats (`F`).
+pub trait Lanes: Copy {
+    type I: Copy;
+    type F: Copy;
+
+    /// How many activation rows a matrix kernel keeps in registers.
+    const ROWS: usize;
+    /// How many vectors of weight rows it keeps beside each other.
+    const COLUMNS: usize;
+
+    /// # Safety
+    /// 64 bytes can be read.
+    unsafe fn load_i(self, from: *const u8) -> Self::I;
+    /// # Safety
+    /// 64 bytes can be written.
+    unsafe fn store_i(self, to: *mut u8, value: Self::I);
+    /// # Safety
+    /// Sixteen floats can be read.
+    unsafe fn load_f(self, from: *const f32) -> Self::F;
+    /// # Safety
+    /// Sixteen floats can be written.
+    unsafe fn store_f(self, to: *mut f32, value: Self::F);
+    /// Sixteen half floats, widened.
+    /// # Safety
+    /// Sixteen elements can be read.
+    unsafe fn load_half(self, from: *const u16) -> Self::F;
+    /// Rounded to sixteen half floats.
+    /// # Safety
+    /// Sixteen elements can be written.
+    unsafe fn store_half(self, to: *mut u16, value: Self::F);
+    /// Words `0..4` of 16 bytes at `offset` in each of sixteen rows: result `j` has word `j` of row `r` in lane `r`.
+    /// # Safety
+    /// 16 bytes at `offset` can be read from every row.
+    unsafe fn transpose_words(self, rows: &[*const u8; LANES], offset: usize) -> [Self::I; 4];
+    /// The 32 bits at `offset` of each row.
+    /// # Safety
+    /// 4 bytes at `offset` can be read from every row.
+    unsafe fn gather(self, rows: &[*const u8; LANES], offset: usize) -> Self::I;
+
+    fn splat_i(self, value: i32) -> Self::I;
+    fn and(self, a: Self::I, b: Self::I) -> Self::I;
+    fn or(self, a: Self::I, b: Self::I) -> Self::I;
+    fn xor(self, a: Self::I, b: Self::I) -> Self::I;
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
+    fn sub_i(self, a: Self::I, b: Self::I) -> Self::I;
+    /// The low 32 bits of the product.
+    fn mul_i(self, a: Self::I, b: Self::I) -> Self::I;
+    fn shift_left<const N: u32>(self, a: Self::I) -> Self::I;
+    /// Logical.
+    fn shift_right<const N: u32>(self, a: Self::I) -> Self::I;
+    /// Logical, by a number known at run time.
+    fn shift_right_by(self, a: Self::I, n: u32) -> Self::I;
+    /// Arithmetic.
+    fn shift_right_signed<const N: u32>(self, a: Self::I) -> Self::I;
+    /// Adds to every lane the products of its four unsigned bytes (at most 127) and four signed bytes.
+    fn dot_bytes(self, sum: Self::I, unsigned: Self::I, signed: Self::I) -> Self::I;
+    /// The same for unsigned bytes up to 255.
+    fn dot_full_bytes(self, sum: Self::I, unsigned: Self::I, signed: Self::I) -> Self::I;
+    /// Adds to every lane the products of its two signed 16-bit halves.
+    fn dot_halves(self, sum: Self::I, a: Self::I, b: Self::I) -> Self::I;
+
+    fn to_floats(self, a: Self::I) -> Self::F;
+    /// To the nearest integer, ties to even.
+    fn to_nearest(self, a: Self::F) -> Self::I;
+    fn bits_as_floats(self, a: Self::I) -> Self::F;
+    fn floats_as_bits(self, a: Self::F) -> Self::I;
+    /// The half float in the low 16 bits of every lane.
+    fn low_half_as_float(self, a: Self::I) -> Self::F;
+
+    fn splat_f(self, value: f32) -> Self::F;
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn sub(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    fn div(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a * b + c`, rounded once where the processor can.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The greater; `b` if either is not a number.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// The lesser; `b` if either is not a number.
+    fn min(self, a: Self::F, b: Self::F) -> Self::F;
+    fn largest(self, a: Self::F) -> f32;
+    /// Lanes added in halves: 8 apart, then 4, 2, 1.
+    fn total(self, a: Self::F) -> f32;
+
+    /// Runs the kernel inside a function that enables the instruction set.
+    fn run<K: Kernel>(self, kernel: K) -> K::Output;
+}
+
+/// A piece of work that is compiled once per instruction set. `run` must be `#[inline(always)]`.
+pub trait Kernel {
+    type Output;
+    fn run<L: Lanes>(self, lanes: L) -> Self::Output;
+}
+
+/// Runs the kernel with the best instruction set this processor has.
+pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
+    dispatch_to(cpu_features().instruction_set, kernel)
+}
+
+/// Runs the kernel with the given instruction set, or with the plain one if the processor lacks it.
+pub fn dispatch_to<K: Kernel>(set: InstructionSet, kernel: K) -> K::Output {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use super::{avx2::Avx2, avx512::Avx512};
+        match set {
+            InstructionSet::Avx512Vnni => {
+                if let Some(lanes) = Avx512::detect() {
+                    return lanes.run(kernel);
+                }
+            }
+            InstructionSet::AvxVnni => {
+                if let Some(lanes) = Avx2::<true>::detect() {
+                    return lanes.run(kernel);
+                }
+            }
+            InstructionSet::Avx2 => {
+                if let Some(lanes) = Avx2::<false>::detect() {
+                    return lanes.run(kernel);
+                }
+            }
+            InstructionSet::Portable => {}
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = set;
+    super::portable::Portable.run(kernel)
+}

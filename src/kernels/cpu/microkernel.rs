@@ -1,0 +1,224 @@
+//! The inner loops of matrix multiplication: a few activation rows times one or two tiles, over one segment.
+//!
+//! Every output is one lane of one accumulator, and its float operations are the same whatever the numbers of
+//! rows (`M`) and tiles (`N`) are: so decoding one token gives the same bits as prefilling it among others.
+
+use super::lanes::{LANES, Lanes};
+use super::tile::{FLOAT_SEGMENT, FloatTile, INT_SEGMENT, IntTile};
+
+/// How a K type's values come back from its unsigned quants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Minimum {
+    /// A float scale for the integer minimums.
+    Scaled,
+    /// Every quant carries this offset, a power of two.
+    Offset(i32),
+}
+
+/// Where the rows of one segment are. All pointers are to the first row.
+#[derive(Clone, Copy, Debug)]
+pub struct Segment {
+    /// `[rows][256]`
+    pub quants: *const i8,
+    /// `[rows]`, or `[rows][8]` for the older types.
+    pub scales: *const f32,
+    /// `[rows][8]`
+    pub sums: *const i32,
+}
+
+/// One superblock of a K type; `GROUPS` is a sub-block's columns over four.
+///
+/// # Safety
+/// `segment` and `y` (`[M][N * 16]`) have `M` rows, `tiles` has `N` tiles.
+#[inline(always)]
+pub unsafe fn superblock<L: Lanes, const M: usize, const N: usize, const GROUPS: usize>(
+    lanes: L,
+    tiles: &[IntTile],
+    segment: Segment,
+    minimum: Minimum,
+    y: *mut f32,
+) {
+    let tiles = &tiles[..N];
+    let mut total = [[lanes.splat_i(0); M]; N];
+    for sub in 0..64 / GROUPS {
+        let mut sum = [[lanes.splat_i(0); M]; N];
+        for g in 0..GROUPS {
+            let group = sub * GROUPS + g;
+            let mut weights = [lanes.splat_i(0); N];
+            for n in 0..N {
+                // SAFETY: a tile has 64 groups of 64 bytes.
+                weights[n] = unsafe { lanes.load_i(tiles[n].quants.as_ptr().add(group * 64)) };
+            }
+            for m in 0..M {
+                // SAFETY: row `m` has 64 groups of 4 bytes.
+                let four = unsafe { segment.quants.add(m * INT_SEGMENT + 4 * group).cast::<i32>().read_unaligned() };
+                let four = lanes.splat_i(four);
+                for n in 0..N {
+                    sum[n][m] = lanes.dot_bytes(sum[n][m], weights[n], four);
+                }
+            }
+        }
+        for n in 0..N {
+            // SAFETY: a tile has sixteen vectors of scales.
+            let scale = unsafe { lanes.load_i(tiles[n].scales.as_ptr().add(sub * LANES).cast()) };
+            for m in 0..M {
+                total[n][m] = lanes.add_i(total[n][m], lanes.mul_i(sum[n][m], scale));
+            }
+        }
+    }
+    let mut minimums = [[lanes.splat_i(0); M]; N];
+    for pair in 0..8 {
+        for m in 0..M {
+            // SAFETY: row `m` has eight pairs of sums.
+            let sums = lanes.splat_i(unsafe { *segment.sums.add(8 * m + pair) });
+            for n in 0..N {
+                // SAFETY: a tile has eight vectors of pairs.
+                let factors = unsafe { lanes.load_i(tiles[n].minimums.as_ptr().add(pair * LANES).cast()) };
+                minimums[n][m] = lanes.dot_halves(minimums[n][m], factors, sums);
+            }
+        }
+    }
+    for n in 0..N {
+        // SAFETY: a tile has at least sixteen floats of each.
+        let (d, dmin) = unsafe { (lanes.load_f(tiles[n].d.as_ptr()), lanes.load_f(tiles[n].m.as_ptr())) };
+        for m in 0..M {
+            // SAFETY: row `m` of the scales and of `y`.
+            unsafe {
+                let scale = lanes.splat_f(*segment.scales.add(m));
+                let to = y.add((m * N + n) * LANES);
+                let mut out = lanes.load_f(to);
+                match minimum {
+                    Minimum::Scaled => {
+                        out = lanes.fma(lanes.to_floats(total[n][m]), lanes.mul(d, scale), out);
+                        let negative = lanes.sub(lanes.splat_f(0.0), lanes.mul(dmin, scale));
+                        out = lanes.fma(lanes.to_floats(minimums[n][m]), negative, out);
+                    }
+                    Minimum::Offset(offset) => {
+                        let back = lanes.mul_i(minimums[n][m], lanes.splat_i(offset));
+                        let exact = lanes.sub_i(total[n][m], back);
+                        out = lanes.fma(lanes.to_floats(exact), lanes.mul(d, scale), out);
+                    }
+                }
+                lanes.store_f(to, out);
+            }
+        }
+    }
+}
+
+/// Up to eight blocks of an older type. `FULL`: quants use all eight bits.
+///
+/// # Safety
+/// `segment` and `y` (`[M][N * 16]`) have `M` rows, `tiles` has `N` tiles.
+#[inline(always)]
+pub unsafe fn blocks<L: Lanes, const M: usize, const N: usize, const FULL: bool>(
+    lanes: L,
+    tiles: &[IntTile],
+    blocks: usize,
+    segment: Segment,
+    minimum: Minimum,
+    y: *mut f32,
+) {
+    let tiles = &tiles[..N];
+    let mut out = [[lanes.splat_f(0.0); M]; N];
+    for n in 0..N {
+        for m in 0..M {
+            // SAFETY: `y` has `M` rows of `N` vectors.
+            out[n][m] = unsafe { lanes.load_f(y.add((m * N + n) * LANES)) };
+        }
+    }
+    for block in 0..blocks.min(8) {
+        let mut sum = [[lanes.splat_i(0); M]; N];
+        if let Minimum::Offset(offset) = minimum {
+            for m in 0..M {
+                // SAFETY: row `m` has eight sums. A sum is at most 32 * 128, an offset at most 128.
+                let start = lanes.splat_i(-offset * unsafe { *segment.sums.add(8 * m + block) });
+                for n in 0..N {
+                    sum[n][m] = start;
+                }
+            }
+        }
+        for g in 0..8 {
+            let group = 8 * block + g;
+            let mut weights = [lanes.splat_i(0); N];
+            for n in 0..N {
+                // SAFETY: a tile has 64 groups of 64 bytes.
+                weights[n] = unsafe { lanes.load_i(tiles[n].quants.as_ptr().add(group * 64)) };
+            }
+            for m in 0..M {
+                // SAFETY: row `m` has 64 groups of 4 bytes.
+                let four = unsafe { segment.quants.add(m * INT_SEGMENT + 4 * group).cast::<i32>().read_unaligned() };
+                let four = lanes.splat_i(four);
+                for n in 0..N {
+                    sum[n][m] = if FULL {
+                        lanes.dot_full_bytes(sum[n][m], weights[n], four)
+                    } else {
+                        lanes.dot_bytes(sum[n][m], weights[n], four)
+                    };
+                }
+            }
+        }
+        for n in 0..N {
+            // SAFETY: a tile has eight vectors of each.
+            let (d, minimums) = unsafe {
+                (
+                    lanes.load_f(tiles[n].d.as_ptr().add(block * LANES)),
+                    lanes.load_f(tiles[n].m.as_ptr().add(block * LANES)),
+                )
+            };
+            for m in 0..M {
+                // SAFETY: row `m` has eight scales and eight sums.
+                let (scale, of_row) = unsafe { (*segment.scales.add(8 * m + block), *segment.sums.add(8 * m + block)) };
+                let factor = lanes.mul(d, lanes.splat_f(scale));
+                out[n][m] = lanes.fma(lanes.to_floats(sum[n][m]), factor, out[n][m]);
+                if minimum == Minimum::Scaled {
+                    out[n][m] = lanes.fma(minimums, lanes.splat_f(scale * of_row as f32), out[n][m]);
+                }
+            }
+        }
+    }
+    for n in 0..N {
+        for m in 0..M {
+            // SAFETY: `y` has `M` rows of `N` vectors.
+            unsafe { lanes.store_f(y.add((m * N + n) * LANES), out[n][m]) };
+        }
+    }
+}
+
+/// Up to 128 columns of floats, summed apart and then added to `y`.
+///
+/// # Safety
+/// `x` (`[M][128]`) and `y` (`[M][N * 16]`) have `M` rows, `tiles` has `N` tiles.
+#[inline(always)]
+pub unsafe fn floats<L: Lanes, const M: usize, const N: usize>(
+    lanes: L,
+    tiles: &[FloatTile],
+    columns: usize,
+    x: *const f32,
+    y: *mut f32,
+) {
+    let tiles = &tiles[..N];
+    let mut sum = [[lanes.splat_f(0.0); M]; N];
+    for column in 0..columns.min(FLOAT_SEGMENT) {
+        let mut weights = [lanes.splat_f(0.0); N];
+        for n in 0..N {
+            // SAFETY: a tile has 128 vectors.
+            weights[n] = unsafe { lanes.load_f(tiles[n].values.as_ptr().add(column * LANES)) };
+        }
+        for m in 0..M {
+            // SAFETY: row `m` has 128 columns.
+            let value = lanes.splat_f(unsafe { *x.add(m * FLOAT_SEGMENT + column) });
+            for n in 0..N {
+                sum[n][m] = lanes.fma(weights[n], value, sum[n][m]);
+            }
+        }
+    }
+    for n in 0..N {
+        for m in 0..M {
+            // SAFETY: `y` has `M` rows of `N` vectors.
+            unsafe {
+                let to = y.add((m * N + n) * LANES);
+                lanes.store_f(to, lanes.add(lanes.load_f(to), sum[n][m]));
+            }
+        }
+    }
+}
