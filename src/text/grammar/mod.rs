@@ -10,7 +10,11 @@ mod constraint;
 mod json_schema;
 mod vocabulary;
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
 
 use llguidance::{
     Matcher, ParserFactory,
@@ -38,6 +42,11 @@ const STEP_MAX_ITEMS: usize = 50_000;
 const COMPILE_FUEL: u64 = 1_000_000;
 const MAX_LEXER_STATES: usize = 100_000;
 const MAX_GRAMMAR_SYMBOLS: usize = 200_000;
+/// Address space for the compiler's recursion; only what it touches becomes memory.
+const COMPILE_STACK_BYTES: usize = 256 << 20;
+/// Length and nesting of an expression or a Lark grammar.
+const MAX_SOURCE_BYTES: usize = 128 << 10;
+const MAX_SOURCE_NESTING: usize = 100;
 
 /// Why a constraint cannot be compiled. The caller wrote it, and is told the place.
 #[derive(Debug, thiserror::Error)]
@@ -131,9 +140,11 @@ impl GrammarCompiler {
             Constraint::JsonObject => self.schema_matcher(&json!({"type": "object"}))?,
             Constraint::JsonSchema(schema) => self.schema_matcher(schema)?,
             Constraint::Regex(regex) => {
+                check_source(regex).map_err(GrammarError::Regex)?;
                 self.matcher(TopLevelGrammar::from_regex(regex)).map_err(GrammarError::Regex)?
             }
             Constraint::Lark(lark) => {
+                check_source(lark).map_err(GrammarError::Lark)?;
                 self.matcher(TopLevelGrammar::from_lark(lark.clone())).map_err(GrammarError::Lark)?
             }
         };
@@ -221,13 +232,40 @@ impl GrammarCompiler {
         (String::new(), message)
     }
 
+    /// A panic inside the compiler, on a grammar that some caller wrote, is one more reason to refuse it.
     fn matcher(&self, grammar: TopLevelGrammar) -> Result<Matcher, String> {
-        let matcher = Matcher::new(self.factory.create_parser(grammar));
+        let compile = AssertUnwindSafe(|| Matcher::new(self.factory.create_parser(grammar)));
+        // References nest as deep as the caller chained them: more stack than a worker thread has.
+        let compiled = std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().stack_size(COMPILE_STACK_BYTES);
+            let handle = thread.spawn_scoped(scope, || catch_unwind(compile).ok()).ok()?;
+            handle.join().ok().flatten()
+        });
+        let Some(matcher) = compiled else { return Err("the grammar compiler failed on it".to_owned()) };
         match matcher.get_error() {
             None => Ok(matcher),
             Some(message) => Err(first_line(&message)),
         }
     }
+}
+
+/// The compiler's parser calls itself at each bracket, so their nesting is bounded before it sees them.
+fn check_source(text: &str) -> Result<(), String> {
+    if text.len() > MAX_SOURCE_BYTES {
+        return Err(format!("it has {} bytes; the limit is {MAX_SOURCE_BYTES}", text.len()));
+    }
+    let mut depth = 0usize;
+    for character in text.chars() {
+        match character {
+            '(' | '[' | '{' => depth += 1,
+            ')' | ']' | '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MAX_SOURCE_NESTING {
+            return Err(format!("its brackets are nested more than {MAX_SOURCE_NESTING} deep"));
+        }
+    }
+    Ok(())
 }
 
 /// llguidance's messages go on with the grammar and its state, which tell the caller nothing.

@@ -479,3 +479,52 @@ fn bad_tools_are_refused_by_name() {
     );
     assert!(GrammarCompiler::from_vocabulary(&GrammarVocabulary::default(), 10).is_err());
 }
+
+/// Constraints meant to exhaust the compiler, called from a thread with a small stack.
+#[test]
+fn hostile_constraints_end_in_answers_or_errors() {
+    let chain = |length: usize| {
+        let definitions: serde_json::Map<String, Value> = (0..length)
+            .map(|n| {
+                (
+                    format!("d{n}"),
+                    json!({"type": "object", "properties": {"a": {"$ref": format!("#/$defs/d{}", (n + 1) % length)}}}),
+                )
+            })
+            .collect();
+        json!({"$defs": definitions, "$ref": "#/$defs/d0"})
+    };
+    let aliases = |length: usize| {
+        let definitions: serde_json::Map<String, Value> =
+            (0..length).map(|n| (format!("d{n}"), json!({"$ref": format!("#/$defs/d{}", (n + 1) % length)}))).collect();
+        json!({"$defs": definitions, "$ref": "#/$defs/d0"})
+    };
+    let constraints = [
+        Constraint::JsonSchema(chain(2000)),
+        Constraint::JsonSchema(aliases(1)),
+        Constraint::JsonSchema(aliases(2000)),
+        Constraint::JsonSchema(json!({"allOf": [{"$ref": "#"}]})),
+        Constraint::JsonSchema(json!({"anyOf": [{"$ref": "#"}, {"$ref": "#"}]})),
+        Constraint::JsonSchema(json!({"type": "string", "minLength": 4_000_000_000u64})),
+        Constraint::JsonSchema(json!({"type": "array", "items": {"type": "null"}, "minItems": 4_000_000_000u64})),
+        Constraint::JsonSchema(json!({"type": "string", "pattern": "(((a{1000}){1000}){1000}){1000}"})),
+        Constraint::JsonSchema(json!({"enum": (0..20_000).collect::<Vec<u32>>()})),
+        Constraint::JsonSchema(json!({"multipleOf": 1e-300, "type": "number"})),
+        Constraint::JsonSchema(json!({"x-guidance": {"whitespace_pattern": "("}, "type": "object"})),
+        Constraint::Regex("(".repeat(50_000)),
+        Constraint::Regex("a{0,100000}{0,100000}".to_owned()),
+        Constraint::Lark(format!("start: {}\"a\"{}", "(".repeat(50_000), ")".repeat(50_000))),
+        Constraint::Lark("start: start start | start".to_owned()),
+        Constraint::Lark("start: a\na: b\nb: a".to_owned()),
+        Constraint::Lark("%json".to_owned()),
+    ];
+    let checked = std::thread::Builder::new().stack_size(2 << 20).spawn(move || {
+        for constraint in constraints {
+            if let Ok(mut compiled) = compiler().compile(&constraint) {
+                let mut mask = vec![0u32; LOGITS_WIDTH.div_ceil(32)];
+                let _either = compiled.allowed(&mut mask);
+            }
+        }
+    });
+    checked.expect("a thread").join().expect("no panic");
+}

@@ -144,7 +144,7 @@ fn without_a_place_for_tools_they_go_into_the_text() {
         json!({"role": "tool", "tool_call_id": "1", "content": "42"}),
         json!({"role": "user", "content": "And?"}),
     ];
-    let turns = with_tools_in_text(&messages, &[tool.clone()], true);
+    let turns = with_tools_in_text(&messages, std::slice::from_ref(&tool), true);
     assert_eq!(turns[0]["role"], "system");
     assert!(turns[0]["content"].as_str().is_some_and(|text| text.contains("\"name\":\"f\"")));
     assert_eq!(turns[2]["content"], "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": 1}}\n</tool_call>");
