@@ -160,7 +160,7 @@ fn main() -> anyhow::Result<()> {
     );
     let vocab = decoder.config().vocab;
     let total = arguments.prompt_tokens + arguments.decode_tokens;
-    let kv_type = decoder.default_kv_type();
+    let kv_type = KvCache::default_type(&gguf);
     let cache = KvCache::new(decoder.config(), total.div_ceil(BLOCK_TOKENS), kv_type, &Device::Cpu)?;
     let mut runners: Vec<(&str, Box<dyn Runner>)> = vec![("hearth", Box::new(HearthRunner { decoder, cache }))];
     if !arguments.without_candle {

@@ -24,8 +24,7 @@ import gguf
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-HIDDEN, LAYERS, HEADS, KV_HEADS, FEED_FORWARD, CONTEXT = 256, 4, 8, 4, 768, 4096
-VOCABULARY = 2048
+HEAD_DIM, CONTEXT = 32, 4096
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
@@ -47,21 +46,25 @@ def sentences(paths):
                     yield sentence.lstrip("- ")
 
 
-def train_tokenizer(lines):
+def train_tokenizer(lines, vocabulary):
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.train_from_iterator(
         lines,
         trainers.BpeTrainer(
-            vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+            vocab_size=vocabulary, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
         ),
     )
     return tokenizer
 
 
-def bigram_factors(tokenizer, lines):
-    """The two halves of the log-probabilities' best rank-HIDDEN fit: [vocabulary, HIDDEN] each."""
+def bigram_factors(tokenizer, lines, hidden, closers):
+    """The two halves of the log-probabilities' best rank-`hidden` fit: [vocabulary, hidden] each.
+
+    `closers` is the probability, mixed in after every token, of what ends a JSON string, object or list and
+    the turn: a model for tests needs constrained answers that end.
+    """
     size = tokenizer.get_vocab_size()
     counts = np.full((size, size), 1e-3)
     newline, end = tokenizer.token_to_id("Ċ"), tokenizer.token_to_id("<|im_end|>")
@@ -73,16 +76,21 @@ def bigram_factors(tokenizer, lines):
         counts[newline, ids[0]] += 1.0  # a turn opens with a newline, and so with a sentence
         counts[ids[-1], end] += 2.0  # and closes after a sentence
     counts += 0.02 * unigram / unigram.sum()
-    logprobs = np.log(counts / counts.sum(axis=1, keepdims=True))
+    probabilities = counts / counts.sum(axis=1, keepdims=True)
+    if closers:
+        ends = [tokenizer.token_to_id(token) for token in ('"', "}", "]", "<|im_end|>")]
+        probabilities *= 1 - closers
+        probabilities[:, ends] += closers / len(ends)
+    logprobs = np.log(probabilities)
     logprobs -= logprobs.mean(axis=1, keepdims=True)
     left, singular, right = np.linalg.svd(logprobs, full_matrices=False)
-    root = np.sqrt(singular[: HIDDEN - 1])
-    embedding, output = left[:, : HIDDEN - 1] * root, right[: HIDDEN - 1].T * root
+    root = np.sqrt(singular[: hidden - 1])
+    embedding, output = left[:, : hidden - 1] * root, right[: hidden - 1].T * root
     # RMS normalization divides by the row's size. Give all rows one size with an extra column that the
     # output does not look at, and undo it in the output.
     norms = np.square(embedding).sum(axis=1)
     embedding = np.column_stack([embedding, np.sqrt(np.maximum(norms.max() - norms, 0.0))])
-    output = np.column_stack([output * np.sqrt(norms.max() / HIDDEN), np.zeros(size)])
+    output = np.column_stack([output * np.sqrt(norms.max() / hidden), np.zeros(size)])
     return embedding.astype(np.float32), output.astype(np.float32)
 
 
@@ -90,12 +98,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out")
     parser.add_argument("text", nargs="+")
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--vocabulary", type=int, default=2048)
+    parser.add_argument("--closers", type=float, default=0.0)
     arguments = parser.parse_args()
+    hidden, layers = arguments.hidden, arguments.layers
+    heads, feed_forward = hidden // HEAD_DIM, 3 * hidden
+    kv_heads = max(heads // 2, 1)
 
     lines = list(sentences(arguments.text))
-    tokenizer = train_tokenizer(lines)
+    tokenizer = train_tokenizer(lines, arguments.vocabulary)
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    embedding, output = bigram_factors(tokenizer, lines)
+    embedding, output = bigram_factors(tokenizer, lines, hidden, arguments.closers)
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in merges]
 
@@ -104,12 +119,12 @@ def main():
     writer.add_description("Bigram statistics of Hearth's own documentation in the shape of a llama model.")
     writer.add_license("MIT OR Apache-2.0")
     writer.add_context_length(CONTEXT)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(FEED_FORWARD)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KV_HEADS)
-    writer.add_rope_dimension_count(HIDDEN // HEADS)
+    writer.add_embedding_length(hidden)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(feed_forward)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_rope_dimension_count(HEAD_DIM)
     writer.add_rope_freq_base(10000.0)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_vocab_size(len(vocabulary))
@@ -137,19 +152,19 @@ def main():
 
     matrix("token_embd.weight", embedding)
     matrix("output.weight", output)
-    writer.add_tensor("output_norm.weight", np.ones(HIDDEN, np.float32))
-    keys = KV_HEADS * HIDDEN // HEADS
-    for layer in range(LAYERS):
+    writer.add_tensor("output_norm.weight", np.ones(hidden, np.float32))
+    keys = kv_heads * HEAD_DIM
+    for layer in range(layers):
         prefix = f"blk.{layer}."
-        writer.add_tensor(prefix + "attn_norm.weight", np.ones(HIDDEN, np.float32))
-        matrix(prefix + "attn_q.weight", noise(HIDDEN, HIDDEN))
-        matrix(prefix + "attn_k.weight", noise(keys, HIDDEN))
-        matrix(prefix + "attn_v.weight", noise(keys, HIDDEN))
-        matrix(prefix + "attn_output.weight", np.zeros((HIDDEN, HIDDEN)))
-        writer.add_tensor(prefix + "ffn_norm.weight", np.ones(HIDDEN, np.float32))
-        matrix(prefix + "ffn_gate.weight", noise(FEED_FORWARD, HIDDEN))
-        matrix(prefix + "ffn_up.weight", noise(FEED_FORWARD, HIDDEN))
-        matrix(prefix + "ffn_down.weight", np.zeros((HIDDEN, FEED_FORWARD)))
+        writer.add_tensor(prefix + "attn_norm.weight", np.ones(hidden, np.float32))
+        matrix(prefix + "attn_q.weight", noise(hidden, hidden))
+        matrix(prefix + "attn_k.weight", noise(keys, hidden))
+        matrix(prefix + "attn_v.weight", noise(keys, hidden))
+        matrix(prefix + "attn_output.weight", np.zeros((hidden, hidden)))
+        writer.add_tensor(prefix + "ffn_norm.weight", np.ones(hidden, np.float32))
+        matrix(prefix + "ffn_gate.weight", noise(feed_forward, hidden))
+        matrix(prefix + "ffn_up.weight", noise(feed_forward, hidden))
+        matrix(prefix + "ffn_down.weight", np.zeros((hidden, feed_forward)))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -1,5 +1,7 @@
 //! Hearth: a self-hosted inference server in one binary.
 
+pub mod app;
+pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod engine;

@@ -3,6 +3,8 @@
 //! Logs go to standard error, so that standard output stays an answer. Prompts and answers are never
 //! logged. Metric names are constants, so that what is written, described and scraped is one word.
 
+use std::io::IsTerminal;
+
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
@@ -26,7 +28,11 @@ pub fn init_logs(filter: &str, format: LogFormat) -> anyhow::Result<()> {
         .map_err(|error| anyhow::anyhow!("log filter {filter:?}: {error}. Try `info` or `hearth=debug,warn`."))?;
     let registry = tracing_subscriber::registry().with(filter);
     let started = match format {
-        LogFormat::Text => registry.with(fmt::layer().with_writer(std::io::stderr).with_target(false)).try_init(),
+        LogFormat::Text => registry
+            .with(
+                fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal()).with_target(false),
+            )
+            .try_init(),
         LogFormat::Json => registry.with(fmt::layer().with_writer(std::io::stderr).json()).try_init(),
     };
     // An embedding program, or a test, may have its own subscriber already.

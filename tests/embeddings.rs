@@ -4,7 +4,15 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use hearth::models::encoder::{Encoder, EncoderSource};
+use hearth::{
+    domain::{EmbedInput, EmbedInputType, EmbedRequest},
+    error::ErrorKind,
+    models::encoder::{Encoder, EncoderSource},
+    providers::{
+        Embedder,
+        local_embedder::{EmbedderSettings, LocalEmbedder},
+    },
+};
 use serde::Deserialize;
 
 fn fixture(name: &str) -> PathBuf {
@@ -90,4 +98,122 @@ fn what_the_network_cannot_compute_is_an_error() {
     encoder.embed(&[2; 41], &[41]).expect_err("there are 40 positions");
     encoder.embed(&[2, 3], &[2, 0]).expect_err("a text has no tokens");
     encoder.embed(&[2, 3], &[3]).expect_err("the lengths say more than there is");
+}
+
+/// A tiny or a real model behind the trait that the server uses.
+fn embedder(path: &Path) -> LocalEmbedder {
+    LocalEmbedder::load(path, EmbedderSettings { name: "embedder".into(), ..EmbedderSettings::default() })
+        .expect("the model loads")
+}
+
+fn request(inputs: Vec<EmbedInput>) -> EmbedRequest {
+    EmbedRequest {
+        request_id: "test".into(),
+        model: "embedder".into(),
+        inputs,
+        input_type: EmbedInputType::Plain,
+        dimensions: None,
+        truncate: true,
+        caller: "test".into(),
+        deadline: None,
+    }
+}
+
+fn text(text: &str) -> EmbedInput {
+    EmbedInput::Text(text.to_owned())
+}
+
+#[tokio::test]
+async fn prompts_and_tokenizers_of_every_form_equal_sentence_transformers() {
+    for (file, expected) in MODELS {
+        let embedder = embedder(&fixture(file));
+        for case in cases(expected) {
+            let input_type = match case.kind.as_str() {
+                "query" => EmbedInputType::Query,
+                "passage" => EmbedInputType::Passage,
+                _ => EmbedInputType::Plain,
+            };
+            // GGUF files carry neither prompts nor the shorter limit of sentence_bert_config.json.
+            if file.ends_with(".gguf") && (input_type != EmbedInputType::Plain || case.ids.len() >= 36) {
+                continue;
+            }
+            let response = embedder.embed(EmbedRequest { input_type, ..request(vec![text(&case.text)]) }).await;
+            let response = response.expect("the text can be embedded");
+            assert_eq!(response.prompt_tokens, case.ids.len(), "{file} on {:?}", case.text);
+            assert_close(&case.vector, &response.embeddings[0], 2e-5, &format!("{file} on {:?}", case.text));
+        }
+    }
+}
+
+#[tokio::test]
+async fn inputs_that_cannot_be_embedded_are_named() {
+    let embedder = embedder(&fixture("bert-mean"));
+    let refused = async |input: EmbedInput, truncate: bool| {
+        let inputs = vec![text("a"), text("b"), text("c"), input, text("d")];
+        embedder.embed(EmbedRequest { truncate, ..request(inputs) }).await.expect_err("the fourth input is refused")
+    };
+    for (input, kind) in [
+        (text(""), ErrorKind::InvalidRequest),
+        (EmbedInput::Tokens(vec![]), ErrorKind::InvalidRequest),
+        (EmbedInput::Tokens(vec![2, 99_999, 3]), ErrorKind::InvalidRequest),
+        (text(&"a ".repeat(300)), ErrorKind::ContextLengthExceeded),
+    ] {
+        let error = refused(input, false).await;
+        assert_eq!((error.kind(), error.param()), (kind, Some("input[3]")), "{error}");
+    }
+    let error = refused(text(&"a ".repeat(300)), false).await;
+    assert_eq!(error.context(), Some((302, 36)));
+    let error = embedder
+        .embed(EmbedRequest { dimensions: Some(33), ..request(vec![text("a")]) })
+        .await
+        .expect_err("there are 32 dimensions");
+    assert_eq!(error.param(), Some("dimensions"));
+}
+
+#[tokio::test]
+async fn dimensions_and_token_arrays() {
+    let embedder = embedder(&fixture("bert-mean"));
+    let tokens = embedder.tokenize("a quick fox", true).expect("it tokenizes");
+    let inputs = vec![text("a quick fox"), EmbedInput::Tokens(tokens.clone())];
+    let whole = embedder.embed(request(inputs.clone())).await.expect("embedded");
+    assert_eq!(whole.embeddings[0], whole.embeddings[1]);
+    assert_eq!(whole.prompt_tokens, 2 * tokens.len());
+    let short = embedder.embed(EmbedRequest { dimensions: Some(8), ..request(inputs) }).await.expect("embedded");
+    assert_eq!(short.embeddings[0].len(), 8);
+    assert!((cosine(&short.embeddings[0], &whole.embeddings[0][..8]) - 1.0).abs() < 1e-6);
+    let norm: f32 = short.embeddings[0].iter().map(|value| value * value).sum();
+    assert!((norm - 1.0).abs() < 1e-5);
+}
+
+#[tokio::test]
+async fn minilm_equals_sentence_transformers_on_200_texts() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/all-MiniLM-L6-v2");
+    if !path.join("model.safetensors").is_file() {
+        assert!(
+            std::env::var_os("HEARTH_REQUIRE_MODELS").is_none(),
+            "{} is missing and HEARTH_REQUIRE_MODELS is set: run scripts/fetch_minilm.sh",
+            path.display()
+        );
+        eprintln!("skipped: {} is missing; scripts/fetch_minilm.sh fetches it", path.display());
+        return;
+    }
+    let texts = std::fs::read_to_string(fixture("texts.json")).expect("the fixture is committed");
+    let texts: Vec<String> = serde_json::from_str(&texts).expect("the fixture is valid");
+    let expected = std::fs::read(fixture("minilm.bin")).expect("the fixture is committed");
+    let expected: Vec<f32> =
+        expected.chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().expect("four bytes"))).collect();
+    let embedder = embedder(&path);
+    let inputs = texts.iter().map(|one| text(one)).collect();
+    let together = embedder.embed(request(inputs)).await.expect("every text can be embedded").embeddings;
+    let mut worst = 1.0f64;
+    for ((one, expected), vector) in texts.iter().zip(expected.chunks_exact(384)).zip(&together) {
+        let cosine = cosine(expected, vector);
+        assert!(cosine >= 0.99999, "cosine {cosine} on {one:?}");
+        worst = worst.min(cosine);
+    }
+    println!("lowest cosine {worst:.9}");
+    for index in (0..texts.len()).step_by(10) {
+        let alone = embedder.embed(request(vec![text(&texts[index])])).await.expect("embedded").embeddings;
+        assert_eq!(alone[0], together[index], "{:?} alone and in a batch", texts[index]);
+    }
 }

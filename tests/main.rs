@@ -1,9 +1,10 @@
 //! Tests through the public boundary, in one binary: one module an area.
 
+mod architecture;
 mod chat_templates;
 mod decoder_files;
-mod engine_decoder;
 mod embeddings;
+mod engine_decoder;
 mod gguf;
 mod logits;
 mod pull;

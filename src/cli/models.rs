@@ -177,7 +177,9 @@ fn show(store: &ModelStore, name: &str, all: bool, out: &mut dyn Write) -> anyho
     if let Some(context) = metadata.u64(&format!("{architecture}.context_length")) {
         writeln!(out, "context       {} tokens", HumanCount(context))?;
     }
-    for (label, key) in [("name", "general.name"), ("licence", "general.license"), ("tokenizer", "tokenizer.ggml.model")] {
+    for (label, key) in
+        [("name", "general.name"), ("licence", "general.license"), ("tokenizer", "tokenizer.ggml.model")]
+    {
         if let Some(value) = metadata.str(key) {
             writeln!(out, "{label:13} {value}")?;
         }

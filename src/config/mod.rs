@@ -22,6 +22,7 @@ pub use self::{
     settings::Settings,
 };
 use crate::{
+    http::{HttpSettings, TlsSettings},
     kernels::{device::DeviceChoice, kv::KvType},
     telemetry::LogFormat,
 };
@@ -47,6 +48,7 @@ pub struct Config {
     /// Threads that compute; `None` is one per physical core this process may use.
     pub threads: Option<usize>,
     pub engine: EngineSettings,
+    pub address: SocketAddr,
     pub http: HttpSettings,
     pub log_filter: String,
     pub log_format: LogFormat,
@@ -71,38 +73,6 @@ pub struct EngineSettings {
     pub prefix_cache: bool,
     /// Texts that may wait to be embedded; more are refused with 503.
     pub max_waiting_embeddings: usize,
-}
-
-/// How the server talks.
-#[derive(Clone, Debug)]
-pub struct HttpSettings {
-    pub address: SocketAddr,
-    /// Accepted bearer keys; empty means that none is asked for.
-    pub api_keys: Vec<String>,
-    /// Largest request body, in bytes.
-    pub body_limit: usize,
-    /// From connection to the end of the request's headers.
-    pub header_timeout: Duration,
-    /// From the end of the headers to the end of the body.
-    pub body_timeout: Duration,
-    /// A request ends with 504 after this long.
-    pub request_timeout: Duration,
-    /// Between two signs of life in a stream.
-    pub keep_alive_interval: Duration,
-    /// Running streams get this long to end after SIGTERM.
-    pub grace: Duration,
-    /// Origins that browsers may call from; `*` is any. Empty: none but the server's own.
-    pub cors_origins: Vec<String>,
-    pub tls: Option<TlsFiles>,
-    /// Refuse parameters that change nothing, too.
-    pub strict: bool,
-}
-
-/// PEM files.
-#[derive(Clone, Debug)]
-pub struct TlsFiles {
-    pub certificate: PathBuf,
-    pub key: PathBuf,
 }
 
 impl Config {
@@ -148,7 +118,7 @@ impl Config {
         }
         ensure!(api_keys.iter().all(|key| !key.is_empty()), "--api-key: a key must not be empty.");
         let tls = match (settings.ssl_cert_file, settings.ssl_key_file) {
-            (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key }),
+            (Some(certificate), Some(private_key)) => Some(TlsSettings { certificate, private_key }),
             (None, None) => None,
             _ => bail!("TLS needs both --ssl-cert-file and --ssl-key-file."),
         };
@@ -158,6 +128,7 @@ impl Config {
                 "--chat-template {name} and --chat-template-file exclude each other."
             );
         }
+        let http = HttpSettings::default();
         Ok(Self {
             model: settings.model,
             embedding_model: settings.embedding_model,
@@ -181,18 +152,28 @@ impl Config {
                 max_waiting_embeddings: in_range("max-embedding-queue", settings.max_embedding_queue, 1..=1_000_000)?
                     .unwrap_or(16_384),
             },
+            address,
             http: HttpSettings {
-                address,
+                body_limit_bytes: in_range("body-limit-mib", settings.body_limit_mib, 1..=1024)?
+                    .map_or(http.body_limit_bytes, |mib| mib << 20),
+                header_read_timeout: seconds("header-timeout", settings.header_timeout, http.header_read_timeout)?,
+                request_body_timeout: seconds("body-timeout", settings.body_timeout, http.request_body_timeout)?,
+                request_deadline: settings
+                    .timeout
+                    .map(|value| seconds("timeout", Some(value), Duration::ZERO))
+                    .transpose()?
+                    .or(http.request_deadline),
+                keep_alive_interval: seconds(
+                    "sse-ping-interval",
+                    settings.sse_ping_interval,
+                    http.keep_alive_interval,
+                )?,
+                shutdown_grace: seconds("grace", settings.grace, http.shutdown_grace)?,
                 api_keys,
-                body_limit: in_range("body-limit-mib", settings.body_limit_mib, 1..=1024)?.unwrap_or(16) << 20,
-                header_timeout: seconds("header-timeout", settings.header_timeout, 15.0)?,
-                body_timeout: seconds("body-timeout", settings.body_timeout, 60.0)?,
-                request_timeout: seconds("timeout", settings.timeout, 3600.0)?,
-                keep_alive_interval: seconds("sse-ping-interval", settings.sse_ping_interval, 10.0)?,
-                grace: seconds("grace", settings.grace, 30.0)?,
                 cors_origins: settings.cors_origin.unwrap_or_default(),
                 tls,
                 strict: settings.strict.unwrap_or(false),
+                ..http
             },
             log_filter: settings.log.unwrap_or_else(|| "info".to_owned()),
             log_format: settings.log_format.unwrap_or_default(),
@@ -227,8 +208,8 @@ fn in_range(name: &str, value: Option<usize>, range: std::ops::RangeInclusive<us
 /// The longest timeout anybody may ask for: beyond it, a deadline is no longer a useful instant.
 const LONGEST_TIMEOUT_SECONDS: f64 = 7.0 * 24.0 * 3600.0;
 
-fn seconds(name: &str, value: Option<f64>, default: f64) -> anyhow::Result<Duration> {
-    let value = value.unwrap_or(default);
+fn seconds(name: &str, value: Option<f64>, default: Duration) -> anyhow::Result<Duration> {
+    let Some(value) = value else { return Ok(default) };
     ensure!(
         value > 0.0 && value <= LONGEST_TIMEOUT_SECONDS,
         "--{name} {value}: must be more than 0 and at most {LONGEST_TIMEOUT_SECONDS} seconds."
@@ -267,7 +248,7 @@ mod tests {
     #[test]
     fn defaults_bind_loopback_and_ask_for_no_key() {
         let config = Config::load(Settings::default()).expect("defaults are valid");
-        assert_eq!(config.http.address.to_string(), "127.0.0.1:8080");
+        assert_eq!(config.address.to_string(), "127.0.0.1:8080");
         assert!(config.http.api_keys.is_empty());
         assert!(config.http.cors_origins.is_empty());
     }
@@ -279,7 +260,7 @@ mod tests {
         std::fs::write(&path, "port = 9000\nparallel = 3\n").expect("a writable directory");
         let config = Config::load(Settings { config: Some(path), port: Some(9001), ..Settings::default() })
             .expect("both are valid");
-        assert_eq!(config.http.address.port(), 9001);
+        assert_eq!(config.address.port(), 9001);
         assert_eq!(config.engine.max_running_sequences, 3);
     }
 

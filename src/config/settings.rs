@@ -118,10 +118,10 @@ settings! {
     /// Origin that browsers may call from, or *; several with commas
     #[arg(long, env = "HEARTH_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', help_heading = "Server")]
     cors_origin: Vec<String>,
-    /// Largest request body, in MiB [default: 16]
+    /// Largest request body, in MiB [default: 32]
     #[arg(long, env = "HEARTH_BODY_LIMIT_MIB", value_name = "MIB", help_heading = "Server")]
     body_limit_mib: usize,
-    /// Seconds a client has for its headers [default: 15]
+    /// Seconds a client has for its headers [default: 30]
     #[arg(long, env = "HEARTH_HEADER_TIMEOUT", value_name = "SECONDS", help_heading = "Server")]
     header_timeout: f64,
     /// Seconds a client has for its body [default: 60]

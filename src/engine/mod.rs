@@ -18,7 +18,7 @@ pub mod encoder;
 mod fairness;
 mod logits_processors;
 mod metrics;
-mod model;
+pub mod model;
 mod open_request;
 mod output;
 pub mod request;
@@ -26,6 +26,7 @@ mod sampler;
 mod sampling;
 mod scheduler;
 mod sequence;
+pub mod sizing;
 pub mod stats;
 mod warpers;
 

@@ -4,7 +4,7 @@
 
 use candle_core::{Device, Result};
 
-use super::decoder::DecoderConfig;
+use super::{decoder::DecoderConfig, gguf::Gguf};
 use crate::kernels::kv::{KvLayer, KvType};
 
 /// One [`KvLayer`] per layer of the model, all with the same number of blocks.
@@ -15,6 +15,11 @@ pub struct KvCache {
 }
 
 impl KvCache {
+    /// Full precision for files that keep it, half precision for quantized ones.
+    pub fn default_type(gguf: &Gguf) -> KvType {
+        if gguf.dominant_type() == "F32" { KvType::F32 } else { KvType::F16 }
+    }
+
     /// Room for `num_blocks` blocks of [`BLOCK_TOKENS`](crate::kernels::kv::BLOCK_TOKENS) tokens.
     ///
     /// # Errors

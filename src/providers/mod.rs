@@ -4,6 +4,8 @@
 //! An `Err` before the stream is a status; an `Err` within it is an error event. Dropping the stream, or
 //! the future before it, cancels the work.
 
+pub mod local;
+pub mod local_embedder;
 pub mod scripted;
 
 use futures_util::{future::BoxFuture, stream::BoxStream};

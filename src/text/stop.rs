@@ -38,8 +38,7 @@ impl StopMatcher {
             return StopOutcome { text: text.to_owned(), stopped: false };
         }
         self.held.push_str(text);
-        // The earliest beginning wins; of two that begin together, the answer is the same.
-        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
+        if let Some(at) = first_to_complete(&self.held, &self.stops) {
             self.stopped = true;
             self.held.truncate(at);
             return StopOutcome { text: std::mem::take(&mut self.held), stopped: true };
@@ -72,16 +71,29 @@ impl StopMatcher {
     }
 }
 
+/// Where the stop string begins that is the first to be complete: the one that a reader of single characters
+/// would see first, however the text was cut. Of two that end together, the longer one.
+fn first_to_complete(text: &str, stops: &[String]) -> Option<usize> {
+    let found = stops.iter().filter_map(|stop| text.find(stop.as_str()).map(|at| (at + stop.len(), at)));
+    found.min().map(|(_, at)| at)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    /// The answer when the whole text is there at once.
+    /// Reads character by character and looks at every end.
     fn reference(text: &str, stops: &[String]) -> String {
-        let end = stops.iter().filter(|stop| !stop.is_empty()).filter_map(|stop| text.find(stop.as_str())).min();
-        text[..end.unwrap_or(text.len())].to_owned()
+        let stops: Vec<_> = stops.iter().filter(|stop| !stop.is_empty()).collect();
+        for end in (0..=text.len()).filter(|&end| text.is_char_boundary(end)) {
+            let ending = stops.iter().filter(|stop| text[..end].ends_with(stop.as_str()));
+            if let Some(longest) = ending.map(|stop| stop.len()).max() {
+                return text[..end - longest].to_owned();
+            }
+        }
+        text.to_owned()
     }
 
     fn run(pieces: &[String], stops: &[String]) -> String {

@@ -22,7 +22,6 @@ use self::{config::LayerRope, rope::RopeConfig, weights::Weights};
 use crate::{
     kernels::{
         kv::{KvLayer, KvType},
-        quant::GgmlType,
         rope::RopeTable,
     },
     models::gguf::Gguf,
@@ -92,11 +91,6 @@ impl Decoder {
     /// Bytes of the weights, in the file's own types.
     pub fn weights_bytes(&self) -> u64 {
         self.weights.bytes
-    }
-
-    /// Full precision for files that keep it, half precision for quantized ones.
-    pub fn default_kv_type(&self) -> KvType {
-        if self.weights.matrix_type == GgmlType::F32 { KvType::F32 } else { KvType::F16 }
     }
 }
 

@@ -13,11 +13,7 @@ use super::{
     tensors::{self, Tensors},
 };
 use crate::{
-    kernels::{
-        embedding::Embedding,
-        linear::Linear,
-        quant::{GgmlType, RawTensor},
-    },
+    kernels::{embedding::Embedding, linear::Linear, quant::RawTensor},
     models::gguf::Gguf,
 };
 
@@ -29,8 +25,6 @@ pub(super) struct Weights {
     pub(super) output_norm: Tensor,
     /// From the hidden state to logits.
     pub(super) output: Linear,
-    /// The type of the first layer's query projection, for whoever picks matching precision elsewhere.
-    pub(super) matrix_type: GgmlType,
     /// Bytes of all tensors read.
     pub(super) bytes: u64,
 }
@@ -70,9 +64,7 @@ impl Weights {
         };
         let output_norm = loader.vector("output_norm.weight", config.hidden)?;
         let layers = (0..config.n_layers()).map(|layer| loader.layer(layer, config)).collect::<Result<Vec<_>, _>>()?;
-        let first = if loader.tensors.contains("blk.0.attn_qkv.weight") { "attn_qkv" } else { "attn_q" };
-        let matrix_type = loader.tensors.raw(&format!("blk.0.{first}.weight"))?.dtype;
-        Ok(Self { embedding, layers, output_norm, output, matrix_type, bytes: loader.bytes })
+        Ok(Self { embedding, layers, output_norm, output, bytes: loader.bytes })
     }
 }
 

@@ -79,10 +79,8 @@ impl Answer {
 
     fn echo(&mut self, scores: Vec<ScoredToken>) {
         let Some(Echo { text, token_ids }) = self.prompt.echo.take() else { return };
-        let logprobs: Vec<TokenLogprob> = scores
-            .iter()
-            .map(|token| scored(&self.prompt.tokenizer, token.id, token.logprob, &token.top))
-            .collect();
+        let logprobs: Vec<TokenLogprob> =
+            scores.iter().map(|token| scored(&self.prompt.tokenizer, token.id, token.logprob, &token.top)).collect();
         for choice in 0..self.choices.len() {
             self.ready.push_back(GenerateEvent::Echo {
                 choice,

@@ -12,7 +12,7 @@ use crate::{
         detokenizer::Detokenizer,
         stop::StopMatcher,
         tokenizer::Tokenizer,
-        tool_calls::{OutputParser, Piece},
+        tool_calls::{OutputParser, ParsedPiece},
     },
 };
 
@@ -39,7 +39,8 @@ pub(super) struct Choice {
     index: usize,
     wanted: Wanted,
     tokenizer: Tokenizer,
-    detokenizer: Detokenizer,
+    /// Absent after the end.
+    detokenizer: Option<Detokenizer>,
     stops: StopMatcher,
     /// Absent where the text is passed on as it is.
     parser: Option<OutputParser>,
@@ -71,7 +72,7 @@ impl Choice {
             index,
             wanted,
             tokenizer,
-            detokenizer,
+            detokenizer: Some(detokenizer),
             stops: StopMatcher::new(stops),
             parser,
             pending: VecDeque::new(),
@@ -98,7 +99,7 @@ impl Choice {
         }
         self.completion_tokens += 1;
         self.reasoning_tokens += usize::from(self.thinking);
-        let text = self.detokenizer.push(id);
+        let text = self.detokenizer.as_mut().map(|detokenizer| detokenizer.push(id)).unwrap_or_default();
         let logprob = self.wanted.logprobs.then(|| scored(&self.tokenizer, id, logprob, top));
         let starts_at = self.decoded;
         self.decoded += text.len();
@@ -128,7 +129,7 @@ impl Choice {
         if self.finished {
             return;
         }
-        let rest = self.detokenizer.finish();
+        let rest = self.detokenizer.take().map(Detokenizer::finish).unwrap_or_default();
         let outcome = self.stops.push(&rest);
         let mut text = outcome.text;
         if !outcome.stopped {
@@ -164,12 +165,12 @@ impl Choice {
         let pieces = match &mut self.parser {
             Some(parser) => parser.push(&text),
             None if text.is_empty() => Vec::new(),
-            None => vec![Piece::Text(text)],
+            None => vec![ParsedPiece::Text(text)],
         };
         // Scores travel with the first piece of text, or alone.
         let mut pieces = pieces.into_iter().peekable();
-        let text = match pieces.next_if(|piece| matches!(piece, Piece::Text(_))) {
-            Some(Piece::Text(text)) => text,
+        let text = match pieces.next_if(|piece| matches!(piece, ParsedPiece::Text(_))) {
+            Some(ParsedPiece::Text(text)) => text,
             _ => String::new(),
         };
         if !(text.is_empty() && logprobs.is_empty() && token_ids.is_empty()) {
@@ -179,20 +180,20 @@ impl Choice {
         self.thinking = self.parser.as_ref().is_some_and(OutputParser::is_reasoning);
     }
 
-    fn emit_pieces(&mut self, pieces: Vec<Piece>, events: &mut VecDeque<GenerateEvent>) {
+    fn emit_pieces(&mut self, pieces: Vec<ParsedPiece>, events: &mut VecDeque<GenerateEvent>) {
         let choice = self.index;
         for piece in pieces {
             events.push_back(match piece {
-                Piece::Text(text) => {
+                ParsedPiece::Text(text) => {
                     GenerateEvent::Delta { choice, text, logprobs: Vec::new(), token_ids: Vec::new() }
                 }
-                Piece::Reasoning(text) => GenerateEvent::Reasoning { choice, text },
-                Piece::CallStart { index, name } => {
+                ParsedPiece::Reasoning(text) => GenerateEvent::Reasoning { choice, text },
+                ParsedPiece::CallStart { index, name } => {
                     self.called = true;
                     let id = Some(format!("call_{}", uuid::Uuid::new_v4().simple()));
                     GenerateEvent::ToolCall { choice, call: index, id, name: Some(name), arguments: String::new() }
                 }
-                Piece::CallArguments { index, delta } => {
+                ParsedPiece::CallArguments { index, delta } => {
                     GenerateEvent::ToolCall { choice, call: index, id: None, name: None, arguments: delta }
                 }
             });

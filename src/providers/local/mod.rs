@@ -10,19 +10,21 @@ mod choice;
 
 use std::sync::Arc;
 
-use futures_util::{FutureExt, future::BoxFuture};
+use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 
 use self::answer::Answer;
 use super::{ChatModel, GenerateStream};
 use crate::{
-    domain::{ChatPrompt, GenerateRequest, ModelInfo, Prompt, ToolChoice},
+    domain::{ChatPrompt, GenerateRequest, ModelInfo, Prompt, TokenConstraint, ToolChoice},
     engine::{Engine, SequenceRequest},
-    error::{Error, ErrorKind, Result},
+    error::{Error, Result},
+    kernels::kv::KvType,
     text::{
         chat_template::ChatTemplate,
-        grammar::GrammarCompiler,
+        detokenizer::Detokenizer,
+        grammar::{GrammarCompiler, ToolCallRules},
         tokenizer::Tokenizer,
-        tool_calls::{OutputParser, ToolFormat},
+        tool_calls::{OutputParser, Thinking, ToolFormat},
     },
 };
 
@@ -38,6 +40,12 @@ pub struct Parts {
     pub template: ChatTemplate,
     pub grammars: GrammarCompiler,
     pub engine: Engine,
+    /// Where it computes: `cpu`, `cuda` or `metal`.
+    pub device: &'static str,
+    /// Storage of its keys and values.
+    pub kv_type: KvType,
+    /// Memory that they take.
+    pub kv_bytes: u64,
 }
 
 impl LocalChat {
@@ -47,6 +55,18 @@ impl LocalChat {
 
     pub fn engine(&self) -> &Engine {
         &self.0.engine
+    }
+
+    pub fn device(&self) -> &'static str {
+        self.0.device
+    }
+
+    pub fn kv_type(&self) -> KvType {
+        self.0.kv_type
+    }
+
+    pub fn kv_bytes(&self) -> u64 {
+        self.0.kv_bytes
     }
 }
 
@@ -65,11 +85,15 @@ impl Parts {
         if room == 0 && request.max_tokens != Some(0) {
             return Err(Error::context_length_exceeded(tokens.len(), context_length, param));
         }
-        let format = self.output_format(&request.prompt);
-        let constraints = self.constraints(&request, format.as_ref())?;
-        let choices = (0..request.n)
-            .map(|index| self.choice(index, &request, &text, format.as_ref()))
-            .collect();
+        let thinking = match &request.prompt {
+            Prompt::Chat(_) => Thinking::detect(self.template.source(), &text),
+            Prompt::Text(_) | Prompt::Tokens(_) => Thinking::Never,
+        };
+        // A forced answer that comes after thinking must still have room.
+        let thinking_tokens = request.max_tokens.unwrap_or(room).min(room) / 2;
+        let constraints = self.constraints(&request, thinking, thinking_tokens)?;
+        let choices =
+            (0..request.n).map(|index| self.choice(index, &request, thinking, tokens.last().copied())).collect();
         let prompt = answer::PromptFacts {
             num_tokens: tokens.len(),
             echo: request.echo.then(|| answer::Echo { text, token_ids: tokens.clone() }),
@@ -91,6 +115,66 @@ impl Parts {
             n: request.n,
         };
         Ok(Prepared { sequence, prompt, choices })
+    }
+
+    /// What each choice must conform to; nothing, or one for each.
+    fn constraints(
+        &self,
+        request: &GenerateRequest,
+        thinking: Thinking,
+        thinking_tokens: usize,
+    ) -> Result<Vec<Box<dyn TokenConstraint>>> {
+        let compile = || match (&request.constraint, tools(&request.prompt)) {
+            (Some(constraint), _) => {
+                self.grammars.compile_after_thinking(constraint, thinking, thinking_tokens).map(Some)
+            }
+            (None, Some(chat)) => self.grammars.compile_tool_calls(&ToolCallRules {
+                tools: &chat.tools,
+                choice: &chat.tool_choice,
+                parallel: chat.parallel_tool_calls,
+                format: self.tool_format(),
+                thinking,
+                thinking_tokens,
+            }),
+            (None, None) => Ok(None),
+        };
+        let mut constraints = Vec::new();
+        for _ in 0..request.n {
+            match compile()? {
+                Some(constraint) => constraints.push(constraint),
+                None => break,
+            }
+        }
+        Ok(constraints)
+    }
+
+    fn tool_format(&self) -> ToolFormat {
+        ToolFormat::detect(self.template.source())
+    }
+
+    fn choice(
+        &self,
+        index: usize,
+        request: &GenerateRequest,
+        thinking: Thinking,
+        last_prompt_token: Option<u32>,
+    ) -> choice::Choice {
+        let tools = tools(&request.prompt);
+        let parser = (tools.is_some() || thinking != Thinking::Never).then(|| {
+            let names = tools.map_or(&[][..], |chat| &chat.tools).iter();
+            let names = names.filter_map(|tool| tool["function"]["name"].as_str()).map(str::to_owned).collect();
+            OutputParser::new(tools.map(|_| self.tool_format()), names, thinking)
+        });
+        // A prompt to be continued decides whether the first token's leading space belongs to the answer; the
+        // template's own last token does not. Some of the marks that the parser looks for are special tokens.
+        let before = if matches!(request.prompt, Prompt::Chat(_)) { None } else { last_prompt_token };
+        let detokenizer = Detokenizer::after(self.tokenizer.clone(), before, parser.is_some());
+        let wanted = choice::Wanted {
+            logprobs: request.logprobs.is_some(),
+            token_ids: request.return_token_ids,
+            min_tokens: request.min_tokens,
+        };
+        choice::Choice::new(index, self.tokenizer.clone(), detokenizer, &request.stop, parser, wanted)
     }
 
     /// The prompt's text and tokens, and the field that they came from.
@@ -128,6 +212,14 @@ impl Parts {
 
     fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>> {
         self.tokenizer.encode(text, add_special, parse_special).map_err(Error::from)
+    }
+}
+
+/// The conversation, if it has tools that may be called.
+fn tools(prompt: &Prompt) -> Option<&ChatPrompt> {
+    match prompt {
+        Prompt::Chat(chat) if !chat.tools.is_empty() && chat.tool_choice != ToolChoice::None => Some(chat),
+        _ => None,
     }
 }
 

@@ -5,6 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 
 use super::GrammarError;
+use crate::text::tokenizer::Tokenizer;
 
 /// What constrained output has to know of a tokenizer.
 #[derive(Clone, Debug, Default)]
@@ -15,6 +16,18 @@ pub struct GrammarVocabulary {
     pub special: Vec<u32>,
     /// Tokens that end an answer, at least one. Allowed exactly when the answer is complete.
     pub end_of_generation: Vec<u32>,
+}
+
+impl GrammarVocabulary {
+    /// Of a model's tokenizer.
+    pub fn new(tokenizer: &Tokenizer) -> Self {
+        let ids = 0..u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX);
+        Self {
+            tokens: ids.clone().map(|id| tokenizer.token_bytes(id).unwrap_or_default().into_owned()).collect(),
+            special: ids.filter(|&id| tokenizer.is_special(id)).collect(),
+            end_of_generation: tokenizer.end_of_generation().to_vec(),
+        }
+    }
 }
 
 /// The trie counts a token's length in so many bytes; longer ones, which no real vocabulary has, are left out.

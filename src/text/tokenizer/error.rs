@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::error::{Error, ErrorKind};
+
 /// A tokenizer that cannot be loaded, or a text that it cannot encode.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
@@ -30,4 +32,13 @@ pub enum TokenizerError {
     /// The text could not be encoded; `problem` says why.
     #[error("the text cannot be tokenized: {problem}")]
     Encode { problem: String },
+}
+
+impl From<TokenizerError> for Error {
+    fn from(error: TokenizerError) -> Self {
+        match error {
+            TokenizerError::Encode { .. } => Self::new(ErrorKind::InvalidRequest, error.to_string()),
+            _ => Self::internal(error),
+        }
+    }
 }

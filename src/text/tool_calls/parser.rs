@@ -89,6 +89,11 @@ impl OutputParser {
         self.calls
     }
 
+    /// What comes next is thinking, as far as is known.
+    pub fn is_reasoning(&self) -> bool {
+        matches!(self.state, State::Reasoning)
+    }
+
     /// Takes more of the answer, and says what it makes known.
     pub fn push(&mut self, text: &str) -> Vec<ParsedPiece> {
         for character in text.chars() {

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Every test. Installs what they need into target/ (Python and JavaScript packages, test vectors, the
+# embedding model), runs the Rust tests, then real clients against the release binary.
+#
+# usage: scripts/test.sh [--rust-only]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD
+
+say() { printf '\n== %s\n' "$*"; }
+
+say "Test vectors and the embedding model"
+[ -x target/python/bin/python ] || python3 -m venv target/python
+scripts/fetch_minilm.sh
+scripts/fixtures/fetch_vocabs.sh
+
+say "Rust tests"
+export HEARTH_REQUIRE_MODELS=1
+if cargo nextest --version >/dev/null 2>&1; then
+  cargo nextest run --locked --profile ci
+else
+  cargo test --locked
+fi
+[ "${1:-}" = "--rust-only" ] && exit 0
+
+say "The release binary"
+cargo build --release --locked
+
+say "Real clients: the openai SDKs in Python and JavaScript, langchain-openai"
+target/python/bin/pip install -q -r tests/clients/requirements.txt
+if command -v npm >/dev/null; then
+  npm install --prefix tests/clients --silent --no-package-lock
+else
+  echo "npm is missing: the JavaScript SDK is left out" >&2
+fi
+target/python/bin/python -m pytest -q tests/clients

@@ -1,0 +1,472 @@
+//! The composition root: the one file that names concrete models, engines and providers.
+//!
+//! Loading is two functions that the server, `hearth chat` and `hearth bench` share, so that what is
+//! measured and tried is what is served. The server listens before its models are loaded: probes get an
+//! answer, and requests a 503 that says when to come back.
+
+use std::{
+    future::Future,
+    net::{SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant, UNIX_EPOCH},
+};
+
+use anyhow::{Context, bail};
+use parking_lot::RwLock;
+
+use crate::{
+    config::Config,
+    domain::{ModelInfo, ModelKind},
+    engine::{
+        Engine, EngineConfig,
+        encoder::EncoderConfig,
+        model::DecoderModel,
+        sizing::{CacheSize, Wanted, size_cache},
+    },
+    http::{self, AppState},
+    kernels::{
+        device::{DeviceChoice, cpu_features, open_device, set_threads, threads},
+        kv::BLOCK_TOKENS,
+    },
+    models::{
+        decoder::{Decoder, DecoderConfig},
+        gguf::Gguf,
+        kv_cache::KvCache,
+    },
+    providers::{
+        local::{LocalChat, Parts},
+        local_embedder::{EmbedderSettings, LocalEmbedder},
+    },
+    service::{
+        health::{EngineReport, Health, HealthReport, ServerStatus},
+        models::Models,
+    },
+    telemetry,
+    text::{
+        chat_template::ChatTemplate,
+        grammar::{GrammarCompiler, GrammarVocabulary},
+        tokenizer::Tokenizer,
+    },
+};
+
+/// Loads the chat model that the configuration names, or the one in its models directory; `None` if there is
+/// none.
+///
+/// # Errors
+/// If the file is not a model that Hearth runs, or does not fit in memory.
+pub fn load_chat(config: &Config) -> anyhow::Result<Option<LocalChat>> {
+    let Some(path) = chat_model_path(config)? else { return Ok(None) };
+    let began = Instant::now();
+    if let Some(count) = config.threads {
+        set_threads(count);
+    }
+    let gguf = Gguf::open(&path)?;
+    let device = open_device(config.device)?;
+    let decoder_config = DecoderConfig::from_gguf(&gguf).with_context(|| format!("loading {}", path.display()))?;
+    let kv_type = config.engine.kv_type.unwrap_or_else(|| KvCache::default_type(&gguf));
+    let block_bytes = decoder_config.kv_bytes_per_block(kv_type) as u64;
+    let CacheSize { num_blocks, context_length } = size_cache(Wanted {
+        model_context: decoder_config.context_length,
+        context: config.engine.context_length,
+        sequences: config.engine.max_running_sequences,
+        block_tokens: BLOCK_TOKENS,
+        block_bytes,
+        budget_bytes: config.engine.kv_bytes,
+        available_bytes: available_memory().saturating_sub(gguf.file_bytes()),
+    })?;
+    let decoder = Decoder::load_for_context(&gguf, &device, Some(context_length))
+        .with_context(|| format!("loading {}", path.display()))?;
+    let tokenizer = Tokenizer::from_gguf(gguf.metadata())?;
+    let template = chat_template(config, &gguf, &tokenizer)?;
+    let cache = KvCache::new(decoder.config(), num_blocks, kv_type, &device)?;
+    let info = ModelInfo {
+        id: config.aliases.first().cloned().unwrap_or_else(|| file_name(&path)),
+        kind: ModelKind::Chat,
+        architecture: gguf.architecture()?.to_owned(),
+        context_length,
+        vocab_size: decoder.config().vocab,
+        embedding_length: None,
+        parameters: gguf.parameters(),
+        quantization: gguf.dominant_type(),
+        size_bytes: gguf.file_bytes(),
+        supports_tools: template.supports_tools(),
+        supports_reasoning: template.supports_reasoning(),
+        created: modified(&path),
+    };
+    let grammars = GrammarCompiler::from_vocabulary(&GrammarVocabulary::new(&tokenizer), decoder.config().vocab)?;
+    let engine_config = EngineConfig {
+        num_blocks,
+        block_tokens: BLOCK_TOKENS,
+        max_running_sequences: config.engine.max_running_sequences,
+        max_waiting: config.engine.max_waiting_requests,
+        max_batch_tokens: config.engine.max_batch_tokens,
+        context_length,
+        prefix_cache: config.engine.prefix_cache,
+        ..EngineConfig::default()
+    };
+    let engine = Engine::start(Box::new(DecoderModel::new(Arc::new(decoder), cache)), engine_config)?;
+    tracing::info!(
+        model = %info.id,
+        architecture = %info.architecture,
+        quantization = %info.quantization,
+        size_mib = info.size_bytes >> 20,
+        context_length,
+        kv_blocks = num_blocks,
+        device = device_name(&device),
+        threads = threads(),
+        cpu = %cpu_features(),
+        load_ms = began.elapsed().as_millis(),
+        "chat model loaded"
+    );
+    Ok(Some(LocalChat::new(Parts {
+        info,
+        tokenizer,
+        template,
+        grammars,
+        engine,
+        device: device_name(&device),
+        kv_type,
+        kv_bytes: block_bytes * num_blocks as u64,
+    })))
+}
+
+/// Loads the embedding model that the configuration names, or the one in its models directory; `None` if
+/// there is none.
+///
+/// # Errors
+/// If the files are not a model that Hearth runs.
+pub fn load_embedder(config: &Config) -> anyhow::Result<Option<LocalEmbedder>> {
+    let Some(path) = embedding_model_path(config)? else { return Ok(None) };
+    if let Some(count) = config.threads {
+        set_threads(count);
+    }
+    let settings = EmbedderSettings {
+        name: file_name(&path),
+        device: config.device,
+        queue: EncoderConfig { max_waiting_texts: config.engine.max_waiting_embeddings, ..EncoderConfig::default() },
+        prompts: None,
+    };
+    LocalEmbedder::load(&path, settings).map(Some)
+}
+
+/// What to tell someone who has no chat model.
+pub fn no_chat_model(config: &Config) -> String {
+    format!(
+        "there is no chat model in {}: name a GGUF file with -m, or fetch one with `hearth pull`",
+        config.models_dir.display()
+    )
+}
+
+fn chat_template(config: &Config, gguf: &Gguf, tokenizer: &Tokenizer) -> anyhow::Result<ChatTemplate> {
+    let text = |token: Option<u32>| token.and_then(|id| tokenizer.token_text(id)).unwrap_or_default();
+    let (bos, eos) = (text(tokenizer.bos()), text(tokenizer.eos()));
+    if let Some(path) = &config.chat_template_file {
+        let source =
+            std::fs::read_to_string(path).with_context(|| format!("--chat-template-file {}", path.display()))?;
+        return ChatTemplate::new(&source, bos, eos)
+            .with_context(|| format!("--chat-template-file {}", path.display()));
+    }
+    if let Some(name) = &config.chat_template {
+        return ChatTemplate::builtin(name, bos, eos).with_context(|| format!("--chat-template {name}"));
+    }
+    match gguf.metadata().str("tokenizer.chat_template") {
+        Some(source) => ChatTemplate::new(source, bos, eos)
+            .context("the model's own chat template does not work; give another with --chat-template-file"),
+        None => {
+            let (template, name) = ChatTemplate::fallback(|token| tokenizer.token_id(token).is_some(), bos, eos)?;
+            tracing::warn!(
+                template = name,
+                "the model file has no chat template; using a built-in one that fits its vocabulary. Give the right \
+                 one with --chat-template-file if answers look wrong"
+            );
+            Ok(template)
+        }
+    }
+}
+
+fn chat_model_path(config: &Config) -> anyhow::Result<Option<PathBuf>> {
+    if let Some(path) = &config.model {
+        return Ok(Some(path.clone()));
+    }
+    let found = entries(&config.models_dir)?.into_iter().find(|path| {
+        path.extension().is_some_and(|extension| extension == "gguf")
+            && Gguf::open(path).is_ok_and(|gguf| gguf.architecture().is_ok_and(|name| !name.ends_with("bert")))
+    });
+    Ok(found)
+}
+
+fn embedding_model_path(config: &Config) -> anyhow::Result<Option<PathBuf>> {
+    if let Some(path) = &config.embedding_model {
+        return Ok(Some(path.clone()));
+    }
+    let recommended = config.models_dir.join("all-MiniLM-L6-v2");
+    let is_model = |path: &Path| path.join("model.safetensors").is_file() && path.join("tokenizer.json").is_file();
+    if is_model(&recommended) {
+        return Ok(Some(recommended));
+    }
+    Ok(entries(&config.models_dir)?.into_iter().find(|path| is_model(path)))
+}
+
+/// What is in a directory, sorted by name; nothing if there is no such directory.
+fn entries(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    if !dir.is_dir() {
+        return Ok(Vec::new());
+    }
+    let read = || -> std::io::Result<Vec<PathBuf>> { std::fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect() };
+    let mut paths = read().with_context(|| format!("reading the models directory {}", dir.display()))?;
+    paths.sort();
+    Ok(paths)
+}
+
+/// A model's name: its file's, without the extension and without what marks a part of a split file.
+fn file_name(path: &Path) -> String {
+    let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    // A directory's name may have a dot in it: bge-small-en-v1.5.
+    let stem = name.strip_suffix(".gguf").map_or(name.clone(), str::to_owned);
+    match stem.rsplit_once("-of-").and_then(|(front, _)| front.rsplit_once('-')) {
+        Some((name, part)) if part.bytes().all(|byte| byte.is_ascii_digit()) => name.to_owned(),
+        _ => stem,
+    }
+}
+
+/// Unix seconds.
+fn modified(path: &Path) -> u64 {
+    let modified = std::fs::metadata(path).and_then(|file| file.modified()).ok();
+    modified.and_then(|at| at.duration_since(UNIX_EPOCH).ok()).map_or(0, |since| since.as_secs())
+}
+
+/// Bytes that a new allocation could take without swapping, within the limits of the container.
+pub fn available_memory() -> u64 {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let machine = system.available_memory();
+    system.cgroup_limits().map_or(machine, |limits| machine.min(limits.free_memory))
+}
+
+fn device_name(device: &candle_core::Device) -> &'static str {
+    match device.location() {
+        candle_core::DeviceLocation::Cpu => "cpu",
+        candle_core::DeviceLocation::Cuda { .. } => "cuda",
+        candle_core::DeviceLocation::Metal { .. } => "metal",
+    }
+}
+
+/// A server whose port is bound.
+#[derive(Debug)]
+pub struct Server {
+    config: Config,
+    listener: TcpListener,
+    models: Arc<Models>,
+    state: Arc<ServerState>,
+}
+
+impl Server {
+    /// Takes the port. Models are loaded by [`Server::run`].
+    ///
+    /// # Errors
+    /// If the address cannot be listened on.
+    pub fn bind(config: Config) -> anyhow::Result<Self> {
+        let listener = TcpListener::bind(config.address).with_context(|| {
+            format!("listening on {}: is another server there? Choose another port with --port", config.address)
+        })?;
+        let models = Arc::new(Models::new(config.accept_any_model));
+        let state = Arc::new(ServerState::new(config.device));
+        Ok(Self { config, listener, models, state })
+    }
+
+    /// The address that is listened on, with the port that port 0 became.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves this model, which is loaded already, instead of what the configuration names.
+    #[must_use]
+    pub fn with_chat(self, chat: LocalChat) -> Self {
+        serve_chat(&self.config, chat, &self.models, &self.state);
+        self.state.ready();
+        self
+    }
+
+    /// Serves until `shutdown` resolves and what is running has ended or had its grace.
+    ///
+    /// # Errors
+    /// If no model could be loaded, or the listener fails.
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
+        let Self { config, listener, models, state } = self;
+        let app = AppState {
+            models: models.clone(),
+            health: state.clone(),
+            metrics: Some(telemetry::init_metrics()?),
+            settings: Arc::new(config.http.clone()),
+        };
+        let grace = config.http.shutdown_grace;
+        let (failed, failure) = tokio::sync::oneshot::channel();
+        let loading = {
+            let (config, models, state) = (config.clone(), models.clone(), state.clone());
+            tokio::task::spawn_blocking(move || {
+                if state.status() == ServerStatus::Ready {
+                    return;
+                }
+                if let Err(error) = load(&config, &models, &state) {
+                    // The receiver is gone only when the server has ended already.
+                    drop(failed.send(error));
+                }
+            })
+        };
+        let (stopped, stop_reason) = tokio::sync::oneshot::channel::<anyhow::Error>();
+        let until = {
+            let state = state.clone();
+            async move {
+                tokio::select! {
+                    () = shutdown => {}
+                    Ok(error) = failure => drop(stopped.send(error)),
+                }
+                state.drain(grace).await;
+            }
+        };
+        http::serve(listener, http::router(app), &config.http, until).await?;
+        loading.await.context("loading the models")?;
+        match stop_reason.await {
+            Ok(error) => Err(error),
+            Err(_nothing_failed) => Ok(()),
+        }
+    }
+}
+
+/// Loads what the configuration asks for and puts it before the callers.
+fn load(config: &Config, models: &Models, state: &ServerState) -> anyhow::Result<()> {
+    let embedder = load_embedder(config)?;
+    let chat = load_chat(config)?;
+    if chat.is_none() && embedder.is_none() {
+        bail!(
+            "there is no model in {}: name a chat model with -m or an embedding model with --embedding-model, or fetch \
+             one with `hearth pull`",
+            config.models_dir.display()
+        );
+    }
+    if let Some(chat) = chat {
+        serve_chat(config, chat, models, state);
+    } else {
+        tracing::warn!("{}; serving embeddings only", no_chat_model(config));
+    }
+    match embedder {
+        Some(embedder) => {
+            state.set_embedder(embedder.clone());
+            models.add_embedder(Arc::new(embedder), Vec::new());
+        }
+        None => tracing::info!("no embedding model: /v1/embeddings answers 404 until one is given"),
+    }
+    state.ready();
+    tracing::info!("ready");
+    Ok(())
+}
+
+fn serve_chat(config: &Config, chat: LocalChat, models: &Models, state: &ServerState) {
+    let mut aliases = config.aliases.clone();
+    aliases.extend(config.model.as_deref().map(file_name));
+    state.set_chat(&chat);
+    models.add_chat(Arc::new(chat), aliases);
+}
+
+/// What the server knows of its own state.
+#[derive(Debug)]
+struct ServerState {
+    device_asked: DeviceChoice,
+    started: Instant,
+    inner: RwLock<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    status: ServerStatus,
+    /// Where the chat model computes; empty before it is loaded.
+    device_in_use: &'static str,
+    engine: Option<Engine>,
+    embedder: Option<LocalEmbedder>,
+}
+
+impl ServerState {
+    fn new(device_asked: DeviceChoice) -> Self {
+        let inner = Inner { status: ServerStatus::Loading, device_in_use: "", engine: None, embedder: None };
+        Self { device_asked, started: Instant::now(), inner: RwLock::new(inner) }
+    }
+
+    fn set_chat(&self, chat: &LocalChat) {
+        let mut inner = self.inner.write();
+        inner.engine = Some(chat.engine().clone());
+        inner.device_in_use = chat.device();
+    }
+
+    fn set_embedder(&self, embedder: LocalEmbedder) {
+        self.inner.write().embedder = Some(embedder);
+    }
+
+    fn ready(&self) {
+        let mut inner = self.inner.write();
+        // A server that was told to stop while it loaded does not come back.
+        if inner.status == ServerStatus::Loading {
+            inner.status = ServerStatus::Ready;
+        }
+    }
+
+    /// Refuses new requests at once, and ends the running ones within the grace time.
+    async fn drain(&self, grace: Duration) {
+        let (engine, embedder) = {
+            let mut inner = self.inner.write();
+            inner.status = ServerStatus::Draining;
+            (inner.engine.clone(), inner.embedder.clone())
+        };
+        let engine = async {
+            if let Some(engine) = engine {
+                engine.drain(grace).await;
+            }
+        };
+        let embedder = async {
+            if let Some(embedder) = embedder {
+                embedder.drain(grace).await;
+            }
+        };
+        tokio::join!(engine, embedder);
+    }
+}
+
+impl Health for ServerState {
+    fn status(&self) -> ServerStatus {
+        self.inner.read().status.clone()
+    }
+
+    fn report(&self) -> HealthReport {
+        let inner = self.inner.read();
+        let engine = inner.engine.as_ref().map(|engine| {
+            let (stats, heartbeat) = (engine.stats(), engine.heartbeat());
+            EngineReport {
+                heartbeat_age: heartbeat.since_last_turn,
+                running: stats.running_sequences,
+                waiting: stats.waiting_sequences,
+                kv_blocks_total: stats.blocks_total,
+                kv_blocks_used: stats.blocks_used,
+            }
+        });
+        HealthReport {
+            status: inner.status.clone(),
+            device_asked: self.device_asked.to_string(),
+            device_in_use: inner.device_in_use.to_owned(),
+            engine,
+            uptime: self.started.elapsed(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_named_after_its_file() {
+        assert_eq!(file_name(Path::new("/x/Qwen3-0.6B-Q8_0.gguf")), "Qwen3-0.6B-Q8_0");
+        assert_eq!(file_name(Path::new("models/bge-small-en-v1.5")), "bge-small-en-v1.5");
+        assert_eq!(file_name(Path::new("big-00001-of-00003.gguf")), "big");
+        assert_eq!(file_name(Path::new("state-of-the-art.gguf")), "state-of-the-art");
+    }
+}

@@ -1,0 +1,60 @@
+//! At the engine's handle: token ids in, token events out, no text and no sockets.
+
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use futures_util::{StreamExt, future::try_join_all};
+
+use super::{Measured, Workload, prompt};
+use crate::{
+    domain::SamplingParams,
+    engine::{Engine, SequenceRequest, TokenEvent},
+};
+
+/// One repetition of each measurement warms up and is not counted.
+pub(super) async fn measure(engine: &Engine, workload: Workload) -> anyhow::Result<Measured> {
+    let mut measured = Measured::default();
+    for repetition in 0..=workload.repetitions {
+        let salt = repetition as u64 * 1000;
+        let (first_token, _) = stream(engine, workload.prompt_tokens, 1, salt).await?;
+        let (_, decode) = stream(engine, 1, workload.decode_tokens, salt + 1).await?;
+        let started = Instant::now();
+        let streams =
+            (0..workload.parallel).map(|index| stream(engine, 1, workload.decode_tokens, salt + 2 + index as u64));
+        try_join_all(streams).await?;
+        let concurrent = started.elapsed().as_secs_f64();
+        if repetition > 0 {
+            measured.record(workload, first_token, decode, concurrent);
+        }
+    }
+    Ok(measured)
+}
+
+/// Seconds from submission to the first token, and from the first token to the last.
+async fn stream(engine: &Engine, prompt_tokens: usize, decode_tokens: usize, salt: u64) -> anyhow::Result<(f64, f64)> {
+    let request = SequenceRequest {
+        sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+        max_new_tokens: Some(decode_tokens),
+        ignore_eos: true,
+        ..SequenceRequest::new(prompt(prompt_tokens, engine.vocab_size(), salt))
+    };
+    let started = Instant::now();
+    let mut events = engine.submit(request)?;
+    let mut first = None;
+    let mut tokens = 0;
+    while let Some(event) = events.next().await {
+        match event? {
+            TokenEvent::Token { .. } => {
+                tokens += 1;
+                first.get_or_insert_with(Instant::now);
+            }
+            TokenEvent::Done { .. } => break,
+            TokenEvent::Prefilled { .. } | TokenEvent::Finished { .. } => {}
+        }
+    }
+    if tokens != decode_tokens {
+        bail!("the stream ended after {tokens} of {decode_tokens} tokens");
+    }
+    let first = first.context("the stream ended without a token")?;
+    Ok(((first - started).as_secs_f64(), first.elapsed().as_secs_f64()))
+}

@@ -1,0 +1,126 @@
+//! `hearth bench`: how fast a model file is on this machine.
+//!
+//! Three figures, each the median of several repetitions: prefill (a prompt that nothing has cached),
+//! decode (one stream), and concurrent decode (several streams at once). They are taken at the engine's
+//! handle, where llama-bench takes its own, and with `--http` once more through a server on loopback, which
+//! is what a client sees.
+
+mod http;
+mod in_process;
+mod plot;
+mod report;
+
+use std::{io::Write, path::PathBuf};
+
+use anyhow::{Context, ensure};
+
+use self::report::{Measured, Report};
+use crate::{
+    app,
+    config::{Config, Settings},
+    providers::ChatModel,
+    telemetry,
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Tokens of the prompt that is prefilled
+    #[arg(short, long, default_value_t = 512, value_name = "N")]
+    prompt_tokens: usize,
+    /// Tokens that each stream decodes
+    #[arg(short = 'n', long, default_value_t = 128, value_name = "N")]
+    decode_tokens: usize,
+    /// Repetitions of each measurement, after one that is not counted
+    #[arg(short, long, default_value_t = 3, value_name = "N")]
+    repetitions: usize,
+    /// Measure through a server on loopback, too
+    #[arg(long)]
+    http: bool,
+    /// What is printed
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+    /// Write the report as JSON to this file, too
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Draw the report as an SVG to this file
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Format {
+    Table,
+    Json,
+}
+
+/// What is measured.
+#[derive(Clone, Copy, Debug)]
+struct Workload {
+    prompt_tokens: usize,
+    decode_tokens: usize,
+    parallel: usize,
+    repetitions: usize,
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    ensure!(args.prompt_tokens >= 1, "--prompt-tokens must be at least 1");
+    ensure!(args.decode_tokens >= 2, "--decode-tokens must be at least 2: one comes from the prefill");
+    ensure!(args.repetitions >= 1, "--repetitions must be at least 1");
+    let mut settings = args.settings;
+    settings.log.get_or_insert_with(|| "warn".to_owned());
+    settings.parallel.get_or_insert(8);
+    settings.port.get_or_insert(0);
+    let longest = args.prompt_tokens + args.decode_tokens + 16;
+    settings.ctx_size.get_or_insert(longest);
+    // Every prompt is new: the cache would only be measured by mistake.
+    settings.no_prefix_cache = Some(true);
+    let config = Config::load(settings)?;
+    telemetry::init_logs(&config.log_filter, config.log_format)?;
+    let model = app::load_chat(&config)?.with_context(|| app::no_chat_model(&config))?;
+    let context_length = model.info().context_length;
+    ensure!(
+        longest <= context_length + 16,
+        "{} prompt and {} decode tokens do not fit the context of {context_length} tokens: ask for fewer",
+        args.prompt_tokens,
+        args.decode_tokens
+    );
+    let workload = Workload {
+        prompt_tokens: args.prompt_tokens,
+        decode_tokens: args.decode_tokens,
+        parallel: config.engine.max_running_sequences,
+        repetitions: args.repetitions,
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let in_process = runtime.block_on(in_process::measure(model.engine(), workload))?;
+    let over_http = match args.http {
+        true => Some(runtime.block_on(http::measure(&config, model.clone(), workload))?),
+        false => None,
+    };
+    let report = Report::new(model.info(), workload, in_process, over_http);
+    let json = report.to_json();
+    match args.format {
+        Format::Table => writeln!(std::io::stdout(), "{}", report.to_table())?,
+        Format::Json => writeln!(std::io::stdout(), "{json}")?,
+    }
+    if let Some(path) = &args.output {
+        std::fs::write(path, json + "\n").with_context(|| format!("writing {}", path.display()))?;
+    }
+    if let Some(path) = &args.plot {
+        plot::draw(&report, path)?;
+    }
+    Ok(())
+}
+
+/// A prompt of tokens that nothing has cached: a multiplicative congruential walk over the vocabulary, so
+/// that two runs measure the same work.
+fn prompt(length: usize, vocab_size: usize, salt: u64) -> Vec<u32> {
+    let mut state = salt.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..length)
+        .map(|_| {
+            state = state.wrapping_mul(0x5851_F42D_4C95_7F2D).wrapping_add(1);
+            u32::try_from((state >> 33) % vocab_size as u64).unwrap_or(0)
+        })
+        .collect()
+}

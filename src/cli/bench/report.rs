@@ -1,0 +1,167 @@
+//! What was measured, as a table for people and JSON for programs.
+
+use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
+use serde_json::{Value, json};
+
+use super::Workload;
+use crate::{
+    domain::ModelInfo,
+    kernels::device::{cpu_features, threads},
+};
+
+/// Samples of one way of measuring, one for each counted repetition.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Measured {
+    /// Prompt tokens a second, to the first token.
+    pub(super) prefill: Vec<f64>,
+    /// Tokens a second of one stream, from the first token to the last.
+    pub(super) decode: Vec<f64>,
+    /// Tokens a second of all streams together, from the first submission to the last token.
+    pub(super) concurrent_decode: Vec<f64>,
+    /// Milliseconds from submission to the first token of the prefill.
+    pub(super) first_token_ms: Vec<f64>,
+}
+
+impl Measured {
+    /// Adds one repetition, from its three durations in seconds.
+    pub(super) fn record(&mut self, workload: Workload, first_token: f64, decode: f64, concurrent: f64) {
+        self.first_token_ms.push(first_token * 1000.0);
+        self.prefill.push(workload.prompt_tokens as f64 / first_token);
+        self.decode.push((workload.decode_tokens - 1) as f64 / decode);
+        self.concurrent_decode.push((workload.parallel * workload.decode_tokens) as f64 / concurrent);
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Report {
+    model: ModelInfo,
+    workload: Workload,
+    ways: Vec<(&'static str, Measured)>,
+}
+
+impl Report {
+    pub(super) fn new(
+        model: &ModelInfo,
+        workload: Workload,
+        in_process: Measured,
+        over_http: Option<Measured>,
+    ) -> Self {
+        let mut ways = vec![("in-process", in_process)];
+        ways.extend(over_http.map(|measured| ("http", measured)));
+        Self { model: model.clone(), workload, ways }
+    }
+
+    /// The figures' medians: name, unit-bearing column, and one value for each way of measuring.
+    pub(super) fn rows(&self) -> Vec<(String, Vec<(&'static str, Vec<f64>)>)> {
+        let Workload { prompt_tokens, decode_tokens, parallel, .. } = self.workload;
+        let row = |name: String, samples: fn(&Measured) -> &Vec<f64>| {
+            (name, self.ways.iter().map(|(way, measured)| (*way, samples(measured).clone())).collect())
+        };
+        vec![
+            row(format!("prefill {prompt_tokens}"), |measured| &measured.prefill),
+            row(format!("decode {decode_tokens}"), |measured| &measured.decode),
+            row(format!("decode {decode_tokens} x {parallel} streams"), |measured| &measured.concurrent_decode),
+        ]
+    }
+
+    pub(super) fn title(&self) -> String {
+        format!(
+            "{} ({}, {:.2} GB, {} threads)",
+            self.model.id,
+            self.model.quantization,
+            self.model.size_bytes as f64 / 1e9,
+            threads()
+        )
+    }
+
+    pub(super) fn to_table(&self) -> String {
+        let mut table = Table::new();
+        table.load_style(ASCII_MARKDOWN);
+        table.set_header(vec!["measured", "where", "tokens/s (median)", "min", "max"]);
+        for (name, ways) in self.rows() {
+            for (way, samples) in ways {
+                let [low, middle, high] = spread(&samples).map(|value| format!("{value:.1}"));
+                table.add_row(vec![name.clone(), way.to_owned(), middle, low, high]);
+            }
+        }
+        for column in table.column_iter_mut().skip(2) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        format!("{}\n{table}", self.title())
+    }
+
+    pub(super) fn to_json(&self) -> String {
+        let workload = self.workload;
+        let (_, in_process) = &self.ways[0];
+        let mut report = json!({
+            "model": self.model.id,
+            "architecture": self.model.architecture,
+            "quantization": self.model.quantization,
+            "file_bytes": self.model.size_bytes,
+            "version": env!("CARGO_PKG_VERSION"),
+            "cpu_features": cpu_features().to_string(),
+            "threads": threads(),
+            "prompt_tokens": workload.prompt_tokens,
+            "decode_tokens": workload.decode_tokens,
+            "parallel": workload.parallel,
+            "repetitions": workload.repetitions,
+        });
+        let Value::Object(fields) = &mut report else { return report.to_string() };
+        fields.extend(figures(in_process));
+        for (way, measured) in &self.ways[1..] {
+            fields.insert((*way).to_owned(), Value::Object(figures(measured)));
+        }
+        serde_json::to_string_pretty(&report).unwrap_or_else(|_| report.to_string())
+    }
+}
+
+fn figures(measured: &Measured) -> serde_json::Map<String, Value> {
+    let median = |samples: &[f64]| spread(samples)[1];
+    let decode = median(&measured.decode);
+    let concurrent = median(&measured.concurrent_decode);
+    let mut fields = serde_json::Map::new();
+    fields.insert("prefill_tokens_per_second".to_owned(), json!(median(&measured.prefill)));
+    fields.insert("decode_tokens_per_second".to_owned(), json!(decode));
+    fields.insert("concurrent_decode_tokens_per_second".to_owned(), json!(concurrent));
+    fields.insert("concurrent_speedup".to_owned(), json!(if decode > 0.0 { concurrent / decode } else { 0.0 }));
+    fields.insert("time_to_first_token_ms".to_owned(), json!(median(&measured.first_token_ms)));
+    fields.insert(
+        "samples".to_owned(),
+        json!({
+            "prefill_tokens_per_second": measured.prefill,
+            "decode_tokens_per_second": measured.decode,
+            "concurrent_decode_tokens_per_second": measured.concurrent_decode,
+            "time_to_first_token_ms": measured.first_token_ms,
+        }),
+    );
+    fields
+}
+
+/// Smallest, median and largest; zeros of nothing.
+pub(super) fn spread(samples: &[f64]) -> [f64; 3] {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    match sorted.as_slice() {
+        [] => [0.0; 3],
+        [low, .., high] => {
+            let middle = sorted.len() / 2;
+            let median =
+                if sorted.len() % 2 == 1 { sorted[middle] } else { f64::midpoint(sorted[middle - 1], sorted[middle]) };
+            [*low, median, *high]
+        }
+        [only] => [*only; 3],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle() {
+        assert_eq!(spread(&[3.0, 1.0, 2.0]), [1.0, 2.0, 3.0]);
+        assert_eq!(spread(&[4.0, 1.0, 2.0, 3.0]), [1.0, 2.5, 4.0]);
+        assert_eq!(spread(&[5.0]), [5.0; 3]);
+        assert_eq!(spread(&[]), [0.0; 3]);
+    }
+}

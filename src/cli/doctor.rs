@@ -1,0 +1,204 @@
+//! `hearth doctor`: what the machine is, what would run on it and how, and what is wrong.
+//!
+//! It loads what `hearth serve` would load with the same settings, says how much memory that takes, and ends
+//! with status 1 if something would not work. With `--health` it asks a running server instead, which is what
+//! a container's health check does where there is no curl.
+
+use std::{fmt::Display, io::Write, time::Duration};
+
+use anyhow::{Context, bail, ensure};
+
+use crate::{
+    app,
+    config::{Config, Settings},
+    kernels::{
+        device::{cpu_features, open_device, set_threads, threads},
+        kv::KvType,
+    },
+    providers::{ChatModel, Embedder, local::LocalChat},
+    telemetry,
+};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Ask the server at this URL whether it is ready, and nothing else
+    #[arg(long, value_name = "URL")]
+    health: Option<String>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// A server that takes longer to say that it is ready is not.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    if let Some(url) = &args.health {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        return runtime.block_on(ask(url));
+    }
+    let mut settings = args.settings;
+    settings.log.get_or_insert_with(|| "error".to_owned());
+    let mut report = Report::default();
+    let config = match Config::load(settings) {
+        Ok(config) => config,
+        Err(error) => {
+            report.problem("configuration", format!("{error:#}"));
+            return report.finish();
+        }
+    };
+    telemetry::init_logs(&config.log_filter, config.log_format)?;
+    examine(&config, &mut report);
+    report.finish()
+}
+
+/// Is the server at this URL ready?
+async fn ask(url: &str) -> anyhow::Result<()> {
+    let client = reqwest::Client::builder().timeout(HEALTH_TIMEOUT).build()?;
+    let url = format!("{}/health/ready", url.trim_end_matches('/'));
+    let response = client.get(&url).send().await.with_context(|| format!("asking {url}"))?;
+    let status = response.status();
+    ensure!(status.is_success(), "{url} answered {status}: {}", response.text().await.unwrap_or_default().trim());
+    Ok(())
+}
+
+fn examine(config: &Config, report: &mut Report) {
+    let system = sysinfo::System::new_with_specifics(
+        sysinfo::RefreshKind::nothing()
+            .with_cpu(sysinfo::CpuRefreshKind::nothing())
+            .with_memory(sysinfo::MemoryRefreshKind::everything()),
+    );
+    let brand = system.cpus().first().map_or("unknown", |cpu| cpu.brand().trim()).to_owned();
+    report.fact("hearth", format!("{}, {}", env!("CARGO_PKG_VERSION"), features()));
+    report.fact("processor", brand);
+    report.fact("kernels", cpu_features());
+    if let Some(count) = config.threads {
+        set_threads(count);
+    }
+    report.fact("threads", threads());
+    let available = app::available_memory();
+    report.fact("memory", format!("{} of {} MiB available", available >> 20, system.total_memory() >> 20));
+    match open_device(config.device) {
+        Ok(device) => report.fact("device", format!("{:?} (asked for: {})", device.location(), config.device)),
+        Err(error) => report.problem("device", error),
+    }
+    report.fact("models", config.models_dir.display());
+    let chat = match app::load_chat(config) {
+        Ok(Some(chat)) => {
+            report_chat(config, &chat, available, report);
+            true
+        }
+        Ok(None) => false,
+        Err(error) => {
+            report.problem("chat model", format!("{error:#}"));
+            true
+        }
+    };
+    match app::load_embedder(config) {
+        Ok(Some(embedder)) => {
+            let info = embedder.info();
+            report.fact(
+                "embedding model",
+                format!(
+                    "{}: {}, {} dimensions, {} tokens, {} MiB",
+                    info.id,
+                    info.architecture,
+                    info.embedding_length.unwrap_or(0),
+                    info.context_length,
+                    info.size_bytes >> 20
+                ),
+            );
+        }
+        Ok(None) if chat => report.fact("embedding model", "none"),
+        Ok(None) => report.problem("models", app::no_chat_model(config)),
+        Err(error) => report.problem("embedding model", format!("{error:#}")),
+    }
+}
+
+fn report_chat(config: &Config, chat: &LocalChat, available: u64, report: &mut Report) {
+    let info = chat.info();
+    report.fact(
+        "chat model",
+        format!(
+            "{}: {}, {} parameters, {}, {} MiB",
+            info.id,
+            info.architecture,
+            info.parameters,
+            info.quantization,
+            info.size_bytes >> 20
+        ),
+    );
+    let cache_mib = chat.kv_bytes() >> 20;
+    report.fact(
+        "context",
+        format!(
+            "{} tokens, {} sequences at a time, {cache_mib} MiB of keys and values in {}",
+            info.context_length,
+            config.engine.max_running_sequences,
+            match chat.kv_type() {
+                KvType::F32 => "f32",
+                KvType::F16 => "f16",
+            }
+        ),
+    );
+    let needed_mib = (info.size_bytes >> 20) + cache_mib;
+    report.fact("memory needed", format!("{needed_mib} MiB for weights and cache"));
+    if needed_mib > available >> 20 {
+        report.problem(
+            "memory",
+            format!(
+                "weights and cache need {needed_mib} MiB and {} MiB are available: lower --ctx-size or --parallel, or \
+                 take a smaller quantization",
+                available >> 20
+            ),
+        );
+    }
+}
+
+/// What this build can use beside the CPU.
+fn features() -> &'static str {
+    match (cfg!(feature = "cuda"), cfg!(feature = "metal")) {
+        (true, _) => "built for CPU and CUDA",
+        (_, true) => "built for CPU and Metal",
+        _ => "built for CPU",
+    }
+}
+
+#[derive(Debug, Default)]
+struct Report {
+    lines: Vec<(String, String)>,
+    problems: Vec<String>,
+}
+
+impl Report {
+    fn fact(&mut self, name: &str, value: impl Display) {
+        self.lines.push((name.to_owned(), value.to_string()));
+    }
+
+    fn problem(&mut self, name: &str, what: impl Display) {
+        self.problems.push(format!("{name}: {what}"));
+    }
+
+    fn finish(self) -> anyhow::Result<()> {
+        let mut out = std::io::stdout().lock();
+        for (name, value) in &self.lines {
+            writeln!(out, "{name:<16} {value}")?;
+        }
+        match self.problems.as_slice() {
+            [] => writeln!(out, "{:<16} none found", "problems")?,
+            problems => {
+                for problem in problems {
+                    writeln!(out, "{:<16} {problem}", "problem")?;
+                }
+                bail!(
+                    "{} found",
+                    if problems.len() == 1 {
+                        "a problem was".to_owned()
+                    } else {
+                        format!("{} problems were", problems.len())
+                    }
+                );
+            }
+        }
+        Ok(())
+    }
+}

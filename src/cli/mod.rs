@@ -1,0 +1,90 @@
+//! The command line: one subcommand a file. Standard output is the answer; everything else goes to standard
+//! error.
+
+mod bench;
+mod chat;
+mod doctor;
+mod embed;
+mod models;
+mod pull;
+mod serve;
+
+use std::ffi::OsString;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::Settings;
+
+/// Self-hosted inference: embeddings and a quantized chat model in one process, under the OpenAI contract.
+#[derive(Debug, Parser)]
+#[command(name = "hearth", version, max_term_width = 110)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve a chat model and an embedding model over HTTP
+    Serve(Box<Settings>),
+    /// Talk to a chat model here, without a server
+    Chat(Box<chat::Args>),
+    /// Print the embeddings of texts
+    Embed(Box<embed::Args>),
+    /// Fetch a model from the hub
+    Pull(pull::Args),
+    /// List, show and import models
+    Models(models::Args),
+    /// Measure prefill, decode and concurrent streams
+    Bench(Box<bench::Args>),
+    /// Say what this machine is, what is configured, and what is wrong
+    Doctor(Box<doctor::Args>),
+}
+
+impl Cli {
+    /// Parses arguments, program name first; prints usage and ends the process on a mistake, as clap does.
+    pub fn parse_arguments(arguments: impl IntoIterator<Item = OsString>) -> Self {
+        Self::parse_from(arguments.into_iter().map(long_form))
+    }
+
+    pub fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Serve(settings) => serve::run(*settings),
+            Command::Chat(args) => chat::run(*args),
+            Command::Embed(args) => embed::run(*args),
+            Command::Pull(args) => pull::run(args),
+            Command::Models(args) => models::run(args),
+            Command::Bench(args) => bench::run(*args),
+            Command::Doctor(args) => doctor::run(*args),
+        }
+    }
+}
+
+/// llama-server has short flags of several letters, which clap would read as several flags.
+fn long_form(argument: OsString) -> OsString {
+    match argument.to_str() {
+        Some("-np") => "--parallel".into(),
+        Some("-ctk") => "--cache-type".into(),
+        _ => argument,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn llama_servers_short_flags_are_understood() {
+        let arguments = ["hearth", "serve", "-np", "3", "-c", "512", "-t", "2"];
+        let cli = Cli::parse_arguments(arguments.map(OsString::from));
+        let Command::Serve(settings) = cli.command else { panic!("serve was asked for") };
+        assert_eq!((settings.parallel, settings.ctx_size, settings.threads), (Some(3), Some(512), Some(2)));
+    }
+}

@@ -1,0 +1,274 @@
+//! Texts to vectors on this machine: the text side of the encoder's thread.
+//!
+//! It puts the model's own prompt before a text, turns it into tokens (in parallel, off the async threads),
+//! holds it against the model's limit, and hands tokens to the [`EncoderHandle`]. What the contract asks
+//! beyond that is decided here: an empty string is refused, as OpenAI does, because it has no meaning to
+//! embed; a text of spaces is not empty and gives the vector of its special tokens. A text over the limit
+//! is refused with both numbers, or cut when the caller asks for it, keeping the closing special tokens.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use futures_util::future::{BoxFuture, FutureExt};
+use rayon::prelude::*;
+
+use super::Embedder;
+use crate::{
+    domain::{EmbedInput, EmbedInputType, EmbedRequest, EmbedResponse, ModelInfo, ModelKind, Timings},
+    engine::encoder::{EncodeRequest, EncoderConfig, EncoderHandle, EncoderStats, Priority},
+    error::{Error, ErrorKind, Result},
+    kernels::device::{DeviceChoice, open_device},
+    models::encoder::{Encoder, EncoderSource, package::Prompts, pooling::truncate_dimensions},
+    text::tokenizer::Tokenizer,
+};
+
+/// How an embedding model is served.
+#[derive(Clone, Debug, Default)]
+pub struct EmbedderSettings {
+    /// The name it is served under.
+    pub name: String,
+    pub device: DeviceChoice,
+    pub queue: EncoderConfig,
+    /// Instead of the prompts in the model's own files, where a manifest knows better.
+    pub prompts: Option<Prompts>,
+}
+
+/// An embedding model that runs in this process. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct LocalEmbedder {
+    texts: Arc<TextSide>,
+    encoder: EncoderHandle,
+    info: Arc<ModelInfo>,
+    priority: Priority,
+}
+
+/// What turns a request's inputs into tokens.
+#[derive(Debug)]
+struct TextSide {
+    tokenizer: Tokenizer,
+    prompts: Prompts,
+    lowercase: bool,
+    vocab_size: usize,
+    /// Tokens of the longest text, special ones included.
+    max_tokens: usize,
+    /// How many special tokens close a text.
+    num_closing: usize,
+}
+
+impl LocalEmbedder {
+    /// Loads a sentence-transformers directory or a GGUF file and starts its thread.
+    ///
+    /// # Errors
+    /// One sentence that says what is missing, damaged or not supported, and where.
+    pub fn load(path: &Path, settings: EmbedderSettings) -> anyhow::Result<Self> {
+        Self::load_from(path, settings).with_context(|| format!("the embedding model {}", path.display()))
+    }
+
+    fn load_from(path: &Path, settings: EmbedderSettings) -> anyhow::Result<Self> {
+        let source = EncoderSource::open(path)?;
+        let tokenizer = match &source {
+            EncoderSource::Directory { transformer, .. } => Tokenizer::from_file(&transformer.join("tokenizer.json"))?,
+            EncoderSource::Gguf(gguf) => Tokenizer::from_gguf(gguf.metadata())?,
+        };
+        let encoder = Encoder::load(&source, &open_device(settings.device)?)?;
+        let (config, package) = (encoder.config(), encoder.package());
+        let texts = TextSide {
+            num_closing: num_closing_tokens(&tokenizer)?,
+            tokenizer,
+            prompts: settings.prompts.unwrap_or_else(|| package.prompts.clone()),
+            lowercase: package.lowercase,
+            vocab_size: config.vocab,
+            max_tokens: encoder.max_tokens(),
+        };
+        if texts.num_closing >= texts.max_tokens {
+            anyhow::bail!("its longest text is {} tokens, which leaves no room for words", texts.max_tokens);
+        }
+        let info = ModelInfo {
+            id: settings.name,
+            kind: ModelKind::Embedding,
+            architecture: config.architecture.clone(),
+            context_length: encoder.max_tokens(),
+            vocab_size: config.vocab,
+            embedding_length: Some(config.hidden),
+            parameters: encoder.facts().parameters,
+            quantization: encoder.facts().dominant_type.clone(),
+            size_bytes: encoder.facts().file_bytes,
+            supports_tools: false,
+            supports_reasoning: false,
+            created: source.modified(),
+        };
+        tracing::info!(
+            model = info.id,
+            architecture = info.architecture,
+            dimensions = config.hidden,
+            max_tokens = info.context_length,
+            pooling = package.pooling.as_str(),
+            normalize = package.normalize,
+            "embedding model loaded"
+        );
+        let encoder = EncoderHandle::start(Box::new(Arc::new(encoder)), settings.queue)?;
+        Ok(Self { texts: Arc::new(texts), encoder, info: Arc::new(info), priority: Priority::Interactive })
+    }
+
+    /// The same model for work that nobody waits for, such as indexing: it runs when interactive texts do not.
+    pub fn in_background(&self) -> Self {
+        Self { priority: Priority::Background, ..self.clone() }
+    }
+
+    pub fn stats(&self) -> EncoderStats {
+        self.encoder.stats()
+    }
+
+    /// Refuses new requests, finishes the accepted ones within `grace`, and stops the thread.
+    pub async fn drain(&self, grace: Duration) {
+        self.encoder.drain(grace).await;
+    }
+
+    async fn embed_texts(&self, request: EmbedRequest) -> Result<EmbedResponse> {
+        let length = self.info.embedding_length.unwrap_or_default();
+        if let Some(dimensions) = request.dimensions
+            && !(1..=length).contains(&dimensions)
+        {
+            return Err(Error::invalid(
+                "dimensions",
+                format!("dimensions is {dimensions}, but this model's embeddings have 1 to {length}."),
+            ));
+        }
+        let EmbedRequest { inputs, input_type, dimensions, truncate, caller, deadline, .. } = request;
+        let text_side = self.texts.clone();
+        let texts = tokio::task::spawn_blocking(move || text_side.tokens_of_all(inputs, input_type, truncate))
+            .await
+            .map_err(Error::internal)??;
+        if texts.is_empty() {
+            return Ok(EmbedResponse { embeddings: Vec::new(), prompt_tokens: 0, timings: Timings::default() });
+        }
+        let prompt_tokens = texts.iter().map(Vec::len).sum();
+        let encoded = self.encoder.submit(EncodeRequest { texts, priority: self.priority, caller, deadline })?.await?;
+        let mut embeddings = encoded.vectors;
+        if let Some(dimensions) = dimensions {
+            for vector in &mut embeddings {
+                truncate_dimensions(vector, dimensions);
+            }
+        }
+        let timings = Timings {
+            queue: encoded.queue,
+            prefill: encoded.running,
+            decode: Duration::ZERO,
+            compute: encoded.compute,
+        };
+        Ok(EmbedResponse { embeddings, prompt_tokens, timings })
+    }
+}
+
+impl Embedder for LocalEmbedder {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn embed(&self, request: EmbedRequest) -> BoxFuture<'_, Result<EmbedResponse>> {
+        self.embed_texts(request).boxed()
+    }
+
+    fn tokenize(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        self.texts.tokenizer.encode(text, add_special, true).map_err(Error::internal)
+    }
+}
+
+impl TextSide {
+    /// Below this many inputs, handing them to other threads costs more than it saves.
+    const PARALLEL_INPUTS: usize = 4;
+
+    fn tokens_of_all(
+        &self,
+        inputs: Vec<EmbedInput>,
+        input_type: EmbedInputType,
+        truncate: bool,
+    ) -> Result<Vec<Vec<u32>>> {
+        let one = |(index, input): (usize, EmbedInput)| self.tokens_of(index, input, input_type, truncate);
+        if inputs.len() < Self::PARALLEL_INPUTS {
+            inputs.into_iter().enumerate().map(one).collect()
+        } else {
+            inputs.into_par_iter().enumerate().map(one).collect()
+        }
+    }
+
+    fn tokens_of(
+        &self,
+        index: usize,
+        input: EmbedInput,
+        input_type: EmbedInputType,
+        truncate: bool,
+    ) -> Result<Vec<u32>> {
+        let param = || format!("input[{index}]");
+        let mut tokens = match input {
+            EmbedInput::Text(text) if text.is_empty() => {
+                return Err(Error::invalid(param(), format!("{} cannot be an empty string.", param())));
+            }
+            EmbedInput::Text(text) => self.encode(text, input_type)?,
+            EmbedInput::Tokens(tokens) if tokens.is_empty() => {
+                return Err(Error::invalid(param(), format!("{} cannot be an empty array of tokens.", param())));
+            }
+            EmbedInput::Tokens(tokens) => tokens,
+        };
+        if let Some(token) = tokens.iter().find(|&&token| token as usize >= self.vocab_size) {
+            return Err(Error::invalid(
+                param(),
+                format!(
+                    "{} has the token id {token}, but this model's vocabulary has {} tokens. Token ids must come from \
+                     this model's own tokenizer: send text, or use /tokenize.",
+                    param(),
+                    self.vocab_size
+                ),
+            ));
+        }
+        if tokens.len() > self.max_tokens {
+            if !truncate {
+                return Err(too_long(&param(), tokens.len(), self.max_tokens));
+            }
+            self.truncate(&mut tokens);
+        }
+        Ok(tokens)
+    }
+
+    /// Special tokens written out in a text count as such, as in sentence-transformers: there is no conversation
+    /// here that they could break out of.
+    fn encode(&self, text: String, input_type: EmbedInputType) -> Result<Vec<u32>> {
+        let prompt = match input_type {
+            EmbedInputType::Plain => &self.prompts.plain,
+            EmbedInputType::Query => &self.prompts.query,
+            EmbedInputType::Passage => &self.prompts.passage,
+        };
+        let mut text = prompt.as_ref().map_or(text.clone(), |prompt| format!("{prompt}{text}"));
+        if self.lowercase {
+            text = text.to_lowercase();
+        }
+        self.tokenizer.encode(&text, true, true).map_err(Error::internal)
+    }
+
+    /// Cuts words off the end and keeps the special tokens that close a text.
+    fn truncate(&self, tokens: &mut Vec<u32>) {
+        let closing = tokens.split_off(tokens.len() - self.num_closing);
+        tokens.truncate(self.max_tokens - self.num_closing);
+        tokens.extend(closing);
+    }
+}
+
+fn too_long(param: &str, tokens: usize, limit: usize) -> Error {
+    Error::new(
+        ErrorKind::ContextLengthExceeded,
+        format!(
+            "This model's longest text is {limit} tokens, but {param} has {tokens} tokens. Shorten it, split it, or \
+             ask for truncation."
+        ),
+    )
+    .with_context(tokens, limit)
+    .with_param(param)
+}
+
+/// The special tokens after the last word: those that a text ends with and an encoding without specials does not.
+fn num_closing_tokens(tokenizer: &Tokenizer) -> anyhow::Result<usize> {
+    let with_special = tokenizer.encode("a", true, false)?;
+    let without = tokenizer.encode("a", false, false)?;
+    let start = with_special.windows(without.len().max(1)).position(|window| window == without);
+    Ok(start.map_or(0, |start| with_special.len() - start - without.len()))
+}
