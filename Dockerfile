@@ -19,6 +19,6 @@ ENV HEARTH_HOST=0.0.0.0 HEARTH_PORT=8080 HEARTH_MODELS_DIR=/models HEARTH_DATA_D
 VOLUME ["/models", "/data"]
 EXPOSE 8080
 HEALTHCHECK --interval=15s --timeout=5s --start-period=120s \
-    CMD ["hearth", "doctor", "--health", "http://127.0.0.1:8080/health"]
+    CMD ["hearth", "doctor", "--health", "http://127.0.0.1:8080/health/ready"]
 ENTRYPOINT ["hearth"]
 CMD ["serve"]

@@ -13,9 +13,13 @@ say "Test vectors and the embedding model"
 [ -x target/python/bin/python ] || python3 -m venv target/python
 scripts/fetch_minilm.sh
 scripts/fixtures/fetch_vocabs.sh
+target/python/bin/pip install -q -r scripts/fixtures/requirements.txt -r tests/clients/requirements.txt
+if [ ! -e target/fixtures/chat_templates.json ]; then
+  target/python/bin/python scripts/fixtures/chat_templates.py target/fixtures/templates target/fixtures/chat_templates.json
+fi
 
 say "Rust tests"
-export HEARTH_REQUIRE_MODELS=1
+export HEARTH_REQUIRE_MODELS=1 HEARTH_VOCAB_DIR=$root/target/fixtures/vocabs
 if cargo nextest --version >/dev/null 2>&1; then
   cargo nextest run --locked --profile ci
 else
@@ -27,7 +31,6 @@ say "The release binary"
 cargo build --release --locked
 
 say "Real clients: the openai SDKs in Python and JavaScript, langchain-openai"
-target/python/bin/pip install -q -r tests/clients/requirements.txt
 if command -v npm >/dev/null; then
   npm install --prefix tests/clients --silent --no-package-lock
 else

@@ -21,7 +21,7 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Ask the server at this URL whether it is ready, and nothing else
+    /// Ask a running server at this URL, such as http://127.0.0.1:8080/health/ready, and nothing else
     #[arg(long, value_name = "URL")]
     health: Option<String>,
     #[command(flatten)]
@@ -51,11 +51,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     report.finish()
 }
 
-/// Is the server at this URL ready?
+/// Does the server say at this URL that it is well?
 async fn ask(url: &str) -> anyhow::Result<()> {
     let client = reqwest::Client::builder().timeout(HEALTH_TIMEOUT).build()?;
-    let url = format!("{}/health/ready", url.trim_end_matches('/'));
-    let response = client.get(&url).send().await.with_context(|| format!("asking {url}"))?;
+    let response = client.get(url).send().await.with_context(|| format!("asking {url}"))?;
     let status = response.status();
     ensure!(status.is_success(), "{url} answered {status}: {}", response.text().await.unwrap_or_default().trim());
     Ok(())

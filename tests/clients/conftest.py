@@ -30,7 +30,7 @@ def base_url(tmp_path_factory):
     with open(log, "wb") as out:
         server = subprocess.Popen(
             [BINARY, "serve", "-m", CHAT_MODEL, "--embedding-model", EMBEDDING_MODEL, "-a", "tiny", "--port", str(port),
-             "--api-key", KEY, "--offline", "--ctx-size", "512"],
+             "--api-key", KEY, "--offline", "--ctx-size", "2048"],
             stdout=out, stderr=subprocess.STDOUT,
         )
     url = f"http://127.0.0.1:{port}"

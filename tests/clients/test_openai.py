@@ -142,7 +142,7 @@ def test_models(client):
     listed = {model.id: model for model in client.models.list()}
     assert "tiny" in listed or any("tiny" in name for name in listed)
     model = client.models.retrieve("tiny")
-    assert model.object == "model" and model.context_length == 512
+    assert model.object == "model" and model.context_length == 2048
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("no-such-model")
 
@@ -301,7 +301,7 @@ def test_error_classes(client, base_url):
     with pytest.raises(openai.BadRequestError) as long:
         client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "word " * 4000}])
     assert long.value.code == "context_length_exceeded"
-    assert long.value.body["n_ctx"] == 512 and long.value.body["n_prompt_tokens"] > 512
+    assert long.value.body["n_ctx"] == 2048 and long.value.body["n_prompt_tokens"] > 2048
     with pytest.raises(openai.BadRequestError):
         client.embeddings.create(model="all-MiniLM-L6-v2", input="")
 
