@@ -2,12 +2,15 @@
 
 mod architecture;
 mod chat_templates;
+mod contract;
 mod decoder_files;
 mod embeddings;
 mod engine_decoder;
 mod gguf;
 mod logits;
+mod malformed;
 mod pull;
 mod store;
+mod streaming;
 mod support;
 mod tokenizers;

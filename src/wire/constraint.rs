@@ -53,7 +53,10 @@ fn read_response_format(fields: &mut Fields) -> Result<Option<Constraint>> {
         }
         other => Err(bad_value(
             "response_format.type",
-            format!("`response_format.type` must be `text`, `json_object` or `json_schema`, but is \"{other}\"."),
+            format!(
+                "`response_format.type` must be `text`, `json_object` or `json_schema`, but is {}.",
+                shortened(&Value::String(other.to_owned()))
+            ),
         )),
     }
 }

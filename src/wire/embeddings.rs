@@ -83,7 +83,7 @@ impl EmbeddingsRequest {
 
 fn read_inputs(input: Value) -> Result<Vec<EmbedInput>> {
     let items = match input {
-        Value::String(text) => return Ok(vec![EmbedInput::Text(text)]),
+        Value::String(text) => return Ok(vec![text_input(text, "input")?]),
         Value::Array(items) => items,
         other => return Err(wrong_type("input", "a string, an array of strings or token ids", &other)),
     };
@@ -104,7 +104,7 @@ fn read_inputs(input: Value) -> Result<Vec<EmbedInput>> {
         .map(|(index, item)| {
             let place = format!("input[{index}]");
             match item {
-                Value::String(text) => Ok(EmbedInput::Text(text)),
+                Value::String(text) => text_input(text, &place),
                 Value::Array(ids) if ids.is_empty() => {
                     Err(bad_value(place, "An input of token ids must not be empty."))
                 }
@@ -113,6 +113,14 @@ fn read_inputs(input: Value) -> Result<Vec<EmbedInput>> {
             }
         })
         .collect()
+}
+
+/// OpenAI refuses an empty text: it is always a mistake upstream, and its vector would mean nothing.
+fn text_input(text: String, place: &str) -> Result<EmbedInput> {
+    if text.is_empty() {
+        return Err(bad_value(place, format!("`{place}` must not be an empty string.")));
+    }
+    Ok(EmbedInput::Text(text))
 }
 
 #[derive(Debug, Serialize, ToSchema)]

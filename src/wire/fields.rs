@@ -72,7 +72,8 @@ impl Fields {
     }
 
     pub fn take(&mut self, name: &str) -> Option<Value> {
-        self.map.remove(name).filter(|value| !value.is_null())
+        // Shifting keeps the order of the rest, in which ignored fields are named.
+        self.map.shift_remove(name).filter(|value| !value.is_null())
     }
 
     /// A field without taking it.

@@ -244,7 +244,7 @@ pub const EMBEDDINGS: &[FieldPolicy] = &[
     honoured("model", STRING, "A served embedding model or one of its aliases."),
     honoured(
         "input",
-        r#"{"anyOf":[{"type":"string"},{"type":"array","minItems":1,"maxItems":2048,"items":{"type":"string"}},{"type":"array","minItems":1,"items":{"type":"integer","minimum":0}},{"type":"array","minItems":1,"maxItems":2048,"items":{"type":"array","minItems":1,"items":{"type":"integer","minimum":0}}}]}"#,
+        r#"{"anyOf":[{"type":"string","minLength":1},{"type":"array","minItems":1,"maxItems":2048,"items":{"type":"string","minLength":1}},{"type":"array","minItems":1,"items":{"type":"integer","minimum":0}},{"type":"array","minItems":1,"maxItems":2048,"items":{"type":"array","minItems":1,"items":{"type":"integer","minimum":0}}}]}"#,
         "Text, several texts, token ids, or several of those; at most 2048.",
     ),
     honoured(

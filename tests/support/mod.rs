@@ -2,3 +2,4 @@
 
 pub mod fake_hub;
 pub mod gguf_writer;
+pub mod scripted_server;
