@@ -21,7 +21,7 @@ use crate::{
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Ask a running server at this URL, such as http://127.0.0.1:8080/health/ready, and nothing else
+    /// Ask a running server at this URL, whose path is one of its health routes, and nothing else
     #[arg(long, value_name = "URL")]
     health: Option<String>,
     #[command(flatten)]

@@ -11,7 +11,7 @@ pub struct StoreSettings {
     /// Where models are kept [default: ./models if it exists, else models in the data directory]
     #[arg(long, env = "HEARTH_MODELS_DIR", value_name = "DIR")]
     pub models_dir: Option<PathBuf>,
-    /// Where Hearth keeps its data [default: $XDG_DATA_HOME/hearth or ~/.local/share/hearth]
+    /// Where Hearth keeps its data [default: hearth in the XDG data directory]
     #[arg(long, env = "HEARTH_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
     /// Make no outgoing connection

@@ -143,7 +143,7 @@ settings! {
     /// Settings file, TOML
     #[arg(long, env = "HEARTH_CONFIG", value_name = "FILE", help_heading = "General")]
     config: PathBuf,
-    /// Where Hearth keeps its data [default: $XDG_DATA_HOME/hearth or ~/.local/share/hearth]
+    /// Where Hearth keeps its data [default: hearth in the XDG data directory]
     #[arg(long, env = "HEARTH_DATA_DIR", value_name = "DIR", help_heading = "General")]
     data_dir: PathBuf,
     /// Make no outgoing connection

@@ -32,6 +32,9 @@ impl Measured {
     }
 }
 
+/// A figure's name and, for each way of measuring it, the samples.
+pub(super) type Row = (String, Vec<(&'static str, Vec<f64>)>);
+
 #[derive(Clone, Debug)]
 pub(super) struct Report {
     model: ModelInfo,
@@ -52,7 +55,7 @@ impl Report {
     }
 
     /// The figures' medians: name, unit-bearing column, and one value for each way of measuring.
-    pub(super) fn rows(&self) -> Vec<(String, Vec<(&'static str, Vec<f64>)>)> {
+    pub(super) fn rows(&self) -> Vec<Row> {
         let Workload { prompt_tokens, decode_tokens, parallel, .. } = self.workload;
         let row = |name: String, samples: fn(&Measured) -> &Vec<f64>| {
             (name, self.ways.iter().map(|(way, measured)| (*way, samples(measured).clone())).collect())

@@ -6,7 +6,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
-        mpsc::{Receiver, RecvTimeoutError, TryRecvError},
+        mpsc::{Receiver, RecvTimeoutError},
     },
     time::{Duration, Instant},
 };
@@ -75,12 +75,9 @@ impl Core {
                     Err(RecvTimeoutError::Disconnected) => return,
                 }
             }
-            loop {
-                match self.inbox.try_recv() {
-                    Ok(command) => self.take_in(command),
-                    // Handles that are gone wait for nothing, but their futures may: the queue is finished first.
-                    Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
-                }
+            // Handles that are gone wait for nothing, but their futures may: the queue is finished first.
+            while let Ok(command) = self.inbox.try_recv() {
+                self.take_in(command);
             }
             self.drop_abandoned();
             if self.finish_drain() {

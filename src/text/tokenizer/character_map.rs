@@ -18,7 +18,7 @@ impl CharacterMap {
     pub(super) fn new(table: &[u8]) -> Option<Self> {
         let (length, rest) = table.split_first_chunk::<4>()?;
         let length = u32::from_le_bytes(*length) as usize;
-        if length % 4 != 0 || length > rest.len() {
+        if !length.is_multiple_of(4) || length > rest.len() {
             return None;
         }
         let (trie, replacements) = rest.split_at(length);
