@@ -155,3 +155,17 @@ fn every_file_says_what_it_is_and_can_be_read_to_its_end() {
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
+
+#[test]
+fn every_field_of_a_request_is_documented() {
+    use hearth::wire::policy::{CHAT, COMPLETION, EMBEDDINGS, GENERATION};
+
+    let documented = fs::read_to_string(root().join("docs/API.md")).expect("docs/API.md is there");
+    let missing: Vec<_> = [GENERATION, CHAT, COMPLETION, EMBEDDINGS]
+        .concat()
+        .iter()
+        .map(|field| format!("| `{}` | {} |", field.name, field.note.replace('|', "\\|")))
+        .filter(|row| !documented.contains(row))
+        .collect();
+    assert!(missing.is_empty(), "docs/API.md lacks:\n{}", missing.join("\n"));
+}
