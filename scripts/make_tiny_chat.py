@@ -53,7 +53,7 @@ def train_tokenizer(lines, vocabulary):
     tokenizer.train_from_iterator(
         lines,
         trainers.BpeTrainer(
-            vocab_size=vocabulary, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+            vocab_size=vocabulary, special_tokens=SPECIAL, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
         ),
     )
     return tokenizer

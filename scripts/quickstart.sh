@@ -84,7 +84,7 @@ question = "What is Hearth?"
 print(f"\n> POST /v1/chat/completions, streamed: {question}\n  ", end="")
 body = {
     "model": chat, "messages": [{"role": "user", "content": question}], "stream": True, "max_tokens": 80,
-    "temperature": 0.7, "seed": 2, "stream_options": {"include_usage": True},
+    "temperature": 0.5, "top_p": 0.8, "seed": 1, "stream_options": {"include_usage": True},
 }
 for line in post("/v1/chat/completions", body):
     if not line.startswith(b"data: ") or line.strip() == b"data: [DONE]":

@@ -62,6 +62,7 @@ pub fn load_chat(config: &Config) -> anyhow::Result<Option<LocalChat>> {
         set_threads(count);
     }
     let gguf = Gguf::open(&path)?;
+    gguf.warm();
     let device = open_device(config.device)?;
     let decoder_config = DecoderConfig::from_gguf(&gguf).with_context(|| format!("loading {}", path.display()))?;
     let kv_type = config.engine.kv_type.unwrap_or_else(|| KvCache::default_type(&gguf));
