@@ -138,7 +138,7 @@ async fn prompts_and_tokenizers_of_every_form_equal_sentence_transformers() {
                 continue;
             }
             let response = embedder.embed(EmbedRequest { input_type, ..request(vec![text(&case.text)]) }).await;
-            let response = response.expect("the text can be embedded");
+            let response = response.unwrap_or_else(|error| panic!("{file} on {:?}: {error}", case.text));
             assert_eq!(response.prompt_tokens, case.ids.len(), "{file} on {:?}", case.text);
             assert_close(&case.vector, &response.embeddings[0], 2e-5, &format!("{file} on {:?}", case.text));
         }
