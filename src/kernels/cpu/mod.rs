@@ -4,6 +4,7 @@
 //! Matrix multiplication: `quantize` prepares the input, `unpack_*` open the weights' blocks into a `tile`,
 //! `microkernel` multiplies, `matmul` spreads it over the threads.
 
+pub mod attend;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

@@ -23,6 +23,7 @@ pub fn linear(dtype: GgmlType, weight: &[u8], inp: usize, x: &[f32]) -> Vec<f32>
     y
 }
 
+#[cfg(test)]
 /// Attention of one query over `tokens` keys and values; `visible` says which of them it sees.
 ///
 /// `key(t, d)` and `value(t, d)` read the cache. Returns `head_dim` floats.
