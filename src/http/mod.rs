@@ -1,6 +1,6 @@
 //! The HTTP side: shape in, one service call, shape out. The only place that knows axum.
 //!
-//! Every route is on this page. A handler takes a [`extract::JsonBody`], lets [`crate::wire`] read it, calls
+//! Every route is on this page. A handler takes a `extract::JsonBody`, lets [`crate::wire`] read it, calls
 //! one function of [`crate::service`] and lets `wire` shape the answer. Whatever is refused on the way,
 //! by a handler, an extractor or the router, leaves as the contract's error body through [`error`].
 

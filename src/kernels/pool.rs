@@ -230,7 +230,7 @@ impl Pool {
             if active {
                 let mut idle_since = Instant::now();
                 loop {
-                    let worked = self.slots.iter().fold(false, |worked, slot| slot.work() || worked);
+                    let worked = self.slots.iter().filter(|slot| slot.work()).count() > 0;
                     if worked {
                         idle_since = Instant::now();
                     } else if idle_since.elapsed() > SPIN {

@@ -229,17 +229,17 @@ fn int_unit<L: Lanes>(
                     (true, true, 1) => microkernel::superblock::<L, M, 1, 4>(lanes, &scratch, here, minimum, y),
                     (true, false, 1) => microkernel::superblock::<L, M, 1, 8>(lanes, &scratch, here, minimum, y),
                     (true, true, _) if L::COLUMNS > 1 => {
-                        microkernel::superblock::<L, M, 2, 4>(lanes, &scratch, here, minimum, y)
+                        microkernel::superblock::<L, M, 2, 4>(lanes, &scratch, here, minimum, y);
                     }
                     (true, false, _) if L::COLUMNS > 1 => {
-                        microkernel::superblock::<L, M, 2, 8>(lanes, &scratch, here, minimum, y)
+                        microkernel::superblock::<L, M, 2, 8>(lanes, &scratch, here, minimum, y);
                     }
                     (false, true, 1) => microkernel::blocks::<L, M, 1, true>(lanes, &scratch, blocks, here, minimum, y),
                     (false, false, 1) => {
                         microkernel::blocks::<L, M, 1, false>(lanes, &scratch, blocks, here, minimum, y);
                     }
                     (false, true, _) if L::COLUMNS > 1 => {
-                        microkernel::blocks::<L, M, 2, true>(lanes, &scratch, blocks, here, minimum, y)
+                        microkernel::blocks::<L, M, 2, true>(lanes, &scratch, blocks, here, minimum, y);
                     }
                     (false, false, _) if L::COLUMNS > 1 => {
                         microkernel::blocks::<L, M, 2, false>(lanes, &scratch, blocks, here, minimum, y);

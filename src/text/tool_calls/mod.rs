@@ -3,7 +3,7 @@
 //!
 //! A template teaches its model one way to write calls; [`ToolFormat`] names it. The grammars in
 //! `text::grammar` force the same format, so that the template's next turn reads as the model expects. A
-//! template without tools gets the Hermes format, with instructions that [`fallback_prompt`] adds.
+//! template without tools gets the Hermes format, with instructions that `fallback_prompt` adds.
 
 mod call_object;
 mod fallback_prompt;
