@@ -9,6 +9,7 @@ mod engine_decoder;
 mod gguf;
 mod logits;
 mod malformed;
+mod openapi;
 mod pull;
 mod store;
 mod streaming;

@@ -1,5 +1,8 @@
 //! `/openapi.json` and `/docs`, served from the binary.
 
+mod document;
+mod schemas;
+
 use std::sync::{Arc, LazyLock};
 
 use axum::{
@@ -8,14 +11,12 @@ use axum::{
     http::header,
     response::{IntoResponse, Redirect, Response},
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::error::ApiError;
 use crate::error::{Error, ErrorKind};
 
-static DOCUMENT: LazyLock<Value> = LazyLock::new(
-    || json!({"openapi": "3.1.0", "info": {"title": "Hearth", "version": env!("CARGO_PKG_VERSION")}, "paths": {}}),
-);
+static DOCUMENT: LazyLock<Value> = LazyLock::new(document::document);
 
 pub(super) async fn document() -> Json<&'static Value> {
     Json(&DOCUMENT)

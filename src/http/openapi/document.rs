@@ -1,0 +1,197 @@
+//! The OpenAPI document, put together from the tables that the readers of requests go by.
+//!
+//! A request's schema is made of its field policies, so the document cannot promise a field that is refused.
+//! Answers are described by their stable parts; everything else in them may grow.
+
+use serde_json::{Map, Value, json};
+
+use super::schemas;
+use crate::wire::policy::{CHAT, COMPLETION, EMBEDDINGS, FieldPolicy, GENERATION, Policy};
+
+/// The whole document. `tests/contract.rs` holds its paths against the router.
+pub(super) fn document() -> Value {
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Hearth",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "OpenAI's contract, served by models in this process. docs/API.md says what is honoured, \
+                            what is accepted without effect, and what is refused.",
+            "license": {"name": "MIT OR Apache-2.0", "identifier": "MIT OR Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "security": [{"key": []}, {}],
+        "paths": paths(),
+        "components": {
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "schemas": schemas::all(),
+            "responses": {"Error": error_response("The request was refused or has failed.")},
+        },
+    })
+}
+
+/// A request's schema: honoured and ignored fields with their descriptions. Refused ones are left out; any field
+/// that nobody knows is accepted.
+pub(super) fn request(tables: &[&[FieldPolicy]], required: &[&str]) -> Value {
+    let mut properties = Map::new();
+    for field in tables.iter().copied().flatten() {
+        let description = match field.policy {
+            Policy::Honoured => field.note.to_owned(),
+            Policy::Ignored => format!("Changes nothing. {}", field.note),
+            Policy::Refused { .. } => continue,
+        };
+        // The tables' schemas are constants; one that did not parse would accept anything here and fail a test.
+        let schema: Value = serde_json::from_str(field.schema).unwrap_or_else(|_| json!({}));
+        let schema = if schema == json!({}) { schema } else { json!({"anyOf": [schema, {"type": "null"}]}) };
+        let Value::Object(mut property) = schema else { continue };
+        property.insert("description".to_owned(), json!(description));
+        properties.insert(field.name.to_owned(), Value::Object(property));
+    }
+    // A required field has a value.
+    for name in required {
+        if let Some(inner) = properties.get(*name).and_then(|property| property["anyOf"].get(0)).cloned() {
+            properties.insert((*name).to_owned(), inner);
+        }
+    }
+    json!({"type": "object", "required": required, "properties": properties})
+}
+
+pub(super) fn chat_request() -> Value {
+    request(&[GENERATION, CHAT], &["model", "messages"])
+}
+
+pub(super) fn completion_request() -> Value {
+    request(&[GENERATION, COMPLETION], &["model", "prompt"])
+}
+
+pub(super) fn embeddings_request() -> Value {
+    request(&[EMBEDDINGS], &["model", "input"])
+}
+
+/// What a route answers when all is well.
+struct Answer {
+    description: &'static str,
+    content: Value,
+}
+
+fn json_answer(description: &'static str, schema: &str) -> Answer {
+    Answer { description, content: json!({"application/json": {"schema": reference(schema)}}) }
+}
+
+fn text_answer(description: &'static str, media_type: &str) -> Answer {
+    let mut content = Map::new();
+    content.insert(media_type.to_owned(), json!({"schema": {"type": "string"}}));
+    Answer { description, content: Value::Object(content) }
+}
+
+/// A streamed answer beside the whole one.
+fn streamed(mut answer: Answer, chunk: &str) -> Answer {
+    answer.content["text/event-stream"] = json!({
+        "schema": {
+            "type": "string",
+            "description": format!("Frames of `data: {{chunk}}`, each a {chunk}; comments while nothing happens; at the end \
+                                    `data: [DONE]`. After a failure, one frame with an `error` ends the stream."),
+        },
+    });
+    answer
+}
+
+fn reference(schema: &str) -> Value {
+    json!({"$ref": format!("#/components/schemas/{schema}")})
+}
+
+fn error_response(description: &str) -> Value {
+    let wait = json!({"schema": {"type": "string"}, "description": "On 429 and 503: when to come back."});
+    json!({
+        "description": description,
+        "headers": {"Retry-After": wait, "retry-after-ms": wait, "x-request-id": {"schema": {"type": "string"}}},
+        "content": {"application/json": {"schema": reference("Error")}},
+    })
+}
+
+fn get(id: &str, summary: &str, answer: Answer, errors: &[u16]) -> Value {
+    operation(id, summary, answer, errors)
+}
+
+fn post(id: &str, summary: &str, body: &str, answer: Answer, errors: &[u16]) -> Value {
+    let mut operation = operation(id, summary, answer, errors);
+    operation["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": reference(body)}}});
+    operation
+}
+
+fn operation(id: &str, summary: &str, answer: Answer, errors: &[u16]) -> Value {
+    let mut responses = Map::new();
+    responses.insert(
+        "200".to_owned(),
+        json!({
+            "description": answer.description,
+            "headers": {"x-request-id": {"schema": {"type": "string"}}},
+            "content": answer.content,
+        }),
+    );
+    for status in errors {
+        responses.insert(status.to_string(), json!({"$ref": "#/components/responses/Error"}));
+    }
+    json!({"operationId": id, "summary": summary, "responses": responses})
+}
+
+/// Refusals of a route that takes a body and runs a model.
+const GENERATING: [u16; 9] = [400, 401, 404, 408, 413, 415, 500, 503, 504];
+/// Of one that takes a body and only looks at text.
+const READING: [u16; 8] = [400, 401, 404, 408, 413, 415, 500, 503];
+
+fn paths() -> Value {
+    let chat = post(
+        "createChatCompletion",
+        "Answer a conversation",
+        "ChatRequest",
+        streamed(json_answer("The answer.", "ChatCompletion"), "ChatCompletionChunk"),
+        &GENERATING,
+    );
+    let completion = post(
+        "createCompletion",
+        "Continue a prompt",
+        "CompletionRequest",
+        streamed(json_answer("The continuation.", "Completion"), "Completion"),
+        &GENERATING,
+    );
+    let embeddings = post(
+        "createEmbeddings",
+        "Vectors of texts",
+        "EmbeddingsRequest",
+        json_answer("One vector per input, in their order.", "Embeddings"),
+        &GENERATING,
+    );
+    let mut model = get("retrieveModel", "One model", json_answer("The model.", "Model"), &[401, 404]);
+    model["parameters"] = json!([{"name": "id", "in": "path", "required": true, "schema": {"type": "string"}}]);
+    let mut docs_file = get("docsFile", "A part of the pages", text_answer("The file.", "*/*"), &[404]);
+    docs_file["parameters"] = json!([{"name": "file", "in": "path", "required": true, "schema": {"type": "string"}}]);
+    let docs_redirect = json!({
+        "operationId": "docsRedirect",
+        "summary": "To the pages",
+        "responses": {"308": {"description": "They are at /docs/."}},
+    });
+    let health = |id, summary| get(id, summary, json_answer("How it is.", "Health"), &[503]);
+    json!({
+        "/v1/chat/completions": {"post": chat},
+        "/v1/completions": {"post": completion},
+        "/v1/embeddings": {"post": embeddings},
+        "/v1/models": {"get": get("listModels", "What is served", json_answer("The models.", "ModelList"), &[401])},
+        "/v1/models/{id}": {"get": model},
+        "/tokenize": {"post": post("tokenize", "Token ids of a text", "TokenizeRequest",
+            json_answer("The tokens.", "Tokens"), &READING)},
+        "/detokenize": {"post": post("detokenize", "The text of token ids", "DetokenizeRequest",
+            json_answer("The text.", "Content"), &READING)},
+        "/apply-template": {"post": post("applyTemplate", "The prompt that a conversation becomes", "ApplyTemplateRequest",
+            json_answer("The prompt.", "PromptText"), &READING)},
+        "/health": {"get": health("health", "Does it serve, and what?")},
+        "/health/live": {"get": health("live", "Does the process answer?")},
+        "/health/ready": {"get": health("ready", "Are the models loaded?")},
+        "/health/deep": {"get": health("deep", "The engine's heartbeat, its device and its cache")},
+        "/metrics": {"get": get("metrics", "Prometheus metrics", text_answer("The metrics.", "text/plain"), &[401])},
+        "/openapi.json": {"get": get("openapi", "This document", json_answer("The document.", "AnyObject"), &[])},
+        "/docs": {"get": docs_redirect},
+        "/docs/": {"get": get("docs", "This document as pages", text_answer("The page.", "text/html"), &[])},
+        "/docs/{file}": {"get": docs_file},
+    })
+}

@@ -1,0 +1,221 @@
+//! The schemas that the document's operations refer to.
+
+use serde_json::{Value, json};
+
+use super::document::{chat_request, completion_request, embeddings_request};
+
+pub(super) fn all() -> Value {
+    let count = json!({"type": "integer", "minimum": 0});
+    let text_or_null = json!({"type": ["string", "null"]});
+    let tokens = json!({"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 4_294_967_295_u32}});
+    let reason = json!({"enum": ["stop", "length", "tool_calls", null]});
+    let usage = json!({
+        "type": ["object", "null"],
+        "properties": {
+            "prompt_tokens": count, "completion_tokens": count, "total_tokens": count,
+            "prompt_tokens_details": {"type": "object", "properties": {"cached_tokens": count}},
+            "completion_tokens_details": {"type": "object", "properties": {"reasoning_tokens": count}},
+        },
+    });
+    let timings = json!({"type": "object", "description": "As llama-server names them."});
+    let call = json!({
+        "type": "object",
+        "properties": {
+            "index": count,
+            "id": {"type": "string"},
+            "type": {"const": "function"},
+            "function": {
+                "type": "object",
+                "properties": {"name": {"type": "string"}, "arguments": {"type": "string", "description": "JSON."}},
+            },
+        },
+    });
+    let answer = |object: &str, choice: Value| {
+        json!({
+            "type": "object",
+            "required": ["id", "object", "created", "model", "choices"],
+            "properties": {
+                "id": {"type": "string"},
+                "object": {"const": object},
+                "created": count,
+                "model": {"type": "string"},
+                "system_fingerprint": text_or_null,
+                "choices": {"type": "array", "items": choice},
+                "usage": usage,
+                "timings": timings,
+            },
+        })
+    };
+    let message = |role: Value| {
+        json!({
+            "type": "object",
+            "properties": {
+                "role": role,
+                "content": text_or_null,
+                "refusal": text_or_null,
+                "reasoning_content": text_or_null,
+                "tool_calls": {"type": ["array", "null"], "items": call},
+            },
+        })
+    };
+    let logprobs = json!({"type": ["object", "null"]});
+    let model = json!({
+        "type": "object",
+        "required": ["id", "object", "created", "owned_by"],
+        "properties": {
+            "id": {"type": "string"},
+            "object": {"const": "model"},
+            "created": count,
+            "owned_by": {"type": "string"},
+            "context_length": count,
+        },
+    });
+    json!({
+        "ChatRequest": chat_request(),
+        "CompletionRequest": completion_request(),
+        "EmbeddingsRequest": embeddings_request(),
+        "ChatMessage": {
+            "type": "object",
+            "required": ["role"],
+            "properties": {
+                "role": {"enum": ["system", "developer", "user", "assistant", "tool", "function"]},
+                "content": {
+                    "anyOf": [
+                        {"type": ["string", "null"]},
+                        {"type": "array", "items": {
+                            "type": "object",
+                            "required": ["type", "text"],
+                            "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+                        }},
+                    ],
+                },
+                "name": text_or_null,
+                "tool_calls": {"type": ["array", "null"], "items": call},
+                "tool_call_id": text_or_null,
+            },
+        },
+        "Tool": {
+            "type": "object",
+            "required": ["type", "function"],
+            "properties": {
+                "type": {"const": "function"},
+                "function": {
+                    "type": "object",
+                    "required": ["name"],
+                    "properties": {
+                        "name": {"type": "string", "minLength": 1},
+                        "description": text_or_null,
+                        "parameters": {"type": ["object", "null"], "description": "JSON Schema of the arguments."},
+                        "strict": {"type": ["boolean", "null"]},
+                    },
+                },
+            },
+        },
+        "ChatCompletion": answer("chat.completion", json!({
+            "type": "object",
+            "properties": {
+                "index": count,
+                "message": message(json!({"const": "assistant"})),
+                "logprobs": logprobs,
+                "finish_reason": reason,
+            },
+        })),
+        "ChatCompletionChunk": answer("chat.completion.chunk", json!({
+            "type": "object",
+            "properties": {
+                "index": count,
+                "delta": message(json!({"enum": ["assistant", null]})),
+                "logprobs": logprobs,
+                "finish_reason": reason,
+            },
+        })),
+        "Completion": answer("text_completion", json!({
+            "type": "object",
+            "properties": {
+                "index": count,
+                "text": {"type": "string"},
+                "logprobs": logprobs,
+                "finish_reason": reason,
+            },
+        })),
+        "Embeddings": {
+            "type": "object",
+            "required": ["object", "data", "model", "usage"],
+            "properties": {
+                "object": {"const": "list"},
+                "data": {"type": "array", "items": {
+                    "type": "object",
+                    "required": ["object", "index", "embedding"],
+                    "properties": {
+                        "object": {"const": "embedding"},
+                        "index": count,
+                        "embedding": {"anyOf": [
+                            {"type": "array", "items": {"type": "number"}},
+                            {"type": "string", "description": "Base64 of little-endian f32."},
+                        ]},
+                    },
+                }},
+                "model": {"type": "string"},
+                "usage": {"type": "object", "properties": {"prompt_tokens": count, "total_tokens": count}},
+            },
+        },
+        "Model": model,
+        "ModelList": {
+            "type": "object",
+            "required": ["object", "data"],
+            "properties": {"object": {"const": "list"}, "data": {"type": "array", "items": {"$ref": "#/components/schemas/Model"}}},
+        },
+        "TokenizeRequest": {
+            "type": "object",
+            "required": ["content"],
+            "properties": {
+                "content": {"type": "string"},
+                "add_special": {"type": ["boolean", "null"]},
+                "parse_special": {"type": ["boolean", "null"]},
+                "with_pieces": {"type": ["boolean", "null"]},
+                "model": text_or_null,
+            },
+        },
+        "Tokens": {
+            "type": "object",
+            "required": ["tokens"],
+            "properties": {"tokens": {"type": "array", "items": {"anyOf": [{"type": "integer"}, {"type": "object"}]}}},
+        },
+        "DetokenizeRequest": {
+            "type": "object",
+            "required": ["tokens"],
+            "properties": {"tokens": tokens, "model": text_or_null},
+        },
+        "Content": {"type": "object", "required": ["content"], "properties": {"content": {"type": "string"}}},
+        "ApplyTemplateRequest": {
+            "type": "object",
+            "required": ["messages"],
+            "properties": {
+                "messages": {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/ChatMessage"}},
+                "tools": {"type": ["array", "null"], "items": {"$ref": "#/components/schemas/Tool"}},
+                "add_generation_prompt": {"type": ["boolean", "null"]},
+                "chat_template_kwargs": {"type": ["object", "null"]},
+                "model": text_or_null,
+            },
+        },
+        "PromptText": {"type": "object", "required": ["prompt"], "properties": {"prompt": {"type": "string"}}},
+        "Health": {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}}},
+        "AnyObject": {"type": "object"},
+        "Error": {
+            "type": "object",
+            "required": ["error"],
+            "properties": {"error": {
+                "type": "object",
+                "required": ["message", "type", "param", "code"],
+                "properties": {
+                    "message": {"type": "string"},
+                    "type": {"type": "string"},
+                    "param": text_or_null,
+                    "code": text_or_null,
+                    "n_prompt_tokens": count,
+                    "n_ctx": count,
+                },
+            }},
+        },
+    })
+}
