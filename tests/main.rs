@@ -11,6 +11,7 @@ mod logits;
 mod malformed;
 mod openapi;
 mod pull;
+mod server;
 mod store;
 mod streaming;
 mod support;

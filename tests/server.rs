@@ -1,0 +1,189 @@
+//! The whole server over a real, tiny model: clients that vanish, full queues, deadlines, shutdown, broken files.
+
+use std::{
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use futures_util::{StreamExt, future::join_all};
+use hearth::{
+    app::Server,
+    config::{Config, Settings},
+};
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+fn model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-chat.gguf")
+}
+
+/// A server in this process; it is told to stop when this is dropped.
+struct Running {
+    url: String,
+    client: reqwest::Client,
+    stop: Option<oneshot::Sender<()>>,
+    served: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+impl Running {
+    async fn start(settings: Settings) -> Self {
+        let nowhere = std::env::temp_dir().join("hearth-no-models-here");
+        let settings = settings.or(Settings {
+            model: Some(model()),
+            alias: Some(vec!["tiny".to_owned()]),
+            models_dir: Some(nowhere.clone()),
+            data_dir: Some(nowhere),
+            port: Some(0),
+            ctx_size: Some(1024),
+            ..Settings::default()
+        });
+        let server = Server::bind(Config::load(settings).expect("valid settings")).expect("a free port");
+        let url = format!("http://{}", server.address().expect("an address"));
+        let (stop, stopped) = oneshot::channel();
+        let served = tokio::spawn(server.run(async {
+            let _told_or_dropped = stopped.await;
+        }));
+        let running = Self { url, client: reqwest::Client::new(), stop: Some(stop), served };
+        running.until("the models are loaded", |health| health["status"] == "ok").await;
+        running
+    }
+
+    /// Asks for the server's state until it is as expected.
+    async fn until(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+        let mut last = Value::Null;
+        for _ in 0..2000 {
+            if let Ok(answer) = self.client.get(format!("{}/health/deep", self.url)).send().await {
+                last = answer.json().await.unwrap_or_default();
+                if is_so(&last) {
+                    return last;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("waited in vain until {what}: {last}");
+    }
+
+    async fn chat(&self, extra: Value) -> reqwest::Response {
+        let mut body = json!({"model": "tiny", "messages": [{"role": "user", "content": "What is Hearth?"}]});
+        body.as_object_mut().expect("an object").extend(extra.as_object().expect("an object").clone());
+        self.client.post(format!("{}/v1/chat/completions", self.url)).json(&body).send().await.expect("an answer")
+    }
+
+    fn stop(&mut self) {
+        drop(self.stop.take());
+    }
+}
+
+fn is_idle(health: &Value) -> bool {
+    let engine = &health["engine"];
+    engine["running"] == 0 && engine["waiting"] == 0 && engine["kv_blocks_used"] == 0
+}
+
+/// A stream that only the context ends.
+fn endless() -> Value {
+    json!({"stream": true, "ignore_eos": true, "max_tokens": 900})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hundred_clients_that_vanish_leave_nothing_behind() {
+    let server = Running::start(Settings { parallel: Some(16), ..Settings::default() }).await;
+    let streams = join_all((0..100).map(|_| server.chat(endless()))).await;
+    let mut streams = streams.into_iter().map(reqwest::Response::bytes_stream).collect::<Vec<_>>();
+    assert!(streams[0].next().await.is_some_and(|part| part.is_ok()), "the first stream speaks");
+    drop(streams);
+    server.until("nothing runs and every block is free", is_idle).await;
+    assert_eq!(server.chat(json!({"max_tokens": 4})).await.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_queue_says_when_to_come_back() {
+    let server = Running::start(Settings { parallel: Some(1), max_queue: Some(1), ..Settings::default() }).await;
+    let held = [server.chat(endless()).await, server.chat(endless()).await];
+    let refused = server.chat(endless()).await;
+    assert_eq!(refused.status(), 503);
+    assert!(refused.headers().contains_key("retry-after") && refused.headers().contains_key("retry-after-ms"));
+    let body: Value = refused.json().await.expect("JSON");
+    assert_eq!(body["error"]["code"], "overloaded");
+    drop(held);
+    server.until("the queue is empty", is_idle).await;
+    assert_eq!(server.chat(json!({"max_tokens": 2})).await.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_seed_gives_the_same_text_in_any_company() {
+    let server = Running::start(Settings::default()).await;
+    let text = async |seed: u64| {
+        let answer = server.chat(json!({"seed": seed, "max_tokens": 24, "temperature": 1.2})).await;
+        let body: Value = answer.json().await.expect("JSON");
+        body["choices"][0]["message"]["content"].clone()
+    };
+    let together = join_all((0..8).map(&text)).await;
+    for (seed, expected) in together.iter().enumerate() {
+        assert_eq!(&text(seed as u64).await, expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_finishes_what_runs_and_refuses_the_rest() {
+    let mut server = Running::start(Settings { grace: Some(60.0), ..Settings::default() }).await;
+    let mut running = server.chat(endless()).await.bytes_stream();
+    assert!(running.next().await.is_some());
+    server.stop();
+    server.until("it drains", |health| health["status"] != "ok").await;
+    let mut rest = Vec::new();
+    while let Some(part) = running.next().await {
+        rest.extend_from_slice(&part.expect("the stream is not cut"));
+    }
+    assert!(String::from_utf8_lossy(&rest).ends_with("data: [DONE]\n\n"), "the stream ended by itself");
+    server.served.await.expect("the server's task").expect("the server ends well");
+}
+
+fn hearth() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hearth"));
+    command.env_remove("HEARTH_MODEL").stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+#[cfg(unix)]
+#[test]
+fn sigterm_ends_the_process_with_status_0() {
+    let mut child = hearth()
+        .args(["serve", "--port", "0", "--offline", "--models-dir", "no-models", "-np", "2", "-m"])
+        .arg(model())
+        .spawn()
+        .expect("the binary starts");
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
+    assert!(line.starts_with("Hearth is listening on http://127.0.0.1:"), "{line}");
+    let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill runs");
+    assert!(killed.success());
+    let ended = child.wait_with_output().expect("it ends");
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+}
+
+#[test]
+fn a_broken_model_file_is_one_sentence_and_status_1() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let whole = std::fs::read(model()).expect("the fixture");
+    let mut flipped = whole.clone();
+    for at in (24..4000).step_by(97) {
+        flipped[at] ^= 0x55;
+    }
+    let cases: [(&str, &[u8]); 4] =
+        [("short", &whole[..whole.len() / 2]), ("flipped", &flipped), ("empty", b""), ("text", b"<html>404</html>")];
+    for (name, bytes) in cases {
+        let path = dir.path().join(format!("{name}.gguf"));
+        std::fs::write(&path, bytes).expect("a writable directory");
+        let ran = hearth()
+            .args(["chat", "--models-dir", "no-models", "-m"])
+            .arg(&path)
+            .arg("Hello")
+            .output()
+            .expect("the binary runs");
+        let said = String::from_utf8_lossy(&ran.stderr);
+        assert_eq!(ran.status.code(), Some(1), "{name}: {said}");
+        assert!(said.contains("hearth: ") && !said.contains("panicked"), "{name}: {said}");
+    }
+}
