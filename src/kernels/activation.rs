@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{from_floats, with_floats};
+use super::{cpu::quantize::Shared, from_floats, pool, with_floats};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activation {
@@ -24,10 +24,7 @@ pub fn gated(gate: &Tensor, up: &Tensor, a: Activation) -> Result<Tensor> {
         return on_device(gate, a)? * up;
     }
     with_floats(gate, |gates| {
-        with_floats(up, |ups| {
-            let out = gates.iter().zip(ups).map(|(gate, up)| scalar(*gate, a) * up).collect();
-            from_floats(out, gate.shape())
-        })
+        with_floats(up, |ups| from_floats(by_parts(gates.len(), |at| scalar(gates[at], a) * ups[at])?, gate.shape()))
     })
 }
 
@@ -36,7 +33,31 @@ pub fn activate(x: &Tensor, a: Activation) -> Result<Tensor> {
     if !x.device().is_cpu() {
         return on_device(x, a);
     }
-    with_floats(x, |floats| from_floats(floats.iter().map(|x| scalar(*x, a)).collect(), x.shape()))
+    with_floats(x, |floats| from_floats(by_parts(floats.len(), |at| scalar(floats[at], a))?, x.shape()))
+}
+
+/// Elements that one thread takes at a time; fewer are not worth a second thread.
+const PART: usize = 1 << 13;
+
+/// `value(0)`, `value(1)`, ... `value(len - 1)`, in parallel if there are enough.
+fn by_parts(len: usize, value: impl Fn(usize) -> f32 + Sync) -> Result<Vec<f32>> {
+    let mut out = vec![0.0; len];
+    let fill = |first: usize, out: &mut [f32]| {
+        for (offset, out) in out.iter_mut().enumerate() {
+            *out = value(first + offset);
+        }
+    };
+    if len <= PART {
+        fill(0, &mut out);
+        return Ok(out);
+    }
+    let shared = Shared::new(&mut out);
+    pool::run(len.div_ceil(PART), |part| {
+        let first = part * PART;
+        // SAFETY: each part is within `out`, and no other call has the same one.
+        fill(first, unsafe { shared.part(first, PART.min(len - first)) });
+    })?;
+    Ok(out)
 }
 
 fn on_device(x: &Tensor, a: Activation) -> Result<Tensor> {
@@ -60,5 +81,25 @@ fn scalar(x: f32, a: Activation) -> f32 {
             0.5 * x * (1.0 + inner.tanh())
         }
         Activation::Relu => x.max(0.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn many_elements_in_parts_are_what_each_would_be_alone() -> Result<()> {
+        let values: Vec<f32> = (0..3 * PART + 5).map(|i| (i % 173) as f32 / 20.0 - 4.0).collect();
+        let x = Tensor::from_slice(&values, values.len(), &Device::Cpu)?;
+        for activation in [Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu] {
+            let expected: Vec<f32> = values.iter().map(|x| scalar(*x, activation)).collect();
+            assert_eq!(activate(&x, activation)?.to_vec1::<f32>()?, expected);
+            let gated_expected: Vec<f32> = values.iter().map(|x| scalar(*x, activation) * x).collect();
+            assert_eq!(gated(&x, &x, activation)?.to_vec1::<f32>()?, gated_expected);
+        }
+        Ok(())
     }
 }
