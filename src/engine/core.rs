@@ -315,6 +315,10 @@ impl Core {
             let known = request.prompt_scores.len().saturating_sub(outcome.first_score);
             request.prompt_scores.extend(outcome.prompt_scores.into_iter().skip(known));
         }
+        if let Some(Err(error)) = outcome.sampled {
+            self.fail(first, || error);
+            return;
+        }
         let sequence = self.scheduler.get(id).expect("looked up before");
         if sequence.num_computed >= sequence.prompt.len() && request.prompt_is_computed() {
             for other in Self::sequences(first, request) {
@@ -328,16 +332,12 @@ impl Core {
                 return;
             }
         }
-        match outcome.sampled {
-            None => {}
-            Some(Err(error)) => self.fail(first, || error),
-            Some(Ok(sampled)) => {
-                let goes_on = request.sampled(choice, sampled, now);
-                self.stats.generated_tokens += 1;
-                match goes_on {
-                    Some(token) => self.scheduler.append(id, token),
-                    None => self.choice_ended(first, id, now),
-                }
+        if let Some(Ok(sampled)) = outcome.sampled {
+            let goes_on = request.sampled(choice, sampled, now);
+            self.stats.generated_tokens += 1;
+            match goes_on {
+                Some(token) => self.scheduler.append(id, token),
+                None => self.choice_ended(first, id, now),
             }
         }
     }

@@ -83,6 +83,7 @@ impl Task<'_> {
         };
         if let Some(sampler) = &mut self.sampler
             && reaches_end
+            && self.outcome.sampled.is_none()
         {
             let last_row = self.rows.len() - vocab_size;
             let row = &mut self.rows[last_row..];
@@ -105,6 +106,11 @@ impl Task<'_> {
         for (row, next) in self.rows.chunks_exact(vocab_size).zip(self.scheduled.start + 1..) {
             let Some(&id) = self.prompt.get(next) else { break };
             let (logprob, top) = log_softmax_of(row, id, num_top);
+            if logprob.is_nan() {
+                let error = anyhow::anyhow!("the model's logits for prompt token {next} are undefined");
+                self.outcome.sampled = Some(Err(Error::internal(error)));
+                return;
+            }
             self.outcome.prompt_scores.push(ScoredToken { id, logprob: Some(logprob), top });
         }
     }
