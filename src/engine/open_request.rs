@@ -86,8 +86,12 @@ impl OpenRequest {
         self.output.is_cancelled()
     }
 
-    /// Choices that have not ended and whose rest the reader does not want.
+    /// Choices that have not ended and whose rest the reader does not want. They go on until the prompt is
+    /// computed: the first choice computes it for the others.
     pub(super) fn take_unwanted(&self) -> Vec<usize> {
+        if !self.prefilled {
+            return Vec::new();
+        }
         let mut unwanted = self.output.take_unwanted();
         unwanted.retain(|&choice| self.choices.get(choice).is_some_and(|choice| !choice.finished));
         unwanted

@@ -14,6 +14,8 @@ use crate::{
     error::{ErrorKind, Result},
 };
 
+mod endings;
+
 fn config() -> EngineConfig {
     EngineConfig {
         num_blocks: 64,
