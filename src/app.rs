@@ -19,7 +19,7 @@ use crate::{
     config::Config,
     domain::{ModelInfo, ModelKind},
     engine::{
-        Engine, EngineConfig,
+        self, Engine, EngineConfig,
         encoder::EncoderConfig,
         model::DecoderModel,
         sizing::{CacheSize, Wanted, size_cache},
@@ -295,10 +295,13 @@ impl Server {
     /// If no model could be loaded, or the listener fails.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
         let Self { config, listener, models, state } = self;
+        let metrics = telemetry::init_metrics()?;
+        engine::metrics::describe();
+        http::context::describe_metrics();
         let app = AppState {
             models: models.clone(),
             health: state.clone(),
-            metrics: Some(telemetry::init_metrics()?),
+            metrics: Some(metrics),
             settings: Arc::new(config.http.clone()),
         };
         let grace = config.http.shutdown_grace;

@@ -27,6 +27,8 @@ pub enum ErrorKind {
     MethodNotAllowed,
     /// The client did not deliver its request in time. 408
     RequestTimeout,
+    /// The request's head is over the limit. 431
+    HeadTooLarge,
     /// The body is over the limit. 413
     PayloadTooLarge,
     /// Not JSON where JSON is needed. 415

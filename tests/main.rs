@@ -9,6 +9,7 @@ mod engine_decoder;
 mod gguf;
 mod logits;
 mod malformed;
+mod metrics;
 mod openapi;
 mod pull;
 mod server;

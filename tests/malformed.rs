@@ -252,6 +252,10 @@ async fn raw_abuse_leaves_the_server_serving() {
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
         assert!(listening.exchange(LIVE).await.contains("200 OK"));
     }
+    let large_header =
+        format!("GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-big: {}\r\n\r\n", "y".repeat(70 << 10));
+    let answer = listening.exchange(large_header.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 431") && answer.contains("request_header_fields_too_large"), "{answer}");
     let body = vec![b' '; 3 << 20];
     let head =
         format!("POST /tokenize HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());

@@ -1,10 +1,10 @@
-//! The engine's metrics: their names, and the places where they are recorded.
+//! The engine's metrics: their names, what they mean, and the places where they are recorded.
 
 use std::time::Duration;
 
-use metrics::{counter, gauge, histogram};
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
 
-use super::stats::EngineStats;
+use super::{encoder, stats::EngineStats};
 
 pub const TIME_TO_FIRST_TOKEN_SECONDS: &str = "hearth_time_to_first_token_seconds";
 pub const INTER_TOKEN_SECONDS: &str = "hearth_inter_token_seconds";
@@ -24,6 +24,29 @@ pub const REQUESTS_WAITING: &str = "hearth_requests_waiting";
 pub const KV_BLOCKS_USED: &str = "hearth_kv_blocks_used";
 pub const KV_BLOCKS_CACHED: &str = "hearth_kv_blocks_cached";
 pub const KV_BLOCKS_TOTAL: &str = "hearth_kv_blocks_total";
+
+/// Gives each metric of the engine and the encoder its line of help.
+pub fn describe() {
+    describe_histogram!(TIME_TO_FIRST_TOKEN_SECONDS, "From a request's arrival to its first token.");
+    describe_histogram!(INTER_TOKEN_SECONDS, "Between two tokens of one choice.");
+    describe_histogram!(QUEUE_SECONDS, "From a request's arrival to its first step.");
+    describe_histogram!(PREFILL_SECONDS, "From a request's first step to its first token.");
+    describe_histogram!(DECODE_SECONDS, "From a request's first token to its last.");
+    describe_histogram!(STEP_SECONDS, "One step of the model over all sequences in its batch.");
+    describe_counter!(PROMPT_TOKENS_TOTAL, "Prompt tokens of admitted requests, those from the prefix cache included.");
+    describe_counter!(GENERATED_TOKENS_TOTAL, "Tokens generated.");
+    describe_counter!(PREFIX_CACHE_HIT_TOKENS_TOTAL, "Prompt tokens that were in the prefix cache already.");
+    describe_counter!(PREEMPTIONS_TOTAL, "Sequences that gave their blocks back to others and were computed again.");
+    describe_counter!(STEPS_TOTAL, "Steps of the model.");
+    describe_counter!(FAILED_STEPS_TOTAL, "Steps that ended in an error.");
+    describe_counter!(CANCELLED_REQUESTS_TOTAL, "Requests whose caller went away.");
+    describe_gauge!(REQUESTS_RUNNING, "Requests that have been admitted to the batch.");
+    describe_gauge!(REQUESTS_WAITING, "Requests in the queue.");
+    describe_gauge!(KV_BLOCKS_USED, "Blocks of the KV cache that running sequences hold.");
+    describe_gauge!(KV_BLOCKS_CACHED, "Blocks that nobody holds and a later prompt may find again.");
+    describe_gauge!(KV_BLOCKS_TOTAL, "Blocks of the KV cache.");
+    encoder::metrics::describe();
+}
 
 pub(super) fn queued(wait: Duration) {
     histogram!(QUEUE_SECONDS).record(wait.as_secs_f64());

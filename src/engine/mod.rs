@@ -17,7 +17,7 @@ mod drain;
 pub mod encoder;
 mod fairness;
 mod logits_processors;
-mod metrics;
+pub mod metrics;
 pub mod model;
 mod open_request;
 mod output;

@@ -29,6 +29,12 @@ pub const REQUESTS_TOTAL: &str = "hearth_http_requests_total";
 /// its admission.
 pub const REQUEST_DURATION_SECONDS: &str = "hearth_http_request_duration_seconds";
 
+/// Gives each metric its line of help.
+pub fn describe_metrics() {
+    metrics::describe_counter!(REQUESTS_TOTAL, "Requests answered.");
+    metrics::describe_histogram!(REQUEST_DURATION_SECONDS, "Until the head of the answer was ready.");
+}
+
 /// What is known of a request beside its body.
 #[derive(Clone, Debug)]
 pub(super) struct RequestContext {

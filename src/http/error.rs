@@ -45,6 +45,9 @@ fn contract(kind: ErrorKind) -> (StatusCode, &'static str, Option<&'static str>)
         ErrorKind::ModelNotFound => (StatusCode::NOT_FOUND, INVALID, Some("model_not_found")),
         ErrorKind::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, INVALID, Some("method_not_allowed")),
         ErrorKind::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, INVALID, Some("request_timeout")),
+        ErrorKind::HeadTooLarge => {
+            (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, INVALID, Some("request_header_fields_too_large"))
+        }
         ErrorKind::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, INVALID, Some("payload_too_large")),
         ErrorKind::UnsupportedMediaType => {
             (StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, Some("unsupported_media_type"))

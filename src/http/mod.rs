@@ -13,6 +13,7 @@ pub mod context;
 mod embeddings;
 pub mod error;
 mod extract;
+mod head_limit;
 mod health;
 mod ignored;
 mod models;
@@ -74,6 +75,7 @@ pub fn router(state: AppState) -> Router {
         // The last layer is the outermost.
         .layer(middleware::from_fn_with_state(state.clone(), auth::require_api_key))
         .layer(cors(&state.settings.cors_origins))
+        .layer(middleware::from_fn_with_state(state.clone(), head_limit::limit_head))
         .layer(CatchPanicLayer::custom(after_panic))
         .layer(middleware::from_fn_with_state(state.clone(), context::with_context))
         .with_state(state)

@@ -12,6 +12,7 @@ use hyper_util::rt::TokioTimer;
 
 use super::{
     connection::GuardedAcceptor,
+    head_limit::BUFFER_PER_LIMIT,
     settings::{HttpSettings, TlsSettings},
 };
 
@@ -61,19 +62,19 @@ pub async fn serve(
 fn set_limits<A>(server: &mut Server<SocketAddr, A>, settings: &HttpSettings) {
     let builder = server.http_builder();
     // hyper refuses a buffer below 8 KiB.
-    let header_limit = settings.header_limit_bytes.max(8 * 1024);
+    let head_buffer = settings.header_limit_bytes.saturating_mul(BUFFER_PER_LIMIT).max(8 * 1024);
     // Without a timer hyper's header timeout never fires.
     builder
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(settings.header_read_timeout)
-        .max_buf_size(header_limit);
+        .max_buf_size(head_buffer);
     builder
         .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(HTTP2_PING_INTERVAL)
         .keep_alive_timeout(HTTP2_PING_INTERVAL)
-        .max_header_list_size(u32::try_from(header_limit).unwrap_or(u32::MAX));
+        .max_header_list_size(u32::try_from(head_buffer).unwrap_or(u32::MAX));
 }
 
 fn tls_config(settings: &TlsSettings) -> anyhow::Result<rustls::ServerConfig> {

@@ -8,7 +8,7 @@ pub struct HttpSettings {
     /// Largest request body, in bytes. 32 MiB: a full 128k-token context is below 1 MiB of JSON, and 2048
     /// embedding inputs of 8k tokens, the most one request may carry, are near 64 MiB only when all are full.
     pub body_limit_bytes: usize,
-    /// Largest request head, in bytes; hyper answers 431 beyond it.
+    /// Largest request head, in bytes; 431 beyond it.
     pub header_limit_bytes: usize,
     /// A connection that has not sent a whole request head for this long is closed.
     pub header_read_timeout: Duration,

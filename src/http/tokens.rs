@@ -1,11 +1,17 @@
 //! `/tokenize`, `/detokenize`, `/apply-template`, as llama-server has them.
+//!
+//! A body may hold megabytes of text, so the work is done on a blocking thread: the async threads carry
+//! everybody's streams.
 
 use axum::{Json, extract::State};
 
 use super::{error::ApiError, extract::JsonBody, state::AppState};
-use crate::wire::tokens::{
-    ApplyTemplateRequest, ApplyTemplateResponse, DetokenizeRequest, DetokenizeResponse, Piece, TokenPiece,
-    TokenizePart, TokenizeRequest, TokenizeResponse, Tokens,
+use crate::{
+    error::{Error, Result},
+    wire::tokens::{
+        ApplyTemplateRequest, ApplyTemplateResponse, DetokenizeRequest, DetokenizeResponse, Piece, TokenPiece,
+        TokenizePart, TokenizeRequest, TokenizeResponse, Tokens,
+    },
 };
 
 pub(super) async fn tokenize(
@@ -14,26 +20,25 @@ pub(super) async fn tokenize(
 ) -> Result<Json<TokenizeResponse>, ApiError> {
     let request = TokenizeRequest::read(body)?;
     let model = state.chat_or_first(request.model.as_deref())?;
-    let mut ids = Vec::new();
-    // The text's special tokens belong to its beginning: only the first piece gets them.
-    let mut add_special = request.add_special;
-    for part in &request.content {
-        match part {
-            TokenizePart::Text(text) => ids.extend(model.tokenize(text, add_special, request.parse_special)?),
-            TokenizePart::Token(id) => ids.push(*id),
+    off_the_async_threads(move || {
+        let mut ids = Vec::new();
+        // The text's special tokens belong to its beginning: only the first piece gets them.
+        let mut add_special = request.add_special;
+        for part in &request.content {
+            match part {
+                TokenizePart::Text(text) => ids.extend(model.tokenize(text, add_special, request.parse_special)?),
+                TokenizePart::Token(id) => ids.push(*id),
+            }
+            add_special = false;
         }
-        add_special = false;
-    }
-    let tokens = if request.with_pieces {
-        Tokens::Pieces(
-            ids.into_iter()
-                .map(|id| TokenPiece { id, piece: Piece::from(model.token_bytes(id).unwrap_or_default()) })
-                .collect(),
-        )
-    } else {
-        Tokens::Ids(ids)
-    };
-    Ok(Json(TokenizeResponse { tokens }))
+        let piece = |id| TokenPiece { id, piece: Piece::from(model.token_bytes(id).unwrap_or_default()) };
+        let tokens = match request.with_pieces {
+            true => Tokens::Pieces(ids.into_iter().map(piece).collect()),
+            false => Tokens::Ids(ids),
+        };
+        Ok(TokenizeResponse { tokens })
+    })
+    .await
 }
 
 pub(super) async fn detokenize(
@@ -42,7 +47,7 @@ pub(super) async fn detokenize(
 ) -> Result<Json<DetokenizeResponse>, ApiError> {
     let request = DetokenizeRequest::read(body)?;
     let model = state.chat_or_first(request.model.as_deref())?;
-    Ok(Json(DetokenizeResponse { content: model.detokenize(&request.tokens)? }))
+    off_the_async_threads(move || Ok(DetokenizeResponse { content: model.detokenize(&request.tokens)? })).await
 }
 
 pub(super) async fn apply_template(
@@ -51,5 +56,11 @@ pub(super) async fn apply_template(
 ) -> Result<Json<ApplyTemplateResponse>, ApiError> {
     let request = ApplyTemplateRequest::read(body)?;
     let model = state.chat_or_first(request.model.as_deref())?;
-    Ok(Json(ApplyTemplateResponse { prompt: model.render(&request.prompt)? }))
+    off_the_async_threads(move || Ok(ApplyTemplateResponse { prompt: model.render(&request.prompt)? })).await
+}
+
+async fn off_the_async_threads<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<Json<T>, ApiError> {
+    Ok(Json(tokio::task::spawn_blocking(work).await.map_err(Error::internal)??))
 }

@@ -14,7 +14,7 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
-    Command, Encoded, EncoderModel, OpenTexts, Shared, Submission, draining,
+    Command, Encoded, EncoderModel, OpenTexts, Shared, Submission, draining, metrics,
     queue::{BatchMember, EncoderQueue},
     stats::add,
 };
@@ -62,12 +62,14 @@ impl Core {
     /// Returns when every handle is gone and the queue is empty, or when drained.
     pub fn run(mut self) {
         self.run_until_done();
+        metrics::publish(&self.shared.snapshot());
         self.shared.stats.end();
     }
 
     fn run_until_done(&mut self) {
         loop {
             self.shared.stats.turn();
+            metrics::publish(&self.shared.snapshot());
             if self.queue.is_empty() && self.drain.is_none() {
                 match self.inbox.recv_timeout(IDLE_TURN) {
                     Ok(command) => self.take_in(command),
@@ -157,7 +159,10 @@ impl Core {
         let (mut tokens, mut lengths) = (Vec::new(), Vec::with_capacity(batch.len()));
         for member in batch {
             if let Some(open) = self.open.get_mut(&member.request) {
-                open.started.get_or_insert(started);
+                if open.started.is_none() {
+                    open.started = Some(started);
+                    metrics::queued(started.duration_since(open.submitted));
+                }
                 // The tokens are not needed again.
                 let text = std::mem::take(&mut open.texts[member.text]);
                 lengths.push(text.len());
@@ -168,6 +173,7 @@ impl Core {
         let outcome = catch_unwind(AssertUnwindSafe(|| self.model.embed(&tokens, &lengths)));
         let elapsed = started.elapsed();
         self.shared.stats.batch_ended(elapsed);
+        metrics::batch(elapsed);
 
         let vectors = match outcome {
             Ok(Ok(vectors)) if vectors.len() == batch.len() => vectors,

@@ -7,6 +7,7 @@
 //! batch, and the thread goes on.
 
 mod core;
+pub(super) mod metrics;
 mod queue;
 mod stats;
 
@@ -197,7 +198,7 @@ impl EncoderHandle {
 
     /// Counts as of now.
     pub fn stats(&self) -> EncoderStats {
-        self.shared.stats.snapshot(self.shared.open_texts.load(Ordering::Acquire))
+        self.shared.snapshot()
     }
 
     /// Is the loop alive, and how long has the current batch taken?
@@ -228,6 +229,10 @@ fn draining() -> Error {
 }
 
 impl Shared {
+    fn snapshot(&self) -> EncoderStats {
+        self.stats.snapshot(self.open_texts.load(Ordering::Acquire))
+    }
+
     fn open(self: Arc<Self>, texts: usize) -> Option<OpenTexts> {
         let limit = self.config.max_waiting_texts;
         self.open_texts
