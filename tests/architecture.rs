@@ -19,7 +19,7 @@ const LAYERS: [(u8, &[&str]); 8] = [
 ];
 
 /// External crates that are the business of some modules only.
-const CONFINED: [(&str, &[&str]); 8] = [
+const CONFINED: [(&str, &[&str]); 9] = [
     ("axum", &["http"]),
     ("tower_http", &["http"]),
     ("candle_core", &["kernels", "models", "engine", "app"]),
@@ -28,6 +28,7 @@ const CONFINED: [(&str, &[&str]); 8] = [
     ("minijinja", &["text"]),
     ("llguidance", &["text"]),
     ("reqwest", &["cli", "models"]),
+    ("hf_hub", &["models"]),
 ];
 
 fn sources() -> Vec<(PathBuf, String)> {

@@ -118,6 +118,20 @@ async fn the_token_stays_with_the_hub() {
 }
 
 #[tokio::test]
+async fn without_a_token_there_is_no_word_of_one() {
+    let mut scene = Scene::new().await;
+    scene.settings.token = None;
+    scene.pull("owner/name:Q8_0").await.unwrap();
+    let to_hub = scene.hub.take_hub_authorizations();
+    assert!(to_hub.len() >= 4 && to_hub.iter().all(Option::is_none), "{to_hub:?}");
+    for wrong in ["", "two words", "line\nbreak"] {
+        scene.settings.token = Some(wrong.to_owned());
+        assert!(matches!(scene.pull("owner/name:Q8_0").await, Err(PullError::Token)), "{wrong:?}");
+    }
+    assert!(scene.hub.take_hub_authorizations().is_empty());
+}
+
+#[tokio::test]
 async fn a_cut_connection_is_gone_on_from() {
     let scene = Scene::new().await;
     scene.hub.set_fault(Fault::CutOnceAt(300_000));
@@ -209,6 +223,8 @@ async fn refusals_say_what_to_do() {
         (Fault::BytesStatus(503), "broke off at 0 of 1000000"),
         (Fault::BytesStatus(429), "broke off at 0 of 1000000"),
         (Fault::ClimbingPath, "outside of its repository"),
+        (Fault::NoChecksum, "no sha256 of model-Q8_0.gguf"),
+        (Fault::NoJson, "is HF_ENDPOINT a model hub?"),
     ];
     for (fault, expected) in cases {
         scene.hub.set_fault(fault.clone());

@@ -39,6 +39,10 @@ pub enum Fault {
     Refuse(u16, &'static str),
     /// The listing names a file outside of the repository.
     ClimbingPath,
+    /// No word of the file's sha256.
+    NoChecksum,
+    /// Something else than JSON, with status 200.
+    NoJson,
 }
 
 /// A request for bytes, as it arrived at the content network.
@@ -55,6 +59,7 @@ pub struct FakeHub {
 }
 
 struct Inner {
+    endpoint: String,
     content_network: String,
     files: Vec<(String, Bytes)>,
     fault: Mutex<Fault>,
@@ -76,14 +81,15 @@ impl FakeHub {
         let mut files: Vec<_> =
             files.iter().map(|(path, bytes)| ((*path).to_owned(), Bytes::copy_from_slice(bytes))).collect();
         files.sort();
+        let endpoint = format!("http://{}", hub.local_addr().unwrap());
         let inner = Arc::new(Inner {
+            endpoint: endpoint.clone(),
             content_network: format!("http://{}", network.local_addr().unwrap()),
             files,
             fault: Mutex::default(),
             bytes_requests: Mutex::default(),
             hub_authorizations: Mutex::default(),
         });
-        let endpoint = format!("http://{}", hub.local_addr().unwrap());
         let hub_routes = Router::new()
             .route("/api/models/owner/name/revision/{revision}", get(revision))
             .route("/api/models/owner/name/tree/{commit}", get(tree))
@@ -139,6 +145,9 @@ async fn revision(
     headers: HeaderMap,
 ) -> Result<Json<Value>, Response> {
     hub.admit(&headers)?;
+    if hub.fault() == Fault::NoJson {
+        return Err("<html>Welcome to the library's network</html>".into_response());
+    }
     match revision.as_str() {
         "main" | COMMIT => Ok(Json(json!({"id": "owner/name", "sha": COMMIT}))),
         _ => Err((StatusCode::NOT_FOUND, [("x-error-code", "RevisionNotFound")]).into_response()),
@@ -154,7 +163,7 @@ async fn tree(
     let start: usize = query.get("cursor").map_or(0, |cursor| cursor.parse().unwrap());
     let page = hub.files.iter().skip(start).take(PAGE).map(|(path, bytes)| {
         let path = if hub.fault() == Fault::ClimbingPath { format!("../../{path}") } else { path.clone() };
-        let sha256: String = Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = sha256(bytes);
         let mut entry = json!({"type": "file", "path": path, "size": bytes.len(), "oid": &sha256[..40]});
         if bytes.len() >= LARGE {
             entry["lfs"] = json!({"oid": sha256, "size": bytes.len(), "pointerSize": 134});
@@ -165,8 +174,11 @@ async fn tree(
     entries.push(json!({"type": "directory", "path": "some", "size": 0, "oid": "00"}));
     let mut response = Json(entries).into_response();
     if start + PAGE < hub.files.len() {
-        let next =
-            format!("</api/models/owner/name/tree/{COMMIT}?recursive=true&cursor={}>; rel=\"next\"", start + PAGE);
+        let next = format!(
+            "<{}/api/models/owner/name/tree/{COMMIT}?recursive=true&cursor={}>; rel=\"next\"",
+            hub.endpoint,
+            start + PAGE
+        );
         response.headers_mut().insert(header::LINK, next.parse().unwrap());
     }
     Ok(response)
@@ -179,7 +191,19 @@ async fn resolve(
 ) -> Result<Response, Response> {
     hub.admit(&headers)?;
     let location = format!("{}/bytes/{path}", hub.content_network);
-    Ok((StatusCode::FOUND, [(header::LOCATION, location)]).into_response())
+    let mut response = (StatusCode::FOUND, [(header::LOCATION, location)]).into_response();
+    // As the hub does, the answer before the redirect says what is behind it.
+    if let Some((_, bytes)) = hub.files.iter().find(|(name, bytes)| *name == path && bytes.len() >= LARGE)
+        && hub.fault() != Fault::NoChecksum
+    {
+        response.headers_mut().insert("x-linked-etag", format!("\"{}\"", sha256(bytes)).parse().unwrap());
+        response.headers_mut().insert("x-linked-size", bytes.len().into());
+    }
+    Ok(response)
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 async fn bytes(State(hub): State<Arc<Inner>>, Path(path): Path<String>, headers: HeaderMap) -> Response {

@@ -18,7 +18,7 @@ use url::Url;
 use super::{
     PullError, PullProgress,
     cache::create_parent,
-    hub::{Hub, RemoteFile, refuse_errors},
+    hub::{Hub, RemoteFile, is_passing, refuse_errors},
 };
 
 /// Attempts in a row that bring no new byte.
@@ -194,9 +194,7 @@ impl Download<'_> {
                 self.start_over(have)?;
                 Err(Failure::Transient { problem: "the server refuses to go on from there".to_owned(), wait: None })
             }
-            _ if status.is_server_error()
-                || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT) =>
-            {
+            _ if is_passing(status) => {
                 let wait = header_text(&response, header::RETRY_AFTER).and_then(|seconds| seconds.parse().ok());
                 let problem = format!("the server answers {status}");
                 Err(Failure::Transient { problem, wait: wait.map(Duration::from_secs) })

@@ -45,6 +45,17 @@ pub enum PullError {
     #[error("the hub's answer at {url} is not understood: {problem}; is HF_ENDPOINT a model hub?")]
     Answer { url: String, problem: String },
 
+    #[error(
+        "the token for the hub is empty or holds a character that no token has: correct HF_TOKEN, or the file that it is from"
+    )]
+    Token,
+
+    #[error(
+        "the hub gives no sha256 of {file} ({url}), so that nobody could tell whether it arrived whole; use a mirror that \
+         passes on X-Linked-ETag, or fetch the file elsewhere and run `hearth models import FILE`"
+    )]
+    NoChecksum { file: String, url: String },
+
     #[error("{repository} has nothing that matches {wanted}; it has {available}")]
     NoMatch { repository: String, wanted: String, available: String },
 

@@ -1,33 +1,67 @@
 //! The hub's HTTP interface, as far as fetching a model needs it: which commit, which files, their bytes.
 //!
-//! `/api/models/R/revision/V` names the commit, `/api/models/R/tree/C` lists path, size and, for large files, the
-//! sha256; `/R/resolve/C/PATH` serves the bytes, usually by redirect to another host. The token goes to the hub's own
-//! origin only: the HTTP client drops it when a redirect leaves it.
+//! Which commit and which files the hub's own client library asks. What it leaves out is here:
+//! - the sha256 of a large file: the library looks for it under a name that the listing does not use, and loses it when
+//!   it follows the redirect of a `HEAD` request. `/R/resolve/C/PATH` has it in `X-Linked-ETag`, before the redirect;
+//! - the bytes, because the library starts over after an interruption and checks neither length nor checksum;
+//! - the environment, which the library would read where a setting is missing: every setting is given to it.
+//!
+//! The library reads an answer whole, whatever its length, so answers that describe a repository get a limit in time
+//! and the listing one in files. It follows links to further pages only where they are whole addresses, as the hub
+//! writes them. The token goes to the hub's own origin only: the HTTP client drops it when a redirect leaves it.
 
-use std::time::Duration;
+use std::{pin::pin, time::Duration};
 
 use futures_util::StreamExt;
-use reqwest::{Client, Response, StatusCode, header};
-use serde::Deserialize;
+use hf_hub::{
+    HFClient, HFError, HFRepository,
+    repository::{RepoTreeEntry, RepoTypeModel},
+};
+use reqwest::{Client, Response, StatusCode, header, redirect};
 use url::Url;
 
 use super::{HubSettings, PullError, cache::is_plain_path};
 
-/// An answer that describes a repository is not longer than this, in bytes.
-const ANSWER_BYTES_MAX: usize = 32 << 20;
-/// Pages of a listing; the hub puts up to 1,000 files on one.
-const PAGES_MAX: usize = 100;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// The longest silence in the middle of an answer.
+/// Entries of a listing, files and directories.
+const ENTRIES_MAX: usize = 100_000;
+/// For one answer that describes a repository.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The longest silence in the middle of a file.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// After a first attempt to have a repository described that failed for a passing reason.
+const RETRIES: usize = 2;
+/// Redirects within the hub, from an old name of a repository to its new one.
+const REDIRECTS_MAX: usize = 10;
+/// Of what the hub says about a refusal, in characters.
+const MESSAGE_LENGTH_MAX: usize = 300;
+const USER_AGENT: &str = concat!("hearth/", env!("CARGO_PKG_VERSION"));
+/// The library takes a missing token for a request to look for one in the environment; one that cannot stand in a
+/// header it leaves out.
+const NO_TOKEN: &str = "\n";
 
 pub(super) struct Hub {
+    library: HFClient,
+    /// For bytes: follows redirects to wherever they are.
     client: Client,
+    /// For what the hub itself says of a file.
+    stays: Client,
     endpoint: Url,
     token: Option<String>,
+    retry_wait: Duration,
 }
 
-/// One file of a repository.
+/// A file of a repository, as its listing describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ListedFile {
+    pub(super) path: String,
+    pub(super) bytes: u64,
+    /// Git's own hash of the file, or of the pointer that stands for a large one.
+    pub(super) git_hash: String,
+    pub(super) is_large: bool,
+}
+
+/// A file that can be fetched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RemoteFile {
     pub(super) path: String,
@@ -38,29 +72,6 @@ pub(super) struct RemoteFile {
     pub(super) etag: String,
 }
 
-#[derive(Deserialize)]
-struct RevisionAnswer {
-    sha: String,
-}
-
-#[derive(Deserialize)]
-struct TreeEntry {
-    #[serde(rename = "type")]
-    kind: String,
-    path: String,
-    #[serde(default)]
-    size: u64,
-    #[serde(default)]
-    oid: String,
-    lfs: Option<Lfs>,
-}
-
-#[derive(Deserialize)]
-struct Lfs {
-    oid: String,
-    size: u64,
-}
-
 impl Hub {
     pub(super) fn new(settings: &HubSettings) -> Result<Self, PullError> {
         let wrong = |problem: String| PullError::Endpoint { url: settings.endpoint.clone(), problem };
@@ -68,13 +79,50 @@ impl Hub {
         if !matches!(endpoint.scheme(), "http" | "https") || endpoint.host().is_none() {
             return Err(wrong("it must begin with https:// or http://".to_owned()));
         }
-        let client = Client::builder()
-            .user_agent(concat!("hearth/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
+        if settings
+            .token
+            .as_ref()
+            .is_some_and(|token| token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()))
+        {
+            return Err(PullError::Token);
+        }
+        let client = || Client::builder().user_agent(USER_AGENT).connect_timeout(CONNECT_TIMEOUT);
+        let within_the_hub = redirect::Policy::custom(|attempt| {
+            let last = attempt.previous().last().map(Url::origin);
+            if last != Some(attempt.url().origin()) || attempt.previous().len() > REDIRECTS_MAX {
+                attempt.stop()
+            } else {
+                attempt.follow()
+            }
+        });
+        let unusable = |error: reqwest::Error| PullError::Unreachable {
+            url: settings.endpoint.clone(),
+            source: anyhow::Error::from(error),
+        };
+        let library = HFClient::builder()
+            .endpoint(settings.endpoint.as_str())
+            .token(settings.token.as_deref().unwrap_or(NO_TOKEN))
+            .cache_dir(&settings.cache)
+            .cache_enabled(false)
+            .user_agent(USER_AGENT)
+            .client(client().timeout(ANSWER_TIMEOUT).build().map_err(unusable)?)
+            .retry_max_attempts(RETRIES)
+            .retry_base_delay(settings.retry_wait / 2)
             .build()
-            .map_err(|error| PullError::Unreachable { url: settings.endpoint.clone(), source: error.into() })?;
-        Ok(Self { client, endpoint, token: settings.token.clone() })
+            .map_err(|error| wrong(error.to_string()))?;
+        Ok(Self {
+            library,
+            client: client().read_timeout(READ_TIMEOUT).build().map_err(unusable)?,
+            stays: client().timeout(ANSWER_TIMEOUT).redirect(within_the_hub).build().map_err(unusable)?,
+            endpoint,
+            token: settings.token.clone(),
+            retry_wait: settings.retry_wait,
+        })
+    }
+
+    fn repository(&self, repository: &str) -> HFRepository<RepoTypeModel> {
+        let (owner, name) = hf_hub::split_id(repository);
+        self.library.model(owner, name)
     }
 
     fn url<'a>(&self, segments: impl IntoIterator<Item = &'a str>) -> Url {
@@ -90,96 +138,149 @@ impl Hub {
     /// The commit that a branch, tag or commit means now.
     pub(super) async fn commit(&self, repository: &str, revision: &str) -> Result<String, PullError> {
         let url = self.url(["api", "models"].into_iter().chain(repository.split('/')).chain(["revision", revision]));
-        let what = format!("repository {repository} at {revision}");
-        let (_, body) = self.answer(&url, repository, &what).await?;
-        let answer: RevisionAnswer = parse(&url, &body)?;
-        if answer.sha.is_empty() || !answer.sha.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err(PullError::Answer { url: url.into(), problem: format!("{:?} is no commit", answer.sha) });
+        let about = self.repository(repository).info().revision(revision).send().await;
+        let about = about.map_err(|error| {
+            let what = format!("repository {repository} at {revision}");
+            of_library(error, &url, repository, &what)
+        })?;
+        let commit = about.sha.unwrap_or_default();
+        if commit.is_empty() || !commit.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(PullError::Answer { url: url.into(), problem: format!("{commit:?} is no commit") });
         }
-        Ok(answer.sha)
+        Ok(commit)
     }
 
     /// All files of a commit, in order of path.
-    pub(super) async fn files(&self, repository: &str, commit: &str) -> Result<Vec<RemoteFile>, PullError> {
-        let mut url = self.url(["api", "models"].into_iter().chain(repository.split('/')).chain(["tree", commit]));
-        url.set_query(Some("recursive=true"));
+    pub(super) async fn files(&self, repository: &str, commit: &str) -> Result<Vec<ListedFile>, PullError> {
+        let url = self.url(["api", "models"].into_iter().chain(repository.split('/')).chain(["tree", commit]));
+        let wrong = |error| of_library(error, &url, repository, &format!("repository {repository}"));
+        let handle = self.repository(repository);
+        let entries = handle.list_tree().revision(commit).recursive(true).limit(ENTRIES_MAX).send().map_err(wrong)?;
+        let mut entries = pin!(entries);
         let mut files = Vec::new();
-        for _ in 0..PAGES_MAX {
-            let (next, body) = self.answer(&url, repository, &format!("repository {repository}")).await?;
-            let entries: Vec<TreeEntry> = parse(&url, &body)?;
-            for entry in entries.into_iter().filter(|entry| entry.kind == "file") {
-                files.push(remote_file(entry).map_err(|problem| PullError::Answer { url: url.to_string(), problem })?);
-            }
-            match next {
-                Some(next) => url = next,
-                None => break,
-            }
+        while let Some(entry) = entries.next().await {
+            let RepoTreeEntry::File { oid, size, path, lfs, .. } = entry.map_err(wrong)? else { continue };
+            let bytes = lfs.as_ref().and_then(|large| large.size).unwrap_or(size);
+            let file = ListedFile { path, bytes, git_hash: oid, is_large: lfs.is_some() };
+            check_listed(&file).map_err(|problem| PullError::Answer { url: url.to_string(), problem })?;
+            files.push(file);
         }
         files.sort_by(|a, b| a.path.cmp(&b.path));
         Ok(files)
     }
 
-    /// One JSON answer, and the address of the next page if there is one on this hub.
-    async fn answer(&self, url: &Url, repository: &str, what: &str) -> Result<(Option<Url>, Vec<u8>), PullError> {
-        let response = self.get(url, None).await?;
-        let response = refuse_errors(response, url, repository, what)?;
-        let next = next_page(response.headers(), url).filter(|next| next.origin() == self.endpoint.origin());
-        let mut body = Vec::new();
-        let mut stream = response.bytes_stream();
-        while let Some(chunk) = stream.next().await {
-            let chunk = chunk.map_err(|error| unreachable(url, error))?;
-            if body.len() + chunk.len() > ANSWER_BYTES_MAX {
-                let problem = format!("it is longer than {ANSWER_BYTES_MAX} bytes");
-                return Err(PullError::Answer { url: url.to_string(), problem });
-            }
-            body.extend_from_slice(&chunk);
+    /// What the hub promises of a file's bytes.
+    pub(super) async fn describe(
+        &self,
+        repository: &str,
+        commit: &str,
+        file: &ListedFile,
+    ) -> Result<RemoteFile, PullError> {
+        let ListedFile { path, bytes, git_hash, is_large } = file.clone();
+        if !is_large {
+            return Ok(RemoteFile { path, bytes, sha256: None, etag: git_hash });
         }
-        Ok((next, body))
+        let url = self.file_url(repository, commit, &path);
+        let response = self.head(&url).await?;
+        let response = match response.status().is_redirection() {
+            true => response,
+            false => refuse_errors(response, &url, repository, &format!("file {path} in {repository}"))?,
+        };
+        let sha256 = linked_sha256(response.headers())
+            .ok_or_else(|| PullError::NoChecksum { file: path.clone(), url: url.to_string() })?;
+        Ok(RemoteFile { path, bytes, etag: sha256.clone(), sha256: Some(sha256) })
+    }
+
+    /// Asks for a file's headers, as often as for any description.
+    async fn head(&self, url: &Url) -> Result<Response, PullError> {
+        let mut attempt = 0;
+        loop {
+            let answer = self.authorized(self.stays.head(url.clone())).send().await;
+            let is_passing = match &answer {
+                Ok(response) => is_passing(response.status()),
+                Err(error) => error.is_connect() || error.is_timeout() || error.is_request(),
+            };
+            if !is_passing || attempt == RETRIES {
+                return answer.map_err(|error| unreachable(url, error));
+            }
+            tokio::time::sleep(self.retry_wait * (1 << attempt)).await;
+            attempt += 1;
+        }
     }
 
     /// Asks for an address, from byte `from` on if given. Any status is an `Ok`.
     pub(super) async fn get(&self, url: &Url, from: Option<u64>) -> Result<Response, PullError> {
-        let mut request = self.client.get(url.clone()).header(header::ACCEPT_ENCODING, "identity");
-        if let Some(token) = &self.token {
-            request = request.bearer_auth(token);
-        }
+        let mut request = self.authorized(self.client.get(url.clone()));
         if let Some(from) = from {
             request = request.header(header::RANGE, format!("bytes={from}-"));
         }
         request.send().await.map_err(|error| unreachable(url, error))
     }
+
+    fn authorized(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
+        let request = request.header(header::ACCEPT_ENCODING, "identity");
+        match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+}
+
+/// May the same request do better a little later?
+pub(super) fn is_passing(status: StatusCode) -> bool {
+    status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
 }
 
 fn unreachable(url: &Url, error: reqwest::Error) -> PullError {
     PullError::Unreachable { url: url.to_string(), source: error.without_url().into() }
 }
 
-fn parse<'a, T: Deserialize<'a>>(url: &Url, body: &'a [u8]) -> Result<T, PullError> {
-    serde_json::from_slice(body).map_err(|error| PullError::Answer { url: url.to_string(), problem: error.to_string() })
+/// Checks what the hub says of a file before any of it becomes a path.
+fn check_listed(file: &ListedFile) -> Result<(), String> {
+    if !is_plain_path(&file.path) {
+        return Err(format!("it lists a file at {:?}, outside of its repository", file.path));
+    }
+    let hash = &file.git_hash;
+    if hash.is_empty() || hash.len() > 64 || !hash.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Err(format!("{hash:?} of {} is no checksum", file.path));
+    }
+    Ok(())
 }
 
-/// Checks what the hub says of a file before any of it becomes a path or a checksum.
-fn remote_file(entry: TreeEntry) -> Result<RemoteFile, String> {
-    if !is_plain_path(&entry.path) {
-        return Err(format!("it lists a file at {:?}, outside of its repository", entry.path));
-    }
-    let (etag, bytes, sha256) = match entry.lfs {
-        Some(lfs) => (lfs.oid.clone(), lfs.size, Some(lfs.oid)),
-        None => (entry.oid, entry.size, None),
-    };
-    let is_hex = |text: &str| !text.is_empty() && text.len() <= 64 && text.bytes().all(|b| b.is_ascii_hexdigit());
-    if !is_hex(&etag) || sha256.as_ref().is_some_and(|sha256| sha256.len() != 64) {
-        return Err(format!("{etag:?} of {} is no checksum", entry.path));
-    }
-    Ok(RemoteFile { path: entry.path, bytes, sha256, etag })
+/// The sha256 that the hub gives a large file as its entity tag.
+fn linked_sha256(headers: &header::HeaderMap) -> Option<String> {
+    let tag = headers.get("x-linked-etag").or_else(|| headers.get(header::ETAG))?.to_str().ok()?;
+    let tag = tag.strip_prefix("W/").unwrap_or(tag).trim_matches('"');
+    (tag.len() == 64 && tag.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| tag.to_ascii_lowercase())
 }
 
-/// The address after `rel="next"` in a `Link` header (RFC 8288).
-fn next_page(headers: &header::HeaderMap, base: &Url) -> Option<Url> {
-    let links = headers.get(header::LINK)?.to_str().ok()?;
-    let next = links.split(',').find(|link| link.contains("rel=\"next\""))?;
-    let (address, _) = next.trim().strip_prefix('<')?.split_once('>')?;
-    base.join(address).ok()
+/// The library's error in this program's words.
+fn of_library(error: HFError, url: &Url, repository: &str, what: &str) -> PullError {
+    let answer = |problem: String| PullError::Answer { url: url.to_string(), problem };
+    match error {
+        HFError::Http { context }
+        | HFError::AuthRequired { context }
+        | HFError::Forbidden { context }
+        | HFError::Conflict { context }
+        | HFError::RateLimited { context, .. }
+        | HFError::RepoNotFound { context: Some(context), .. }
+        | HFError::RevisionNotFound { context: Some(context), .. }
+        | HFError::EntryNotFound { context: Some(context), .. } => {
+            let code = context.error_code.as_deref().unwrap_or_default();
+            let message = context.server_message.as_deref().unwrap_or_default();
+            refusal(context.status, code, message, url, repository, what)
+        }
+        HFError::Request { source, .. } if holds_no_json(&source) => {
+            answer(format!("{:#}", anyhow::Error::from(source.without_url())))
+        }
+        HFError::Request { source, .. } => unreachable(url, source),
+        other => answer(format!("{:#}", anyhow::Error::from(other))),
+    }
+}
+
+/// Did the answer arrive, and was not what it should be?
+fn holds_no_json(error: &reqwest::Error) -> bool {
+    error.is_decode() && std::error::Error::source(error).is_some_and(|source| source.is::<serde_json::Error>())
 }
 
 /// Turns a status that is no success into the error that says what to do.
@@ -189,22 +290,24 @@ pub(super) fn refuse_errors(
     repository: &str,
     what: &str,
 ) -> Result<Response, PullError> {
-    let status = response.status();
-    if status.is_success() {
+    if response.status().is_success() {
         return Ok(response);
     }
-    let header = |name: &str| {
-        let value = response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        value.chars().take(300).collect::<String>()
-    };
+    let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let (code, message) = (header("x-error-code"), header("x-error-message"));
+    Err(refusal(response.status(), code, message, url, repository, what))
+}
+
+fn refusal(status: StatusCode, code: &str, message: &str, url: &Url, repository: &str, what: &str) -> PullError {
+    // Foreign text on its way to a terminal.
+    let message: String = message.chars().filter(|c| !c.is_control()).take(MESSAGE_LENGTH_MAX).collect();
     let denied = |advice| PullError::Denied {
         repository: repository.to_owned(),
         status: status.as_u16(),
         message: message.clone(),
         advice,
     };
-    Err(match status {
+    match status {
         StatusCode::NOT_FOUND => PullError::NotFound {
             what: what.to_owned(),
             url: url.to_string(),
@@ -222,5 +325,27 @@ pub(super) fn refuse_errors(
             "the token may not read it. Accept the terms on the repository's page, or use a token with more rights",
         ),
         _ => PullError::Server { url: url.to_string(), status: status.as_u16(), message },
-    })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checksum_is_read_from_the_linked_tag() {
+        let sha256 = "aB".repeat(32);
+        let mut headers = header::HeaderMap::new();
+        headers.insert(header::ETAG, "\"other\"".parse().unwrap());
+        assert_eq!(linked_sha256(&headers), None);
+        headers.insert("x-linked-etag", format!("W/\"{sha256}\"").parse().unwrap());
+        assert_eq!(linked_sha256(&headers), Some("ab".repeat(32)));
+    }
+
+    #[test]
+    fn what_the_hub_says_cannot_move_the_cursor() {
+        let url = Url::parse("http://hub/api").unwrap();
+        let error = refusal(StatusCode::FORBIDDEN, "", "no\u{1b}[2J", &url, "o/n", "repository o/n");
+        assert!(error.to_string().contains("403: no[2J"), "{error}");
+    }
 }

@@ -1,9 +1,9 @@
 //! Fetching a model from a hub.
 //!
-//! The hub's own client library starts over after every interruption and checks neither status, length nor checksum
-//! of what it stores, so the few requests that are needed are made here: resolve a revision to a commit, list its
-//! files, choose (`select.rs`), download each (`download.rs`) into the cache that all programs of the hub share
-//! (`cache.rs`) or into a plain directory. Drawing a progress bar is the command line's business.
+//! Resolve a revision to a commit and list its files (`hub.rs`, through the hub's own client library), choose
+//! (`select.rs`), download each (`download.rs`) into the cache that all programs of the hub share (`cache.rs`) or into a
+//! plain directory. The library's downloads are not used: they start over after every interruption and check neither
+//! status, length nor checksum of what they store. Drawing a progress bar is the command line's business.
 
 mod cache;
 mod download;
@@ -110,8 +110,9 @@ pub async fn pull(
     let mut files = Vec::new();
     for name in select(repository, &paths, choice)? {
         let file = listed.iter().find(|file| file.path == name).expect("select picks from the paths it is given");
-        check_promise(request, file)?;
-        files.push(fetch(settings, &hub, &cache, request, &commit, file, progress).await?);
+        let file = hub.describe(repository, &commit, file).await?;
+        check_promise(request, &file)?;
+        files.push(fetch(settings, &hub, &cache, request, &commit, &file, progress).await?);
     }
     if request.to.is_none() {
         cache.write_commit(revision, &commit).map_err(|source| disk(&settings.cache, source))?;
