@@ -80,7 +80,8 @@ pub fn load_chat(config: &Config) -> anyhow::Result<Option<LocalChat>> {
         .with_context(|| format!("loading {}", path.display()))?;
     let tokenizer = Tokenizer::from_gguf(gguf.metadata())?;
     let template = chat_template(config, &gguf, &tokenizer)?;
-    let cache = KvCache::new(decoder.config(), num_blocks, kv_type, &device)?;
+    let cache = KvCache::new(decoder.config(), num_blocks, kv_type, &device)
+        .with_context(|| format!("making room for a context of {context_length} tokens"))?;
     let info = ModelInfo {
         id: config.aliases.first().cloned().unwrap_or_else(|| file_name(&path)),
         kind: ModelKind::Chat,

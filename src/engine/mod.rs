@@ -138,6 +138,15 @@ impl EngineConfig {
                 format!("The engine's {name} is 0; it must be at least 1."),
             ));
         }
+        if u32::try_from(self.num_blocks).is_err() {
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                format!(
+                    "A KV cache of {} blocks is too large; it can have 2^32 - 1. Lower --ctx-size.",
+                    self.num_blocks
+                ),
+            ));
+        }
         self.max_batch_tokens = self.max_batch_tokens.max(self.max_running_sequences);
         Ok(self)
     }

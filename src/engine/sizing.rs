@@ -64,7 +64,7 @@ pub fn size_cache(wanted: Wanted) -> Result<CacheSize, SizeError> {
     let target = context.unwrap_or(model_context).max(1);
     let per_sequence = target.div_ceil(block_tokens);
     if context.is_some() && per_sequence > affordable {
-        let needed = per_sequence as u64 * block_bytes;
+        let needed = (per_sequence as u64).saturating_mul(block_bytes);
         return Err(SizeError::DoesNotFit { context: target, needed_mib: mib(needed), budget_mib: mib(budget) });
     }
     let num_blocks = per_sequence.saturating_mul(sequences.max(1)).min(affordable);
@@ -105,6 +105,8 @@ mod tests {
     fn a_context_that_was_asked_for_does_not_shrink() {
         let asked = Wanted { context: Some(8192), budget_bytes: Some(100 << 20), ..wanted() };
         assert_eq!(size_cache(asked), Err(SizeError::DoesNotFit { context: 8192, needed_mib: 512, budget_mib: 100 }));
+        let absurd = Wanted { context: Some(usize::MAX), ..wanted() };
+        assert!(matches!(size_cache(absurd), Err(SizeError::DoesNotFit { context: usize::MAX, .. })));
     }
 
     #[test]

@@ -70,13 +70,15 @@ impl KvLayer {
         kv_type: KvType,
         device: &Device,
     ) -> Result<Self> {
-        let Some(elements) = [n_kv_heads, head_dim, BLOCK_TOKENS].iter().try_fold(num_blocks, |n, &x| n.checked_mul(x))
-        else {
-            candle_core::bail!("a KV cache of {num_blocks} blocks is larger than memory: lower --ctx-size");
-        };
+        let elements = [n_kv_heads, head_dim, BLOCK_TOKENS].iter().try_fold(num_blocks, |n, &x| n.checked_mul(x));
+        let elements = elements.ok_or_else(|| larger_than_memory(num_blocks))?;
         let store = match (device.is_cpu(), kv_type) {
-            (true, KvType::F32) => KvStore::CpuF32 { keys: vec![0.0; elements], values: vec![0.0; elements] },
-            (true, KvType::F16) => KvStore::CpuF16 { keys: vec![0; elements], values: vec![0; elements] },
+            (true, KvType::F32) => {
+                KvStore::CpuF32 { keys: zeroed(elements, num_blocks)?, values: zeroed(elements, num_blocks)? }
+            }
+            (true, KvType::F16) => {
+                KvStore::CpuF16 { keys: zeroed(elements, num_blocks)?, values: zeroed(elements, num_blocks)? }
+            }
             (false, KvType::F32) => KvStore::Gpu(GpuKv::new(num_blocks, n_kv_heads, head_dim, DType::F32, device)?),
             (false, KvType::F16) => KvStore::Gpu(GpuKv::new(num_blocks, n_kv_heads, head_dim, DType::F16, device)?),
         };
@@ -114,5 +116,39 @@ impl KvLayer {
     /// Elements of keys (and as many of values) in one block.
     pub(super) const fn elements_per_block(&self) -> usize {
         BLOCK_TOKENS * self.n_kv_heads * self.head_dim
+    }
+}
+
+/// Zeroes that the operating system provides on first touch. Memory that it does not give is an error here and not
+/// the end of the process: how large the cache is to be comes from the user.
+fn zeroed<T: Clone + Default>(elements: usize, num_blocks: usize) -> Result<Vec<T>> {
+    // Filling a reserved vector would touch every page, and `vec!` cannot fail; so the room is asked for twice. The
+    // compiler must not see that the first vector is never used: it would take it away.
+    let mut room = Vec::<T>::new();
+    room.try_reserve_exact(elements).map_err(|_| larger_than_memory(num_blocks))?;
+    drop(std::hint::black_box(room));
+    Ok(vec![T::default(); elements])
+}
+
+fn larger_than_memory(num_blocks: usize) -> candle_core::Error {
+    candle_core::Error::Msg(format!(
+        "a KV cache of {num_blocks} blocks of {BLOCK_TOKENS} tokens is larger than memory: lower --ctx-size, --parallel \
+         or --kv-cache-mib"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_that_memory_cannot_hold_is_an_error() {
+        // Elements that no count has room for, bytes that no count has room for, and bytes that no machine has.
+        for num_blocks in [usize::MAX, usize::MAX / (BLOCK_TOKENS * 8 * 64), 1 << 36] {
+            for kv_type in [KvType::F16, KvType::F32] {
+                let error = KvLayer::new(num_blocks, 8, 64, kv_type, &Device::Cpu).expect_err("no machine has it");
+                assert!(error.to_string().contains("lower --ctx-size"), "{error}");
+            }
+        }
     }
 }
