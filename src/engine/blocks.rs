@@ -140,6 +140,16 @@ impl BlockPool {
         }
     }
 
+    /// Gives a sequence's blocks back and forgets the contents of those that no other sequence holds.
+    pub(super) fn discard(&mut self, table: &[u32]) {
+        for &id in table.iter().rev() {
+            if self.blocks[id as usize].references == 1 {
+                self.forget(id);
+            }
+            self.release_one(id);
+        }
+    }
+
     /// Enters a full block, computed after `parent`, into the index. When the same contents are there
     /// already, the caller's block is given back and the indexed one, referenced, takes its place.
     pub(super) fn register(&mut self, id: u32, parent: ContentId, tokens: Box<[u32]>) -> (u32, ContentId) {
@@ -276,6 +286,24 @@ mod tests {
         assert_eq!(pool.allocate(), Some(b));
         assert_eq!(pool.acquire_prefix(ContentId::ROOT, |i| i as u32, 4).0, [a]);
         assert_eq!(pool.allocate(), None);
+    }
+
+    #[test]
+    fn discarded_contents_are_found_by_nobody_once_the_last_holder_is_gone() {
+        let mut pool = BlockPool::new(3, 2);
+        let a = pool.allocate().expect("3 are free");
+        let b = pool.allocate().expect("2 are free");
+        let (_, first) = pool.register(a, ContentId::ROOT, tokens(0..2));
+        pool.register(b, first, tokens(2..4));
+        let (shared, _) = pool.acquire_prefix(ContentId::ROOT, |i| i as u32, 2);
+        pool.discard(&[a, b]);
+        pool.check([&shared[..]].into_iter());
+        assert_eq!((pool.num_used(), pool.num_cached()), (1, 0));
+        assert_eq!(pool.acquire_prefix(ContentId::ROOT, |i| i as u32, 4).0, [a]);
+        pool.release(&[a]);
+        pool.discard(&shared);
+        assert!(pool.acquire_prefix(ContentId::ROOT, |i| i as u32, 4).0.is_empty());
+        pool.check(std::iter::empty());
     }
 
     #[test]

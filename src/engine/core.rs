@@ -316,6 +316,8 @@ impl Core {
             request.prompt_scores.extend(outcome.prompt_scores.into_iter().skip(known));
         }
         if let Some(Err(error)) = outcome.sampled {
+            // Undefined logits come of undefined keys and values: no later request is to find those in the cache.
+            Self::sequences(first, request).for_each(|id| self.scheduler.discard(id));
             self.fail(first, || error);
             return;
         }

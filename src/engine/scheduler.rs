@@ -121,6 +121,18 @@ impl Scheduler {
         }
     }
 
+    /// The sequence is about to be removed, and what it wrote is not to be trusted: blocks that nobody else holds are
+    /// not kept for the prefix cache.
+    pub(super) fn discard(&mut self, id: SequenceId) {
+        if let Some(sequence) = self.sequences.get_mut(&id)
+            && sequence.is_running()
+        {
+            let table = sequence.give_blocks_back();
+            self.num_running -= 1;
+            self.blocks.discard(&table);
+        }
+    }
+
     /// A paused sequence keeps its blocks while nobody needs them, and is left out of steps.
     pub(super) fn set_paused(&mut self, id: SequenceId, paused: bool) {
         if let Some(sequence) = self.sequences.get_mut(&id) {
@@ -204,11 +216,7 @@ impl Scheduler {
 
     fn preempt(&mut self, id: SequenceId, step: &mut ScheduledStep) {
         let sequence = self.sequences.get_mut(&id).expect("a victim is a known sequence");
-        let table = std::mem::take(&mut sequence.block_table);
-        sequence.status = SequenceStatus::Waiting;
-        sequence.num_computed = 0;
-        sequence.num_registered = 0;
-        sequence.content = sequence.root;
+        let table = sequence.give_blocks_back();
         self.num_running -= 1;
         self.blocks.release(&table);
         step.num_preempted += 1;

@@ -106,6 +106,15 @@ impl Sequence {
         ends
     }
 
+    /// A running sequence waits again, to be computed from its first token; returns what was its block table.
+    pub(super) fn give_blocks_back(&mut self) -> Vec<u32> {
+        self.status = SequenceStatus::Waiting;
+        self.num_computed = 0;
+        self.num_registered = 0;
+        self.content = self.root;
+        std::mem::take(&mut self.block_table)
+    }
+
     pub(super) fn is_running(&self) -> bool {
         self.status == SequenceStatus::Running
     }

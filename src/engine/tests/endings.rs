@@ -55,3 +55,17 @@ fn undefined_logits_fail_a_scored_prompt() {
     }
     wait_until_idle(&engine);
 }
+
+#[test]
+fn what_undefined_logits_came_of_is_found_by_no_later_request() {
+    let (engine, control) = start(config());
+    let prompt = vec![9; 40];
+    control.nan_for_token.store(9, Ordering::SeqCst);
+    let request = SequenceRequest { n: 2, ..greedy_request(prompt.clone(), 3) };
+    let events = collect(engine.submit(request).expect("there is room"));
+    assert_eq!(error_kind(&events), Some(ErrorKind::Internal));
+    control.nan_for_token.store(0, Ordering::SeqCst);
+    let events = collect(engine.submit(greedy_request(prompt.clone(), 3)).expect("there is room"));
+    assert!(matches!(events[0], Ok(TokenEvent::Prefilled { cached_tokens: 0, .. })), "{:?}", events[0]);
+    assert_eq!(tokens_of(&events, 0), greedy(&prompt, 3));
+}
