@@ -80,7 +80,14 @@ impl Core {
         }
     }
 
-    pub(super) fn run(mut self) {
+    pub(super) fn run(self) {
+        // A fault of the loop itself, outside of what it guards, must not look like a busy engine, and a shutdown must
+        // not wait for it.
+        let _end = EndOfThread(self.shared.clone());
+        self.run_until_done();
+    }
+
+    fn run_until_done(mut self) {
         let mut idle = true;
         while self.receive(idle) {
             self.reap(Instant::now());
@@ -398,10 +405,19 @@ impl Core {
             }
         }
         self.publish();
-        let shared = self.shared.clone();
-        drop(self);
-        shared.stats.stopped();
-        shared.drain.stopped();
+    }
+}
+
+/// Says that the thread is gone, however it ended. Dropped after the [`Core`], so all streams have ended by then.
+struct EndOfThread(Arc<Shared>);
+
+impl Drop for EndOfThread {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            tracing::error!("the engine's thread failed; its requests get an error, and so does every later one");
+        }
+        self.0.stats.stopped();
+        self.0.drain.stopped();
     }
 }
 

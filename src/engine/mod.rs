@@ -250,7 +250,7 @@ impl Engine {
         let output = output::Output::new(sender, side.clone(), OpenRequest(self.shared.clone()), request.n);
         let submission = Box::new(Submission { request, output, submitted: Instant::now() });
         match self.commands.try_send(Command::Submit(submission)) {
-            Ok(()) => Ok(TokenStream::new(receiver, side, self.commands.clone())),
+            Ok(()) => Ok(TokenStream::new(receiver, side, self.commands.clone(), self.shared.clone())),
             Err(TrySendError::Full(_)) => Err(self.queue_full()),
             Err(TrySendError::Disconnected(_)) => Err(self.stopped()),
         }

@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use thiserror::Error as ThisError;
 use tokio::sync::mpsc;
 
-use super::{Command, EngineConfig};
+use super::{Command, EngineConfig, Shared};
 use crate::{
     domain::{FinishReason, SamplingParams, Timings, TokenConstraint},
     error::{Error, ErrorKind, Result},
@@ -239,6 +239,7 @@ pub struct TokenStream {
     receiver: mpsc::Receiver<Result<TokenEvent>>,
     side: Arc<StreamSide>,
     commands: SyncSender<Command>,
+    shared: Arc<Shared>,
     ended: bool,
 }
 
@@ -253,8 +254,9 @@ impl TokenStream {
         receiver: mpsc::Receiver<Result<TokenEvent>>,
         side: Arc<StreamSide>,
         commands: SyncSender<Command>,
+        shared: Arc<Shared>,
     ) -> Self {
-        Self { receiver, side, commands, ended: false }
+        Self { receiver, side, commands, shared, ended: false }
     }
 
     /// The next event, for callers outside an async runtime.
@@ -286,7 +288,12 @@ impl TokenStream {
             // The engine's thread is gone: an end without `Done` must not look like a finished answer.
             None => {
                 self.ended = true;
-                Some(Err(Error::internal(anyhow::anyhow!("the engine's thread ended with requests open"))))
+                Some(Err(if self.shared.draining.load(Ordering::Acquire) {
+                    // It was on its way into the queue when the thread ended.
+                    SubmitError::Draining.into()
+                } else {
+                    Error::internal(anyhow::anyhow!("the engine's thread ended with requests open"))
+                }))
             }
         }
     }

@@ -110,7 +110,12 @@ impl SharedStats {
         self.step_began.store(0, Ordering::Release);
     }
 
+    /// The thread is gone, and with it everything that it held.
     pub(super) fn stopped(&self) {
+        let stats = &mut *self.stats.lock();
+        (stats.running_sequences, stats.waiting_sequences, stats.waiting_requests) = (0, 0, 0);
+        (stats.open_requests, stats.blocks_used, stats.blocks_cached) = (0, 0, 0);
+        self.step_ends();
         self.alive.store(0, Ordering::Release);
     }
 

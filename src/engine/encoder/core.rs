@@ -63,7 +63,6 @@ impl Core {
     pub fn run(mut self) {
         self.run_until_done();
         metrics::publish(&self.shared.snapshot());
-        self.shared.stats.end();
     }
 
     fn run_until_done(&mut self) {
@@ -232,6 +231,13 @@ impl Core {
                 StepError::Failed(_) => Error::internal(anyhow::Error::new(error.clone())),
             });
         }
+    }
+}
+
+impl Drop for Core {
+    /// However the thread ends, nobody is to take it for a living one.
+    fn drop(&mut self) {
+        self.shared.stats.end();
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::mpsc::Sender;
 
 use super::*;
+use crate::domain::TokenConstraint;
 
 /// An engine whose steps wait for permits; without the sender they run free.
 fn start_paced(config: EngineConfig) -> (Engine, Arc<MockControl>, Sender<()>) {
@@ -68,4 +69,53 @@ fn what_undefined_logits_came_of_is_found_by_no_later_request() {
     let events = collect(engine.submit(greedy_request(prompt.clone(), 3)).expect("there is room"));
     assert!(matches!(events[0], Ok(TokenEvent::Prefilled { cached_tokens: 0, .. })), "{:?}", events[0]);
     assert_eq!(tokens_of(&events, 0), greedy(&prompt, 3));
+}
+
+/// Allows everything; the engine's thread does not survive its end.
+struct FatalConstraint;
+
+impl TokenConstraint for FatalConstraint {
+    fn allowed(&mut self, mask: &mut [u32]) -> std::result::Result<(), String> {
+        mask.fill(u32::MAX);
+        Ok(())
+    }
+
+    fn accept(&mut self, _: u32) -> std::result::Result<(), String> {
+        Ok(())
+    }
+
+    fn is_finished(&mut self) -> bool {
+        false
+    }
+}
+
+impl Drop for FatalConstraint {
+    fn drop(&mut self) {
+        panic!("asked to panic");
+    }
+}
+
+#[tokio::test]
+async fn a_thread_that_fails_leaves_no_reader_no_caller_and_no_shutdown_waiting() {
+    let (engine, _, pace) = start_paced(config());
+    let fatal = SequenceRequest { constraints: vec![Box::new(FatalConstraint)], ..greedy_request(vec![1], 1) };
+    let streams: Vec<TokenStream> = std::iter::once(fatal)
+        .chain((0..9).map(|_| greedy_request(vec![2], 9)))
+        .map(|request| engine.submit(request).expect("there is room"))
+        .collect();
+    drop(pace);
+    let ends = tokio::task::spawn_blocking(|| streams.into_iter().map(collect).collect::<Vec<_>>());
+    for events in ends.await.expect("no panic") {
+        assert_eq!(error_kind(&events), Some(ErrorKind::Internal), "{events:?}");
+    }
+    let wait = engine.clone();
+    tokio::task::spawn_blocking(move || wait_for(&wait, |_| !wait.heartbeat().alive)).await.expect("no panic");
+    assert_eq!(engine.submit(greedy_request(vec![1], 1)).expect_err("nobody is there"), SubmitError::Stopped);
+    let stats = engine.stats();
+    assert_eq!(
+        (stats.open_requests, stats.running_sequences, stats.waiting_sequences, stats.blocks_used),
+        (0, 0, 0, 0)
+    );
+    assert_eq!(engine.heartbeat().in_step, None);
+    engine.drain(Duration::from_secs(60)).await;
 }
