@@ -72,6 +72,14 @@ pub(super) fn sample(
 
 impl Task<'_> {
     fn run(&mut self, vocab_size: usize) {
+        // A constraint is foreign code; what it does must not reach the other sequences.
+        if catch_unwind(AssertUnwindSafe(|| self.choose(vocab_size))).is_err() {
+            self.outcome.sampled = Some(Err(Error::internal(anyhow::anyhow!("the sampler panicked"))));
+        }
+        self.outcome.sampler = self.sampler.take();
+    }
+
+    fn choose(&mut self, vocab_size: usize) {
         if self.scheduled.logits == LogitsWanted::All {
             self.score_prompt(vocab_size);
         }
@@ -86,13 +94,8 @@ impl Task<'_> {
             && self.outcome.sampled.is_none()
         {
             let last_row = self.rows.len() - vocab_size;
-            let row = &mut self.rows[last_row..];
-            // A constraint is foreign code; what it does must not reach the other sequences.
-            let sampled = catch_unwind(AssertUnwindSafe(|| sampler.sample(row)));
-            let sampled = sampled.unwrap_or_else(|_| Err(Error::internal(anyhow::anyhow!("the sampler panicked"))));
-            self.outcome.sampled = Some(sampled);
+            self.outcome.sampled = Some(sampler.sample(&mut self.rows[last_row..]));
         }
-        self.outcome.sampler = self.sampler.take();
     }
 
     /// The row of a prompt token scores the token after it.
