@@ -129,7 +129,8 @@ impl Core {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Submit(submission) => self.enqueue(*submission),
-            Command::Wake => {}
+            // Before the loop looks at anything: what changes from now on is worth another one.
+            Command::Wake => drop(self.shared.wake_sent.swap(false, Ordering::AcqRel)),
         }
     }
 
@@ -206,7 +207,9 @@ impl Core {
     }
 
     fn is_drained(&self, now: Instant) -> bool {
-        self.shared.drain.until().is_some_and(|until| self.requests.is_empty() || until <= now)
+        // Accepted requests that the loop has not received yet are open too.
+        let is_empty = || self.shared.open_requests.load(Ordering::Acquire) == 0;
+        self.shared.drain.until().is_some_and(|until| is_empty() || until <= now)
     }
 
     /// Computes one step. False when there is nothing to compute.
@@ -229,15 +232,17 @@ impl Core {
             return !step.outgrown.is_empty() || step.num_preempted > 0;
         }
         self.shared.stats.step_begins();
-        let logits = self.forward(&step);
-        match logits {
-            Ok(logits) => self.computed(&step, logits, now),
+        match self.forward(&step) {
+            Ok(logits) => {
+                self.computed(&step, logits, now);
+                // A step that failed says nothing of how long one takes.
+                self.chunk_size.observe(step.num_tokens(), now.elapsed());
+            }
             Err(error) => self.step_failed(&step, &error),
         }
         self.shared.stats.step_ends();
         let duration = now.elapsed();
         metrics::step(duration);
-        self.chunk_size.observe(step.num_tokens(), duration);
         self.stats.steps += 1;
         self.stats.busy += duration;
         true
@@ -373,12 +378,15 @@ impl Core {
 
     fn publish(&mut self) {
         let blocks = self.scheduler.blocks();
-        let waiting_requests = self.requests.values().filter(|request| request.is_waiting()).count();
+        // Those that the loop has not received yet wait as well.
+        let open_requests = self.shared.open_requests.load(Ordering::Acquire);
+        let admitted = self.requests.values().filter(|request| !request.is_waiting()).count();
+        let waiting_requests = open_requests.saturating_sub(admitted);
         let stats = &mut self.stats;
         stats.running_sequences = self.scheduler.num_running();
         stats.waiting_sequences = self.scheduler.num_waiting();
         stats.waiting_requests = waiting_requests;
-        stats.open_requests = self.shared.open_requests.load(Ordering::Acquire);
+        stats.open_requests = open_requests;
         stats.blocks_used = blocks.num_used();
         stats.blocks_cached = blocks.num_cached();
         // Half the queue is gone after this long; to retry sooner would mean to be refused again by the others.

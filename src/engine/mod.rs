@@ -177,8 +177,20 @@ pub(crate) struct Shared {
     /// Requests accepted and not yet ended; bounds the queue at the moment of submission.
     open_requests: AtomicUsize,
     draining: AtomicBool,
+    /// A [`Command::Wake`] is on its way; one is enough, whatever else changes before it arrives.
+    wake_sent: AtomicBool,
     drain: drain::DrainRequest,
     stats: SharedStats,
+}
+
+impl Shared {
+    /// Makes the loop come round and look at everything that was changed before.
+    fn wake(&self, commands: &SyncSender<Command>) {
+        if !self.wake_sent.swap(true, Ordering::AcqRel) {
+            // Nobody is there to be woken when the channel is closed, and it has room for this one.
+            let _gone = commands.try_send(Command::Wake);
+        }
+    }
 }
 
 /// Everything that the engine's thread is told.
@@ -212,12 +224,13 @@ impl Engine {
             vocab_size: model.vocab_size(),
             open_requests: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
+            wake_sent: AtomicBool::new(false),
             drain: drain::DrainRequest::default(),
             stats: SharedStats::new(&config),
             config,
         });
-        // Room for every request that can be open and for as many wake-ups; when it is full the loop is awake anyway.
-        let (commands, inbox) = sync_channel(2 * shared.config.max_open_requests() + 16);
+        // Room for every request that can be open and for the one wake-up that can be on its way.
+        let (commands, inbox) = sync_channel(shared.config.max_open_requests() + 1);
         let core = core::Core::new(model, shared.clone(), inbox);
         std::thread::Builder::new()
             .name("hearth-engine".to_owned())
@@ -288,9 +301,7 @@ impl Engine {
     pub async fn drain(&self, grace: Duration) {
         self.shared.draining.store(true, Ordering::Release);
         let Some(finished) = self.shared.drain.request(Instant::now() + grace) else { return };
-        if let Err(TrySendError::Disconnected(_)) = self.commands.try_send(Command::Wake) {
-            return;
-        }
+        self.shared.wake(&self.commands);
         // An error means that the thread is gone already, which is what was asked for.
         let _gone = finished.await;
     }

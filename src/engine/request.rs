@@ -299,8 +299,7 @@ impl TokenStream {
     }
 
     fn wake(&self) {
-        // A full channel means that the loop has commands to read and is awake; a closed one that it is gone.
-        let _awake_or_gone = self.commands.try_send(Command::Wake);
+        self.shared.wake(&self.commands);
     }
 }
 
