@@ -33,6 +33,7 @@ use crate::{
         decoder::{Decoder, DecoderConfig},
         gguf::Gguf,
         kv_cache::KvCache,
+        manifest::Kind,
     },
     providers::{
         local::{LocalChat, Parts},
@@ -187,38 +188,22 @@ fn chat_template(config: &Config, gguf: &Gguf, tokenizer: &Tokenizer) -> anyhow:
     }
 }
 
-fn chat_model_path(config: &Config) -> anyhow::Result<Option<PathBuf>> {
-    if let Some(path) = &config.model {
-        return Ok(Some(path.clone()));
+/// The chat model's file; `None` if none is named and none is there.
+///
+/// # Errors
+/// If the models directory cannot be read.
+pub fn chat_model_path(config: &Config) -> anyhow::Result<Option<PathBuf>> {
+    match &config.model {
+        Some(path) => Ok(Some(path.clone())),
+        None => Ok(config.store().default_model(Kind::Chat)?),
     }
-    let found = entries(&config.models_dir)?.into_iter().find(|path| {
-        path.extension().is_some_and(|extension| extension == "gguf")
-            && Gguf::open(path).is_ok_and(|gguf| gguf.architecture().is_ok_and(|name| !name.ends_with("bert")))
-    });
-    Ok(found)
 }
 
 fn embedding_model_path(config: &Config) -> anyhow::Result<Option<PathBuf>> {
-    if let Some(path) = &config.embedding_model {
-        return Ok(Some(path.clone()));
+    match &config.embedding_model {
+        Some(path) => Ok(Some(path.clone())),
+        None => Ok(config.store().default_model(Kind::Embedding)?),
     }
-    let recommended = config.models_dir.join("all-MiniLM-L6-v2");
-    let is_model = |path: &Path| path.join("model.safetensors").is_file() && path.join("tokenizer.json").is_file();
-    if is_model(&recommended) {
-        return Ok(Some(recommended));
-    }
-    Ok(entries(&config.models_dir)?.into_iter().find(|path| is_model(path)))
-}
-
-/// What is in a directory, sorted by name; nothing if there is no such directory.
-fn entries(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    if !dir.is_dir() {
-        return Ok(Vec::new());
-    }
-    let read = || -> std::io::Result<Vec<PathBuf>> { std::fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect() };
-    let mut paths = read().with_context(|| format!("reading the models directory {}", dir.display()))?;
-    paths.sort();
-    Ok(paths)
 }
 
 /// A model's name: its file's, without the extension and without what marks a part of a split file.

@@ -7,6 +7,7 @@ use std::{
 };
 
 use hearth::models::{
+    manifest::Kind,
     pull::{HubSettings, Pulled, PulledFile},
     store::{Format, ModelStore, StoreError},
 };
@@ -104,6 +105,50 @@ fn imports_are_opened_hashed_and_never_overwrite() {
     let said = store.import(&source, Some("page"), &mut |_| {}).unwrap_err().to_string();
     assert!(said.contains("web page"), "{said}");
     assert_eq!(fs::read_dir(store.directory()).unwrap().count(), 2, "nothing is left of what failed");
+}
+
+#[test]
+fn without_a_name_the_best_model_of_a_kind_is_taken() {
+    let directory = TempDir::new().unwrap();
+    let store = store(&directory);
+    let models = directory.path().join("models");
+    let default_of = |kind| {
+        let path = store.default_model(kind).unwrap();
+        path.map(|path| path.strip_prefix(&models).unwrap().to_string_lossy().into_owned())
+    };
+    assert_eq!(default_of(Kind::Chat), None);
+
+    fs::create_dir_all(&models).unwrap();
+    let fixture = |name: &str, to: &str| fs::copy(format!("tests/fixtures/{name}"), models.join(to)).unwrap();
+    fs::write(models.join("a-damaged.gguf"), "GGUF").unwrap();
+    fixture("tiny-chat.gguf", "hearth-chat.gguf");
+    fixture("embeddings/bert-mean.gguf", "hearth-embed.gguf");
+    assert_eq!(default_of(Kind::Chat).unwrap(), "hearth-chat.gguf");
+    assert_eq!(default_of(Kind::Embedding).unwrap(), "hearth-embed.gguf");
+
+    // What somebody put there goes before what came with Hearth.
+    fixture("tiny-chat.gguf", "qwen.gguf");
+    fixture("tiny-chat.gguf", "smollm.gguf");
+    fixture("embeddings/nomic-mean.gguf", "nomic.gguf");
+    assert_eq!(default_of(Kind::Chat).unwrap(), "qwen.gguf");
+    assert_eq!(default_of(Kind::Embedding).unwrap(), "nomic.gguf");
+
+    write_safetensors(&models.join("a-better-one"));
+    write_safetensors(&models.join("all-MiniLM-L6-v2"));
+    assert_eq!(default_of(Kind::Embedding).unwrap(), "all-MiniLM-L6-v2");
+}
+
+#[test]
+fn a_missing_file_is_not_taken_for_a_repository() {
+    let directory = TempDir::new().unwrap();
+    let store = store(&directory);
+    let name = format!("{}/none.gguf", directory.path().display());
+    for name in [name.as_str(), "none.gguf", "tests/none.gguf"] {
+        let said = store.resolve(name).unwrap_err().to_string();
+        assert!(!said.contains(&format!("hearth pull {name}")), "{said}");
+    }
+    let said = store.resolve("owner/name-GGUF:Q4_0").unwrap_err().to_string();
+    assert!(said.contains("hearth pull owner/name-GGUF:Q4_0"), "{said}");
 }
 
 #[test]

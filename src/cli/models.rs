@@ -11,9 +11,9 @@ use indicatif::{DecimalBytes, HumanCount};
 use crate::{
     config::StoreSettings,
     models::{
-        decoder::DecoderConfig,
         gguf::Gguf,
         manifest::{self, Kind, Manifest},
+        selection::kind_of,
         store::{Format, ModelStore, StoredModel, check_safetensors},
     },
 };
@@ -60,23 +60,6 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Command::Show { model, all } => show(&store, &model, all, &mut out),
         Command::Import { path, name } => import(&store, &path, name.as_deref(), &mut out),
     }
-}
-
-/// Can this be served: does it open, and is its architecture one that there is code for?
-pub(super) fn check(path: &Path) -> anyhow::Result<()> {
-    if path.is_dir() {
-        check_safetensors(path)?;
-        return Ok(());
-    }
-    let gguf = Gguf::open(path)?;
-    if !is_encoder(&gguf) {
-        DecoderConfig::from_gguf(&gguf)?;
-    }
-    Ok(())
-}
-
-fn is_encoder(gguf: &Gguf) -> bool {
-    gguf.architecture().is_ok_and(|architecture| architecture.contains("bert"))
 }
 
 fn list(store: &ModelStore, json: bool, out: &mut dyn Write) -> anyhow::Result<()> {
@@ -137,19 +120,20 @@ fn purpose(known: &Manifest) -> String {
 
 /// One line on a model in the directory, or why it is not usable.
 fn summary(model: &StoredModel) -> String {
-    if let Err(problem) = check(&model.path) {
-        return format!("not usable: {problem:#}");
-    }
-    match (model.format, Gguf::open(&model.path)) {
-        (Format::Safetensors, _) => "embeddings, safetensors".to_owned(),
-        (Format::Gguf, Ok(gguf)) => {
-            let kind = if is_encoder(&gguf) { "embeddings" } else { "chat" };
-            let architecture = gguf.architecture().unwrap_or("unknown");
-            let context = gguf.metadata().u64(&format!("{architecture}.context_length")).unwrap_or_default();
-            format!("{kind}, {architecture} {} ({} tokens)", gguf.dominant_type(), HumanCount(context))
+    let describe = || -> anyhow::Result<String> {
+        let kind = match kind_of(&model.path)? {
+            Kind::Chat => "chat",
+            Kind::Embedding => "embeddings",
+        };
+        if model.format == Format::Safetensors {
+            return Ok(format!("{kind}, safetensors"));
         }
-        (Format::Gguf, Err(problem)) => format!("not usable: {problem}"),
-    }
+        let gguf = Gguf::open(&model.path)?;
+        let architecture = gguf.architecture()?;
+        let context = gguf.metadata().u64(&format!("{architecture}.context_length")).unwrap_or_default();
+        Ok(format!("{kind}, {architecture} {} ({} tokens)", gguf.dominant_type(), HumanCount(context)))
+    };
+    describe().unwrap_or_else(|problem| format!("not usable: {problem:#}"))
 }
 
 fn show(store: &ModelStore, name: &str, all: bool, out: &mut dyn Write) -> anyhow::Result<()> {
@@ -186,8 +170,8 @@ fn show(store: &ModelStore, name: &str, all: bool, out: &mut dyn Write) -> anyho
     }
     let template = if metadata.str("tokenizer.chat_template").is_some() { "in the file" } else { "none" };
     writeln!(out, "template      {template}")?;
-    match check(&path) {
-        Ok(()) => writeln!(out, "usable        yes")?,
+    match kind_of(&path) {
+        Ok(_) => writeln!(out, "usable        yes")?,
         Err(problem) => writeln!(out, "usable        no: {problem:#}")?,
     }
     if all {
@@ -223,7 +207,7 @@ fn show_known(known: &Manifest, out: &mut dyn Write) -> anyhow::Result<()> {
 }
 
 fn import(store: &ModelStore, from: &Path, name: Option<&str>, out: &mut dyn Write) -> anyhow::Result<()> {
-    check(from)?;
+    kind_of(from)?;
     let total = if from.is_dir() {
         std::fs::metadata(from.join("model.safetensors"))?.len()
     } else {

@@ -14,6 +14,7 @@ use crate::{
     models::{
         manifest,
         pull::{Choice, PullProgress, PullRequest, Pulled, Reference, pull},
+        selection::kind_of,
     },
 };
 
@@ -45,7 +46,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         Some(directory) => served_path(&pulled, directory),
         None => store.adopt(&pulled)?,
     };
-    if let Err(problem) = super::models::check(&path) {
+    if let Err(problem) = kind_of(&path) {
         bail!("{} was fetched, but cannot be served: {problem:#}", path.display());
     }
     writeln!(std::io::stdout(), "{}", path.display())?;

@@ -24,15 +24,16 @@ pub use self::{
 use crate::{
     http::{HttpSettings, TlsSettings},
     kernels::{device::DeviceChoice, kv::KvType},
+    models::store::ModelStore,
     telemetry::LogFormat,
 };
 
 /// What `hearth serve` runs on.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The chat model's file; `None` looks in `models_dir`.
+    /// The chat model's file, which is there; `None` takes the best one of `models_dir`.
     pub model: Option<PathBuf>,
-    /// The embedding model's directory or file; `None` looks in `models_dir`.
+    /// The embedding model's directory or file, which is there; `None` takes the best one of `models_dir`.
     pub embedding_model: Option<PathBuf>,
     /// Names under which the chat model is served, beside its own.
     pub aliases: Vec<String>,
@@ -98,16 +99,14 @@ impl Config {
             None => default_data_dir()?,
         };
         let models_dir = settings.models_dir.unwrap_or_else(|| default_models_dir(&data_dir));
-        for (name, path) in [("model", &settings.model), ("embedding-model", &settings.embedding_model)] {
-            if let Some(path) = path {
-                ensure!(
-                    path.exists(),
-                    "--{name} {}: no such file or directory. `hearth models list` shows what is here, `hearth pull` \
-                     fetches one.",
-                    path.display()
-                );
-            }
-        }
+        let store = ModelStore::new(&models_dir, hub_settings());
+        let resolve = |flag: &str, named: Option<PathBuf>| -> anyhow::Result<Option<PathBuf>> {
+            let Some(named) = named else { return Ok(None) };
+            let path = store.resolve(&named.to_string_lossy()).with_context(|| format!("--{flag} {}", named.display()));
+            path.map(Some)
+        };
+        let model = resolve("model", settings.model)?;
+        let embedding_model = resolve("embedding-model", settings.embedding_model)?;
         let host = settings.host.unwrap_or_else(|| "127.0.0.1".to_owned());
         let address = SocketAddr::new(parse_host(&host)?, settings.port.unwrap_or(8080));
         let mut api_keys = settings.api_key.unwrap_or_default();
@@ -130,8 +129,8 @@ impl Config {
         }
         let http = HttpSettings::default();
         Ok(Self {
-            model: settings.model,
-            embedding_model: settings.embedding_model,
+            model,
+            embedding_model,
             aliases: settings.alias.unwrap_or_default(),
             accept_any_model: settings.accept_any_model.unwrap_or(false),
             models_dir,
@@ -178,6 +177,11 @@ impl Config {
             log_filter: settings.log.unwrap_or_else(|| "info".to_owned()),
             log_format: settings.log_format.unwrap_or_default(),
         })
+    }
+
+    /// The models directory and the hub's cache.
+    pub fn store(&self) -> ModelStore {
+        ModelStore::new(&self.models_dir, hub_settings())
     }
 }
 

@@ -42,10 +42,10 @@ macro_rules! settings {
 }
 
 settings! {
-    /// Chat model: a GGUF file (any part of a split one)
+    /// Chat model: a GGUF file (any part of a split one), or the name of a model as `hearth models list` shows it
     #[arg(short, long, env = "HEARTH_MODEL", value_name = "FILE", help_heading = "Models")]
     model: PathBuf,
-    /// Embedding model: a directory with config.json, tokenizer.json and model.safetensors, or a GGUF file
+    /// Embedding model: a directory with config.json, tokenizer.json and model.safetensors, a GGUF file, or a name
     #[arg(long, env = "HEARTH_EMBEDDING_MODEL", value_name = "PATH", help_heading = "Models")]
     embedding_model: PathBuf,
     /// Serve the chat model under this name, too; several with commas

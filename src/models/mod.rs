@@ -10,4 +10,5 @@ pub mod gguf;
 pub mod kv_cache;
 pub mod manifest;
 pub mod pull;
+pub mod selection;
 pub mod store;

@@ -14,6 +14,8 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use super::{
+    decoder::ModelError,
+    encoder::EncoderError,
     gguf::{Gguf, GgufError, split_name},
     manifest,
     pull::{self, HubSettings, Pulled, Reference, create_parent, hex, replace_with_link},
@@ -35,6 +37,12 @@ pub enum StoreError {
 
     #[error(transparent)]
     Gguf(#[from] GgufError),
+
+    #[error(transparent)]
+    Decoder(#[from] ModelError),
+
+    #[error(transparent)]
+    Encoder(#[from] EncoderError),
 
     #[error("{path} is not a usable safetensors model: {problem}", path = .path.display())]
     Safetensors { path: PathBuf, problem: String },
@@ -172,7 +180,9 @@ impl ModelStore {
             let advice = format!("it is known but not here, fetch it with `hearth pull {}`", known.name);
             return Err(StoreError::Unknown { name: name.to_owned(), advice });
         }
-        if let Ok(reference) = Reference::parse(name) {
+        // `models/x.gguf` reads like a repository of the hub; where there is such a directory, a file is meant.
+        let is_file_name = path.parent().is_some_and(|parent| parent.as_os_str().is_empty() || parent.is_dir());
+        if !is_file_name && let Ok(reference) = Reference::parse(name) {
             return self.cached(&reference).ok_or_else(|| StoreError::Unknown {
                 name: name.to_owned(),
                 advice: format!("fetch it with `hearth pull {name}`"),

@@ -51,9 +51,9 @@ impl Client {
             let streams =
                 (0..workload.parallel).map(|index| self.stream(1, workload.decode_tokens, salt + 2 + index as u64));
             try_join_all(streams).await?;
-            let concurrent = started.elapsed().as_secs_f64();
             if repetition > 0 {
-                measured.record(workload, first_token, decode, concurrent);
+                measured.record_stream(workload, first_token, decode);
+                measured.record_concurrent(workload, started.elapsed().as_secs_f64());
             }
         }
         Ok(measured)

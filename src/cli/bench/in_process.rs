@@ -1,33 +1,45 @@
-//! At the engine's handle: token ids in, token events out, no text and no sockets.
+//! At the engine's handle: token ids in, token events out, no text and no sockets; and, if it is asked for, the
+//! baseline in turns with it, so that whatever else the machine does falls on both.
 
 use std::time::Instant;
 
 use anyhow::{Context, bail};
 use futures_util::{StreamExt, future::try_join_all};
 
-use super::{Measured, Workload, prompt};
+use super::{Measured, Workload, candle::Baseline, prompt};
 use crate::{
     domain::SamplingParams,
     engine::{Engine, SequenceRequest, TokenEvent},
 };
 
-/// One repetition of each measurement warms up and is not counted.
-pub(super) async fn measure(engine: &Engine, workload: Workload) -> anyhow::Result<Measured> {
+/// The engine's figures and the baseline's. One repetition of each measurement warms up and is not counted.
+pub(super) async fn measure(
+    engine: &Engine,
+    mut baseline: Option<Baseline>,
+    workload: Workload,
+) -> anyhow::Result<(Measured, Option<Measured>)> {
     let mut measured = Measured::default();
+    let mut baseline_measured = baseline.is_some().then(Measured::default);
     for repetition in 0..=workload.repetitions {
         let salt = repetition as u64 * 1000;
         let (first_token, _) = stream(engine, workload.prompt_tokens, 1, salt).await?;
         let (_, decode) = stream(engine, 1, workload.decode_tokens, salt + 1).await?;
+        if let (Some(baseline), Some(measured)) = (&mut baseline, &mut baseline_measured) {
+            let (first_token, decode) = tokio::task::block_in_place(|| baseline.measure(workload, salt))?;
+            if repetition > 0 {
+                measured.record_stream(workload, first_token, decode);
+            }
+        }
         let started = Instant::now();
         let streams =
             (0..workload.parallel).map(|index| stream(engine, 1, workload.decode_tokens, salt + 2 + index as u64));
         try_join_all(streams).await?;
-        let concurrent = started.elapsed().as_secs_f64();
         if repetition > 0 {
-            measured.record(workload, first_token, decode, concurrent);
+            measured.record_stream(workload, first_token, decode);
+            measured.record_concurrent(workload, started.elapsed().as_secs_f64());
         }
     }
-    Ok(measured)
+    Ok((measured, baseline_measured))
 }
 
 /// Seconds from submission to the first token, and from the first token to the last.

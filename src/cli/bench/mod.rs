@@ -2,9 +2,10 @@
 //!
 //! Three figures, each the median of several repetitions: prefill (a prompt that nothing has cached),
 //! decode (one stream), and concurrent decode (several streams at once). They are taken at the engine's
-//! handle, where llama-bench takes its own, and with `--http` once more through a server on loopback, which
-//! is what a client sees.
+//! handle, where llama-bench takes its own, with `--http` once more through a server on loopback, which is what
+//! a client sees, and with `--baseline` beside candle-transformers' own model of the same file.
 
+mod candle;
 mod http;
 mod in_process;
 mod plot;
@@ -14,10 +15,14 @@ use std::{io::Write, path::PathBuf};
 
 use anyhow::{Context, ensure};
 
-use self::report::{Measured, Report};
+use self::{
+    candle::Baseline,
+    report::{Measured, Report},
+};
 use crate::{
     app,
     config::{Config, Settings},
+    domain::ModelInfo,
     providers::ChatModel,
     telemetry,
 };
@@ -36,6 +41,9 @@ pub struct Args {
     /// Measure through a server on loopback, too
     #[arg(long)]
     http: bool,
+    /// Measure candle-transformers' own model of the same file on the CPU, too, in turns with this one
+    #[arg(long)]
+    baseline: bool,
     /// What is printed
     #[arg(long, value_enum, default_value_t = Format::Table)]
     format: Format,
@@ -69,7 +77,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     ensure!(args.decode_tokens >= 2, "--decode-tokens must be at least 2: one comes from the prefill");
     ensure!(args.repetitions >= 1, "--repetitions must be at least 1");
     let mut settings = args.settings;
-    settings.log.get_or_insert_with(|| "warn".to_owned());
+    // That a file has no chat template, for instance, is of no account here.
+    settings.log.get_or_insert_with(|| "error".to_owned());
     settings.parallel.get_or_insert(8);
     settings.port.get_or_insert(0);
     let longest = args.prompt_tokens + args.decode_tokens + 16;
@@ -93,12 +102,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         repetitions: args.repetitions,
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let in_process = runtime.block_on(in_process::measure(model.engine(), workload))?;
+    let baseline = match args.baseline {
+        true => Some(load_baseline(&config, model.info())?),
+        false => None,
+    };
+    let (in_process, baseline) = runtime.block_on(in_process::measure(model.engine(), baseline, workload))?;
     let over_http = match args.http {
         true => Some(runtime.block_on(http::measure(&config, model.clone(), workload))?),
         false => None,
     };
-    let report = Report::new(model.info(), workload, in_process, over_http);
+    let report = Report::new(model.info(), workload, in_process, over_http, baseline);
     let json = report.to_json();
     match args.format {
         Format::Table => writeln!(std::io::stdout(), "{}", report.to_table())?,
@@ -111,6 +124,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         plot::draw(&report, path)?;
     }
     Ok(())
+}
+
+fn load_baseline(config: &Config, model: &ModelInfo) -> anyhow::Result<Baseline> {
+    let path = app::chat_model_path(config)?.with_context(|| app::no_chat_model(config))?;
+    Baseline::load(&path, &model.architecture, model.vocab_size)
 }
 
 /// A prompt of tokens that nothing has cached: a multiplicative congruential walk over the vocabulary, so

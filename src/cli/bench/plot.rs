@@ -15,7 +15,8 @@ const MARGIN: i32 = 16;
 const LABEL_WIDTH: i32 = 250;
 const CHART_WIDTH: i32 = 420;
 const VALUE_WIDTH: i32 = 90;
-const COLORS: [RGBColor; 2] = [RGBColor(60, 110, 180), RGBColor(220, 140, 60)];
+/// One for each way of measuring.
+const COLORS: [RGBColor; 3] = [RGBColor(60, 110, 180), RGBColor(220, 140, 60), RGBColor(130, 130, 130)];
 
 /// Writes an SVG. Each figure has its own scale: prefill and decode differ by orders of magnitude.
 pub(super) fn draw(report: &Report, path: &Path) -> anyhow::Result<()> {

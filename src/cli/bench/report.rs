@@ -9,7 +9,7 @@ use crate::{
     kernels::device::{cpu_features, threads},
 };
 
-/// Samples of one way of measuring, one for each counted repetition.
+/// Samples of one way of measuring, one for each counted repetition; none of what that way does not do.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Measured {
     /// Prompt tokens a second, to the first token.
@@ -23,14 +23,20 @@ pub(super) struct Measured {
 }
 
 impl Measured {
-    /// Adds one repetition, from its three durations in seconds.
-    pub(super) fn record(&mut self, workload: Workload, first_token: f64, decode: f64, concurrent: f64) {
+    /// Adds one repetition of one stream, from its durations in seconds.
+    pub(super) fn record_stream(&mut self, workload: Workload, first_token: f64, decode: f64) {
         self.first_token_ms.push(first_token * 1000.0);
         self.prefill.push(workload.prompt_tokens as f64 / first_token);
         self.decode.push((workload.decode_tokens - 1) as f64 / decode);
-        self.concurrent_decode.push((workload.parallel * workload.decode_tokens) as f64 / concurrent);
+    }
+
+    /// Adds one repetition of several streams at once, which took so many seconds together.
+    pub(super) fn record_concurrent(&mut self, workload: Workload, seconds: f64) {
+        self.concurrent_decode.push((workload.parallel * workload.decode_tokens) as f64 / seconds);
     }
 }
+
+const BASELINE: &str = "candle-transformers";
 
 /// A figure's name and, for each way of measuring it, the samples.
 pub(super) type Row = (String, Vec<(&'static str, Vec<f64>)>);
@@ -48,9 +54,11 @@ impl Report {
         workload: Workload,
         in_process: Measured,
         over_http: Option<Measured>,
+        baseline: Option<Measured>,
     ) -> Self {
         let mut ways = vec![("in-process", in_process)];
         ways.extend(over_http.map(|measured| ("http", measured)));
+        ways.extend(baseline.map(|measured| (BASELINE, measured)));
         Self { model: model.clone(), workload, ways }
     }
 
@@ -58,7 +66,8 @@ impl Report {
     pub(super) fn rows(&self) -> Vec<Row> {
         let Workload { prompt_tokens, decode_tokens, parallel, .. } = self.workload;
         let row = |name: String, samples: fn(&Measured) -> &Vec<f64>| {
-            (name, self.ways.iter().map(|(way, measured)| (*way, samples(measured).clone())).collect())
+            let ways = self.ways.iter().map(|(way, measured)| (*way, samples(measured).clone()));
+            (name, ways.filter(|(_, samples)| !samples.is_empty()).collect())
         };
         vec![
             row(format!("prefill {prompt_tokens}"), |measured| &measured.prefill),
@@ -90,7 +99,17 @@ impl Report {
         for column in table.column_iter_mut().skip(2) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        format!("{}\n{table}", self.title())
+        let ratio = self.ratio_to_baseline().map_or_else(String::new, |(prefill, decode)| {
+            format!("\n\nHearth to candle-transformers: prefill {prefill:.2}, decode {decode:.2}")
+        });
+        format!("{}\n{table}{ratio}", self.title())
+    }
+
+    /// Ratios of the medians of prefill and decode.
+    fn ratio_to_baseline(&self) -> Option<(f64, f64)> {
+        let (_, ours) = &self.ways[0];
+        let (_, theirs) = self.ways.iter().find(|(way, _)| *way == BASELINE)?;
+        Some((median(&ours.prefill) / median(&theirs.prefill), median(&ours.decode) / median(&theirs.decode)))
     }
 
     pub(super) fn to_json(&self) -> String {
@@ -112,32 +131,37 @@ impl Report {
         let Value::Object(fields) = &mut report else { return report.to_string() };
         fields.extend(figures(in_process));
         for (way, measured) in &self.ways[1..] {
-            fields.insert((*way).to_owned(), Value::Object(figures(measured)));
+            fields.insert(way.replace('-', "_"), Value::Object(figures(measured)));
         }
         serde_json::to_string_pretty(&report).unwrap_or_else(|_| report.to_string())
     }
 }
 
+/// Medians and samples of what was measured.
 fn figures(measured: &Measured) -> serde_json::Map<String, Value> {
-    let median = |samples: &[f64]| spread(samples)[1];
-    let decode = median(&measured.decode);
-    let concurrent = median(&measured.concurrent_decode);
     let mut fields = serde_json::Map::new();
-    fields.insert("prefill_tokens_per_second".to_owned(), json!(median(&measured.prefill)));
-    fields.insert("decode_tokens_per_second".to_owned(), json!(decode));
-    fields.insert("concurrent_decode_tokens_per_second".to_owned(), json!(concurrent));
-    fields.insert("concurrent_speedup".to_owned(), json!(if decode > 0.0 { concurrent / decode } else { 0.0 }));
-    fields.insert("time_to_first_token_ms".to_owned(), json!(median(&measured.first_token_ms)));
-    fields.insert(
-        "samples".to_owned(),
-        json!({
-            "prefill_tokens_per_second": measured.prefill,
-            "decode_tokens_per_second": measured.decode,
-            "concurrent_decode_tokens_per_second": measured.concurrent_decode,
-            "time_to_first_token_ms": measured.first_token_ms,
-        }),
-    );
+    let mut all_samples = serde_json::Map::new();
+    for (name, samples) in [
+        ("prefill_tokens_per_second", &measured.prefill),
+        ("decode_tokens_per_second", &measured.decode),
+        ("concurrent_decode_tokens_per_second", &measured.concurrent_decode),
+        ("time_to_first_token_ms", &measured.first_token_ms),
+    ] {
+        if !samples.is_empty() {
+            fields.insert(name.to_owned(), json!(median(samples)));
+            all_samples.insert(name.to_owned(), json!(samples));
+        }
+    }
+    if !measured.concurrent_decode.is_empty() {
+        let speedup = median(&measured.concurrent_decode) / median(&measured.decode);
+        fields.insert("concurrent_speedup".to_owned(), json!(speedup));
+    }
+    fields.insert("samples".to_owned(), Value::Object(all_samples));
     fields
+}
+
+fn median(samples: &[f64]) -> f64 {
+    spread(samples)[1]
 }
 
 /// Smallest, median and largest; zeros of nothing.

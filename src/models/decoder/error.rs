@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::architecture::Architecture;
-use crate::models::gguf::GgufError;
+use crate::models::{encoder::config::is_encoder_architecture, gguf::GgufError};
 
 /// Loading a decoder failed. Every message is one sentence for the person who chose the file.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +43,7 @@ pub enum ModelError {
 
 /// Embedding models come in the same container; say where they go.
 fn encoder_advice(architecture: &str) -> &'static str {
-    if architecture.contains("bert") || architecture.contains("embedding") {
+    if is_encoder_architecture(architecture) {
         "; it looks like an embedding model, which belongs to --embedding-model"
     } else {
         ""

@@ -15,6 +15,11 @@ use crate::{
 /// The architectures that [`super::bert::Bert`] computes, by the names that model files use.
 pub const SUPPORTED: &str = "bert, roberta, xlm-roberta, camembert and nomic-bert";
 
+/// Does a GGUF file of this architecture hold an embedding model, be it one that is supported or not?
+pub fn is_encoder_architecture(architecture: &str) -> bool {
+    architecture.contains("bert") || architecture.contains("embedding")
+}
+
 /// The shape of an encoder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EncoderConfig {
