@@ -40,6 +40,16 @@ const LOG_EVERY_FAILURES: u64 = 100;
 /// The bounds of what a refused caller is told to wait.
 const ESTIMATED_WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
+/// How a turn of the loop ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Turn {
+    Computed,
+    /// There was nothing to compute; the next turn may wait for something.
+    Idle,
+    /// The last turn.
+    Drained,
+}
+
 pub(super) struct Core {
     model: Box<dyn StepModel>,
     shared: Arc<Shared>,
@@ -90,19 +100,29 @@ impl Core {
     fn run_until_done(mut self) {
         let mut idle = true;
         while self.receive(idle) {
-            self.reap(Instant::now());
-            if self.is_drained(Instant::now()) {
-                break;
+            match self.turn(Instant::now()) {
+                Turn::Computed => idle = false,
+                Turn::Idle => idle = true,
+                Turn::Drained => break,
             }
-            idle = !self.step();
-            self.publish();
         }
         self.stop();
     }
 
+    /// What the loop does between two looks at what it has been sent.
+    pub(super) fn turn(&mut self, now: Instant) -> Turn {
+        self.reap(now);
+        if self.is_drained(now) {
+            return Turn::Drained;
+        }
+        let has_computed = self.step();
+        self.publish();
+        if has_computed { Turn::Computed } else { Turn::Idle }
+    }
+
     /// Takes what has been sent, waiting for it if there is nothing to compute. False when nobody can send
     /// any more.
-    fn receive(&mut self, idle: bool) -> bool {
+    pub(super) fn receive(&mut self, idle: bool) -> bool {
         if idle {
             match self.inbox.recv_timeout(self.idle_time(Instant::now())) {
                 Ok(command) => self.obey(command),
@@ -398,7 +418,7 @@ impl Core {
     }
 
     /// Ends what is left: the drain's grace is over, or no handle and no reader remain.
-    fn stop(mut self) {
+    pub(super) fn stop(mut self) {
         let draining = || {
             let message = "The server shut down before the answer was complete; retry on another instance or later.";
             Error::new(ErrorKind::Draining, message)
@@ -413,6 +433,15 @@ impl Core {
             }
         }
         self.publish();
+    }
+
+    /// Panics when a block has leaked or a count is off.
+    #[cfg(test)]
+    pub(super) fn check(&self) {
+        self.scheduler.check();
+        assert!(self.requests.len() <= self.shared.open_requests.load(Ordering::Acquire));
+        let sequences: usize = self.requests.values().map(|request| request.choices.len()).sum();
+        assert!(self.scheduler.num_running() + self.scheduler.num_waiting() <= sequences);
     }
 }
 

@@ -219,6 +219,16 @@ impl Engine {
     /// # Errors
     /// A limit of zero, or a thread that the system does not give.
     pub fn start(model: Box<dyn StepModel>, config: EngineConfig) -> Result<Self> {
+        let (engine, core) = Self::assemble(model, config)?;
+        std::thread::Builder::new()
+            .name("hearth-engine".to_owned())
+            .spawn(move || core.run())
+            .map_err(|error| Error::internal(anyhow::Error::new(error).context("starting the engine's thread")))?;
+        Ok(engine)
+    }
+
+    /// A handle and the loop that is to run on the engine's thread.
+    fn assemble(model: Box<dyn StepModel>, config: EngineConfig) -> Result<(Self, core::Core)> {
         let config = config.validated()?;
         let shared = Arc::new(Shared {
             vocab_size: model.vocab_size(),
@@ -232,11 +242,7 @@ impl Engine {
         // Room for every request that can be open and for the one wake-up that can be on its way.
         let (commands, inbox) = sync_channel(shared.config.max_open_requests() + 1);
         let core = core::Core::new(model, shared.clone(), inbox);
-        std::thread::Builder::new()
-            .name("hearth-engine".to_owned())
-            .spawn(move || core.run())
-            .map_err(|error| Error::internal(anyhow::Error::new(error).context("starting the engine's thread")))?;
-        Ok(Self { commands, shared })
+        Ok((Self { commands, shared }, core))
     }
 
     /// Gives the request a place in the bounded queue.

@@ -15,6 +15,7 @@ use crate::{
 };
 
 mod endings;
+mod whatever_happens;
 
 fn config() -> EngineConfig {
     EngineConfig {
