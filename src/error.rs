@@ -9,6 +9,21 @@ use std::{fmt, time::Duration};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// An error with its causes as one sentence. A cause that the message before it names already is left out: our own
+/// errors name theirs, most of other people's do not.
+pub fn sentence(error: &anyhow::Error) -> String {
+    let mut said = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if said.is_empty() {
+            said = cause;
+        } else if !said.contains(&cause) {
+            said = format!("{said}: {cause}");
+        }
+    }
+    said
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
     /// A field is missing, malformed, out of range or not supported. 400
@@ -174,5 +189,17 @@ impl fmt::Debug for Error {
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.source.as_ref().map(|source| source.as_ref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_named_once() {
+        let error =
+            anyhow::anyhow!("name not known").context("refused").context("no connection: refused").context("top");
+        assert_eq!(sentence(&error), "top: no connection: refused: name not known");
     }
 }

@@ -5,14 +5,14 @@
 
 use std::process::ExitCode;
 
-use hearth::cli::Cli;
+use hearth::{cli::Cli, error::sentence};
 
 fn main() -> ExitCode {
     match Cli::parse_arguments(std::env::args_os()).run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("hearth: {error:#}");
+            eprintln!("hearth: {}", sentence(&error));
             ExitCode::FAILURE
         }
     }

@@ -17,6 +17,7 @@ use crate::{
     app,
     config::{Config, Settings},
     domain::{ChatPrompt, GenerateEvent, GenerateRequest, Prompt, SamplingParams, Timings, Usage},
+    error::sentence,
     providers::{ChatModel, local::LocalChat},
     telemetry,
 };
@@ -88,7 +89,7 @@ fn converse(runtime: &tokio::runtime::Runtime, dialogue: &mut Dialogue, history:
                 text => {
                     editor.add_history_entry(text)?;
                     if let Err(error) = runtime.block_on(dialogue.answer(text.to_owned())) {
-                        writeln!(std::io::stderr(), "hearth: {error:#}")?;
+                        writeln!(std::io::stderr(), "hearth: {}", sentence(&error))?;
                     }
                 }
             },

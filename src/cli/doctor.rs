@@ -11,6 +11,7 @@ use anyhow::{Context, bail, ensure};
 use crate::{
     app,
     config::{Config, Settings},
+    error::sentence,
     kernels::{
         device::{cpu_features, open_device, set_threads, threads},
         kv::KvType,
@@ -42,7 +43,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let config = match Config::load(settings) {
         Ok(config) => config,
         Err(error) => {
-            report.problem("configuration", format!("{error:#}"));
+            report.problem("configuration", sentence(&error));
             return report.finish();
         }
     };
@@ -88,7 +89,7 @@ fn examine(config: &Config, report: &mut Report) {
         }
         Ok(None) => false,
         Err(error) => {
-            report.problem("chat model", format!("{error:#}"));
+            report.problem("chat model", sentence(&error));
             true
         }
     };
@@ -109,7 +110,7 @@ fn examine(config: &Config, report: &mut Report) {
         }
         Ok(None) if chat => report.fact("embedding model", "none"),
         Ok(None) => report.problem("models", app::no_chat_model(config)),
-        Err(error) => report.problem("embedding model", format!("{error:#}")),
+        Err(error) => report.problem("embedding model", sentence(&error)),
     }
 }
 

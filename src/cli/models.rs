@@ -10,6 +10,7 @@ use indicatif::{DecimalBytes, HumanCount};
 
 use crate::{
     config::StoreSettings,
+    error::sentence,
     models::{
         gguf::Gguf,
         manifest::{self, Kind, Manifest},
@@ -133,7 +134,7 @@ fn summary(model: &StoredModel) -> String {
         let context = gguf.metadata().u64(&format!("{architecture}.context_length")).unwrap_or_default();
         Ok(format!("{kind}, {architecture} {} ({} tokens)", gguf.dominant_type(), HumanCount(context)))
     };
-    describe().unwrap_or_else(|problem| format!("not usable: {problem:#}"))
+    describe().unwrap_or_else(|problem| format!("not usable: {}", sentence(&problem)))
 }
 
 fn show(store: &ModelStore, name: &str, all: bool, out: &mut dyn Write) -> anyhow::Result<()> {
@@ -172,7 +173,7 @@ fn show(store: &ModelStore, name: &str, all: bool, out: &mut dyn Write) -> anyho
     writeln!(out, "template      {template}")?;
     match kind_of(&path) {
         Ok(_) => writeln!(out, "usable        yes")?,
-        Err(problem) => writeln!(out, "usable        no: {problem:#}")?,
+        Err(problem) => writeln!(out, "usable        no: {problem}")?,
     }
     if all {
         writeln!(out)?;

@@ -47,7 +47,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         None => store.adopt(&pulled)?,
     };
     if let Err(problem) = kind_of(&path) {
-        bail!("{} was fetched, but cannot be served: {problem:#}", path.display());
+        bail!("{} was fetched, but cannot be served: {problem}", path.display());
     }
     writeln!(std::io::stdout(), "{}", path.display())?;
     Ok(())
