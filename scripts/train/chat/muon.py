@@ -1,0 +1,40 @@
+"""Muon for matrices: momentum whose singular values are set to about one by a Newton-Schulz iteration.
+
+After Keller Jordan's description, https://kellerjordan.github.io/posts/muon/. The rest of the parameters take AdamW.
+"""
+import torch
+
+
+def orthogonal(matrix, steps=5):
+    a, b, c = 3.4445, -4.7750, 2.0315  # the quintic of the description above
+    x = matrix.bfloat16()
+    x = x / (x.norm() + 1e-7)
+    if x.shape[0] > x.shape[1]:
+        x = x.T
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.T if matrix.shape[0] > matrix.shape[1] else x).float()
+
+
+class Muon:
+    def __init__(self, matrices, momentum=0.95, weight_decay=0.01):
+        self.matrices, self.momentum, self.weight_decay = matrices, momentum, weight_decay
+        self.velocity = [torch.zeros_like(m) for m in matrices]
+
+    @torch.no_grad()
+    def updates(self, mine):
+        """The update of each matrix, zero where `mine(index)` leaves it to another process."""
+        found = []
+        for index, (matrix, velocity) in enumerate(zip(self.matrices, self.velocity)):
+            velocity.lerp_(matrix.grad, 1 - self.momentum)
+            if mine(index):
+                found.append(orthogonal(matrix.grad.lerp(velocity, self.momentum)) * max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5)
+            else:
+                found.append(torch.zeros_like(matrix))
+        return found
+
+    @torch.no_grad()
+    def apply(self, updates, rate):
+        for matrix, update in zip(self.matrices, updates):
+            matrix.mul_(1 - rate * self.weight_decay).add_(update, alpha=-rate)
