@@ -24,7 +24,7 @@ use crate::{
         model::DecoderModel,
         sizing::{CacheSize, Wanted, size_cache},
     },
-    http::{self, AppState},
+    http::{self, AppState, HttpSettings},
     kernels::{
         device::{DeviceChoice, cpu_features, open_device, set_threads, threads},
         kv::BLOCK_TOKENS,
@@ -248,14 +248,20 @@ pub struct Server {
     state: Arc<ServerState>,
 }
 
+/// After the grace every answer has its end, and all that is left is to deliver it: whoever does not read holds the
+/// process no longer than this.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 impl Server {
     /// Takes the port. Models are loaded by [`Server::run`].
     ///
     /// # Errors
-    /// If the address cannot be listened on.
+    /// If the address cannot be listened on, or the TLS files cannot be used.
     pub fn bind(config: Config) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind(config.address).with_context(|| {
-            format!("listening on {}: is another server there? Choose another port with --port", config.address)
+        http::check_tls(&config.http)?;
+        let listener = TcpListener::bind(config.address).map_err(|error| {
+            let reason = cannot_listen(config.address, error.kind());
+            anyhow::Error::new(error).context(reason)
         })?;
         let models = Arc::new(Models::new(config.accept_any_model));
         let state = Arc::new(ServerState::new(config.device));
@@ -291,37 +297,67 @@ impl Server {
             settings: Arc::new(config.http.clone()),
         };
         let grace = config.http.shutdown_grace;
-        let (failed, failure) = tokio::sync::oneshot::channel();
-        let loading = {
+        let (loaded, outcome) = tokio::sync::oneshot::channel();
+        {
             let (config, models, state) = (config.clone(), models.clone(), state.clone());
             tokio::task::spawn_blocking(move || {
-                if state.status() == ServerStatus::Ready {
-                    return;
-                }
-                if let Err(error) = load(&config, &models, &state) {
-                    // The receiver is gone only when the server has ended already.
-                    drop(failed.send(error));
-                }
-            })
-        };
-        let (stopped, stop_reason) = tokio::sync::oneshot::channel::<anyhow::Error>();
+                let is_loaded = state.status() == ServerStatus::Ready;
+                let outcome = if is_loaded { Ok(()) } else { load(&config, &models, &state) };
+                // The receiver is gone when the server has ended already: nobody waits for a load to end.
+                drop(loaded.send(outcome));
+            });
+        }
+        let (failed, failure) = tokio::sync::oneshot::channel::<anyhow::Error>();
         let until = {
             let state = state.clone();
             async move {
-                tokio::select! {
-                    () = shutdown => {}
-                    Ok(error) = failure => drop(stopped.send(error)),
+                if let Some(error) = told_or_failed(shutdown, outcome).await {
+                    drop(failed.send(error));
                 }
                 state.drain(grace).await;
             }
         };
-        http::serve(listener, http::router(app), &config.http, until).await?;
-        loading.await.context("loading the models")?;
-        match stop_reason.await {
+        let http_settings = HttpSettings { shutdown_grace: grace.min(LAST_WORDS), ..config.http };
+        http::serve(listener, http::router(app), &http_settings, until).await?;
+        match failure.await {
             Ok(error) => Err(error),
             Err(_nothing_failed) => Ok(()),
         }
     }
+}
+
+/// Resolves when the server is to stop: with an error if that is because the models did not load.
+async fn told_or_failed(
+    shutdown: impl Future<Output = ()>,
+    loaded: tokio::sync::oneshot::Receiver<anyhow::Result<()>>,
+) -> Option<anyhow::Error> {
+    let mut shutdown = std::pin::pin!(shutdown);
+    tokio::select! {
+        () = &mut shutdown => None,
+        outcome = loaded => match outcome {
+            Ok(Ok(())) => {
+                shutdown.await;
+                None
+            }
+            Ok(Err(error)) => Some(error),
+            Err(_panicked) => Some(anyhow::anyhow!(
+                "loading the models failed by a fault of Hearth's own; please report it with the lines above"
+            )),
+        },
+    }
+}
+
+/// What to do about an address that cannot be listened on.
+fn cannot_listen(address: SocketAddr, kind: std::io::ErrorKind) -> String {
+    use std::io::ErrorKind::{AddrInUse, AddrNotAvailable, PermissionDenied};
+
+    let advice = match kind {
+        AddrInUse => "another server is there, choose another port with --port",
+        AddrNotAvailable => "this machine does not have that address, choose another with --host",
+        PermissionDenied => "this user may not, choose a port above 1023 with --port",
+        _ => "choose another address with --host and --port",
+    };
+    format!("cannot listen on {address}: {advice}")
 }
 
 /// Loads what the configuration asks for and puts it before the callers.
@@ -376,6 +412,18 @@ struct Inner {
     embedder: Option<LocalEmbedder>,
 }
 
+impl Inner {
+    fn status(&self) -> ServerStatus {
+        let has_failed = |engine: &Engine| !engine.heartbeat().alive;
+        if self.status == ServerStatus::Ready && self.engine.as_ref().is_some_and(has_failed) {
+            return ServerStatus::Failed(
+                "the engine has stopped; the log has the cause. Restart the server.".to_owned(),
+            );
+        }
+        self.status.clone()
+    }
+}
+
 impl ServerState {
     fn new(device_asked: DeviceChoice) -> Self {
         let inner = Inner { status: ServerStatus::Loading, device_in_use: "", engine: None, embedder: None };
@@ -423,7 +471,7 @@ impl ServerState {
 
 impl Health for ServerState {
     fn status(&self) -> ServerStatus {
-        self.inner.read().status.clone()
+        self.inner.read().status()
     }
 
     fn report(&self) -> HealthReport {
@@ -439,7 +487,7 @@ impl Health for ServerState {
             }
         });
         HealthReport {
-            status: inner.status.clone(),
+            status: inner.status(),
             device_asked: self.device_asked.to_string(),
             device_in_use: inner.device_in_use.to_owned(),
             engine,
@@ -458,5 +506,44 @@ mod tests {
         assert_eq!(file_name(Path::new("models/bge-small-en-v1.5")), "bge-small-en-v1.5");
         assert_eq!(file_name(Path::new("big-00001-of-00003.gguf")), "big");
         assert_eq!(file_name(Path::new("state-of-the-art.gguf")), "state-of-the-art");
+    }
+
+    /// A model that is never asked.
+    struct NoModel;
+
+    impl engine::StepModel for NoModel {
+        fn vocab_size(&self) -> usize {
+            1
+        }
+
+        fn forward(&mut self, _: &crate::models::batch::Batch) -> Result<Vec<f32>, engine::StepError> {
+            Err(engine::StepError::Failed("there is no model".to_owned()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_whose_engine_has_ended_is_not_ready() {
+        let state = ServerState::new(DeviceChoice::Cpu);
+        let engine = Engine::start(Box::new(NoModel), EngineConfig::default()).expect("a valid configuration");
+        state.inner.write().engine = Some(engine.clone());
+        state.ready();
+        assert_eq!(state.status(), ServerStatus::Ready);
+        engine.drain(Duration::ZERO).await;
+        assert!(matches!(state.status(), ServerStatus::Failed(_)), "{:?}", state.status());
+        assert_eq!(state.report().status, state.status());
+    }
+
+    #[tokio::test]
+    async fn a_server_stops_while_its_models_load_and_when_loading_them_fails() {
+        let (loading, loaded) = tokio::sync::oneshot::channel();
+        assert!(told_or_failed(std::future::ready(()), loaded).await.is_none());
+        drop(loading);
+        let (loading, loaded) = tokio::sync::oneshot::channel();
+        loading.send(Err(anyhow::anyhow!("no such file"))).expect("somebody listens");
+        let error = told_or_failed(std::future::pending(), loaded).await.expect("a reason");
+        assert_eq!(error.to_string(), "no such file");
+        let (loading, loaded) = tokio::sync::oneshot::channel::<anyhow::Result<()>>();
+        drop(loading);
+        assert!(told_or_failed(std::future::pending(), loaded).await.is_some(), "a load that panicked");
     }
 }

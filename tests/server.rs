@@ -1,90 +1,15 @@
-//! The whole server over a real, tiny model: clients that vanish, full queues, deadlines, shutdown, broken files.
+//! The whole server over a real, tiny model: clients that vanish, full queues, shutdown, broken files.
 
 use std::{
     io::{BufRead, BufReader},
-    path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::Duration,
+    process::Command,
 };
 
 use futures_util::{StreamExt, future::join_all};
-use hearth::{
-    app::Server,
-    config::{Config, Settings},
-};
+use hearth::config::Settings;
 use serde_json::{Value, json};
-use tokio::sync::oneshot;
 
-fn model() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-chat.gguf")
-}
-
-/// A server in this process; it is told to stop when this is dropped.
-struct Running {
-    url: String,
-    client: reqwest::Client,
-    stop: Option<oneshot::Sender<()>>,
-    served: tokio::task::JoinHandle<anyhow::Result<()>>,
-}
-
-impl Running {
-    async fn start(settings: Settings) -> Self {
-        let nowhere = std::env::temp_dir().join("hearth-no-models-here");
-        let settings = settings.or(Settings {
-            model: Some(model()),
-            alias: Some(vec!["tiny".to_owned()]),
-            models_dir: Some(nowhere.clone()),
-            data_dir: Some(nowhere),
-            port: Some(0),
-            ctx_size: Some(1024),
-            ..Settings::default()
-        });
-        let server = Server::bind(Config::load(settings).expect("valid settings")).expect("a free port");
-        let url = format!("http://{}", server.address().expect("an address"));
-        let (stop, stopped) = oneshot::channel();
-        let served = tokio::spawn(server.run(async {
-            let _told_or_dropped = stopped.await;
-        }));
-        let running = Self { url, client: reqwest::Client::new(), stop: Some(stop), served };
-        running.until("the models are loaded", |health| health["status"] == "ok").await;
-        running
-    }
-
-    /// Asks for the server's state until it is as expected.
-    async fn until(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
-        let mut last = Value::Null;
-        for _ in 0..2000 {
-            if let Ok(answer) = self.client.get(format!("{}/health/deep", self.url)).send().await {
-                last = answer.json().await.unwrap_or_default();
-                if is_so(&last) {
-                    return last;
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        panic!("waited in vain until {what}: {last}");
-    }
-
-    async fn chat(&self, extra: Value) -> reqwest::Response {
-        let mut body = json!({"model": "tiny", "messages": [{"role": "user", "content": "What is Hearth?"}]});
-        body.as_object_mut().expect("an object").extend(extra.as_object().expect("an object").clone());
-        self.client.post(format!("{}/v1/chat/completions", self.url)).json(&body).send().await.expect("an answer")
-    }
-
-    fn stop(&mut self) {
-        drop(self.stop.take());
-    }
-}
-
-fn is_idle(health: &Value) -> bool {
-    let engine = &health["engine"];
-    engine["running"] == 0 && engine["waiting"] == 0 && engine["kv_blocks_used"] == 0
-}
-
-/// A stream that only the context ends.
-fn endless() -> Value {
-    json!({"stream": true, "ignore_eos": true, "max_tokens": 900})
-}
+use crate::support::running_server::{Running, endless, hearth, is_idle, model};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_clients_that_vanish_leave_nothing_behind() {
@@ -138,12 +63,6 @@ async fn a_drain_finishes_what_runs_and_refuses_the_rest() {
     }
     assert!(String::from_utf8_lossy(&rest).ends_with("data: [DONE]\n\n"), "the stream ended by itself");
     server.served.await.expect("the server's task").expect("the server ends well");
-}
-
-fn hearth() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_hearth"));
-    command.env_remove("HEARTH_MODEL").stdout(Stdio::piped()).stderr(Stdio::piped());
-    command
 }
 
 #[cfg(unix)]

@@ -187,8 +187,15 @@ impl Config {
 
 fn read_file(path: &Path) -> anyhow::Result<Settings> {
     let text = std::fs::read_to_string(path).with_context(|| format!("--config {}", path.display()))?;
-    let settings: Settings =
-        toml::from_str(&text).with_context(|| format!("--config {} does not hold settings", path.display()))?;
+    let settings: Settings = toml::from_str(&text).map_err(|error| {
+        // The error's own words take several lines to show the place.
+        let start = error.span().map_or(0, |span| span.start);
+        let before = text.get(..start).unwrap_or_default();
+        let line = text[before.rfind('\n').map_or(0, |end| end + 1)..].lines().next().unwrap_or_default();
+        let key = line.split('=').next().unwrap_or_default().trim();
+        let number = before.matches('\n').count() + 1;
+        anyhow::anyhow!("--config {}, line {number}, {key:?}: {}", path.display(), error.message().replace('\n', " "))
+    })?;
     ensure!(settings.config.is_none(), "--config {}: a file cannot name another one.", path.display());
     Ok(settings)
 }

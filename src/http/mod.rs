@@ -40,7 +40,7 @@ use tower_http::{
 
 use self::error::ApiError;
 pub use self::{
-    serve::serve,
+    serve::{check_tls, serve},
     settings::{HttpSettings, TlsSettings},
     state::AppState,
 };

@@ -2,7 +2,7 @@
 
 use std::{future::Future, net::SocketAddr, net::TcpListener, sync::Arc, time::Duration};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use axum::Router;
 use axum_server::{
     Handle, Server,
@@ -59,6 +59,14 @@ pub async fn serve(
     served.context("the server stopped with an error")
 }
 
+/// Reads the TLS files, if TLS is asked for: what is wrong with them is to be said before anything is announced.
+///
+/// # Errors
+/// If they cannot be read, hold no certificate or no key, or do not belong together.
+pub fn check_tls(settings: &HttpSettings) -> anyhow::Result<()> {
+    settings.tls.as_ref().map_or(Ok(()), |tls| tls_config(tls).map(drop))
+}
+
 fn set_limits<A>(server: &mut Server<SocketAddr, A>, settings: &HttpSettings) {
     let builder = server.http_builder();
     // hyper refuses a buffer below 8 KiB.
@@ -82,16 +90,24 @@ fn tls_config(settings: &TlsSettings) -> anyhow::Result<rustls::ServerConfig> {
 
     let certificates = CertificateDer::pem_file_iter(&settings.certificate)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .with_context(|| format!("the TLS certificate {} could not be read", settings.certificate.display()))?;
+        .with_context(|| format!("--ssl-cert-file {} is not a certificate in PEM", settings.certificate.display()))?;
+    ensure!(
+        !certificates.is_empty(),
+        "--ssl-cert-file {} holds no certificate: it must be PEM, the server's own first and its chain after it.",
+        settings.certificate.display()
+    );
     let key = PrivateKeyDer::from_pem_file(&settings.private_key)
-        .with_context(|| format!("the TLS key {} could not be read", settings.private_key.display()))?;
+        .with_context(|| format!("--ssl-key-file {} is not a private key in PEM", settings.private_key.display()))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .context("TLS could not be set up")?
         .with_no_client_auth()
         .with_single_cert(certificates, key)
-        .context("the TLS certificate and key do not belong together")?;
+        .with_context(|| {
+            let (certificate, key) = (settings.certificate.display(), settings.private_key.display());
+            format!("--ssl-cert-file {certificate} and --ssl-key-file {key} do not work together")
+        })?;
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }

@@ -1,7 +1,7 @@
 //! Server-sent events: from a generation's events to frames.
 //!
-//! The status line waits for admission, so a stream begins when the request is already running. From then
-//! on, silence is broken by comments, an error is an error frame without a `finish_reason` or `[DONE]`, and
+//! The status line waits until the request has its place in the queue, so a refusal has a status of its own. From
+//! then on, silence is broken by comments, an error is an error frame without a `finish_reason` or `[DONE]`, and
 //! dropping the body, as happens when the client goes away, drops the generation.
 
 use std::{panic::AssertUnwindSafe, time::Duration};

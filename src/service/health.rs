@@ -11,7 +11,7 @@ pub enum ServerStatus {
     /// A model is being loaded.
     Loading,
     Ready,
-    /// A model could not be loaded, for this reason.
+    /// The models cannot be used, for this reason.
     Failed(String),
     /// Running requests end; new ones are refused.
     Draining,
@@ -68,7 +68,7 @@ pub fn refuse_unless_ready(status: &ServerStatus) -> Result<()> {
                 .with_retry_after(Duration::from_secs(2)))
         }
         ServerStatus::Failed(reason) => {
-            Err(Error::new(ErrorKind::Unavailable, format!("The model could not be loaded: {reason}"))
+            Err(Error::new(ErrorKind::Unavailable, format!("The model cannot be used: {reason}"))
                 .with_code("model_failed"))
         }
         ServerStatus::Draining => {

@@ -2,4 +2,5 @@
 
 pub mod fake_hub;
 pub mod gguf_writer;
+pub mod running_server;
 pub mod scripted_server;

@@ -1,0 +1,100 @@
+//! `hearth serve` over a real, tiny model: in this process, or as a process of its own.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use hearth::{
+    app::Server,
+    config::{Config, Settings},
+};
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+/// The model: a vocabulary of bytes and a few words, and a context of 1024 tokens.
+pub fn model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-chat.gguf")
+}
+
+/// A server in this process; it is told to stop when this is dropped.
+pub struct Running {
+    pub url: String,
+    pub client: reqwest::Client,
+    stop: Option<oneshot::Sender<()>>,
+    pub served: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+impl Running {
+    pub async fn start(settings: Settings) -> Self {
+        Self::start_with(settings, |_| {}).await
+    }
+
+    /// `change` may set what no flag sets.
+    pub async fn start_with(settings: Settings, change: impl FnOnce(&mut Config)) -> Self {
+        let nowhere = std::env::temp_dir().join("hearth-no-models-here");
+        let settings = settings.or(Settings {
+            model: Some(model()),
+            alias: Some(vec!["tiny".to_owned()]),
+            models_dir: Some(nowhere.clone()),
+            data_dir: Some(nowhere),
+            port: Some(0),
+            ctx_size: Some(1024),
+            ..Settings::default()
+        });
+        let mut config = Config::load(settings).expect("valid settings");
+        change(&mut config);
+        let server = Server::bind(config).expect("a free port");
+        let url = format!("http://{}", server.address().expect("an address"));
+        let (stop, stopped) = oneshot::channel();
+        let served = tokio::spawn(server.run(async {
+            let _told_or_dropped = stopped.await;
+        }));
+        let running = Self { url, client: reqwest::Client::new(), stop: Some(stop), served };
+        running.until("the models are loaded", |health| health["status"] == "ok").await;
+        running
+    }
+
+    /// Asks for the server's state until it is as expected.
+    pub async fn until(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+        let mut last = Value::Null;
+        for _ in 0..2000 {
+            if let Ok(answer) = self.client.get(format!("{}/health/deep", self.url)).send().await {
+                last = answer.json().await.unwrap_or_default();
+                if is_so(&last) {
+                    return last;
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        panic!("waited in vain until {what}: {last}");
+    }
+
+    pub async fn chat(&self, extra: Value) -> reqwest::Response {
+        let mut body = json!({"model": "tiny", "messages": [{"role": "user", "content": "What is Hearth?"}]});
+        body.as_object_mut().expect("an object").extend(extra.as_object().expect("an object").clone());
+        self.client.post(format!("{}/v1/chat/completions", self.url)).json(&body).send().await.expect("an answer")
+    }
+
+    pub fn stop(&mut self) {
+        drop(self.stop.take());
+    }
+}
+
+pub fn is_idle(health: &Value) -> bool {
+    let engine = &health["engine"];
+    engine["running"] == 0 && engine["waiting"] == 0 && engine["kv_blocks_used"] == 0
+}
+
+/// A stream that only the context ends.
+pub fn endless() -> Value {
+    json!({"stream": true, "ignore_eos": true, "max_tokens": 900})
+}
+
+/// The binary, whose words are read.
+pub fn hearth() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hearth"));
+    command.env_remove("HEARTH_MODEL").stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
