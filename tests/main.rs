@@ -19,3 +19,4 @@ mod store;
 mod streaming;
 mod support;
 mod tokenizers;
+mod unkind_input;

@@ -349,7 +349,10 @@ impl Core {
         }
         if let Some(Err(error)) = outcome.sampled {
             // Undefined logits come of undefined keys and values: no later request is to find those in the cache.
-            Self::sequences(first, request).for_each(|id| self.scheduler.discard(id));
+            // Where the caller's own constraint failed, there is nothing wrong with them.
+            if error.kind() == ErrorKind::Internal {
+                Self::sequences(first, request).for_each(|id| self.scheduler.discard(id));
+            }
             self.fail(first, || error);
             return;
         }

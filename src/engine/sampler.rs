@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     domain::{SamplingParams, TokenConstraint},
-    error::{Error, Result},
+    error::{Error, ErrorKind, Result},
 };
 
 /// What all choices of a request have in common.
@@ -119,7 +119,8 @@ impl SequenceSampler {
             self.mask_early_end(logits);
             self.counts.apply(&rules.params, logits);
             let uniform = self.generator.random::<f64>();
-            let token = choose(logits, &rules.params, uniform, &mut scratch.candidates).ok_or_else(nothing_allowed)?;
+            let token = choose(logits, &rules.params, uniform, &mut scratch.candidates)
+                .ok_or_else(|| nothing_allowed(self.constraint.is_some()))?;
             let (logprob, top) = match rules.logprobs {
                 Some(num_top) => {
                     let (logprob, top) = log_softmax_of(&scratch.raw, token, num_top);
@@ -187,12 +188,20 @@ fn check_logits(logits: &[f32]) -> Result<()> {
     Ok(())
 }
 
-fn nothing_allowed() -> Error {
-    Error::internal(anyhow::anyhow!("no token is allowed: the constraint, biases and the model exclude them all"))
+fn nothing_allowed(is_constrained: bool) -> Error {
+    if is_constrained {
+        return constraint_failed("it allows none of the model's tokens here".to_owned());
+    }
+    Error::internal(anyhow::anyhow!("no token is allowed: biases and the model exclude them all"))
 }
 
+/// The caller wrote the constraint, so what it grows into, up to the limits of a step, is not a fault of the server.
 fn constraint_failed(message: String) -> Error {
-    Error::internal(anyhow::anyhow!("the output constraint failed: {message}"))
+    tracing::warn!(message, "an output constraint failed");
+    let message = format!(
+        "The output constraint cannot be followed to its end: {message}. Simplify the schema, expression or grammar."
+    );
+    Error::new(ErrorKind::InvalidRequest, message)
 }
 
 #[cfg(test)]

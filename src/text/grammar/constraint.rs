@@ -3,6 +3,7 @@
 use llguidance::Matcher;
 use toktrie::{SimpleVob, TokEnv, TokTrie, TokenId};
 
+use super::reason;
 use crate::{
     domain::TokenConstraint,
     text::tool_calls::{THINK_CLOSE, THINK_OPEN, Thinking},
@@ -38,7 +39,7 @@ fn grammar_mask(matcher: &mut Matcher, environment: &TokEnv, mask: &mut [u32]) -
     let allowed = if matcher.is_stopped() && !matcher.is_error() {
         environment.tok_trie().eos_token_set()
     } else {
-        matcher.compute_mask_or_eos().map_err(|error| error.to_string())?
+        matcher.compute_mask_or_eos().map_err(|error| reason(&error.to_string()))?
     };
     write_mask(&allowed, environment.tok_trie().vocab_size(), mask);
     Ok(())
@@ -65,7 +66,7 @@ fn advance(matcher: &mut Matcher, token: TokenId) -> Result<(), String> {
     if matcher.is_stopped() && !matcher.is_error() {
         return Ok(());
     }
-    matcher.consume_token(token).map_err(|error| error.to_string())
+    matcher.consume_token(token).map_err(|error| reason(&error.to_string()))
 }
 
 /// A grammar that begins where `text` has been said.

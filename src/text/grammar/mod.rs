@@ -234,7 +234,15 @@ impl GrammarCompiler {
 
     /// A panic inside the compiler, on a grammar that some caller wrote, is one more reason to refuse it.
     fn matcher(&self, grammar: TopLevelGrammar) -> Result<Matcher, String> {
-        let compile = AssertUnwindSafe(|| Matcher::new(self.factory.create_parser(grammar)));
+        let compile = AssertUnwindSafe(|| {
+            let mut matcher = Matcher::new(self.factory.create_parser(grammar));
+            // Some grammars that nothing fits, or whose first step is over the limits, show it at the first mask only.
+            if !matcher.is_error() && !matcher.is_stopped() {
+                // A failure stays in the matcher, where it is looked for below.
+                let _kept = matcher.compute_mask();
+            }
+            matcher
+        });
         // References nest as deep as the caller chained them: more stack than a worker thread has.
         let compiled = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().stack_size(COMPILE_STACK_BYTES);
@@ -244,7 +252,7 @@ impl GrammarCompiler {
         let Some(matcher) = compiled else { return Err("the grammar compiler failed on it".to_owned()) };
         match matcher.get_error() {
             None => Ok(matcher),
-            Some(message) => Err(first_line(&message)),
+            Some(message) => Err(reason(&message)),
         }
     }
 }
@@ -268,9 +276,14 @@ fn check_source(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// llguidance's messages go on with the grammar and its state, which tell the caller nothing.
-fn first_line(message: &str) -> String {
-    message.lines().find(|line| !line.trim().is_empty()).unwrap_or("it is not valid").trim().to_owned()
+/// llguidance's messages go on with the grammar and its state, which tell the caller nothing; and one is a name of
+/// its own for a place after which nothing can come.
+fn reason(message: &str) -> String {
+    match message.lines().map(str::trim).find(|line| !line.is_empty()) {
+        None => "it is not valid".to_owned(),
+        Some("NoExtensionBias") => "nothing fits it".to_owned(),
+        Some(line) => line.to_owned(),
+    }
 }
 
 #[cfg(test)]

@@ -528,3 +528,17 @@ fn hostile_constraints_end_in_answers_or_errors() {
     });
     checked.expect("a thread").join().expect("no panic");
 }
+
+#[test]
+fn what_nothing_fits_is_refused_before_the_first_token() {
+    let refusal = |schema: Value| {
+        let refused = compiler().compile(&Constraint::JsonSchema(schema)).err().expect("nothing fits it");
+        error::Error::from(refused)
+    };
+    let looping = json!({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"});
+    for schema in [json!({"$ref": "#"}), looping] {
+        let error = refusal(schema);
+        assert_eq!(error.kind(), error::ErrorKind::InvalidRequest);
+        assert!(error.message().contains("nothing fits it"), "{}", error.message());
+    }
+}
