@@ -468,3 +468,66 @@ proptest! {
         }
     }
 }
+
+/// Turns until each reader of `waiting` has a token, by its place in `World::readers`.
+fn turns_to_first_tokens(world: &mut World, waiting: &[usize]) -> Vec<u64> {
+    let begun = world.turns;
+    let mut turns = vec![None; waiting.len()];
+    while turns.contains(&None) {
+        assert!(world.turns - begun < 1000, "somebody waits for ever: {turns:?}");
+        world.turn();
+        for (turns, &which) in turns.iter_mut().zip(waiting) {
+            let reader = &mut world.readers[which];
+            reader.read(usize::MAX);
+            if turns.is_none() && !reader.tokens(0).is_empty() {
+                *turns = Some(world.turns - begun);
+            }
+        }
+    }
+    turns.into_iter().flatten().collect()
+}
+
+#[test]
+fn a_long_prompt_delays_short_ones_by_a_few_steps_and_is_not_starved_by_them() {
+    let config = EngineConfig {
+        num_blocks: 2000,
+        block_tokens: 4,
+        max_running_sequences: 16,
+        max_waiting: 64,
+        max_batch_tokens: 32,
+        context_length: 4096,
+        prefix_cache: false,
+        ..EngineConfig::default()
+    };
+    let asked = |caller, prompt: Vec<u32>, answer| Asked {
+        caller,
+        prompt,
+        max_new_tokens: Some(answer),
+        min_new_tokens: 0,
+        n: 1,
+        greedy: true,
+        stop_tokens: Vec::new(),
+        scored: false,
+        deadline: None,
+        constraint: None,
+    };
+    let mut world = World::new(config);
+    // Alone it takes 100 steps.
+    world.submit(&asked(0, vec![1; 3200], 1)).expect("there is room");
+    world.turn();
+    for caller in 1..=8 {
+        world.submit(&asked(caller, vec![u32::from(caller); 12], 20)).expect("there is room");
+    }
+    // 96 tokens of short prompts beside as many of the long one's caller, 32 a step less one for each that decodes.
+    let turns = turns_to_first_tokens(&mut world, &[1, 2, 3, 4, 5, 6, 7, 8]);
+    assert!(turns.iter().all(|&turns| turns <= 8), "{turns:?}");
+    // From the long one's own caller: the next turn is theirs.
+    world.submit(&asked(0, vec![9; 12], 20)).expect("there is room");
+    let turns = turns_to_first_tokens(&mut world, &[9]);
+    assert!(turns[0] <= 256 / 24 + 2, "{turns:?}");
+    // The eight streams took at most a quarter of each step while they ran.
+    let turns = turns_to_first_tokens(&mut world, &[0]);
+    assert!(world.turns <= 130, "the long prompt took {} turns, the last {turns:?} after the others", world.turns);
+    world.come_to_an_end();
+    world.check_nothing_is_left();
+}
