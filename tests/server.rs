@@ -2,7 +2,7 @@
 
 use std::{
     io::{BufRead, BufReader},
-    process::Command,
+    process::{Child, Command},
 };
 
 use futures_util::{StreamExt, future::join_all};
@@ -80,6 +80,74 @@ fn sigterm_ends_the_process_with_status_0() {
     assert!(killed.success());
     let ended = child.wait_with_output().expect("it ends");
     assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+}
+
+/// A server in a process of its own with a stream that goes on, whose first part has been read.
+#[cfg(unix)]
+async fn serving_a_stream(grace: &str) -> (Child, String, reqwest::Response) {
+    let mut child = hearth()
+        .args(["serve", "--port", "0", "--offline", "--models-dir", "no-models", "-np", "1", "-a", "tiny"])
+        .args(["--log", "error", "--ctx-size", "1024", "--grace", grace, "-m"])
+        .arg(model())
+        .spawn()
+        .expect("the binary starts");
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
+    let url = line.split_whitespace().find(|word| word.starts_with("http://")).expect("an address").to_owned();
+    let body = json!({
+        "model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "stream": true, "ignore_eos": true,
+        "max_tokens": 900, "n": 128,
+    });
+    for _ in 0..2000 {
+        let request = reqwest::Client::new().post(format!("{url}/v1/chat/completions")).json(&body);
+        match request.send().await {
+            Ok(mut answer) if answer.status() == 200 => {
+                assert!(answer.chunk().await.expect("the stream is not cut").is_some());
+                return (child, url, answer);
+            }
+            // It still loads.
+            _ => tokio::time::sleep(std::time::Duration::from_millis(5)).await,
+        }
+    }
+    panic!("the server does not come up");
+}
+
+#[cfg(unix)]
+fn terminate(child: &Child) {
+    let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill runs");
+    assert!(killed.success());
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_beyond_the_grace_ends_streams_with_an_error_and_the_process_with_status_0() {
+    let (child, _, answer) = serving_a_stream("0.2").await;
+    terminate(&child);
+    let text = answer.text().await.expect("the stream is not cut");
+    assert!(text.contains("\"code\":\"draining\"") && !text.contains("[DONE]"));
+    let ended = child.wait_with_output().expect("it ends");
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_sigterm_does_not_wait_for_the_grace() {
+    let (child, url, answer) = serving_a_stream("600").await;
+    terminate(&child);
+    // The first one has been noticed when the server says so.
+    let client = reqwest::Client::new();
+    loop {
+        let health = client.get(format!("{url}/health")).send().await.expect("an answer");
+        if health.status() == 503 {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    terminate(&child);
+    let ended = child.wait_with_output().expect("it ends");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.code() == Some(1) && said.starts_with("hearth: told to stop a second time"), "{said}");
+    drop(answer);
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! `hearth serve`: the server, until it is told to stop.
 
-use std::{future::Future, io::Write};
+use std::io::Write;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
+#[cfg(unix)]
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::{
     app::Server,
@@ -20,42 +22,71 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     let address = server.address().context("asking for the port")?;
     // From here on a signal is a request to stop and not the end of the process: whoever reads the line below may
     // send one at once.
-    let told_to_stop = {
+    let mut signals = {
         let _runtime = runtime.enter();
-        told_to_stop()?
+        StopSignals::new()?
     };
     // The one line on standard output: a program that started the server on port 0 reads the port here.
     writeln!(std::io::stdout(), "Hearth is listening on {scheme}://{address}")?;
     if exposed {
         tracing::warn!(%address, "anyone who reaches this address can use the models: ask for a key with --api-key");
     }
-    let served = runtime.block_on(server.run(told_to_stop));
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let told_twice = async move {
+        signals.next().await;
+        drop(stop);
+        signals.next().await;
+    };
+    let served = runtime.block_on(async {
+        tokio::select! {
+            served = server.run(async { drop(stopped.await) }) => served,
+            // Whoever says it again does not want to wait for the grace.
+            () = told_twice => bail!("told to stop a second time: answers that had not ended are cut off"),
+        }
+    });
     // Loading a large model cannot be interrupted; nobody waits for it any more.
     runtime.shutdown_background();
     served
 }
 
-/// Resolves at the first SIGINT or SIGTERM after this call.
+/// SIGINT and SIGTERM, from its making on.
 #[cfg(unix)]
-fn told_to_stop() -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
-    use tokio::signal::unix::{SignalKind, signal};
-
-    let mut interrupted = signal(SignalKind::interrupt()).context("waiting for SIGINT")?;
-    let mut terminated = signal(SignalKind::terminate()).context("waiting for SIGTERM")?;
-    Ok(async move {
-        tokio::select! {
-            _ = interrupted.recv() => {}
-            _ = terminated.recv() => {}
-        }
-    })
+struct StopSignals {
+    interrupted: Signal,
+    terminated: Signal,
 }
 
-/// Resolves at Ctrl-C.
+#[cfg(unix)]
+impl StopSignals {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            interrupted: signal(SignalKind::interrupt()).context("waiting for SIGINT")?,
+            terminated: signal(SignalKind::terminate()).context("waiting for SIGTERM")?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupted.recv() => {}
+            _ = self.terminated.recv() => {}
+        }
+    }
+}
+
+/// Ctrl-C.
 #[cfg(not(unix))]
-fn told_to_stop() -> anyhow::Result<impl Future<Output = ()> + Send + 'static> {
-    Ok(async {
+struct StopSignals;
+
+#[cfg(not(unix))]
+impl StopSignals {
+    #[expect(clippy::unnecessary_wraps, reason = "where there are signals, waiting for them can fail")]
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self)
+    }
+
+    async fn next(&mut self) {
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending::<()>().await;
         }
-    })
+    }
 }

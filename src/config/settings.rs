@@ -133,7 +133,7 @@ settings! {
     /// Seconds between signs of life in a stream [default: 10]
     #[arg(long, env = "HEARTH_SSE_PING_INTERVAL", value_name = "SECONDS", help_heading = "Server")]
     sse_ping_interval: f64,
-    /// Seconds that running streams get to end after SIGTERM [default: 30]
+    /// Seconds that running streams get to end after SIGTERM; a second SIGTERM ends them at once [default: 30]
     #[arg(long, env = "HEARTH_GRACE", value_name = "SECONDS", help_heading = "Server")]
     grace: f64,
     /// Refuse parameters that would change nothing, too
