@@ -3,8 +3,14 @@
 
 use std::time::Duration;
 
-use axum::http::StatusCode;
-use hearth::http::HttpSettings;
+use axum::{
+    body::Body,
+    http::{Request, StatusCode},
+};
+use hearth::{
+    http::HttpSettings,
+    providers::scripted::{ScriptedChat, Step},
+};
 use rand::{Rng, SeedableRng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
@@ -12,8 +18,9 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
+use tower::ServiceExt;
 
-use crate::support::scripted_server::ScriptedServer;
+use crate::support::scripted_server::{ScriptedServer, eventually};
 
 const ROUTES: [&str; 6] =
     ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize", "/detokenize", "/apply-template"];
@@ -285,4 +292,39 @@ async fn connections_beyond_the_limit_are_closed() {
         }
     }
     assert!(served, "places are given back");
+}
+
+#[tokio::test]
+async fn large_bodies_share_a_room_and_small_ones_need_none() {
+    const MIB: usize = 1 << 20;
+    let chat = ScriptedChat::new("tiny", |_| Ok(vec![Step::Hang]));
+    // Room for two bodies of the largest size; of each body the first megabyte is not counted.
+    let settings = HttpSettings { body_limit_bytes: 2 * MIB, ..HttpSettings::default() };
+    let server = ScriptedServer::new(chat, settings, false);
+    let body = |bytes: usize| {
+        let mut body = json!({"model": "tiny", "messages": [{"role": "user", "content": ""}]});
+        let frame = body.to_string().len();
+        body["messages"][0]["content"] = "x".repeat(bytes - frame).into();
+        body.to_string().into_bytes()
+    };
+    let in_work = async |bytes: usize| {
+        let request = Request::post(ROUTES[0]).header("content-type", "application/json").body(Body::from(body(bytes)));
+        let before = server.chat.started();
+        let task = tokio::spawn(server.router.clone().oneshot(request.expect("a valid request")));
+        eventually("it is in work", || server.chat.started() == before + 1).await;
+        task
+    };
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(in_work(2 * MIB).await);
+    }
+    let refused = server.post_bytes(ROUTES[0], body(2 * MIB)).await;
+    assert_eq!((refused.status, &refused.error()["code"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("overloaded")));
+    assert!(refused.header("retry-after").is_some());
+    held.push(in_work(MIB).await);
+    assert_eq!(server.post_bytes(ROUTES[0], body(2 * MIB + 1)).await.status, StatusCode::PAYLOAD_TOO_LARGE);
+    held[0].abort();
+    eventually("its room is free", || server.chat.cancelled() == 1).await;
+    held.push(in_work(2 * MIB).await);
+    held.iter().for_each(tokio::task::JoinHandle::abort);
 }

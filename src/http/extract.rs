@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use serde_json::Value;
 
-use super::{error::ApiError, state::AppState};
+use super::{body_room::BodyShare, error::ApiError, state::AppState};
 use crate::error::{Error, ErrorKind};
 
 /// Bytes beyond the limit that are still taken off the wire before the answer: a client that is writing
@@ -26,7 +26,12 @@ impl FromRequest<AppState> for JsonBody {
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
         check_content_type(request.headers())?;
         let limit = state.settings.body_limit_bytes;
-        let read = read_body(request.into_body(), limit);
+        let share = request
+            .extensions()
+            .get::<BodyShare>()
+            .cloned()
+            .ok_or_else(|| Error::internal(anyhow::anyhow!("the route lacks the layer that shares out room")))?;
+        let read = read_body(request.into_body(), limit, &share);
         let bytes = tokio::time::timeout(state.settings.request_body_timeout, read).await.map_err(|_elapsed| {
             Error::new(ErrorKind::RequestTimeout, "The request's body did not arrive in time; send it without pauses.")
         })??;
@@ -52,9 +57,10 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), Error> {
     Ok(())
 }
 
-async fn read_body(mut body: Body, limit: usize) -> Result<Bytes, Error> {
+async fn read_body(mut body: Body, limit: usize, share: &BodyShare) -> Result<Bytes, Error> {
     let mut collected = BytesMut::new();
     let mut received = 0usize;
+    let mut refusal = None;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
             Error::new(ErrorKind::InvalidRequest, "The connection broke off within the request's body.")
@@ -62,22 +68,24 @@ async fn read_body(mut body: Body, limit: usize) -> Result<Bytes, Error> {
         })?;
         let Ok(data) = frame.into_data() else { continue };
         received = received.saturating_add(data.len());
-        if received <= limit {
+        if received > limit {
+            let message = format!("The request's body is larger than this server's limit of {limit} bytes.");
+            refusal = Some(Error::new(ErrorKind::PayloadTooLarge, message));
+        } else if refusal.is_none() && !share.grow_to(received) {
+            let message = "The server has no room for another large request now; retry, or send smaller ones.";
+            refusal = Some(Error::new(ErrorKind::Overloaded, message));
+        }
+        if refusal.is_none() {
             collected.extend_from_slice(&data);
         } else {
             collected = BytesMut::new();
+            share.give_back();
             if received > limit.saturating_add(DISCARD_MAX_BYTES) {
                 break;
             }
         }
     }
-    if received > limit {
-        return Err(Error::new(
-            ErrorKind::PayloadTooLarge,
-            format!("The request's body is larger than this server's limit of {limit} bytes."),
-        ));
-    }
-    Ok(collected.freeze())
+    refusal.map_or_else(|| Ok(collected.freeze()), Err)
 }
 
 fn parse(bytes: &[u8]) -> Result<Value, Error> {

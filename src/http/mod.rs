@@ -5,6 +5,7 @@
 //! by a handler, an extractor or the router, leaves as the contract's error body through [`error`].
 
 mod auth;
+mod body_room;
 mod chat;
 mod chat_stream;
 mod completions;
@@ -73,6 +74,10 @@ pub fn router(state: AppState) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(no_such_route)
         // The last layer is the outermost.
+        .layer(middleware::from_fn_with_state(
+            body_room::BodyRoom::new(state.settings.body_limit_bytes),
+            body_room::with_body_share,
+        ))
         .layer(middleware::from_fn_with_state(state.clone(), auth::require_api_key))
         .layer(cors(&state.settings.cors_origins))
         .layer(middleware::from_fn_with_state(state.clone(), head_limit::limit_head))

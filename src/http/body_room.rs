@@ -1,0 +1,75 @@
+//! How many bytes of large bodies may be in work at the same time.
+//!
+//! While a body is read, parsed and tokenized it costs many times its size: a single word of a megabyte takes sixty.
+//! With a bound on one body alone, a few clients with the largest bodies would take all the memory there is. So large
+//! bodies share a fixed room, and one that does not fit in it is refused at once, to be sent again. Ordinary requests
+//! are not counted.
+
+use std::sync::Arc;
+
+use axum::{
+    extract::{Request, State},
+    middleware::Next,
+    response::Response,
+};
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// What is free for every body: the prompt of a context of 256k tokens.
+const FREE_BYTES: usize = 1024 * 1024;
+
+/// The room is this many bodies of the largest size.
+const LARGEST_BODIES: usize = 2;
+
+/// Room is counted in these.
+const UNIT_BYTES: usize = 1024;
+
+/// The room that all requests share.
+#[derive(Clone, Debug)]
+pub(super) struct BodyRoom(Arc<Semaphore>);
+
+impl BodyRoom {
+    pub(super) fn new(body_limit_bytes: usize) -> Self {
+        let units = (body_limit_bytes / UNIT_BYTES).saturating_mul(LARGEST_BODIES);
+        Self(Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))))
+    }
+}
+
+/// One request's share of the room. It is given back when the last clone is dropped.
+#[derive(Clone, Debug)]
+pub(super) struct BodyShare {
+    room: BodyRoom,
+    held: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
+}
+
+impl BodyShare {
+    /// Makes the share large enough for so many bytes; false if there is no room for them.
+    pub(super) fn grow_to(&self, bytes: usize) -> bool {
+        let held = &mut *self.held.lock();
+        let needed = bytes.saturating_sub(FREE_BYTES).div_ceil(UNIT_BYTES);
+        let missing = needed.saturating_sub(held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits));
+        if missing == 0 {
+            return true;
+        }
+        let Ok(missing) = u32::try_from(missing) else { return false };
+        let Ok(more) = Arc::clone(&self.room.0).try_acquire_many_owned(missing) else { return false };
+        match held {
+            Some(held) => held.merge(more),
+            None => *held = Some(more),
+        }
+        true
+    }
+
+    pub(super) fn give_back(&self) {
+        drop(self.held.lock().take());
+    }
+}
+
+/// The layer: a request keeps its share until the head of its answer is ready, which is after all work on its body.
+pub(super) async fn with_body_share(State(room): State<BodyRoom>, mut request: Request, next: Next) -> Response {
+    let share = BodyShare { room, held: Arc::default() };
+    request.extensions_mut().insert(share.clone());
+    let response = next.run(request).await;
+    drop(share);
+    response
+}
