@@ -307,24 +307,23 @@ async fn large_bodies_share_a_room_and_small_ones_need_none() {
         body["messages"][0]["content"] = "x".repeat(bytes - frame).into();
         body.to_string().into_bytes()
     };
-    let in_work = async |bytes: usize| {
+    let mut held = Vec::new();
+    let hold = async |held: &mut Vec<_>, bytes: usize| {
         let request = Request::post(ROUTES[0]).header("content-type", "application/json").body(Body::from(body(bytes)));
         let before = server.chat.started();
-        let task = tokio::spawn(server.router.clone().oneshot(request.expect("a valid request")));
+        held.push(tokio::spawn(server.router.clone().oneshot(request.expect("a valid request"))));
         eventually("it is in work", || server.chat.started() == before + 1).await;
-        task
     };
-    let mut held = Vec::new();
     for _ in 0..4 {
-        held.push(in_work(2 * MIB).await);
+        hold(&mut held, 2 * MIB).await;
     }
     let refused = server.post_bytes(ROUTES[0], body(2 * MIB)).await;
     assert_eq!((refused.status, &refused.error()["code"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("overloaded")));
     assert!(refused.header("retry-after").is_some());
-    held.push(in_work(MIB).await);
+    hold(&mut held, MIB).await;
     assert_eq!(server.post_bytes(ROUTES[0], body(2 * MIB + 1)).await.status, StatusCode::PAYLOAD_TOO_LARGE);
     held[0].abort();
     eventually("its room is free", || server.chat.cancelled() == 1).await;
-    held.push(in_work(2 * MIB).await);
+    hold(&mut held, 2 * MIB).await;
     held.iter().for_each(tokio::task::JoinHandle::abort);
 }

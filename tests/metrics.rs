@@ -3,22 +3,13 @@
 use std::{
     io::{BufRead, BufReader},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::Duration,
 };
 
 use serde_json::json;
 
-/// A `hearth serve` that ends with the test.
-struct Served(Child);
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        // It may have ended by itself, which the test has noticed by then.
-        let _gone = self.0.kill();
-        let _reaped = self.0.wait();
-    }
-}
+use crate::support::running_server::Served;
 
 fn serve() -> (Served, String) {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");

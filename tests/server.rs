@@ -2,14 +2,14 @@
 
 use std::{
     io::{BufRead, BufReader},
-    process::{Child, Command},
+    process::Command,
 };
 
 use futures_util::{StreamExt, future::join_all};
 use hearth::config::Settings;
 use serde_json::{Value, json};
 
-use crate::support::running_server::{Running, endless, hearth, is_idle, model};
+use crate::support::running_server::{Running, Served, endless, hearth, is_idle, model};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hundred_clients_that_vanish_leave_nothing_behind() {
@@ -84,15 +84,17 @@ fn sigterm_ends_the_process_with_status_0() {
 
 /// A server in a process of its own with a stream that goes on, whose first part has been read.
 #[cfg(unix)]
-async fn serving_a_stream(grace: &str) -> (Child, String, reqwest::Response) {
+async fn serving_a_stream(grace: &str) -> (Served, String, reqwest::Response) {
     let mut child = hearth()
         .args(["serve", "--port", "0", "--offline", "--models-dir", "no-models", "-np", "1", "-a", "tiny"])
         .args(["--log", "error", "--ctx-size", "1024", "--grace", grace, "-m"])
         .arg(model())
         .spawn()
         .expect("the binary starts");
+    let stdout = child.stdout.take().expect("a pipe");
+    let child = Served(child);
     let mut line = String::new();
-    BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
+    BufReader::new(stdout).read_line(&mut line).expect("a line");
     let url = line.split_whitespace().find(|word| word.starts_with("http://")).expect("an address").to_owned();
     let body = json!({
         "model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "stream": true, "ignore_eos": true,
@@ -113,26 +115,26 @@ async fn serving_a_stream(grace: &str) -> (Child, String, reqwest::Response) {
 }
 
 #[cfg(unix)]
-fn terminate(child: &Child) {
-    let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().expect("kill runs");
+fn terminate(child: &Served) {
+    let killed = Command::new("kill").args(["-TERM", &child.0.id().to_string()]).status().expect("kill runs");
     assert!(killed.success());
 }
 
 #[cfg(unix)]
 #[tokio::test(flavor = "multi_thread")]
 async fn sigterm_beyond_the_grace_ends_streams_with_an_error_and_the_process_with_status_0() {
-    let (child, _, answer) = serving_a_stream("0.2").await;
+    let (mut child, _, answer) = serving_a_stream("0.2").await;
     terminate(&child);
     let text = answer.text().await.expect("the stream is not cut");
     assert!(text.contains("\"code\":\"draining\"") && !text.contains("[DONE]"));
-    let ended = child.wait_with_output().expect("it ends");
-    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    let (status, said) = child.ended();
+    assert!(status.success(), "{said}");
 }
 
 #[cfg(unix)]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_sigterm_does_not_wait_for_the_grace() {
-    let (child, url, answer) = serving_a_stream("600").await;
+    let (mut child, url, answer) = serving_a_stream("600").await;
     terminate(&child);
     // The first one has been noticed when the server says so.
     let client = reqwest::Client::new();
@@ -144,9 +146,8 @@ async fn a_second_sigterm_does_not_wait_for_the_grace() {
         tokio::task::yield_now().await;
     }
     terminate(&child);
-    let ended = child.wait_with_output().expect("it ends");
-    let said = String::from_utf8_lossy(&ended.stderr);
-    assert!(ended.status.code() == Some(1) && said.starts_with("hearth: told to stop a second time"), "{said}");
+    let (status, said) = child.ended();
+    assert!(status.code() == Some(1) && said.starts_with("hearth: told to stop a second time"), "{said}");
     drop(answer);
 }
 

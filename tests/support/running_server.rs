@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     time::Duration,
 };
 
@@ -97,4 +97,23 @@ pub fn hearth() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hearth"));
     command.env_remove("HEARTH_MODEL").stdout(Stdio::piped()).stderr(Stdio::piped());
     command
+}
+
+/// A process that ends with the test.
+pub struct Served(pub Child);
+
+impl Served {
+    /// Waits for its end; how it ended, and what it said on standard error, which must be a pipe.
+    pub fn ended(&mut self) -> (ExitStatus, String) {
+        let said = std::io::read_to_string(self.0.stderr.take().expect("a pipe")).expect("UTF-8");
+        (self.0.wait().expect("it ends"), said)
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        // It may have ended by itself, which the test has noticed by then.
+        let _gone = self.0.kill();
+        let _reaped = self.0.wait();
+    }
 }
