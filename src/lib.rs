@@ -7,6 +7,7 @@ pub mod domain;
 pub mod engine;
 pub mod error;
 pub mod http;
+pub mod index;
 pub mod kernels;
 pub mod models;
 pub mod providers;

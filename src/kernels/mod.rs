@@ -8,6 +8,7 @@ pub mod activation;
 pub mod attention;
 mod cpu;
 pub mod device;
+pub mod distance;
 pub mod embedding;
 mod gpu;
 pub mod kv;

@@ -9,6 +9,7 @@ pub mod attend;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub mod distance;
 pub mod features;
 pub mod lanes;
 pub mod matmul;

@@ -1,0 +1,79 @@
+//! A frozen part on disk: written whole or not at all, verified before it is used.
+//!
+//! The file is the block of `frozen.rs` with two hashes in its header: of the identity of what made the vectors (the
+//! embedding model, its pooling and prefixes), and of the whole file. It is written beside its place, forced to the
+//! disk and renamed, so that a crash at any instant leaves the old file or the new one.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use memmap2::Mmap;
+
+use super::frozen::Frozen;
+
+/// Where the hashes are in the header, in bytes.
+const IDENTITY: std::ops::Range<usize> = 128..160;
+const HASH: std::ops::Range<usize> = 160..192;
+
+/// Why a snapshot cannot be used or written. None of them loses anything: the store is the truth.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    #[error("{path}: {source}", path = .path.display())]
+    Io { path: PathBuf, source: io::Error },
+    #[error("{path} is not a whole snapshot: {problem}", path = .path.display())]
+    Damaged { path: PathBuf, problem: String },
+    #[error("the snapshot is of another embedding model")]
+    Identity,
+    #[error("the snapshot has {found} dimensions where {expected} are needed")]
+    Dimensions { found: usize, expected: usize },
+}
+
+pub(super) fn write(frozen: &Frozen, path: &Path, identity: &str) -> Result<(), SnapshotError> {
+    let failed = |source| SnapshotError::Io { path: path.to_owned(), source };
+    let bytes = frozen.bytes();
+    let mut head = bytes[..HASH.end].to_vec();
+    head[IDENTITY].copy_from_slice(blake3::hash(identity.as_bytes()).as_bytes());
+    let hash = hash_of(&head[..HASH.start], &bytes[HASH.end..]);
+    head[HASH].copy_from_slice(hash.as_bytes());
+    let beside = path.with_extension("incomplete");
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let write = || -> io::Result<()> {
+        fs::create_dir_all(directory)?;
+        let mut file = File::create(&beside)?;
+        file.write_all(&head)?;
+        file.write_all(&bytes[HASH.end..])?;
+        file.sync_all()?;
+        fs::rename(&beside, path)?;
+        // The name is as much a part of it as the bytes.
+        File::open(directory)?.sync_all()
+    };
+    write().map_err(failed)
+}
+
+pub(super) fn read(path: &Path, identity: &str) -> Result<Frozen, SnapshotError> {
+    let damaged = |problem: &str| SnapshotError::Damaged { path: path.to_owned(), problem: problem.to_owned() };
+    let failed = |source| SnapshotError::Io { path: path.to_owned(), source };
+    let file = File::open(path).map_err(failed)?;
+    // SAFETY: the file is this process's own and never written in place, only replaced by renaming. Whoever changes
+    // it all the same could change what a search reads, not where it reads: every access is checked against bounds.
+    let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
+    if map.len() < HASH.end {
+        return Err(damaged("it is shorter than its header"));
+    }
+    if map[HASH] != *hash_of(&map[..HASH.start], &map[HASH.end..]).as_bytes() {
+        return Err(damaged("its hash is not the one it was written with"));
+    }
+    if map[IDENTITY] != *blake3::hash(identity.as_bytes()).as_bytes() {
+        return Err(SnapshotError::Identity);
+    }
+    let frozen = Frozen::map(map).map_err(|problem| damaged(&problem))?;
+    frozen.check().map_err(|problem| damaged(&problem))?;
+    Ok(frozen)
+}
+
+fn hash_of(head: &[u8], rest: &[u8]) -> blake3::Hash {
+    blake3::Hasher::new().update(head).update_rayon(rest).finalize()
+}

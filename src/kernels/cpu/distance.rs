@@ -1,0 +1,136 @@
+//! Dot products of one vector with many: floats with floats, and bytes with bytes.
+//!
+//! Rows are named by their number or lie one after another. The next rows are fetched into the cache while one is
+//! computed: a graph search jumps about a matrix that is larger than any cache.
+
+use super::lanes::{Kernel, LANES, Lanes};
+
+/// Floats of a row are a multiple of this.
+pub const FLOATS: usize = LANES;
+/// Bytes of a row are a multiple of this.
+pub const BYTES: usize = 4 * LANES;
+/// How many rows ahead memory is asked for.
+const AHEAD: usize = 4;
+const CACHE_LINE: usize = 64;
+
+/// Which rows of a matrix: all those from `first`, as many as there is room for results, or the listed ones.
+#[derive(Clone, Copy)]
+pub enum Rows<'a> {
+    From(usize),
+    Listed(&'a [u32]),
+}
+
+impl Rows<'_> {
+    #[inline(always)]
+    fn get(&self, index: usize) -> usize {
+        match self {
+            Self::From(first) => first + index,
+            Self::Listed(rows) => rows[index] as usize,
+        }
+    }
+
+    /// Panics if a row lies outside of a matrix of so many elements; what follows relies on it.
+    fn check(&self, count: usize, dim: usize, elements: usize) {
+        match self {
+            Self::From(first) => assert!((first + count) * dim <= elements, "rows beyond the matrix"),
+            Self::Listed(rows) => {
+                assert_eq!(rows.len(), count, "one result a row");
+                assert!(rows.iter().all(|&row| (row as usize + 1) * dim <= elements), "a row beyond the matrix");
+            }
+        }
+    }
+}
+
+pub struct DotFloats<'a> {
+    pub query: &'a [f32],
+    pub matrix: &'a [f32],
+    pub rows: Rows<'a>,
+    pub out: &'a mut [f32],
+}
+
+impl Kernel for DotFloats<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self { query, matrix, rows, out } = self;
+        let dim = query.len();
+        assert!(dim.is_multiple_of(FLOATS), "vectors are padded to whole registers");
+        rows.check(out.len(), dim, matrix.len());
+        let count = out.len();
+        for index in 0..count {
+            if index + AHEAD < count && matches!(rows, Rows::Listed(_)) {
+                prefetch(matrix[rows.get(index + AHEAD) * dim..].as_ptr().cast(), size_of_val(query));
+            }
+            let row = matrix[rows.get(index) * dim..][..dim].as_ptr();
+            let mut sums = [lanes.splat_f(0.0); 4];
+            // Four independent sums hide the latency of the addition.
+            let mut at = 0;
+            while at + 4 * FLOATS <= dim {
+                for (part, sum) in sums.iter_mut().enumerate() {
+                    let offset = at + part * FLOATS;
+                    // SAFETY: `offset + FLOATS <= dim`, the length of both.
+                    let (a, b) = unsafe { (lanes.load_f(query.as_ptr().add(offset)), lanes.load_f(row.add(offset))) };
+                    *sum = lanes.fma(a, b, *sum);
+                }
+                at += 4 * FLOATS;
+            }
+            while at < dim {
+                // SAFETY: `dim` is a multiple of FLOATS, so `at + FLOATS <= dim`.
+                let (a, b) = unsafe { (lanes.load_f(query.as_ptr().add(at)), lanes.load_f(row.add(at))) };
+                sums[0] = lanes.fma(a, b, sums[0]);
+                at += FLOATS;
+            }
+            let [a, b, c, d] = sums;
+            out[index] = lanes.total(lanes.add(lanes.add(a, b), lanes.add(c, d)));
+        }
+    }
+}
+
+/// Sums of products of unsigned row bytes and signed query bytes.
+pub struct DotBytes<'a> {
+    pub query: &'a [i8],
+    pub matrix: &'a [u8],
+    pub rows: Rows<'a>,
+    pub out: &'a mut [f32],
+}
+
+impl Kernel for DotBytes<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self { query, matrix, rows, out } = self;
+        let dim = query.len();
+        assert!(dim.is_multiple_of(BYTES), "vectors are padded to whole registers");
+        rows.check(out.len(), dim, matrix.len());
+        let count = out.len();
+        for index in 0..count {
+            if index + AHEAD < count && matches!(rows, Rows::Listed(_)) {
+                prefetch(matrix[rows.get(index + AHEAD) * dim..].as_ptr(), dim);
+            }
+            let row = matrix[rows.get(index) * dim..][..dim].as_ptr();
+            let mut sums = [lanes.splat_i(0); 2];
+            for (part, at) in (0..dim).step_by(BYTES).enumerate() {
+                // SAFETY: `dim` is a multiple of BYTES, the length of both, so 64 bytes from `at` are there.
+                let (a, b) = unsafe { (lanes.load_i(row.add(at)), lanes.load_i(query.as_ptr().add(at).cast())) };
+                sums[part % 2] = lanes.dot_full_bytes(sums[part % 2], a, b);
+            }
+            // At most 255 * 127 * dim / 16 in a lane, far below what a float counts exactly for any real dimension.
+            out[index] = lanes.total(lanes.to_floats(lanes.add_i(sums[0], sums[1])));
+        }
+    }
+}
+
+/// Asks for memory that will be read soon; reads nothing.
+#[inline(always)]
+fn prefetch(from: *const u8, bytes: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for offset in (0..bytes).step_by(CACHE_LINE) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch is a hint, of any address; SSE is part of x86-64.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(offset).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (from, bytes, CACHE_LINE);
+}
