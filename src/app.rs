@@ -153,6 +153,11 @@ pub fn load_embedder(config: &Config) -> anyhow::Result<Option<LocalEmbedder>> {
     LocalEmbedder::load(&path, settings).map(Some)
 }
 
+fn default_model(config: &Config, kind: Kind) -> anyhow::Result<Option<PathBuf>> {
+    let found = config.store().default_model(kind);
+    found.with_context(|| format!("looking for a model in --models-dir {}", config.models_dir.display()))
+}
+
 /// What to tell someone who has no chat model.
 pub fn no_chat_model(config: &Config) -> String {
     format!(
@@ -195,14 +200,14 @@ fn chat_template(config: &Config, gguf: &Gguf, tokenizer: &Tokenizer) -> anyhow:
 pub fn chat_model_path(config: &Config) -> anyhow::Result<Option<PathBuf>> {
     match &config.model {
         Some(path) => Ok(Some(path.clone())),
-        None => Ok(config.store().default_model(Kind::Chat)?),
+        None => default_model(config, Kind::Chat),
     }
 }
 
 fn embedding_model_path(config: &Config) -> anyhow::Result<Option<PathBuf>> {
     match &config.embedding_model {
         Some(path) => Ok(Some(path.clone())),
-        None => Ok(config.store().default_model(Kind::Embedding)?),
+        None => default_model(config, Kind::Embedding),
     }
 }
 

@@ -99,6 +99,11 @@ impl Config {
             None => default_data_dir()?,
         };
         let models_dir = settings.models_dir.unwrap_or_else(|| default_models_dir(&data_dir));
+        ensure!(
+            models_dir.is_dir() || !models_dir.exists(),
+            "--models-dir {} is not a directory: give the one that the model's file is in, or name the file with --model.",
+            models_dir.display()
+        );
         let store = ModelStore::new(&models_dir, hub_settings());
         let resolve = |flag: &str, named: Option<PathBuf>| -> anyhow::Result<Option<PathBuf>> {
             let Some(named) = named else { return Ok(None) };
@@ -125,6 +130,14 @@ impl Config {
             ensure!(
                 settings.chat_template_file.is_none(),
                 "--chat-template {name} and --chat-template-file exclude each other."
+            );
+        }
+        let cors_origins = settings.cors_origin.unwrap_or_default();
+        for origin in &cors_origins {
+            ensure!(
+                is_origin(origin),
+                "--cors-origin {origin:?} is not an origin: write the scheme, the host and, if it is not the usual one, \
+                 the port, without a path, such as https://example.com; or * for all."
             );
         }
         let http = HttpSettings::default();
@@ -169,7 +182,7 @@ impl Config {
                 )?,
                 shutdown_grace: seconds("grace", settings.grace, http.shutdown_grace)?,
                 api_keys,
-                cors_origins: settings.cors_origin.unwrap_or_default(),
+                cors_origins,
                 tls,
                 strict: settings.strict.unwrap_or(false),
                 ..http
@@ -205,8 +218,17 @@ fn parse_host(host: &str) -> anyhow::Result<IpAddr> {
         return Ok(IpAddr::from([127, 0, 0, 1]));
     }
     host.trim_matches(['[', ']']).parse().with_context(|| {
-        format!("--host {host:?} is not an address. Use 127.0.0.1 for this machine only, 0.0.0.0 or :: for all.")
+        format!("--host {host:?} is not an address; use 127.0.0.1 for this machine only, 0.0.0.0 or :: for all")
     })
+}
+
+/// As browsers send it: they compare letter by letter, so a slash at the end would allow nobody.
+fn is_origin(text: &str) -> bool {
+    let is_host =
+        |host: &str| !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_graphic() && !b"/?#@*".contains(&byte));
+    text == "*"
+        || text == "null"
+        || text.split_once("://").is_some_and(|(scheme, host)| is_host(scheme) && is_host(host))
 }
 
 fn in_range(name: &str, value: Option<usize>, range: std::ops::RangeInclusive<usize>) -> anyhow::Result<Option<usize>> {
@@ -285,5 +307,16 @@ mod tests {
         assert!(host.contains("nowhere"), "{host}");
         let tls = format!("{:#}", parse("ssl_key_file = \"k.pem\"").expect_err("half of a pair"));
         assert!(tls.contains("--ssl-cert-file"), "{tls}");
+        for origin in ["example.com", "https://example.com/", "https://", "https://*.example.com", "https://a b", ""] {
+            let refused = format!("{:#}", parse(&format!("cors_origin = [{origin:?}]")).expect_err("not an origin"));
+            assert!(refused.contains("--cors-origin"), "{refused}");
+        }
+        for origin in
+            ["*", "null", "https://example.com", "http://localhost:3000", "http://[::1]:3000", "tauri://localhost"]
+        {
+            parse(&format!("cors_origin = [{origin:?}]")).expect("an origin");
+        }
+        let file = format!("{:#}", parse("models_dir = \"Cargo.toml\"").expect_err("a file"));
+        assert!(file.contains("--models-dir Cargo.toml"), "{file}");
     }
 }
