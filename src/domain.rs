@@ -4,6 +4,8 @@
 //! depend on the contract it arrived under. Whoever serves a request, locally or through a hosted
 //! provider, takes a [`GenerateRequest`] or an [`EmbedRequest`] and answers in these words.
 
+pub mod documents;
+
 use std::time::{Duration, Instant};
 
 use serde_json::Value;

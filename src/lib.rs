@@ -12,6 +12,7 @@ pub mod kernels;
 pub mod models;
 pub mod providers;
 pub mod service;
+pub mod store;
 pub mod telemetry;
 pub mod text;
 pub mod wire;

@@ -11,7 +11,7 @@ const LAYERS: [(u8, &[&str]); 8] = [
     (0, &["domain", "error", "wire", "telemetry"]),
     (1, &["kernels"]),
     (2, &["models", "text"]),
-    (3, &["engine", "index"]),
+    (3, &["engine", "index", "store"]),
     (4, &["providers"]),
     (6, &["service"]),
     (7, &["http"]),
@@ -19,7 +19,7 @@ const LAYERS: [(u8, &[&str]); 8] = [
 ];
 
 /// External crates that are the business of some modules only.
-const CONFINED: [(&str, &[&str]); 11] = [
+const CONFINED: [(&str, &[&str]); 12] = [
     ("axum", &["http"]),
     ("tower_http", &["http"]),
     // The command line runs candle's own models as the baseline of `hearth bench`.
@@ -27,6 +27,7 @@ const CONFINED: [(&str, &[&str]); 11] = [
     ("candle_transformers", &["cli"]),
     ("candle_nn", &["kernels", "models"]),
     ("hnsw_rs", &["index"]),
+    ("rusqlite", &["store"]),
     ("tokenizers", &["text"]),
     ("minijinja", &["text"]),
     ("llguidance", &["text"]),

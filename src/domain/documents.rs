@@ -1,0 +1,147 @@
+//! The vocabulary of documents: what is kept of them, and what is found in them.
+
+use std::{collections::BTreeMap, fmt};
+
+/// A named set of documents that are searched together; OpenAI's vector store.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Collection {
+    /// `vs_` and a UUID.
+    pub id: String,
+    /// What people call it; no two have the same.
+    pub name: String,
+    pub metadata: BTreeMap<String, AttributeValue>,
+    /// Milliseconds since 1970.
+    pub created_ms: i64,
+    /// What its vectors were made with; `None` while it has none.
+    pub embedding: Option<EmbeddingIdentity>,
+}
+
+/// What made a vector. Vectors of two identities are never compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EmbeddingIdentity {
+    /// Of the weights, the pooling, the normalization and the prefixes, as one string.
+    pub name: String,
+    pub dimensions: usize,
+}
+
+/// An uploaded file, whose bytes lie in the data directory under its id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredFile {
+    /// `file-` and a UUID.
+    pub id: String,
+    pub filename: String,
+    /// What OpenAI's clients say of it, such as `assistants`.
+    pub purpose: String,
+    pub bytes: u64,
+    pub sha256: [u8; 32],
+    pub created_ms: i64,
+}
+
+/// A file as a member of a collection.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Document {
+    pub collection_id: String,
+    /// Of the file that it was made of; the document's own id within its collection.
+    pub file_id: String,
+    pub filename: String,
+    pub bytes: u64,
+    pub status: DocumentStatus,
+    /// What callers filter by.
+    pub attributes: BTreeMap<String, AttributeValue>,
+    /// Chunks that are searched now.
+    pub num_chunks: usize,
+    pub created_ms: i64,
+    pub updated_ms: i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DocumentStatus {
+    /// Waiting or being read; an earlier version of it is searched meanwhile.
+    Processing,
+    /// Searchable.
+    Ready,
+    /// Could not be read; the reason is a sentence for the person who uploaded it.
+    Failed {
+        code: String,
+        reason: String,
+    },
+    Cancelled,
+}
+
+/// A value that documents are filtered by.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AttributeValue {
+    Text(String),
+    Number(f64),
+    Bool(bool),
+}
+
+impl fmt::Display for AttributeValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => f.write_str(text),
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Bool(value) => write!(f, "{value}"),
+        }
+    }
+}
+
+/// Which documents are searched.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AttributeFilter {
+    Compare {
+        key: String,
+        comparison: Comparison,
+        value: AttributeValue,
+    },
+    In {
+        key: String,
+        values: Vec<AttributeValue>,
+        negated: bool,
+    },
+    All(Vec<AttributeFilter>),
+    Any(Vec<AttributeFilter>),
+    /// One of these files.
+    Files(Vec<String>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Comparison {
+    Eq,
+    Ne,
+    Gt,
+    Gte,
+    Lt,
+    Lte,
+}
+
+/// A piece of a document with its vector, about to be stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewChunk {
+    pub text: String,
+    /// Headings above it, outermost first, as one line.
+    pub heading: String,
+    /// Page, sheet or line, where the format has one.
+    pub place: Option<u32>,
+    /// Tokens of the text under the embedding model's tokenizer.
+    pub tokens: usize,
+    /// Of unit length.
+    pub vector: Vec<f32>,
+}
+
+/// A piece of a document, as it was found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chunk {
+    /// Never used again for another one.
+    pub id: u64,
+    pub collection_id: String,
+    pub file_id: String,
+    pub filename: String,
+    /// Its place in the document, from 0.
+    pub position: usize,
+    pub text: String,
+    pub heading: String,
+    pub place: Option<u32>,
+    pub tokens: usize,
+    pub attributes: BTreeMap<String, AttributeValue>,
+}

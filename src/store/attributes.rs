@@ -1,0 +1,110 @@
+//! Attributes and metadata as JSON, and filters over them as SQL.
+
+use std::collections::BTreeMap;
+
+use rusqlite::types::{ToSqlOutput, Value as Sql, ValueRef};
+use serde_json::{Map, Value};
+
+use crate::domain::documents::{AttributeFilter, AttributeValue, Comparison};
+
+pub(super) type Attributes = BTreeMap<String, AttributeValue>;
+
+pub(super) fn to_json(attributes: &Attributes) -> String {
+    let value = |value: &AttributeValue| match value {
+        AttributeValue::Text(text) => Value::from(text.as_str()),
+        AttributeValue::Number(number) => Value::from(*number),
+        AttributeValue::Bool(value) => Value::from(*value),
+    };
+    let object: Map<String, Value> = attributes.iter().map(|(key, found)| (key.clone(), value(found))).collect();
+    Value::Object(object).to_string()
+}
+
+/// What [`to_json`] wrote.
+pub(super) fn from_json(json: &str) -> Attributes {
+    let object: Map<String, Value> = serde_json::from_str(json).unwrap_or_default();
+    let value = |value: Value| match value {
+        Value::String(text) => Some(AttributeValue::Text(text)),
+        Value::Number(number) => number.as_f64().map(AttributeValue::Number),
+        Value::Bool(value) => Some(AttributeValue::Bool(value)),
+        Value::Null | Value::Array(_) | Value::Object(_) => None,
+    };
+    object.into_iter().filter_map(|(key, found)| Some((key, value(found)?))).collect()
+}
+
+/// A condition over the table `documents`, and what its question marks stand for.
+///
+/// A comparison holds for values of its own type only; `Ne` and a negated `In` hold for documents without the
+/// attribute, too.
+pub(super) fn condition(filter: &AttributeFilter, parameters: &mut Vec<Sql>) -> String {
+    match filter {
+        AttributeFilter::Compare { key, comparison, value } => {
+            let path = json_path(key);
+            let operator = match comparison {
+                Comparison::Eq => "=",
+                Comparison::Ne => return format!("NOT ({})", equals(&path, value, parameters)),
+                Comparison::Gt => ">",
+                Comparison::Gte => ">=",
+                Comparison::Lt => "<",
+                Comparison::Lte => "<=",
+            };
+            compare(&path, operator, value, parameters)
+        }
+        AttributeFilter::In { key, values, negated } => {
+            let path = json_path(key);
+            let any: Vec<_> = values.iter().map(|value| equals(&path, value, parameters)).collect();
+            format!("{}({})", if *negated { "NOT " } else { "" }, join(&any, " OR ", "0"))
+        }
+        AttributeFilter::All(filters) => {
+            let all: Vec<_> = filters.iter().map(|filter| condition(filter, parameters)).collect();
+            join(&all, " AND ", "1")
+        }
+        AttributeFilter::Any(filters) => {
+            let any: Vec<_> = filters.iter().map(|filter| condition(filter, parameters)).collect();
+            join(&any, " OR ", "0")
+        }
+        AttributeFilter::Files(ids) => {
+            let marks = vec!["?"; ids.len()].join(", ");
+            parameters.extend(ids.iter().map(|id| Sql::Text(id.clone())));
+            format!("documents.file_id IN ({marks})")
+        }
+    }
+}
+
+fn equals(path: &str, value: &AttributeValue, parameters: &mut Vec<Sql>) -> String {
+    compare(path, "=", value, parameters)
+}
+
+/// SQLite gives JSON's `true` as the number 1, and orders text after every number: types are told apart first.
+fn compare(path: &str, operator: &str, value: &AttributeValue, parameters: &mut Vec<Sql>) -> String {
+    let types = match value {
+        AttributeValue::Text(_) => "'text'",
+        AttributeValue::Number(_) => "'integer', 'real'",
+        AttributeValue::Bool(_) => "'true', 'false'",
+    };
+    let sql = match value {
+        AttributeValue::Text(text) => Sql::Text(text.clone()),
+        AttributeValue::Number(number) => Sql::Real(*number),
+        AttributeValue::Bool(value) => Sql::Integer(i64::from(*value)),
+    };
+    parameters.extend([Sql::Text(path.to_owned()), Sql::Text(path.to_owned()), sql]);
+    let json = "documents.attributes";
+    format!("(coalesce(json_type({json}, ?), '') IN ({types}) AND json_extract({json}, ?) {operator} ?)")
+}
+
+/// The path of a member whatever characters its name has.
+fn json_path(key: &str) -> String {
+    format!("$.{}", Value::from(key))
+}
+
+fn join(conditions: &[String], with: &str, nothing: &str) -> String {
+    if conditions.is_empty() { nothing.to_owned() } else { format!("({})", conditions.join(with)) }
+}
+
+/// A vector as it is stored.
+pub(super) struct Vector<'a>(pub &'a [f32]);
+
+impl rusqlite::ToSql for Vector<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(ValueRef::Blob(bytemuck::cast_slice(self.0))))
+    }
+}

@@ -1,0 +1,222 @@
+//! Documents: files as members of collections, and the change from one version to the next.
+
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+
+use super::{
+    Result, Store, StoreError,
+    attributes::{Attributes, Vector, from_json, to_json},
+    now_ms,
+};
+use crate::domain::documents::{Document, DocumentStatus, NewChunk};
+
+/// What adding a file to a collection came to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Upload {
+    /// It is to be read.
+    New(Document),
+    /// The same bytes are in the collection already, as this document.
+    Known(Document),
+}
+
+/// What a document's new version changed in the index.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Replaced {
+    /// Ids of the new chunks, in the order that they were given.
+    pub added: Vec<u64>,
+    /// Ids of the old ones.
+    pub removed: Vec<u64>,
+}
+
+const SELECT: &str = "
+SELECT documents.collection_id, documents.file_id, files.filename, files.bytes, documents.status, documents.error_code,
+    documents.error_reason, documents.attributes, documents.created, documents.updated,
+    (SELECT count(*) FROM chunks WHERE chunks.collection_id = documents.collection_id AND
+        chunks.file_id = documents.file_id)
+FROM documents JOIN files ON files.id = documents.file_id";
+
+fn read_row(row: &Row<'_>) -> rusqlite::Result<Document> {
+    let reason: Option<String> = row.get(6)?;
+    let status = match row.get_ref(4)?.as_str()? {
+        "ready" => DocumentStatus::Ready,
+        "cancelled" => DocumentStatus::Cancelled,
+        "failed" => {
+            let code: Option<String> = row.get(5)?;
+            DocumentStatus::Failed { code: code.unwrap_or_default(), reason: reason.unwrap_or_default() }
+        }
+        _ => DocumentStatus::Processing,
+    };
+    Ok(Document {
+        collection_id: row.get(0)?,
+        file_id: row.get(1)?,
+        filename: row.get(2)?,
+        bytes: row.get(3)?,
+        status,
+        attributes: from_json(row.get_ref(7)?.as_str()?),
+        created_ms: row.get(8)?,
+        updated_ms: row.get(9)?,
+        num_chunks: row.get(10)?,
+    })
+}
+
+fn find(connection: &Connection, collection_id: &str, file_id: &str) -> Result<Document> {
+    let query = format!("{SELECT} WHERE documents.collection_id = ? AND documents.file_id = ?");
+    let found = connection.query_row(&query, [collection_id, file_id], read_row).optional()?;
+    found.ok_or_else(|| StoreError::NotFound { what: "document", id: file_id.to_owned() })
+}
+
+fn chunk_ids(transaction: &Transaction<'_>, collection_id: &str, file_id: &str) -> Result<Vec<u64>> {
+    let mut query = transaction.prepare("SELECT id FROM chunks WHERE collection_id = ? AND file_id = ?")?;
+    Ok(query.query_map([collection_id, file_id], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
+}
+
+impl Store {
+    /// Makes a file a member of a collection, to be read. The same file, or another one with the same bytes, is the
+    /// document that is there already, unless reading that one failed.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] for the collection or the file.
+    pub fn add_document(&self, collection_id: &str, file_id: &str, attributes: Attributes) -> Result<Upload> {
+        let (collection_id, file_id) = (collection_id.to_owned(), file_id.to_owned());
+        self.write(move |transaction| {
+            for (table, what, id) in [("collections", "collection", &collection_id), ("files", "file", &file_id)] {
+                let found = transaction.query_row(&format!("SELECT 1 FROM {table} WHERE id = ?"), [id], |_| Ok(()));
+                found.optional()?.ok_or_else(|| StoreError::NotFound { what, id: id.clone() })?;
+            }
+            let same_bytes = format!(
+                "{SELECT} WHERE documents.collection_id = ? AND files.sha256 = (SELECT sha256 FROM files WHERE id = ?) AND \
+                 documents.status IN ('processing', 'ready') LIMIT 1"
+            );
+            if let Some(known) = transaction.query_row(&same_bytes, [&collection_id, &file_id], read_row).optional()? {
+                return Ok(Upload::Known(known));
+            }
+            let now = now_ms();
+            transaction.execute(
+                "INSERT INTO documents (collection_id, file_id, status, attributes, created, updated)
+                 VALUES (?1, ?2, 'processing', ?3, ?4, ?4)
+                 ON CONFLICT DO UPDATE SET status = 'processing', attributes = ?3, updated = ?4",
+                params![collection_id, file_id, to_json(&attributes), now],
+            )?;
+            Ok(Upload::New(find(transaction, &collection_id, &file_id)?))
+        })
+    }
+
+    /// Makes a document searchable: the new chunks take the place of the old ones in one step, and with `supersedes`
+    /// that of another document's, which is deleted. If the document has been deleted or cancelled meanwhile, nothing
+    /// is stored and that is the error.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`]
+    pub fn replace_chunks(
+        &self,
+        collection_id: &str,
+        file_id: &str,
+        chunks: Vec<NewChunk>,
+        supersedes: Option<&str>,
+    ) -> Result<Replaced> {
+        let (collection_id, file_id) = (collection_id.to_owned(), file_id.to_owned());
+        let supersedes = supersedes.filter(|&old| old != file_id).map(str::to_owned);
+        self.write(move |transaction| {
+            let ready = transaction.execute(
+                "UPDATE documents SET status = 'ready', error_code = NULL, error_reason = NULL, updated = ?
+                 WHERE collection_id = ? AND file_id = ? AND status <> 'cancelled'",
+                params![now_ms(), collection_id, file_id],
+            )?;
+            if ready == 0 {
+                return Err(StoreError::NotFound { what: "document", id: file_id });
+            }
+            let mut replaced =
+                Replaced { added: Vec::new(), removed: chunk_ids(transaction, &collection_id, &file_id)? };
+            let delete = "DELETE FROM chunks WHERE collection_id = ? AND file_id = ?";
+            transaction.execute(delete, [&collection_id, &file_id])?;
+            if let Some(old) = supersedes {
+                replaced.removed.extend(chunk_ids(transaction, &collection_id, &old)?);
+                transaction
+                    .execute("DELETE FROM documents WHERE collection_id = ? AND file_id = ?", [&collection_id, &old])?;
+            }
+            let mut insert_chunk = transaction.prepare(
+                "INSERT INTO chunks (collection_id, file_id, position, heading, text, place, tokens)
+                 VALUES (?, ?, ?, ?, ?, ?, ?)",
+            )?;
+            let mut insert_vector = transaction.prepare("INSERT INTO vectors (chunk_id, vector) VALUES (?, ?)")?;
+            for (position, chunk) in chunks.iter().enumerate() {
+                let NewChunk { text, heading, place, tokens, vector } = chunk;
+                insert_chunk.execute(params![collection_id, file_id, position, heading, text, place, tokens])?;
+                let id = transaction.last_insert_rowid();
+                insert_vector.execute(params![id, Vector(vector)])?;
+                replaced.added.push(id as u64);
+            }
+            Ok(replaced)
+        })
+    }
+
+    /// Sets what became of a document that is not searchable, or not yet. An earlier version stays searchable.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`]
+    pub fn set_document_status(&self, collection_id: &str, file_id: &str, status: DocumentStatus) -> Result<Document> {
+        let (collection_id, file_id) = (collection_id.to_owned(), file_id.to_owned());
+        self.write(move |transaction| {
+            let (name, code, reason) = match status {
+                DocumentStatus::Processing => ("processing", None, None),
+                DocumentStatus::Ready => ("ready", None, None),
+                DocumentStatus::Cancelled => ("cancelled", None, None),
+                DocumentStatus::Failed { code, reason } => ("failed", Some(code), Some(reason)),
+            };
+            transaction.execute(
+                "UPDATE documents SET status = ?, error_code = ?, error_reason = ?, updated = ?
+                 WHERE collection_id = ? AND file_id = ?",
+                params![name, code, reason, now_ms(), collection_id, file_id],
+            )?;
+            find(transaction, &collection_id, &file_id)
+        })
+    }
+
+    /// # Errors
+    /// [`StoreError::NotFound`]
+    pub fn set_document_attributes(
+        &self,
+        collection_id: &str,
+        file_id: &str,
+        attributes: Attributes,
+    ) -> Result<Document> {
+        let (collection_id, file_id) = (collection_id.to_owned(), file_id.to_owned());
+        self.write(move |transaction| {
+            transaction.execute(
+                "UPDATE documents SET attributes = ?, updated = ? WHERE collection_id = ? AND file_id = ?",
+                params![to_json(&attributes), now_ms(), collection_id, file_id],
+            )?;
+            find(transaction, &collection_id, &file_id)
+        })
+    }
+
+    /// # Errors
+    /// [`StoreError::NotFound`]
+    pub fn document(&self, collection_id: &str, file_id: &str) -> Result<Document> {
+        self.read(|connection| find(connection, collection_id, file_id))
+    }
+
+    /// All documents of a collection, the newest first.
+    pub fn documents(&self, collection_id: &str) -> Result<Vec<Document>> {
+        self.read(|connection| {
+            let order = "ORDER BY documents.created DESC, documents.file_id DESC";
+            let mut query = connection.prepare(&format!("{SELECT} WHERE documents.collection_id = ? {order}"))?;
+            Ok(query.query_map([collection_id], read_row)?.collect::<rusqlite::Result<_>>()?)
+        })
+    }
+
+    /// Deletes a document; the file stays. Returns its chunks' ids.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`]
+    pub fn delete_document(&self, collection_id: &str, file_id: &str) -> Result<Vec<u64>> {
+        let (collection_id, file_id) = (collection_id.to_owned(), file_id.to_owned());
+        self.write(move |transaction| {
+            let chunks = chunk_ids(transaction, &collection_id, &file_id)?;
+            let delete = "DELETE FROM documents WHERE collection_id = ? AND file_id = ?";
+            if transaction.execute(delete, [&collection_id, &file_id])? == 0 {
+                return Err(StoreError::NotFound { what: "document", id: file_id });
+            }
+            Ok(chunks)
+        })
+    }
+}

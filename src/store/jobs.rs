@@ -1,0 +1,191 @@
+//! Jobs: work that outlives the request that asked for it, and the process.
+//!
+//! A worker takes a job for a time (its lease) and renews the lease while it works. A worker that died leaves a lease
+//! that runs out, and the job is taken again, up to a number of attempts with ever longer waits between them. What a
+//! job says of its progress is kept in order, for whoever comes late.
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde_json::Value;
+
+use super::{Result, Store, StoreError, new_id, now_ms};
+
+/// Work to be done.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewJob {
+    /// Which worker it is for, such as `ingest`.
+    pub kind: String,
+    /// What the worker needs to know.
+    pub payload: Value,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Job {
+    pub id: String,
+    pub kind: String,
+    pub payload: Value,
+    pub state: JobState,
+    /// How often it was begun.
+    pub attempts: u32,
+    pub created_ms: i64,
+    pub updated_ms: i64,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum JobState {
+    Queued,
+    Running,
+    Done { result: Value },
+    Failed { error: String },
+    Cancelled,
+}
+
+const COLUMNS: &str = "id, kind, payload, state, attempts, result, error, created, updated";
+
+fn read_row(row: &Row<'_>) -> rusqlite::Result<Job> {
+    let json = |text: Option<String>| text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
+    let state = match row.get_ref(3)?.as_str()? {
+        "running" => JobState::Running,
+        "done" => JobState::Done { result: json(row.get(5)?) },
+        "failed" => JobState::Failed { error: row.get::<_, Option<String>>(6)?.unwrap_or_default() },
+        "cancelled" => JobState::Cancelled,
+        _ => JobState::Queued,
+    };
+    Ok(Job {
+        id: row.get(0)?,
+        kind: row.get(1)?,
+        payload: json(row.get(2)?),
+        state,
+        attempts: row.get(4)?,
+        created_ms: row.get(7)?,
+        updated_ms: row.get(8)?,
+    })
+}
+
+fn find(connection: &Connection, id: &str) -> Result<Job> {
+    let query = format!("SELECT {COLUMNS} FROM jobs WHERE id = ?");
+    let found = connection.query_row(&query, [id], read_row).optional()?;
+    found.ok_or_else(|| StoreError::NotFound { what: "job", id: id.to_owned() })
+}
+
+impl Store {
+    pub fn enqueue(&self, job: NewJob) -> Result<Job> {
+        self.write(move |transaction| {
+            let (id, now) = (new_id("job_"), now_ms());
+            transaction.execute(
+                "INSERT INTO jobs (id, kind, payload, state, run_after, created, updated)
+                 VALUES (?1, ?2, ?3, 'queued', ?4, ?4, ?4)",
+                params![id, job.kind, job.payload.to_string(), now],
+            )?;
+            find(transaction, &id)
+        })
+    }
+
+    /// Takes the job of a kind that has waited longest, or one whose worker has not renewed its lease. `None` if
+    /// there is nothing to do now.
+    pub fn lease_job(&self, kind: &str, lease_ms: i64) -> Result<Option<Job>> {
+        let kind = kind.to_owned();
+        self.write(move |transaction| {
+            let now = now_ms();
+            let waiting = "SELECT id FROM jobs WHERE kind = ?1 AND (
+                    (state = 'queued' AND run_after <= ?2) OR (state = 'running' AND leased_until < ?2))
+                 ORDER BY run_after, id LIMIT 1";
+            let Some(id) = transaction.query_row(waiting, params![kind, now], |row| row.get::<_, String>(0)).optional()?
+            else {
+                return Ok(None);
+            };
+            transaction.execute(
+                "UPDATE jobs SET state = 'running', attempts = attempts + 1, leased_until = ?, updated = ? WHERE id = ?",
+                params![now + lease_ms, now, id],
+            )?;
+            find(transaction, &id).map(Some)
+        })
+    }
+
+    /// Renews the lease of a running job. `false` if it runs no more: cancelled, or taken by another worker since; its
+    /// worker stops.
+    pub fn renew_job(&self, job: &Job, lease_ms: i64) -> Result<bool> {
+        let (id, attempts) = (job.id.clone(), job.attempts);
+        self.write(move |transaction| {
+            let renew = "UPDATE jobs SET leased_until = ? WHERE id = ? AND attempts = ? AND state = 'running'";
+            Ok(transaction.execute(renew, params![now_ms() + lease_ms, id, attempts])? > 0)
+        })
+    }
+
+    /// Ends a job that this worker holds. `false` if it holds it no more.
+    pub fn finish_job(&self, job: &Job, result: Value) -> Result<bool> {
+        let (id, attempts) = (job.id.clone(), job.attempts);
+        self.write(move |transaction| {
+            let finish = "UPDATE jobs SET state = 'done', result = ?, updated = ?
+                 WHERE id = ? AND attempts = ? AND state = 'running'";
+            Ok(transaction.execute(finish, params![result.to_string(), now_ms(), id, attempts])? > 0)
+        })
+    }
+
+    /// Says that an attempt failed: the job waits for another one, or with `retry_after_ms` of `None` has failed for
+    /// good.
+    pub fn fail_job(&self, job: &Job, error: &str, retry_after_ms: Option<i64>) -> Result<bool> {
+        let (id, attempts, error) = (job.id.clone(), job.attempts, error.to_owned());
+        self.write(move |transaction| {
+            let now = now_ms();
+            let state = if retry_after_ms.is_some() { "queued" } else { "failed" };
+            let fail = "UPDATE jobs SET state = ?, error = ?, run_after = ?, updated = ?
+                 WHERE id = ? AND attempts = ? AND state = 'running'";
+            let run_after = now + retry_after_ms.unwrap_or(0);
+            Ok(transaction.execute(fail, params![state, error, run_after, now, id, attempts])? > 0)
+        })
+    }
+
+    /// Ends a job that has not ended. `false` if it has.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`]
+    pub fn cancel_job(&self, id: &str) -> Result<bool> {
+        let id = id.to_owned();
+        self.write(move |transaction| {
+            find(transaction, &id)?;
+            let cancel =
+                "UPDATE jobs SET state = 'cancelled', updated = ? WHERE id = ? AND state IN ('queued', 'running')";
+            Ok(transaction.execute(cancel, params![now_ms(), id])? > 0)
+        })
+    }
+
+    /// # Errors
+    /// [`StoreError::NotFound`]
+    pub fn job(&self, id: &str) -> Result<Job> {
+        self.read(|connection| find(connection, id))
+    }
+
+    /// Jobs of a kind, the newest first.
+    pub fn jobs(&self, kind: &str, limit: usize) -> Result<Vec<Job>> {
+        self.read(|connection| {
+            let sql = format!("SELECT {COLUMNS} FROM jobs WHERE kind = ? ORDER BY created DESC, id DESC LIMIT ?");
+            let mut query = connection.prepare(&sql)?;
+            Ok(query.query_map(params![kind, limit], read_row)?.collect::<rusqlite::Result<_>>()?)
+        })
+    }
+
+    /// Adds to what a job has said; returns the event's number, from 0.
+    pub fn add_job_event(&self, id: &str, event: &Value) -> Result<u64> {
+        let (id, event) = (id.to_owned(), event.to_string());
+        self.write(move |transaction| {
+            let next = "SELECT coalesce(max(number) + 1, 0) FROM job_events WHERE job_id = ?";
+            let number: u64 = transaction.query_row(next, [&id], |row| row.get(0))?;
+            let insert = "INSERT INTO job_events (job_id, number, event, created) VALUES (?, ?, ?, ?)";
+            transaction.execute(insert, params![id, number, event, now_ms()])?;
+            Ok(number)
+        })
+    }
+
+    /// What a job has said, from event `first` on.
+    pub fn job_events(&self, id: &str, first: u64) -> Result<Vec<(u64, Value)>> {
+        self.read(|connection| {
+            let sql = "SELECT number, event FROM job_events WHERE job_id = ? AND number >= ? ORDER BY number";
+            let mut query = connection.prepare(sql)?;
+            let events = query.query_map(params![id, first], |row| {
+                let event: String = row.get(1)?;
+                Ok((row.get(0)?, serde_json::from_str(&event).unwrap_or_default()))
+            })?;
+            Ok(events.collect::<rusqlite::Result<_>>()?)
+        })
+    }
+}

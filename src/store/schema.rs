@@ -1,0 +1,125 @@
+//! The tables, and how an older database becomes a newer one.
+
+use std::path::Path;
+
+use rusqlite::Connection;
+
+use super::{Result, StoreError};
+
+/// Marks a database as ours: `HRTH`.
+const APPLICATION_ID: i64 = 0x4852_5448;
+
+/// Each step brings the schema from its index to the next number. A step that was released is never changed.
+const MIGRATIONS: [&str; 1] = [INITIAL];
+
+/// Times are milliseconds since 1970; attributes and metadata are JSON objects; vectors are little-endian floats of
+/// unit length. A chunk's id is never used again, so that an index can be held against the table by ids alone.
+const INITIAL: &str = "
+CREATE TABLE collections (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    metadata TEXT NOT NULL DEFAULT '{}',
+    embedding TEXT,
+    dimensions INTEGER,
+    created INTEGER NOT NULL
+) STRICT;
+
+CREATE TABLE files (
+    id TEXT PRIMARY KEY,
+    filename TEXT NOT NULL,
+    purpose TEXT NOT NULL,
+    bytes INTEGER NOT NULL,
+    sha256 BLOB NOT NULL,
+    created INTEGER NOT NULL
+) STRICT;
+CREATE INDEX files_by_hash ON files (sha256);
+
+CREATE TABLE documents (
+    collection_id TEXT NOT NULL REFERENCES collections (id) ON DELETE CASCADE,
+    file_id TEXT NOT NULL REFERENCES files (id),
+    status TEXT NOT NULL CHECK (status IN ('processing', 'ready', 'failed', 'cancelled')),
+    error_code TEXT,
+    error_reason TEXT,
+    attributes TEXT NOT NULL DEFAULT '{}',
+    created INTEGER NOT NULL,
+    updated INTEGER NOT NULL,
+    PRIMARY KEY (collection_id, file_id)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX documents_by_file ON documents (file_id);
+
+CREATE TABLE chunks (
+    id INTEGER PRIMARY KEY AUTOINCREMENT,
+    collection_id TEXT NOT NULL,
+    file_id TEXT NOT NULL,
+    position INTEGER NOT NULL,
+    heading TEXT NOT NULL,
+    text TEXT NOT NULL,
+    place INTEGER,
+    tokens INTEGER NOT NULL,
+    FOREIGN KEY (collection_id, file_id) REFERENCES documents (collection_id, file_id) ON DELETE CASCADE
+) STRICT;
+CREATE INDEX chunks_by_document ON chunks (collection_id, file_id, position);
+
+CREATE TABLE vectors (
+    chunk_id INTEGER PRIMARY KEY REFERENCES chunks (id) ON DELETE CASCADE,
+    vector BLOB NOT NULL
+) STRICT;
+
+CREATE VIRTUAL TABLE chunk_words USING fts5 (
+    heading, text, content = 'chunks', content_rowid = 'id', tokenize = 'porter unicode61 remove_diacritics 2'
+);
+CREATE TRIGGER chunk_words_insert AFTER INSERT ON chunks BEGIN
+    INSERT INTO chunk_words (rowid, heading, text) VALUES (new.id, new.heading, new.text);
+END;
+CREATE TRIGGER chunk_words_delete AFTER DELETE ON chunks BEGIN
+    INSERT INTO chunk_words (chunk_words, rowid, heading, text) VALUES ('delete', old.id, old.heading, old.text);
+END;
+
+CREATE TABLE jobs (
+    id TEXT PRIMARY KEY,
+    kind TEXT NOT NULL,
+    payload TEXT NOT NULL,
+    state TEXT NOT NULL CHECK (state IN ('queued', 'running', 'done', 'failed', 'cancelled')),
+    attempts INTEGER NOT NULL DEFAULT 0,
+    run_after INTEGER NOT NULL,
+    leased_until INTEGER,
+    result TEXT,
+    error TEXT,
+    created INTEGER NOT NULL,
+    updated INTEGER NOT NULL
+) STRICT;
+CREATE INDEX jobs_waiting ON jobs (state, run_after);
+
+CREATE TABLE job_events (
+    job_id TEXT NOT NULL REFERENCES jobs (id) ON DELETE CASCADE,
+    number INTEGER NOT NULL,
+    event TEXT NOT NULL,
+    created INTEGER NOT NULL,
+    PRIMARY KEY (job_id, number)
+) STRICT, WITHOUT ROWID;
+";
+
+/// Brings the database to the newest schema, in one transaction.
+pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
+    let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+    let (application, version) = (number("application_id")?, number("user_version")?);
+    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if application != APPLICATION_ID && tables > 0 {
+        return Err(StoreError::Foreign { path: path.to_owned() });
+    }
+    let supported = MIGRATIONS.len() as i64;
+    if version > supported {
+        return Err(StoreError::Newer { path: path.to_owned(), found: version, supported });
+    }
+    if version == supported {
+        return Ok(());
+    }
+    let transaction = connection.transaction()?;
+    for migration in &MIGRATIONS[version.max(0) as usize..] {
+        transaction.execute_batch(migration)?;
+    }
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", supported)?;
+    transaction.commit()?;
+    Ok(())
+}

@@ -1,0 +1,288 @@
+//! The store from outside: what was acknowledged is there after reopening, what was refused is not.
+
+use std::{collections::BTreeMap, fs};
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::*;
+use crate::domain::documents::{
+    AttributeFilter, AttributeValue, Comparison, DocumentStatus, EmbeddingIdentity, NewChunk, StoredFile,
+};
+
+fn open(directory: &TempDir) -> Store {
+    Store::open(directory.path()).unwrap()
+}
+
+fn file(store: &Store, name: &str, bytes: &[u8]) -> StoredFile {
+    let mut incoming = store.receive_file().unwrap();
+    bytes.chunks(3).for_each(|part| incoming.write(part).unwrap());
+    store.keep_file(incoming, name, "assistants").unwrap()
+}
+
+fn chunk(text: &str) -> NewChunk {
+    let heading = "Guide > Setup".to_owned();
+    NewChunk { text: text.to_owned(), heading, place: Some(3), tokens: 5, vector: vec![0.6, 0.8] }
+}
+
+fn attributes(pairs: &[(&str, AttributeValue)]) -> BTreeMap<String, AttributeValue> {
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect()
+}
+
+/// A document that is searchable.
+fn document(store: &Store, collection: &str, name: &str, texts: &[&str]) -> (String, Vec<u64>) {
+    let file = file(store, name, texts.join("\n").as_bytes());
+    assert!(matches!(store.add_document(collection, &file.id, BTreeMap::new()).unwrap(), Upload::New(_)));
+    let chunks = texts.iter().map(|text| chunk(text)).collect();
+    (file.id.clone(), store.replace_chunks(collection, &file.id, chunks, None).unwrap().added)
+}
+
+fn words(store: &Store, collection: &str, query: &str) -> Vec<u64> {
+    let scope = Scope { collection_id: collection, filter: None };
+    store.lexical_search(scope, query, 10).unwrap().iter().map(|hit| hit.chunk_id).collect()
+}
+
+#[test]
+fn what_was_acknowledged_is_there_after_a_restart() {
+    let directory = TempDir::new().unwrap();
+    let store = open(&directory);
+    let collection =
+        store.create_collection("docs", attributes(&[("team", AttributeValue::Text("a".into()))])).unwrap();
+    let (file_id, chunks) = document(&store, &collection.id, "a.md", &["install with cargo", "then start the server"]);
+    drop(store);
+
+    let store = open(&directory);
+    assert_eq!(store.collections().unwrap(), std::slice::from_ref(&collection));
+    assert_eq!(store.collection("docs").unwrap().id, collection.id);
+    let document = store.document(&collection.id, &file_id).unwrap();
+    assert_eq!((document.status, document.num_chunks, &document.filename[..]), (DocumentStatus::Ready, 2, "a.md"));
+    assert_eq!(store.chunk_ids(&collection.id).unwrap(), chunks);
+    assert_eq!(store.vectors(&chunks).unwrap(), [(chunks[0], vec![0.6, 0.8]), (chunks[1], vec![0.6, 0.8])]);
+    let found = &store.chunks(&[chunks[1], 9999]).unwrap();
+    assert_eq!(found.len(), 1);
+    assert_eq!((&found[0].text[..], found[0].position, found[0].place), ("then start the server", 1, Some(3)));
+    assert_eq!(fs::read(store.file_path(&file_id)).unwrap(), b"install with cargo\nthen start the server");
+    assert_eq!(words(&store, &collection.id, "How do I start servers?"), [chunks[1]]);
+}
+
+#[test]
+fn a_new_version_takes_the_place_of_the_old_in_one_step() {
+    let directory = TempDir::new().unwrap();
+    let store = open(&directory);
+    let collection = store.create_collection("docs", BTreeMap::new()).unwrap().id;
+    let (old, old_chunks) = document(&store, &collection, "a.md", &["the old text"]);
+    let new = file(&store, "a.md", b"the new text").id;
+    store.add_document(&collection, &new, BTreeMap::new()).unwrap();
+    assert_eq!(
+        words(&store, &collection, "text"),
+        old_chunks,
+        "the old version is searched until the new one is ready"
+    );
+    let replaced = store.replace_chunks(&collection, &new, vec![chunk("the new text")], Some(&old)).unwrap();
+    assert_eq!(replaced.removed, old_chunks);
+    assert_eq!(words(&store, &collection, "text"), replaced.added);
+    assert!(words(&store, &collection, "old").is_empty());
+    assert!(matches!(store.document(&collection, &old), Err(StoreError::NotFound { .. })));
+    let again = store.replace_chunks(&collection, &new, vec![chunk("a third text")], Some(&new)).unwrap();
+    assert_eq!(again.removed, replaced.added);
+    assert!(again.added[0] > replaced.added[0], "an id is never used again");
+}
+
+#[test]
+fn the_same_bytes_are_one_document() {
+    let directory = TempDir::new().unwrap();
+    let store = open(&directory);
+    let collection = store.create_collection("docs", BTreeMap::new()).unwrap().id;
+    let other = store.create_collection("other", BTreeMap::new()).unwrap().id;
+    let (first, second) = (file(&store, "a.md", b"same"), file(&store, "b.md", b"same"));
+    assert_eq!(first.sha256, second.sha256);
+    assert!(matches!(store.add_document(&collection, &first.id, BTreeMap::new()).unwrap(), Upload::New(_)));
+    match store.add_document(&collection, &second.id, BTreeMap::new()).unwrap() {
+        Upload::Known(known) => assert_eq!(known.file_id, first.id),
+        Upload::New(_) => panic!("the same bytes twice"),
+    }
+    assert!(matches!(store.add_document(&other, &second.id, BTreeMap::new()).unwrap(), Upload::New(_)));
+    let failed = DocumentStatus::Failed { code: "invalid_file".into(), reason: "no text in it".into() };
+    let document = store.set_document_status(&collection, &first.id, failed.clone()).unwrap();
+    assert_eq!(document.status, failed);
+    assert!(matches!(store.add_document(&collection, &second.id, BTreeMap::new()).unwrap(), Upload::New(_)));
+}
+
+#[test]
+fn what_is_deleted_is_gone_from_everywhere() {
+    let directory = TempDir::new().unwrap();
+    let store = open(&directory);
+    let collection = store.create_collection("docs", BTreeMap::new()).unwrap().id;
+    let (a, a_chunks) = document(&store, &collection, "a.md", &["alpha"]);
+    let (b, b_chunks) = document(&store, &collection, "b.md", &["beta"]);
+    assert_eq!(store.delete_document(&collection, &a).unwrap(), a_chunks);
+    assert!(matches!(store.delete_document(&collection, &a), Err(StoreError::NotFound { .. })));
+    assert!(words(&store, &collection, "alpha").is_empty() && store.vectors(&a_chunks).unwrap().is_empty());
+    assert!(store.file_path(&a).exists(), "the file stays");
+    assert_eq!(store.delete_file(&b).unwrap(), Some(vec![(collection.clone(), b_chunks[0])]));
+    assert_eq!(store.delete_file(&b).unwrap(), None);
+    assert!(!store.file_path(&b).exists());
+    assert!(store.chunk_ids(&collection).unwrap().is_empty());
+    let (c, _) = document(&store, &collection, "c.md", &["gamma"]);
+    assert!(store.delete_collection(&collection).unwrap() && !store.delete_collection(&collection).unwrap());
+    assert!(matches!(store.document(&collection, &c), Err(StoreError::NotFound { .. })));
+    assert!(words(&store, &collection, "gamma").is_empty());
+    let gone = store.replace_chunks(&collection, &c, vec![chunk("late")], None);
+    assert!(matches!(gone, Err(StoreError::NotFound { .. })), "a document deleted while it was read stays deleted");
+}
+
+#[test]
+fn what_was_not_kept_leaves_nothing() {
+    let directory = TempDir::new().unwrap();
+    let store = open(&directory);
+    let mut cut_off = store.receive_file().unwrap();
+    cut_off.write(b"half").unwrap();
+    let files = directory.path().join(files::FOLDER);
+    assert_eq!(fs::read_dir(&files).unwrap().count(), 1);
+    drop(cut_off);
+    assert_eq!(fs::read_dir(&files).unwrap().count(), 0);
+    let kept = file(&store, "../../etc/passwd", b"x");
+    assert_eq!(store.file_path(&kept.id).parent(), Some(files.as_path()));
+    fs::write(files.join("file-left-by-a-crash"), "x").unwrap();
+    drop(store);
+    open(&directory);
+    assert_eq!(fs::read_dir(&files).unwrap().count(), 1);
+}
+
+#[test]
+fn filters_compare_within_a_type() {
+    let directory = TempDir::new().unwrap();
+    let store = open(&directory);
+    let collection = store.create_collection("docs", BTreeMap::new()).unwrap().id;
+    let text = |text: &str| AttributeValue::Text(text.to_owned());
+    let odd = "a.b \"c\"";
+    let sets = [
+        attributes(&[("year", AttributeValue::Number(2024.0)), ("public", AttributeValue::Bool(true))]),
+        attributes(&[("year", AttributeValue::Number(2025.5)), (odd, text("x"))]),
+        attributes(&[("year", text("2025"))]),
+        attributes(&[]),
+    ];
+    let mut ids = Vec::new();
+    let mut files = Vec::new();
+    for (number, set) in sets.iter().enumerate() {
+        let (file, chunks) = document(&store, &collection, "a.md", &[&format!("common words {number}")]);
+        store.set_document_attributes(&collection, &file, set.clone()).unwrap();
+        ids.push(chunks[0]);
+        files.push(file);
+    }
+    let compare = |key: &str, comparison, value| AttributeFilter::Compare { key: key.to_owned(), comparison, value };
+    let number = AttributeValue::Number;
+    let is_in =
+        |negated| AttributeFilter::In { key: "year".into(), values: vec![number(2024.0), text("2025")], negated };
+    for (filter, expected) in [
+        (compare("year", Comparison::Eq, number(2024.0)), vec![0]),
+        (compare("year", Comparison::Ne, number(2024.0)), vec![1, 2, 3]),
+        (compare("year", Comparison::Gte, number(2024.0)), vec![0, 1]),
+        (compare("year", Comparison::Lt, number(2025.0)), vec![0]),
+        (compare("year", Comparison::Eq, text("2025")), vec![2]),
+        (compare("public", Comparison::Eq, AttributeValue::Bool(true)), vec![0]),
+        (compare("public", Comparison::Eq, number(1.0)), vec![]),
+        (compare(odd, Comparison::Eq, text("x")), vec![1]),
+        (is_in(false), vec![0, 2]),
+        (is_in(true), vec![1, 3]),
+        (AttributeFilter::Files(vec![files[3].clone(), "file-none".into()]), vec![3]),
+        (AttributeFilter::All(vec![is_in(false), compare("year", Comparison::Gt, number(0.0))]), vec![0]),
+        (AttributeFilter::Any(vec![is_in(false), compare(odd, Comparison::Eq, text("x"))]), vec![0, 1, 2]),
+        (AttributeFilter::Any(vec![]), vec![]),
+        (AttributeFilter::All(vec![]), vec![0, 1, 2, 3]),
+    ] {
+        let expected: Vec<u64> = expected.into_iter().map(|index: usize| ids[index]).collect();
+        let mut found = store.filtered_chunk_ids(&collection, &filter).unwrap();
+        found.sort_unstable();
+        assert_eq!(found, expected, "{filter:?}");
+        let scope = Scope { collection_id: &collection, filter: Some(&filter) };
+        let mut hits: Vec<u64> =
+            store.lexical_search(scope, "common", 10).unwrap().iter().map(|hit| hit.chunk_id).collect();
+        hits.sort_unstable();
+        assert_eq!(hits, expected, "{filter:?}");
+    }
+}
+
+#[test]
+fn a_collection_keeps_to_one_embedding_and_names_are_taken_once() {
+    let directory = TempDir::new().unwrap();
+    let store = open(&directory);
+    let id = store.create_collection("docs", BTreeMap::new()).unwrap().id;
+    assert!(matches!(store.create_collection("docs", BTreeMap::new()), Err(StoreError::NameTaken(_))));
+    let minilm = EmbeddingIdentity { name: "minilm".into(), dimensions: 384 };
+    store.bind_collection(&id, &minilm).unwrap();
+    store.bind_collection(&id, &minilm).unwrap();
+    let bge = EmbeddingIdentity { name: "bge".into(), dimensions: 384 };
+    let refused = store.bind_collection(&id, &bge).unwrap_err().to_string();
+    assert!(refused.contains("minilm") && refused.contains("bge"), "{refused}");
+    assert_eq!(store.collection(&id).unwrap().embedding, Some(minilm));
+    let other = store.create_collection("other", BTreeMap::new()).unwrap().id;
+    assert!(matches!(store.update_collection(&other, Some("docs".into()), None), Err(StoreError::NameTaken(_))));
+    assert_eq!(store.update_collection(&other, Some("mine".into()), None).unwrap().name, "mine");
+}
+
+#[test]
+fn a_job_is_held_by_one_worker_and_survives_it() {
+    let directory = TempDir::new().unwrap();
+    let store = open(&directory);
+    let new = |n: i32| NewJob { kind: "ingest".into(), payload: json!({"n": n}) };
+    let first = store.enqueue(new(1)).unwrap();
+    store.enqueue(new(2)).unwrap();
+    let held = store.lease_job("ingest", 60_000).unwrap().unwrap();
+    assert_eq!((&held.id, held.attempts, &held.state), (&first.id, 1, &JobState::Running));
+    assert_eq!(store.lease_job("other", 60_000).unwrap(), None);
+    assert!(store.renew_job(&held, -1).unwrap(), "as if its worker had been silent for too long");
+    drop(store);
+
+    let store = open(&directory);
+    let again = store.lease_job("ingest", 60_000).unwrap().unwrap();
+    assert_eq!((&again.id, again.attempts), (&first.id, 2));
+    assert!(!store.renew_job(&held, 60_000).unwrap() && !store.finish_job(&held, json!(1)).unwrap());
+    assert!(store.fail_job(&again, "no luck", Some(0)).unwrap());
+    let second = store.lease_job("ingest", 60_000).unwrap().unwrap();
+    assert_eq!(second.payload, json!({"n": 2}));
+    let third = store.lease_job("ingest", 60_000).unwrap().unwrap();
+    assert_eq!((&third.id, third.attempts), (&first.id, 3));
+    assert!(store.fail_job(&third, "never", None).unwrap());
+    assert_eq!(store.job(&first.id).unwrap().state, JobState::Failed { error: "never".into() });
+    assert!(store.cancel_job(&second.id).unwrap() && !store.cancel_job(&second.id).unwrap());
+    assert!(!store.finish_job(&second, json!({})).unwrap(), "a cancelled job has no result");
+    assert_eq!(store.jobs("ingest", 10).unwrap().len(), 2);
+    for number in 0..3 {
+        assert_eq!(store.add_job_event(&first.id, &json!({"step": number})).unwrap(), number);
+    }
+    assert_eq!(store.job_events(&first.id, 1).unwrap(), [(1, json!({"step": 1})), (2, json!({"step": 2}))]);
+}
+
+#[test]
+fn one_process_at_a_time() {
+    let directory = TempDir::new().unwrap();
+    let store = open(&directory);
+    assert!(matches!(Store::open(directory.path()), Err(StoreError::Locked { .. })));
+    drop(store);
+    open(&directory);
+}
+
+#[test]
+fn a_database_that_is_not_ours_to_use_is_left_as_it_is() {
+    let directory = TempDir::new().unwrap();
+    drop(open(&directory));
+    let path = directory.path().join(DATABASE);
+    let connection = Connection::open(&path).unwrap();
+    connection.pragma_update(None, "user_version", 99).unwrap();
+    drop(connection);
+    assert!(matches!(Store::open(directory.path()), Err(StoreError::Newer { found: 99, .. })));
+
+    let foreign = TempDir::new().unwrap();
+    let connection = Connection::open(foreign.path().join(DATABASE)).unwrap();
+    connection.execute_batch("CREATE TABLE theirs (x)").unwrap();
+    drop(connection);
+    assert!(matches!(Store::open(foreign.path()), Err(StoreError::Foreign { .. })));
+
+    let garbage = TempDir::new().unwrap();
+    let bytes = vec![7; 8192];
+    fs::write(garbage.path().join(DATABASE), &bytes).unwrap();
+    let said = Store::open(garbage.path()).unwrap_err();
+    assert!(matches!(said, StoreError::Corrupt { .. }), "{said}");
+    assert_eq!(fs::read(garbage.path().join(DATABASE)).unwrap(), bytes);
+}
