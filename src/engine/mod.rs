@@ -292,9 +292,15 @@ impl Engine {
         self.shared.vocab_size
     }
 
-    /// Counts as of the end of the last step.
+    /// Counts as of the end of the last step, and requests accepted since, which wait.
     pub fn stats(&self) -> EngineStats {
-        self.shared.stats.snapshot()
+        let mut stats = self.shared.stats.snapshot();
+        let open = self.shared.open_requests.load(Ordering::Acquire);
+        let accepted_since = open.saturating_sub(stats.open_requests);
+        stats.waiting_requests += accepted_since;
+        stats.waiting_sequences += accepted_since;
+        stats.open_requests = open;
+        stats
     }
 
     /// Is the loop alive, and how long has the current step taken?

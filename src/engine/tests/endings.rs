@@ -119,3 +119,16 @@ async fn a_thread_that_fails_leaves_no_reader_no_caller_and_no_shutdown_waiting(
     assert_eq!(engine.heartbeat().in_step, None);
     engine.drain(Duration::from_secs(60)).await;
 }
+
+#[test]
+fn a_request_counts_as_waiting_from_its_acceptance_on() {
+    let (engine, _, pace) = start_paced(config());
+    let streams: Vec<TokenStream> =
+        (0..3).map(|_| engine.submit(greedy_request(vec![1], 1)).expect("there is room")).collect();
+    // No step has ended yet, so nothing has been published of them.
+    let stats = engine.stats();
+    assert_eq!((stats.open_requests, stats.waiting_requests, stats.waiting_sequences), (3, 3, 3));
+    drop(pace);
+    streams.into_iter().map(collect).for_each(drop);
+    wait_until_idle(&engine);
+}
