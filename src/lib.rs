@@ -11,6 +11,7 @@ pub mod index;
 pub mod kernels;
 pub mod models;
 pub mod providers;
+pub mod retrieval;
 pub mod service;
 pub mod store;
 pub mod telemetry;

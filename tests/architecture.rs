@@ -7,12 +7,13 @@ use std::{
 };
 
 /// Modules by layer. A module imports lower layers, and its own folder.
-const LAYERS: [(u8, &[&str]); 8] = [
+const LAYERS: [(u8, &[&str]); 9] = [
     (0, &["domain", "error", "wire", "telemetry"]),
     (1, &["kernels"]),
     (2, &["models", "text"]),
     (3, &["engine", "index", "store"]),
     (4, &["providers"]),
+    (5, &["retrieval"]),
     (6, &["service"]),
     (7, &["http"]),
     (8, &["config", "app", "cli", "main"]),

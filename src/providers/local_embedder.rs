@@ -14,7 +14,10 @@ use rayon::prelude::*;
 
 use super::Embedder;
 use crate::{
-    domain::{EmbedInput, EmbedInputType, EmbedRequest, EmbedResponse, ModelInfo, ModelKind, Timings},
+    domain::{
+        EmbedInput, EmbedInputType, EmbedRequest, EmbedResponse, ModelInfo, ModelKind, Timings,
+        documents::EmbeddingIdentity,
+    },
     engine::encoder::{EncodeRequest, EncoderConfig, EncoderHandle, EncoderStats, Priority},
     error::{Error, ErrorKind, Result},
     kernels::device::{DeviceChoice, open_device},
@@ -39,6 +42,7 @@ pub struct LocalEmbedder {
     texts: Arc<TextSide>,
     encoder: EncoderHandle,
     info: Arc<ModelInfo>,
+    identity: Arc<EmbeddingIdentity>,
     priority: Priority,
 }
 
@@ -106,8 +110,21 @@ impl LocalEmbedder {
             normalize = package.normalize,
             "embedding model loaded"
         );
+        let identity = EmbeddingIdentity {
+            name: format!(
+                "{} {} ({}, {}, prefixes {:?} and {:?})",
+                info.architecture,
+                &source.fingerprint()?.to_hex()[..16],
+                package.pooling.as_str(),
+                if package.normalize { "normalized" } else { "not normalized" },
+                texts.prompts.query.as_deref().unwrap_or_default(),
+                texts.prompts.passage.as_deref().unwrap_or_default(),
+            ),
+            dimensions: config.hidden,
+        };
         let encoder = EncoderHandle::start(Box::new(Arc::new(encoder)), settings.queue)?;
-        Ok(Self { texts: Arc::new(texts), encoder, info: Arc::new(info), priority: Priority::Interactive })
+        let (texts, info, identity) = (Arc::new(texts), Arc::new(info), Arc::new(identity));
+        Ok(Self { texts, encoder, info, identity, priority: Priority::Interactive })
     }
 
     /// The same model for work that nobody waits for, such as indexing: it runs when interactive texts do not.
@@ -163,6 +180,10 @@ impl LocalEmbedder {
 impl Embedder for LocalEmbedder {
     fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    fn identity(&self) -> EmbeddingIdentity {
+        (*self.identity).clone()
     }
 
     fn embed(&self, request: EmbedRequest) -> BoxFuture<'_, Result<EmbedResponse>> {

@@ -11,7 +11,10 @@ pub mod scripted;
 use futures_util::{future::BoxFuture, stream::BoxStream};
 
 use crate::{
-    domain::{ChatPrompt, EmbedRequest, EmbedResponse, GenerateEvent, GenerateRequest, ModelInfo},
+    domain::{
+        ChatPrompt, EmbedRequest, EmbedResponse, GenerateEvent, GenerateRequest, ModelInfo,
+        documents::EmbeddingIdentity,
+    },
     error::Result,
 };
 
@@ -41,6 +44,9 @@ pub trait ChatModel: Send + Sync {
 /// Turns texts into vectors.
 pub trait Embedder: Send + Sync {
     fn info(&self) -> &ModelInfo;
+
+    /// What the vectors depend on. Two that differ give vectors that must not be compared.
+    fn identity(&self) -> EmbeddingIdentity;
 
     fn embed(&self, request: EmbedRequest) -> BoxFuture<'_, Result<EmbedResponse>>;
 

@@ -19,7 +19,7 @@ use super::{ChatModel, Embedder, GenerateStream};
 use crate::{
     domain::{
         ChatPrompt, EmbedInput, EmbedRequest, EmbedResponse, FinishReason, GenerateEvent, GenerateRequest, ModelInfo,
-        ModelKind, Prompt, Timings, TokenLogprob, TopLogprob, Usage,
+        ModelKind, Prompt, Timings, TokenLogprob, TopLogprob, Usage, documents::EmbeddingIdentity,
     },
     error::{Error, Result},
 };
@@ -315,6 +315,10 @@ impl ScriptedEmbedder {
 impl Embedder for ScriptedEmbedder {
     fn info(&self) -> &ModelInfo {
         &self.info
+    }
+
+    fn identity(&self) -> EmbeddingIdentity {
+        EmbeddingIdentity { name: self.info.id.clone(), dimensions: EMBEDDING_LENGTH }
     }
 
     fn embed(&self, request: EmbedRequest) -> BoxFuture<'_, Result<EmbedResponse>> {

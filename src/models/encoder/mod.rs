@@ -67,15 +67,34 @@ impl EncoderSource {
         Ok(Self::Directory { root: root.to_owned(), transformer: Package::transformer_directory(root)? })
     }
 
+    /// The weights' file, or files.
+    fn weights_paths(&self) -> Vec<PathBuf> {
+        match self {
+            Self::Directory { transformer, .. } => vec![transformer.join("model.safetensors")],
+            Self::Gguf(gguf) => gguf.paths().to_vec(),
+        }
+    }
+
     /// Unix seconds at which the weights were last modified; 0 where the file system does not say.
     pub fn modified(&self) -> u64 {
-        let path = match self {
-            Self::Directory { transformer, .. } => Some(transformer.join("model.safetensors")),
-            Self::Gguf(gguf) => gguf.paths().first().cloned(),
-        };
+        let path = self.weights_paths().into_iter().next();
         path.and_then(|path| path.metadata().and_then(|metadata| metadata.modified()).ok())
             .and_then(|modified: SystemTime| modified.duration_since(UNIX_EPOCH).ok())
             .map_or(0, |age| age.as_secs())
+    }
+
+    /// A hash of the weights and the tokenizer: of what vectors depend on, and of no name.
+    pub fn fingerprint(&self) -> Result<blake3::Hash, EncoderError> {
+        let mut paths = self.weights_paths();
+        if let Self::Directory { transformer, .. } = self {
+            paths.push(transformer.join("tokenizer.json"));
+        }
+        let mut hasher = blake3::Hasher::new();
+        for path in paths {
+            let hashed = std::fs::File::open(&path).and_then(|file| hasher.update_reader(file).map(|_| ()));
+            hashed.map_err(|source| EncoderError::Io { path, source })?;
+        }
+        Ok(hasher.finalize())
     }
 }
 

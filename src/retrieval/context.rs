@@ -1,0 +1,96 @@
+//! Passages as the context of a prompt: numbered, so that an answer can cite them, and as many as fit.
+
+use super::passages::Passage;
+
+/// What the model is told; the bundled model was trained with exactly these words.
+pub const SYSTEM: &str = "You are Hearth, a helpful assistant. Answer from the context.";
+
+/// A prompt over passages, and what of them is in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Context {
+    /// The user's turn: the context and the question.
+    pub prompt: String,
+    /// Which passages are in the prompt, as places in the given list; the first has the number 1.
+    pub included: Vec<usize>,
+    /// Which are not, for want of room.
+    pub left_out: Vec<usize>,
+}
+
+/// Writes the question over as many passages as fit into `budget` tokens, best first. A passage that does not fit is
+/// left out whole, and one after it that is shorter may still find room; what is left out is said.
+///
+/// # Errors
+/// Whatever `count_tokens` says, which counts the tokens of a text under the chat model's tokenizer.
+pub fn pack<E>(
+    question: &str,
+    passages: &[Passage],
+    budget: usize,
+    count_tokens: impl Fn(&str) -> Result<usize, E>,
+) -> Result<Context, E> {
+    let mut included: Vec<usize> = Vec::new();
+    let mut left_out = Vec::new();
+    for place in 0..passages.len() {
+        included.push(place);
+        // Of the whole text: tokens of parts do not add up.
+        if count_tokens(&write(question, passages, &included))? > budget {
+            included.pop();
+            left_out.push(place);
+        }
+    }
+    Ok(Context { prompt: write(question, passages, &included), included, left_out })
+}
+
+fn write(question: &str, passages: &[Passage], included: &[usize]) -> String {
+    let numbered: Vec<String> = included
+        .iter()
+        .enumerate()
+        .map(|(index, &place)| {
+            let passage = &passages[place];
+            format!("[{}] {}\n{}", index + 1, passage.title(), passage.text)
+        })
+        .collect();
+    format!("Context:\n{}\n\nQuestion: {question}", numbered.join("\n\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, convert::Infallible};
+
+    use super::*;
+
+    fn passage(heading: &str, text: &str) -> Passage {
+        Passage {
+            collection_id: "c".into(),
+            file_id: "f".into(),
+            filename: "guide.md".into(),
+            heading: heading.into(),
+            text: text.into(),
+            chunks: (0, 0),
+            place: None,
+            similarity: 0.5,
+            attributes: BTreeMap::new(),
+        }
+    }
+
+    fn words(text: &str) -> Result<usize, Infallible> {
+        Ok(text.split_whitespace().count())
+    }
+
+    #[test]
+    fn passages_are_numbered_as_they_stand_in_the_prompt() {
+        let passages = [passage("Setup", "Run it."), passage("", "Stop it.")];
+        let Ok(context) = pack("How?", &passages, 100, words);
+        assert_eq!(context.prompt, "Context:\n[1] Setup\nRun it.\n\n[2] guide.md\nStop it.\n\nQuestion: How?");
+        assert_eq!((context.included, context.left_out), (vec![0, 1], vec![]));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_left_out_and_said() {
+        let passages = [passage("A", "one"), passage("B", "two three four five six seven"), passage("C", "eight")];
+        let Ok(context) = pack("How?", &passages, 9, words);
+        assert_eq!(context.prompt, "Context:\n[1] A\none\n\n[2] C\neight\n\nQuestion: How?");
+        assert_eq!((context.included, context.left_out), (vec![0, 2], vec![1]));
+        let Ok(none) = pack("How?", &passages, 0, words);
+        assert_eq!(none.left_out, [0, 1, 2]);
+    }
+}

@@ -1,0 +1,207 @@
+//! Each collection's vector index, in step with the store.
+//!
+//! An index is opened when it is first needed: its snapshot is read, and what the store has gained or lost since is
+//! added or removed, by the chunks' ids, which are never used twice. Without a snapshot, or with one that is damaged or
+//! of another embedding model, everything is added, and searched exactly until the graph is built in the background.
+//! A change comes here after the store has committed it; a crash in between is mended by the next opening.
+
+use std::{collections::HashMap, path::PathBuf, sync::Arc, thread::JoinHandle};
+
+use parking_lot::Mutex;
+
+use crate::{
+    domain::documents::EmbeddingIdentity,
+    index::{GraphParameters, Keys, VectorIndex},
+    store::{Replaced, Store, StoreError},
+};
+
+const FOLDER: &str = "index";
+/// Vectors read from the store at a time.
+const VECTORS_AT_A_TIME: usize = 4096;
+
+/// The indexes of all collections; see the module.
+#[derive(Debug)]
+pub struct Indexes {
+    store: Arc<Store>,
+    folder: PathBuf,
+    open: Mutex<HashMap<String, Arc<Entry>>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    collection_id: String,
+    identity: String,
+    snapshot: PathBuf,
+    index: VectorIndex,
+    /// Held while the index is changed, so that opening and changing do not both add the same chunk.
+    changing: Mutex<()>,
+    build: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Indexes {
+    pub fn new(store: Arc<Store>) -> Self {
+        let folder = store.directory().join(FOLDER);
+        Self { store, folder, open: Mutex::default() }
+    }
+
+    /// Runs `work` on a collection's index, opened if need be. It blocks.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn with<T>(
+        &self,
+        collection_id: &str,
+        embedding: &EmbeddingIdentity,
+        work: impl FnOnce(&VectorIndex) -> T,
+    ) -> Result<T, StoreError> {
+        Ok(work(&self.entry(collection_id, embedding)?.index))
+    }
+
+    /// Carries a committed change of a document over, and begins to build the graph anew if that pays. It blocks.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn apply(
+        &self,
+        collection_id: &str,
+        embedding: &EmbeddingIdentity,
+        change: &Replaced,
+    ) -> Result<(), StoreError> {
+        let entry = self.entry(collection_id, embedding)?;
+        entry.add(&self.store, &change.added)?;
+        entry.index.remove(&change.removed);
+        if entry.index.wants_rebuild() {
+            entry.build_in_background();
+        }
+        Ok(())
+    }
+
+    /// Takes deleted chunks out of a collection's index. One that is not open has nothing to take out: it will find
+    /// them gone from the store.
+    pub fn remove(&self, collection_id: &str, chunk_ids: &[u64]) {
+        let entry = self.open.lock().get(collection_id).cloned();
+        if let Some(entry) = entry {
+            let _changing = entry.changing.lock();
+            entry.index.remove(chunk_ids);
+        }
+    }
+
+    /// Forgets a deleted collection.
+    pub fn forget(&self, collection_id: &str) {
+        let entry = self.open.lock().remove(collection_id);
+        drop(entry);
+        let path = self.snapshot_path(collection_id);
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(path = %path.display(), %error, "the index of a deleted collection is still there");
+            }
+            _ => {}
+        }
+    }
+
+    /// Waits for the builds that run now.
+    pub fn close(&self) {
+        let entries: Vec<_> = self.open.lock().drain().map(|(_, entry)| entry).collect();
+        for entry in entries {
+            entry.wait_for_build();
+        }
+    }
+
+    fn snapshot_path(&self, collection_id: &str) -> PathBuf {
+        self.folder.join(collection_id).with_extension("vectors")
+    }
+
+    fn entry(&self, collection_id: &str, embedding: &EmbeddingIdentity) -> Result<Arc<Entry>, StoreError> {
+        // One opening at a time: it is as long as reading a file.
+        let mut open = self.open.lock();
+        if let Some(entry) = open.get(collection_id)
+            && entry.identity == embedding.name
+        {
+            return Ok(entry.clone());
+        }
+        let snapshot = self.snapshot_path(collection_id);
+        let parameters = GraphParameters::default();
+        let loaded = VectorIndex::load(&snapshot, &embedding.name, embedding.dimensions, parameters);
+        let index = loaded.unwrap_or_else(|error| {
+            if snapshot.exists() {
+                tracing::warn!(%error, collection = collection_id, "the index is built anew from the store");
+            }
+            VectorIndex::new(embedding.dimensions, parameters)
+        });
+        let entry = Arc::new(Entry {
+            collection_id: collection_id.to_owned(),
+            identity: embedding.name.clone(),
+            snapshot,
+            index,
+            changing: Mutex::new(()),
+            build: Mutex::new(None),
+        });
+        let stored: Keys = self.store.chunk_ids(collection_id)?.into_iter().collect();
+        let gone: Vec<u64> = entry.index.keys().into_iter().filter(|key| !stored.contains(key)).collect();
+        entry.index.remove(&gone);
+        let missing: Vec<u64> = stored.into_iter().filter(|&key| !entry.index.contains(key)).collect();
+        entry.add(&self.store, &missing)?;
+        if entry.index.wants_rebuild() {
+            entry.build_in_background();
+        }
+        open.insert(collection_id.to_owned(), entry.clone());
+        Ok(entry)
+    }
+}
+
+impl Drop for Indexes {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Entry {
+    /// Adds these chunks' vectors, those that are not there yet and still in the store.
+    fn add(&self, store: &Store, ids: &[u64]) -> Result<(), StoreError> {
+        for ids in ids.chunks(VECTORS_AT_A_TIME) {
+            let vectors = store.vectors(ids)?;
+            let _changing = self.changing.lock();
+            for (id, vector) in &vectors {
+                if self.index.contains(*id) {
+                    continue;
+                }
+                // A vector that is none was refused before it was stored: this one is of a damaged row.
+                if let Err(error) = self.index.insert(&[(*id, vector)]) {
+                    tracing::error!(chunk = id, collection = self.collection_id, %error, "a stored vector is not searched");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn build_in_background(self: &Arc<Self>) {
+        let mut build = self.build.lock();
+        if build.as_ref().is_some_and(|build| !build.is_finished()) {
+            return;
+        }
+        let entry = self.clone();
+        let thread = std::thread::Builder::new().name("hearth-index".to_owned()).spawn(move || entry.build());
+        match thread {
+            Ok(thread) => *build = Some(thread),
+            Err(error) => tracing::error!(%error, "the index is searched exactly: no thread to build its graph"),
+        }
+    }
+
+    fn build(&self) {
+        let built = self.index.rebuild().map_err(anyhow::Error::from);
+        let saved = built.and_then(|()| Ok(self.index.save(&self.snapshot, &self.identity)?));
+        match saved {
+            Ok(()) => tracing::info!(collection = self.collection_id, stats = ?self.index.stats(), "index built"),
+            Err(error) => {
+                tracing::error!(collection = self.collection_id, error = %crate::error::sentence(&error), "index not built");
+            }
+        }
+    }
+
+    fn wait_for_build(&self) {
+        let build = self.build.lock().take();
+        if build.is_some_and(|build| build.join().is_err()) {
+            tracing::error!(collection = self.collection_id, "building the index failed");
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! From a question to the passages that may answer it, and from passages to the context of a prompt.
+//!
+//! `search.rs` looks among the vectors and among the words and fuses both (`fusion.rs`); neighbouring chunks become one
+//! passage (`passages.rs`); `context.rs` writes as many as fit. `indexes.rs` keeps each collection's vector index in
+//! step with the store, which is the truth.
+
+pub mod context;
+mod fusion;
+pub mod indexes;
+mod passages;
+pub mod search;
+
+#[cfg(test)]
+mod tests;
