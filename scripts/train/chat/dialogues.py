@@ -4,6 +4,7 @@ A sample is a list of (text, weight): what the user and the context say weighs l
 samples are the application's RAG prompt over real or invented passages with several questions in turn; others put the
 text elsewhere, greet, ask without context, or repeat tokens (which is how copying starts).
 """
+
 import json
 import pathlib
 import random
@@ -13,39 +14,180 @@ from invented import Inventor
 from questions import Questioner, is_quotable, sentences, terms
 
 SYSTEMS = [
-    RAG_SYSTEM, RAG_SYSTEM, RAG_SYSTEM, RAG_SYSTEM, None, None, "You are a helpful assistant.", "Answer from the context.",
-    "Use only the context to answer. Cite the passages.", "You are Hearth.", "Answer the question with the passages below. Be brief.",
+    RAG_SYSTEM,
+    RAG_SYSTEM,
+    RAG_SYSTEM,
+    RAG_SYSTEM,
+    None,
+    None,
+    "You are a helpful assistant.",
+    "Answer from the context.",
+    "Use only the context to answer. Cite the passages.",
+    "You are Hearth.",
+    "Answer the question with the passages below. Be brief.",
     "You are a helpful assistant. If the answer is not in the context, say so.",
 ]
 QUESTION_LABELS = ["Question: {q}"] * 12 + ["{q}", "{q}", "Q: {q}", "Answer this: {q}", "My question: {q}"]
 CONTEXT_LABELS = ["Context:\n"] * 12 + ["Documents:\n", "Passages:\n", "Sources:\n", "", "Here is a text:\n"]
 
+REFUSE_FROM = 0.3  # of the training: before it, every question has an answer, so that saying no is not learned first
+
 WHO = "I am Hearth, a small assistant that answers from your documents."
 WHAT = "I answer questions about the passages you give me, and I cite them. If they do not hold the answer, I say so."
 CHAT = [
-    (["hello", "hi", "hey", "hello there", "good morning", "good afternoon", "good evening", "hi there", "greetings", "hello hearth", "hi hearth",
-      "hey there", "howdy", "good day", "hiya", "morning"],
-     ["Hello! Ask me about your documents.", "Hello! What would you like to know from your documents?", "Hi! How can I help you with your documents?"]),
-    (["how are you", "how are you doing", "how is it going", "how do you do", "are you ok", "hi, how are you", "hello, how are you today", "what's up"],
-     ["I am well, thank you. What would you like to know?"]),
-    (["thanks", "thank you", "thank you very much", "thanks a lot", "great, thanks", "cheers", "thx", "perfect, thank you", "that helps, thanks",
-      "many thanks", "ok thanks", "thank you for your help"],
-     ["You are welcome!", "You are welcome! Ask me if there is more."]),
-    (["who are you", "what are you", "what is your name", "what's your name", "are you a robot", "are you human", "who am i talking to",
-      "introduce yourself", "tell me about yourself", "are you an ai", "what is hearth", "which model are you", "are you chatgpt", "who made you"],
-     [WHO, WHO + " " + WHAT]),
-    (["what can you do", "how can you help me", "what can i ask you", "help", "what do you know", "how do you work", "how does this work",
-      "what are you good at", "can you help me", "what is this", "what are you able to do", "how do i use you", "what can i do here"],
-     [WHAT]),
-    (["bye", "goodbye", "see you", "bye bye", "good night", "see you later", "that is all", "have a nice day", "farewell"],
-     ["Goodbye!", "Goodbye! Come back any time."]),
-    (["ok", "okay", "i see", "great", "nice", "good", "interesting", "cool", "wow", "perfect", "yes", "no", "sure", "alright", "got it"],
-     ["Good. What else would you like to know?"]),
-    (["tell me a joke", "write a poem", "write me a story", "write a song", "sing something", "tell me a story about a cat", "draw a picture",
-      "write python code that sorts a list", "what is the weather today", "what time is it", "translate this into french", "what is the capital of france",
-      "who won the world cup", "what is 2 + 2", "who is the president", "how old is the universe", "write an email to my boss", "play a game with me",
-      "what is the meaning of life", "recommend a film", "what should i eat tonight", "how tall is mount everest"],
-     [NO_CONTEXT]),
+    (
+        [
+            "hello",
+            "hi",
+            "hey",
+            "hello there",
+            "good morning",
+            "good afternoon",
+            "good evening",
+            "hi there",
+            "greetings",
+            "hello hearth",
+            "hi hearth",
+            "hey there",
+            "howdy",
+            "good day",
+            "hiya",
+            "morning",
+        ],
+        [
+            "Hello! Ask me about your documents.",
+            "Hello! What would you like to know from your documents?",
+            "Hi! How can I help you with your documents?",
+        ],
+    ),
+    (
+        [
+            "how are you",
+            "how are you doing",
+            "how is it going",
+            "how do you do",
+            "are you ok",
+            "hi, how are you",
+            "hello, how are you today",
+            "what's up",
+        ],
+        ["I am well, thank you. What would you like to know?"],
+    ),
+    (
+        [
+            "thanks",
+            "thank you",
+            "thank you very much",
+            "thanks a lot",
+            "great, thanks",
+            "cheers",
+            "thx",
+            "perfect, thank you",
+            "that helps, thanks",
+            "many thanks",
+            "ok thanks",
+            "thank you for your help",
+        ],
+        ["You are welcome!", "You are welcome! Ask me if there is more."],
+    ),
+    (
+        [
+            "who are you",
+            "what are you",
+            "what is your name",
+            "what's your name",
+            "are you a robot",
+            "are you human",
+            "who am i talking to",
+            "introduce yourself",
+            "tell me about yourself",
+            "are you an ai",
+            "what is hearth",
+            "which model are you",
+            "are you chatgpt",
+            "who made you",
+        ],
+        [WHO, WHO + " " + WHAT],
+    ),
+    (
+        [
+            "what can you do",
+            "how can you help me",
+            "what can i ask you",
+            "help",
+            "what do you know",
+            "how do you work",
+            "how does this work",
+            "what are you good at",
+            "can you help me",
+            "what is this",
+            "what are you able to do",
+            "how do i use you",
+            "what can i do here",
+        ],
+        [WHAT],
+    ),
+    (
+        [
+            "bye",
+            "goodbye",
+            "see you",
+            "bye bye",
+            "good night",
+            "see you later",
+            "that is all",
+            "have a nice day",
+            "farewell",
+        ],
+        ["Goodbye!", "Goodbye! Come back any time."],
+    ),
+    (
+        [
+            "ok",
+            "okay",
+            "i see",
+            "great",
+            "nice",
+            "good",
+            "interesting",
+            "cool",
+            "wow",
+            "perfect",
+            "yes",
+            "no",
+            "sure",
+            "alright",
+            "got it",
+        ],
+        ["Good. What else would you like to know?"],
+    ),
+    (
+        [
+            "tell me a joke",
+            "write a poem",
+            "write me a story",
+            "write a song",
+            "sing something",
+            "tell me a story about a cat",
+            "draw a picture",
+            "write python code that sorts a list",
+            "what is the weather today",
+            "what time is it",
+            "translate this into french",
+            "what is the capital of france",
+            "who won the world cup",
+            "what is 2 + 2",
+            "who is the president",
+            "how old is the universe",
+            "write an email to my boss",
+            "play a game with me",
+            "what is the meaning of life",
+            "recommend a film",
+            "what should i eat tonight",
+            "how tall is mount everest",
+        ],
+        [NO_CONTEXT],
+    ),
 ]
 
 
@@ -63,17 +205,19 @@ class Source:
             self.by_document.setdefault(passage["document"], []).append(passage)
         self.questioner = Questioner(self.rng, passages)
         self.inventor = Inventor(self.rng)
+        self.copies = False  # whether the model has learned to copy; until then most samples are repetitions
 
     def sample(self, progress):
         """(token ids, weights) of one sample."""
         rng = self.rng
-        start = max(0.0, 1 - progress / 0.12)  # 1 at first, 0 from 12 % on
+        start = max(0.0, 1 - progress / 0.2)  # 1 at first, 0 from 20 % on
+        repeated = 0.4 * start if self.copies else 0.75
         draw = rng.random()
-        if draw < 0.35 * start:
-            return self.repetition(progress)
-        if draw < 0.35 * start + 0.03:
+        if draw < repeated:
+            return self.repetition()
+        if draw < repeated + 0.03:
             return self.encode(self.greeting())
-        if draw < 0.35 * start + 0.06:
+        if draw < repeated + 0.05:
             return self.encode([(rng.choice(self.passages)["text"], 1.0), (END, 1.0)])
         if rng.random() < 0.38 + 0.2 * start:
             return self.encode(self.invented(progress))
@@ -87,11 +231,11 @@ class Source:
             weights += [weight] * len(found)
         return ids, weights
 
-    def repetition(self, progress):
+    def repetition(self):
         rng = self.rng
-        length = rng.randint(8, 40 if progress < 0.05 else 100)
+        length = rng.randint(4, 120 if self.copies else 48)
         ids = [rng.randrange(300, self.vocabulary) for _ in range(length)]
-        return ids * 2, [0.0] * length + [0.3] * length
+        return ids * 2, [0.0] * length + [0.9] * length
 
     def greeting(self):
         rng = self.rng
@@ -114,7 +258,11 @@ class Source:
         rng = self.rng
         text = text if rng.random() < 0.3 else text[0].upper() + text[1:]
         if text[-1].isalnum():
-            text += rng.choice(["?", "?", ""]) if text.split()[0].lower() in ("who", "what", "how", "are", "can", "which") else rng.choice(["", ".", "!"])
+            text += (
+                rng.choice(["?", "?", ""])
+                if text.split()[0].lower() in ("who", "what", "how", "are", "can", "which")
+                else rng.choice(["", ".", "!"])
+            )
         return text
 
     def turn(self, asked, answer):
@@ -157,8 +305,10 @@ class Source:
     def invented(self, progress):
         rng = self.rng
         most = 2 + round(3 * min(1.0, progress / 0.3))
-        asked = rng.choice([1, 2, 3, 4]) if progress < 0.7 else rng.choice([1, 1, 2, 3])
-        passages, questions = self.inventor.reading(rng.randint(1, most), rng.randint(1, most), asked)
+        asked = rng.choice([2, 3, 4, 5, 6]) if progress < 0.6 else rng.choice([1, 1, 2, 3])
+        passages, questions = self.inventor.reading(
+            rng.randint(1, most), rng.randint(1, most), asked, answerable=1 if progress < REFUSE_FROM else 0.8
+        )
         return self.conversation(passages, [(q, answer, number) for q, answer, number, _ in questions])
 
     def excerpt(self, passage, words, keep_start):
@@ -184,8 +334,14 @@ class Source:
     def real(self, progress):
         """Passages of one document and of others, with questions about some and about none of them."""
         rng = self.rng
-        words = rng.choice([25, 40, 60]) if progress < 0.15 else rng.choice([40, 60, 90, 140]) if progress < 0.5 else rng.choice([50, 80, 120, 180, 250])
-        count = rng.randint(1, 2 if progress < 0.08 else 3 if progress < 0.5 else 5)
+        words = (
+            rng.choice([25, 40, 60])
+            if progress < 0.4
+            else rng.choice([40, 60, 90, 140])
+            if progress < 0.75
+            else rng.choice([50, 80, 120, 180, 250])
+        )
+        count = rng.randint(1, 2 if progress < 0.15 else 3 if progress < 0.5 else 5)
         first = rng.choice(self.passages)
         near = self.by_document[first["document"]]
         chosen, missing = [first], []
@@ -195,17 +351,17 @@ class Source:
                 other = rng.choice(self.passages)
             chosen.append(other)
         rng.shuffle(chosen)
-        if rng.random() < 0.5:
+        if progress >= REFUSE_FROM and rng.random() < 0.5:
             missing = [p for p in (rng.choice(near), rng.choice(self.passages)) if p not in chosen]
         shown, titled = [], []
         for passage in chosen:
-            shown.append(self.excerpt(passage, words, rng.random() < 0.7))
-            titled.append(rng.random() < 0.75)
+            shown.append(self.excerpt(passage, words, rng.random() < 0.85))
+            titled.append(rng.random() < 0.85)
         passages = [(self.title(p, t), " ".join(s)) for p, t, s in zip(chosen, titled, shown)]
         everything = " ".join(f"{title} {text}" for title, text in passages)
         known = set(terms(everything))
         questions = []
-        for _ in range(rng.choice([1, 2, 3, 4]) if progress < 0.7 else rng.choice([1, 1, 2, 3])):
+        for _ in range(rng.choice([2, 3, 4, 5, 6]) if progress < 0.6 else rng.choice([1, 1, 2, 3])):
             if missing and rng.random() < 0.45:
                 other = rng.choice(missing)
                 found = self.questioner.about_heading(other)
@@ -218,7 +374,7 @@ class Source:
                 continue
             number = rng.randrange(len(chosen))
             passage, said = chosen[number], shown[number]
-            if titled[number] and said[0] == sentences(passage["text"])[0] and rng.random() < 0.55:
+            if titled[number] and said[0] == sentences(passage["text"])[0] and rng.random() < 0.75:
                 same = [p for p in chosen if p["heading"] == passage["heading"]]
                 found = self.questioner.about_heading(passage)
                 if found and found[1] in said and len(same) == 1:

@@ -6,6 +6,7 @@ come from held-out documents. An answer is right if it holds the value, or the s
 usage: evaluate.py MODEL.gguf [--hearth target/release/hearth | --url http://HOST:PORT] [--data target/train]
        [--count 200] [--out FILE.json] [--checkpoint FILE.pt, to compare logits] [--show N]
 """
+
 import argparse
 import collections
 import concurrent.futures
@@ -30,13 +31,16 @@ SEED = 20_000
 
 def post(url, path, body):
     request = urllib.request.Request(
-        url + path, json.dumps({"model": "chat"} | body).encode(), {"content-type": "application/json"})
+        url + path, json.dumps({"model": "chat"} | body).encode(), {"content-type": "application/json"}
+    )
     return json.load(urllib.request.urlopen(request, timeout=600))
 
 
 def prompt(passages, question):
-    return [{"role": "system", "content": chat_format.RAG_SYSTEM},
-            {"role": "user", "content": chat_format.rag_prompt(passages, question)}]
+    return [
+        {"role": "system", "content": chat_format.RAG_SYSTEM},
+        {"role": "user", "content": chat_format.rag_prompt(passages, question)},
+    ]
 
 
 def synthetic(count):
@@ -58,7 +62,12 @@ def synthetic(count):
 def headings(source, count):
     """Questions about headings of held-out documents among other passages; and with the passage left out."""
     rng = source.rng
-    cases, wanted = [], collections.Counter({"headings": count, "headings, document titles only": count // 2, "unanswerable": count // 2})
+    cases, wanted = (
+        [],
+        collections.Counter(
+            {"headings": count, "headings, document titles only": count // 2, "unanswerable": count // 2}
+        ),
+    )
     while sum(wanted.values()):
         passage = rng.choice(source.passages)
         found = source.questioner.about_heading(passage, held_out_wording=rng.random() < 0.25)
@@ -78,11 +87,22 @@ def headings(source, count):
             shown = others[: rng.randint(1, 3)] + [passage]
             if group != "headings":
                 key = set(terms(passage["heading"]))
-                if not key or not key <= set(terms(passage["text"])) or any(key <= set(terms(p["text"])) for p in shown[:-1]):
+                if (
+                    not key
+                    or not key <= set(terms(passage["text"]))
+                    or any(key <= set(terms(p["text"])) for p in shown[:-1])
+                ):
                     continue
         rng.shuffle(shown)
-        titled = [(p["title"] if group == "headings, document titles only" or p["title"] == p["heading"] else f"{p['title']}: {p['heading']}", p["text"])
-                  for p in shown]
+        titled = [
+            (
+                p["title"]
+                if group == "headings, document titles only" or p["title"] == p["heading"]
+                else f"{p['title']}: {p['heading']}",
+                p["text"],
+            )
+            for p in shown
+        ]
         number = shown.index(passage) + 1 if passage in shown else None
         cases.append(dict(group=group, messages=prompt(titled, question), value=None, sentence=sentence, number=number))
         wanted[group] -= 1
@@ -94,11 +114,22 @@ def talk(source, count):
     rng = source.rng
     cases = []
     for asks, answers in CHAT:
-        cases += [dict(group="talk", messages=[{"role": "user", "content": ask.capitalize()}], answers=answers) for ask in asks[:3]]
+        cases += [
+            dict(group="talk", messages=[{"role": "user", "content": ask.capitalize()}], answers=answers)
+            for ask in asks[:3]
+        ]
     while len(cases) < count:
         passage = rng.choice(source.passages)
-        text = rng.choice([passage["heading"], passage["text"], passage["text"][: rng.randint(5, 300)], f"Summarize this:\n{passage['text']}",
-                           f"Write a story about {passage['heading']}", "".join(rng.choice("abcdefgh 123.,") for _ in range(40))])
+        text = rng.choice(
+            [
+                passage["heading"],
+                passage["text"],
+                passage["text"][: rng.randint(5, 300)],
+                f"Summarize this:\n{passage['text']}",
+                f"Write a story about {passage['heading']}",
+                "".join(rng.choice("abcdefgh 123.,") for _ in range(40)),
+            ]
+        )
         cases.append(dict(group="open", messages=[{"role": "user", "content": text}]))
     return cases
 
@@ -110,7 +141,7 @@ def plain(text):
 def loops(text):
     """A run of words said three times in a row, or one of eight words three times at all."""
     words = text.split()
-    eights = collections.Counter(tuple(words[i:i + 8]) for i in range(len(words) - 7))
+    eights = collections.Counter(tuple(words[i : i + 8]) for i in range(len(words) - 7))
     return bool(re.search(r"(\b.{2,60}?)\1\1", text)) and len(words) > 20 or max(eights.values(), default=0) >= 3
 
 
@@ -137,7 +168,8 @@ def logits_differ(url, options):
     model = Model(Config(**checkpoint["config"]))
     model.load_state_dict(checkpoint["model"])
     tokenizer = Tokenizer.from_file(str(options.data / "chat/tokenizer.json"))
-    text = "<|user|>Context:\n[1] Trees\nThe oak is 12 metres high. The elm isn't.\n\nQuestion: How high is the oak?<|end|><|assistant|>The"
+    asked = chat_format.rag_prompt([("Trees", "The oak is 12 metres high. The elm isn't.")], "How high is the oak?")
+    text = f"<|user|>{asked}<|end|><|assistant|>The"
     ids = tokenizer.encode(text).ids
     assert post(url, "/tokenize", {"content": text, "parse_special": True})["tokens"] == ids, "tokens differ"
     with torch.no_grad():
@@ -174,7 +206,10 @@ def measure(url, options):
             cited.append(f"[{case['number']}]" in answer)
         if options.show > 0 and (not good or case["group"] == "open"):
             options.show -= 1
-            print(f"--- {case['group']}\n{case['messages'][-1]['content']}\n>>> {answer}\n(wanted: {case.get('sentence')} [{case.get('number')}])")
+            print(
+                f"--- {case['group']}\n{case['messages'][-1]['content']}\n>>> {answer}\n"
+                f"(wanted: {case.get('sentence')} [{case.get('number')}])"
+            )
     figures = {group: round(right[group] / total[group], 3) for group in total if group != "open"}
     figures |= {
         "right citations": round(sum(cited) / max(1, len(cited)), 3),
@@ -202,7 +237,19 @@ def main():
     options = parser.parse_args()
     server = None
     if not options.url:
-        command = [options.hearth, "serve", "-m", options.model, "--alias", "chat", "--offline", "--port", "0", "--threads", options.threads]
+        command = [
+            options.hearth,
+            "serve",
+            "-m",
+            options.model,
+            "--alias",
+            "chat",
+            "--offline",
+            "--port",
+            "0",
+            "--threads",
+            options.threads,
+        ]
         server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         options.url = server.stdout.readline().split()[-1]
     try:

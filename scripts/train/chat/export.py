@@ -2,6 +2,7 @@
 
 usage: export.py CHECKPOINT OUT.gguf [--data target/train] [--type Q8_0|F32] [--context 2048]
 """
+
 import argparse
 import json
 import pathlib
@@ -57,7 +58,9 @@ def main():
 
     writer = gguf.GGUFWriter(options.out, "llama")
     writer.add_name("hearth-chat")
-    writer.add_description("A small reader: it answers from given passages with their own sentences. Trained from scratch for Hearth.")
+    writer.add_description(
+        "A small reader: it answers from given passages with their own sentences. Trained from scratch for Hearth."
+    )
     writer.add_license("MIT OR Apache-2.0")
     writer.add_size_label(f"{sum(v.numel() for v in checkpoint['model'].values()) / 1e6:.1f}M")
     writer.add_languages(["en"])
@@ -77,8 +80,12 @@ def main():
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
     writer.add_token_list([token for token, _ in vocabulary])
-    writer.add_token_types([
-        gguf.TokenType.CONTROL if token in chat_format.SPECIAL_TOKENS else gguf.TokenType.NORMAL for token, _ in vocabulary])
+    writer.add_token_types(
+        [
+            gguf.TokenType.CONTROL if token in chat_format.SPECIAL_TOKENS else gguf.TokenType.NORMAL
+            for token, _ in vocabulary
+        ]
+    )
     writer.add_token_merges([" ".join(merge) for merge in tokenizer["model"]["merges"]])
     writer.add_eos_token_id(ids[chat_format.END])
     writer.add_eot_token_id(ids[chat_format.END])
@@ -96,7 +103,10 @@ def main():
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    print(f"{options.out}: {pathlib.Path(options.out).stat().st_size} bytes, step {checkpoint['step']}, {checkpoint['tokens']} tokens")
+    print(
+        f"{options.out}: {pathlib.Path(options.out).stat().st_size} bytes, "
+        f"step {checkpoint['step']}, {checkpoint['tokens']} tokens"
+    )
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 usage: tokenizer.py [DATA]      (default: target/train; writes DATA/chat/tokenizer.json)
 """
+
 import json
 import pathlib
 import random
@@ -31,10 +32,17 @@ def main():
     data = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else "target/train")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.train_from_iterator(training_text(data), trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=chat_format.SPECIAL_TOKENS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    tokenizer.train_from_iterator(
+        training_text(data),
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY,
+            special_tokens=chat_format.SPECIAL_TOKENS,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     (data / "chat").mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(data / "chat/tokenizer.json"))
     print(f"{tokenizer.get_vocab_size()} tokens")

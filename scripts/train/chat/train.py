@@ -6,6 +6,7 @@ falls to zero at the end of the given time. A checkpoint is written every few mi
 
 usage: train.py [--data target/train] [--minutes 80 | --steps N] [--workers 3] [--seed 1] [--from CHECKPOINT]
 """
+
 import argparse
 import dataclasses
 import os
@@ -21,20 +22,22 @@ from dialogues import Source
 from model import Config, Model
 from muon import Muon
 
-BATCH_TOKENS = 4096  # of one process
-WARM_UP, DECAY_FROM = 0.01, 0.4
+BATCH_TOKENS = 2048, 4096  # of one process, at the beginning and at the end: many small steps first, then sure ones
+COPIES_BELOW = 2.0  # loss on repeated tokens
+WARM_UP, DECAY_FROM = 0.01, 0.3
 
 
 def batches(source, progress, seed):
     """Batches of samples of like length: (ids, weights) [rows, length]. `progress()` is asked for every pool."""
     generator = torch.Generator().manual_seed(seed)
     while True:
-        samples = sorted((source.sample(progress()) for _ in range(120)), key=lambda s: len(s[0]))
+        samples = sorted((source.sample(progress()) for _ in range(100)), key=lambda s: len(s[0]))
         groups, group = [], []
+        most = BATCH_TOKENS[0] + progress() * (BATCH_TOKENS[1] - BATCH_TOKENS[0])
         for sample in samples:
             if len(sample[0]) > source.longest:
                 continue
-            if group and len(sample[0]) * (len(group) + 1) > BATCH_TOKENS:
+            if group and len(sample[0]) * (len(group) + 1) > most:
                 groups.append(group)
                 group = []
             group.append(sample)
@@ -61,7 +64,11 @@ def answers_right(ids, target_positions, wrong, assistant, weights):
     missed = torch.zeros(int(answer.max()) + 1).scatter_reduce(0, answer[full], wrong[full].float(), "amax")
     first = (ids.flatten()[target_positions] == assistant) & full
     seen = answer[first]
-    return ((1 - missed[seen]).mean().item(), (1 - wrong[first].float()).mean().item()) if len(seen) else (float("nan"),) * 2
+    return (
+        ((1 - missed[seen]).mean().item(), (1 - wrong[first].float()).mean().item())
+        if len(seen)
+        else (float("nan"),) * 2
+    )
 
 
 def work(rank, options):
@@ -72,7 +79,8 @@ def work(rank, options):
     folder = options.data / "chat"
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     assistant = tokenizer.token_to_id("<|assistant|>")
-    model = Model(Config(vocabulary=tokenizer.get_vocab_size()))
+    boundaries = [i for i in map(tokenizer.token_to_id, (".", "\u010a", "\u010a\u010a")) if i is not None]
+    model = Model(Config(vocabulary=tokenizer.get_vocab_size()), boundaries)
     if options.checkpoint:
         model.load_state_dict(torch.load(options.checkpoint)["model"])
     source = Source(options.data, tokenizer, options.seed * 1000 + rank)
@@ -80,14 +88,22 @@ def work(rank, options):
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and not name.startswith("embedding")]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or name.startswith("embedding")]
     parameters = list(model.parameters())
+    # one buffer for what the processes share: gradients, then how far the training is and whether the model copies
+    gradients = torch.zeros(sum(p.numel() for p in parameters) + 2)
+    offset = 0
+    for p in matrices + others:
+        p.grad = gradients[offset : offset + p.numel()].view_as(p)
+        offset += p.numel()
     muon = Muon(matrices)
     adam = torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0)
     if rank == 0:
         print(f"{sum(p.numel() for p in parameters)} parameters, {len(source.passages)} passages", flush=True)
 
     start, saved, step, tokens, progress = time.time(), time.time(), 0, 0, 0.0
-    stream = batches(source, lambda: max(progress, options.curriculum), options.seed * 1000 + rank)
-    shown = dict(loss=0.0, answer=0.0, right=0.0, first=0.0)
+    stream = batches(
+        source, lambda: max(progress, options.curriculum) if source.copies else 0.05, options.seed * 1000 + rank
+    )
+    shown = dict(loss=0.0, answer=0.0, right=0.0, first=0.0, repeat=0.0)
     while progress < 1:
         ids, weights = next(stream)
         context_weight = 0.5 - 0.4 * progress
@@ -105,39 +121,50 @@ def work(rank, options):
         tokens += inputs.numel()
 
         now = step / options.steps if options.steps else (time.time() - start) / (60 * options.minutes)
-        flat = torch.cat([p.grad.flatten() for p in parameters] + [torch.tensor([now if rank == 0 else 0.0])])
-        dist.all_reduce(flat)
-        progress = flat[-1].item()
-        norm = flat[:-1].norm().item() / options.workers
-        offset = 0
-        for p in parameters:
-            p.grad.copy_(flat[offset:offset + p.numel()].view_as(p))
-            p.grad /= options.workers * max(1.0, norm)
-            offset += p.numel()
-        updates = muon.updates(lambda index: index % options.workers == rank)
-        flat = torch.cat([u.flatten() for u in updates])
-        dist.all_reduce(flat)
-        muon.apply([part.view_as(u) for part, u in zip(flat.split([u.numel() for u in updates]), updates)], options.muon_rate * rate(progress))
+        gradients[-2:] = torch.tensor([now, 0 < shown["repeat"] < COPIES_BELOW]) * (rank == 0)
+        dist.all_reduce(gradients)
+        progress = gradients[-2].item()
+        source.copies = source.copies or gradients[-1].item() > 0
+        norm = gradients[:-2].norm().item() / options.workers
+        gradients /= options.workers * max(1.0, norm)
+        muon.step(options.muon_rate * rate(progress), rank, options.workers)
         for group in adam.param_groups:
             group["lr"] = options.adam_rate * rate(progress)
         adam.step()
-        model.zero_grad()
+        gradients.zero_()
         step += 1
 
         if rank:
             continue
         right, first = answers_right(inputs, positions, logits.argmax(-1) != targets, assistant, weights)
-        full = weights == 1.0
-        for name, value in dict(loss=loss.item(), answer=losses[full].mean().item(), right=right, first=first).items():
+        full, repeated = weights == 1.0, weights == weights.new_tensor(0.9)
+        for name, value in dict(
+            loss=loss.item(),
+            answer=losses[full].mean().item(),
+            right=right,
+            first=first,
+            repeat=losses[repeated].mean().item(),
+        ).items():
             if value == value:
                 shown[name] = 0.95 * shown[name] + 0.05 * value if step > 20 else value
-        if step % 20 == 0:
+        if step % 50 == 0:
             figures = " ".join(f"{name} {value:.3f}" for name, value in shown.items())
-            print(f"{time.time() - start:.0f} s, step {step}, {100 * progress:.1f} %, {tokens * options.workers} tokens, {figures}", flush=True)
+            print(
+                f"{time.time() - start:.0f} s, step {step}, {100 * progress:.1f} %, {tokens * options.workers} tokens, "
+                f"{figures}",
+                flush=True,
+            )
         if time.time() - saved > 60 * options.save_minutes or progress >= 1:
             saved = time.time()
-            checkpoint = dict(model=model.state_dict(), config=dataclasses.asdict(model.config), step=step, tokens=tokens * options.workers,
-                              progress=progress, seconds=round(time.time() - start), seed=options.seed)
+            checkpoint = dict(
+                model=model.state_dict(),
+                config=dataclasses.asdict(model.config),
+                step=step,
+                tokens=tokens * options.workers,
+                progress=progress,
+                seconds=round(time.time() - start),
+                seed=options.seed,
+            )
             torch.save(checkpoint, folder / "checkpoint.tmp")
             os.replace(folder / "checkpoint.tmp", folder / f"checkpoint{options.name}.pt")
     dist.destroy_process_group()
@@ -152,7 +179,9 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--from", dest="checkpoint")
     parser.add_argument("--name", default="")
-    parser.add_argument("--curriculum", type=float, default=0.0, help="where the lengthening of the samples begins, 0 to 1")
+    parser.add_argument(
+        "--curriculum", type=float, default=0.0, help="where the lengthening of the samples begins, 0 to 1"
+    )
     parser.add_argument("--save-minutes", type=float, default=5)
     parser.add_argument("--muon-rate", type=float, default=0.02)
     parser.add_argument("--adam-rate", type=float, default=3e-3)
