@@ -3,11 +3,14 @@
 //! Three figures, each the median of several repetitions: prefill (a prompt that nothing has cached),
 //! decode (one stream), and concurrent decode (several streams at once). They are taken at the engine's
 //! handle, where llama-bench takes its own, with `--http` once more through a server on loopback, which is what
-//! a client sees, and with `--baseline` beside candle-transformers' own model of the same file.
+//! a client sees, and with `--baseline` beside candle-transformers' own model of the same file. `hearth bench index`
+//! measures the vector index instead.
 
 mod candle;
 mod http;
 mod in_process;
+mod index;
+mod index_plot;
 mod plot;
 mod report;
 
@@ -28,7 +31,10 @@ use crate::{
 };
 
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Args {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// Tokens of the prompt that is prefilled
     #[arg(short, long, default_value_t = 512, value_name = "N")]
     prompt_tokens: usize,
@@ -57,6 +63,13 @@ pub struct Args {
     settings: Settings,
 }
 
+/// What is measured instead of a chat model.
+#[derive(Debug, clap::Subcommand)]
+enum Other {
+    /// Measure the vector index: recall against queries per second
+    Index(Box<index::Args>),
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Format {
     Table,
@@ -73,6 +86,9 @@ struct Workload {
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
+    if let Some(Other::Index(args)) = &args.other {
+        return index::run(args);
+    }
     ensure!(args.prompt_tokens >= 1, "--prompt-tokens must be at least 1");
     ensure!(args.decode_tokens >= 2, "--decode-tokens must be at least 2: one comes from the prefill");
     ensure!(args.repetitions >= 1, "--repetitions must be at least 1");
