@@ -5,10 +5,16 @@ The questions are the headings of held-out passages, the pool all held-out passa
 the heading. A heading that occurs twice in the corpus is no question that has one answer, and is left out. Reported
 are hit@1, hit@5 and the mean reciprocal rank of the first ten, beside BM25 (k1 1.2, b 0.75) over the same pool.
 
+There are three pools: held-out documents of the corpus, which is the figure that counts; held-out documents of the
+other fields (general.py); and the field that was held out as a whole. Markdown files can be a fourth (--documents),
+such as the project's own documentation: headings, and what stands under them without code. Two models' vectors are
+compared as well: a student should lie near its teacher.
+
 With --check FOLDER, the vectors of the first model are compared with those of the training code for the model saved
 there: they must differ by the quantization alone.
 
 usage: evaluate.py MODEL... [--hearth target/release/hearth] [--data target/train] [--check FOLDER]
+                             [--documents FILE.md...]
 """
 
 import argparse
@@ -20,15 +26,41 @@ import subprocess
 
 import numpy as np
 
+from general import HELD_OUT_WHOLE
 
-def held_out(data):
+WORDS_MIN = 15
+
+
+def held_out(path, belongs=lambda passage: True):
     """Passages, and (heading, index of its passage)."""
-    with open(data / "passages.jsonl", encoding="utf-8") as lines:
+    with open(path, encoding="utf-8") as lines:
         everything = [json.loads(line) for line in lines]
     occurrences = collections.Counter(passage["heading"].lower() for passage in everything)
-    passages = [passage for passage in everything if passage["split"] == "heldout"]
+    passages = [passage for passage in everything if passage["split"] == "heldout" and belongs(passage)]
     pairs = [(p["heading"], index) for index, p in enumerate(passages) if occurrences[p["heading"].lower()] == 1]
     return [passage["text"] for passage in passages], pairs
+
+
+def pools(data, documents):
+    yield "held-out documents", held_out(data / "passages.jsonl")
+    yield "other fields", held_out(data / "general.jsonl", lambda passage: passage["source"] != HELD_OUT_WHOLE)
+    yield "a field not met", held_out(data / "general.jsonl", lambda passage: passage["source"] == HELD_OUT_WHOLE)
+    if documents:
+        yield "Markdown files", sections(documents)
+
+
+def sections(paths):
+    """The same of Markdown files."""
+    passages = []
+    for path in paths:
+        prose = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)
+        for section in re.split(r"^#+ ", prose, flags=re.MULTILINE)[1:]:
+            heading, _, text = section.partition("\n")
+            if len(text.split()) >= WORDS_MIN:
+                passages.append((heading.strip("` "), text))
+    occurrences = collections.Counter(heading.lower() for heading, _ in passages)
+    pairs = [(heading, index) for index, (heading, _) in enumerate(passages) if occurrences[heading.lower()] == 1]
+    return [text for _, text in passages], pairs
 
 
 def embed(hearth, model, texts, side):
@@ -69,22 +101,34 @@ def check(hearth, model, folder, texts):
     print(f"{len(texts)} texts, cosine of Hearth's vectors to the training code's: lowest {cosine.min():.5f}, mean {cosine.mean():.5f}")
 
 
+def compare(hearth, models, name, passages, pairs):
+    print(f"{name}: {len(pairs)} headings, {len(passages)} passages")
+    headings, answers = [heading for heading, _ in pairs], np.array([index for _, index in pairs])
+    report("BM25", bm25(headings, passages), answers)
+    vectors = []
+    for model in models:
+        queries, documents = embed(hearth, model, headings, "--query"), embed(hearth, model, passages, "--passage")
+        report(model, queries @ documents.T, answers)
+        vectors.append((queries, documents))
+    if len(models) == 2:
+        agreement = [(first * second).sum(1).mean() for first, second in zip(*vectors)]
+        print(f"mean cosine between the two models' vectors: headings {agreement[0]:.3f}, passages {agreement[1]:.3f}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", metavar="MODEL", help="a GGUF file or a model directory")
     parser.add_argument("--hearth", default="target/release/hearth")
     parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path("target/train"))
+    parser.add_argument("--documents", type=pathlib.Path, nargs="*", default=[], metavar="FILE.md")
     parser.add_argument("--check", metavar="FOLDER")
     arguments = parser.parse_args()
-    passages, pairs = held_out(arguments.data)
-    headings, answers = [heading for heading, _ in pairs], np.array([index for _, index in pairs])
-    print(f"{len(headings)} headings, {len(passages)} passages")
     if arguments.check:
-        check(arguments.hearth, arguments.models[0], arguments.check, headings[:10] + passages[:: max(1, len(passages) // 10)][:10])
-    report("BM25", bm25(headings, passages), answers)
-    for model in arguments.models:
-        queries = embed(arguments.hearth, model, headings, "--query")
-        report(model, queries @ embed(arguments.hearth, model, passages, "--passage").T, answers)
+        passages, pairs = held_out(arguments.data / "passages.jsonl")
+        texts = [heading for heading, _ in pairs[:10]] + passages[:: max(1, len(passages) // 10)][:10]
+        check(arguments.hearth, arguments.models[0], arguments.check, texts)
+    for name, (passages, pairs) in pools(arguments.data, arguments.documents):
+        compare(arguments.hearth, arguments.models, name, passages, pairs)
 
 
 if __name__ == "__main__":

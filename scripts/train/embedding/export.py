@@ -7,8 +7,8 @@ one. WordPiece is stored in that converter's spelling: `play` as `▁play`, `##i
 usage: export.py [MODEL_FOLDER] [OUT]        (default: target/train/embedding/model, models/hearth-embed.gguf)
 """
 
+import argparse
 import pathlib
-import sys
 
 import gguf
 import numpy as np
@@ -71,8 +71,12 @@ def add_tensors(writer, model):
 
 
 def main():
-    folder, out = (pathlib.Path(given) for given in (sys.argv[1:] + ["target/train/embedding/model", "models/hearth-embed.gguf"][len(sys.argv) - 1 :]))
-    model, tokenizer = load(folder)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", nargs="?", default="target/train/embedding/model")
+    parser.add_argument("out", nargs="?", type=pathlib.Path, default="models/hearth-embed.gguf")
+    arguments = parser.parse_args()
+    out = arguments.out
+    model, tokenizer = load(arguments.folder)
     unfinished = out.with_suffix(".part")
     writer = gguf.GGUFWriter(unfinished, "bert")
     add_metadata(writer, model.shape)

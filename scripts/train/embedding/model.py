@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional
 
-TOKENS_AT_ONCE = 4096
+TOKENS_AT_ONCE = 2048
 
 
 @dataclasses.dataclass
@@ -29,7 +29,7 @@ class Shape:
     vocabulary: int = 12288
     # The teacher's vector length, so that no projection is needed and none has to be stored.
     hidden: int = 384
-    layers: int = 3
+    layers: int = 2
     heads: int = 6
     feed_forward: int = 1152
     positions: int = 256
@@ -64,7 +64,9 @@ class Layer(nn.Module):
             projection(x).view(texts, length, self.heads, -1).transpose(1, 2)
             for projection in (self.attn_q, self.attn_k, self.attn_v)
         )
-        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=hidden_keys.to(query.dtype))
+        # On short texts and a CPU this is faster than the fused attention, above all backwards.
+        scores = query @ key.transpose(2, 3) * query.shape[-1] ** -0.5 + hidden_keys.to(query.dtype)
+        attended = scores.softmax(-1, dtype=scores.dtype) @ value
         return self.attn_output(attended.transpose(1, 2).reshape(texts, length, hidden))
 
 

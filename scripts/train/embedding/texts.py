@@ -1,17 +1,16 @@
 #!/usr/bin/env python3
 """Make the texts on which the embedding model learns, in groups: what one might ask, and what answers it.
 
-Two sources. The training passages of the corpus (corpus.py) are what people index: each gives its heading, a question
+Two sources. The training passages (corpus.py, general.py) are what people index: each gives its heading, a question
 made from it and a few of its words as someone would type them into a search box; and its opening, a sentence or two
-from anywhere in it, and every other passage whole, for long texts are what costs time. The corpus is technical,
-documents need not be, so WordNet, a dictionary that Debian packages, gives the general words of English: each entry's
-words, and its definition.
+from anywhere in it, and every other passage whole, for long texts are what costs time. WordNet, a dictionary that
+Debian packages, adds the general words of English: each entry's words, and its definition.
 
 A heading that many passages share ("Examples") asks nothing, so it is written after the page's title. Groups keep the
 order of the passages, so neighbours are about similar things, which makes them worth telling apart. One document in
 forty is left to validation: the choice of settings looks at those, never at the held-out documents.
 
-usage: texts.py [--data target/train]        reads passages.jsonl, writes embedding/groups.jsonl
+usage: texts.py [--data target/train]        reads passages.jsonl and general.jsonl, writes embedding/groups.jsonl
 needs: apt-get and dpkg-deb
 """
 
@@ -36,9 +35,12 @@ STOP_WORDS = set(
 )
 
 
-def read_passages(data, split):
-    with open(data / "passages.jsonl", encoding="utf-8") as lines:
-        return [passage for passage in map(json.loads, lines) if passage["split"] == split]
+def read_passages(data):
+    everything = []
+    for name in ("passages.jsonl", "general.jsonl"):
+        with open(data / name, encoding="utf-8") as lines:
+            everything += [passage for passage in map(json.loads, lines) if passage["split"] == "train"]
+    return everything
 
 
 def one_in(count, name):
@@ -123,7 +125,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     random_numbers = random.Random(arguments.seed)
-    passages = read_passages(arguments.data, "train")
+    passages = read_passages(arguments.data)
     shared = collections.Counter(passage["heading"] for passage in passages)
     groups = [passage_group(passage, shared, random_numbers) for passage in passages if passage["heading"].strip()]
     from_passages = len(groups)
