@@ -217,3 +217,39 @@ async fn minilm_equals_sentence_transformers_on_200_texts() {
         assert_eq!(alone[0], together[index], "{:?} alone and in a batch", texts[index]);
     }
 }
+
+/// Questions of a person who tries the model that comes with Hearth, and the passages that answer them.
+const ANSWERED: [(&str, &str); 6] = [
+    (
+        "How do I undo my last commit?",
+        "The reset command moves the branch back, so that the newest commit is no longer part of its history; the \
+         files keep their changes.",
+    ),
+    (
+        "making a backup of the database",
+        "A dump writes all tables to one file, from which the server can restore them later.",
+    ),
+    (
+        "Which types own their memory?",
+        "A String holds its characters on the heap and frees them when the variable goes out of scope.",
+    ),
+    ("printing on both sides of the paper", "Choose duplex in the settings of the printer to save sheets."),
+    ("dog", "A domestic animal that barks, guards the house and likes to be taken for walks."),
+    ("opening a file for writing", "Pass the mode \"w\"; what the file held before is discarded."),
+];
+
+#[tokio::test]
+async fn the_bundled_model_finds_the_passage_that_answers() {
+    let embedder = embedder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("models/hearth-embed.gguf"));
+    let embed = async |texts: Vec<&str>| {
+        let inputs = texts.into_iter().map(text).collect();
+        embedder.embed(request(inputs)).await.expect("the texts are within the limits").embeddings
+    };
+    let questions = embed(ANSWERED.iter().map(|(question, _)| *question).collect()).await;
+    let passages = embed(ANSWERED.iter().map(|(_, passage)| *passage).collect()).await;
+    for (index, question) in questions.iter().enumerate() {
+        let similarities: Vec<f64> = passages.iter().map(|passage| cosine(question, passage)).collect();
+        let best = (0..passages.len()).max_by(|&a, &b| similarities[a].total_cmp(&similarities[b]));
+        assert_eq!(best, Some(index), "{:?}: {similarities:.3?}", ANSWERED[index].0);
+    }
+}
