@@ -20,7 +20,7 @@ const LAYERS: [(u8, &[&str]); 9] = [
 ];
 
 /// External crates that are the business of some modules only.
-const CONFINED: [(&str, &[&str]); 12] = [
+const CONFINED: [(&str, &[&str]); 20] = [
     ("axum", &["http"]),
     ("tower_http", &["http"]),
     // The command line runs candle's own models as the baseline of `hearth bench`.
@@ -32,6 +32,14 @@ const CONFINED: [(&str, &[&str]); 12] = [
     ("tokenizers", &["text"]),
     ("minijinja", &["text"]),
     ("llguidance", &["text"]),
+    ("pdf_oxide", &["text"]),
+    ("calamine", &["text"]),
+    ("quick_xml", &["text"]),
+    ("zip", &["text"]),
+    ("html5ever", &["text"]),
+    ("pulldown_cmark", &["text"]),
+    ("encoding_rs", &["text"]),
+    ("text_splitter", &["text"]),
     ("reqwest", &["cli", "models"]),
     ("hf_hub", &["models"]),
 ];

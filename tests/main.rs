@@ -4,6 +4,7 @@ mod architecture;
 mod chat_templates;
 mod contract;
 mod decoder_files;
+mod documents;
 mod embeddings;
 mod endings;
 mod engine_decoder;

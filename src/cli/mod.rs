@@ -5,6 +5,7 @@ mod bench;
 mod chat;
 mod doctor;
 mod embed;
+mod extract_child;
 mod models;
 mod pull;
 mod serve;
@@ -13,7 +14,7 @@ use std::ffi::OsString;
 
 use clap::{Parser, Subcommand};
 
-use crate::config::Settings;
+use crate::{config::Settings, text::extract::sandbox};
 
 /// Self-hosted inference: embeddings and a quantized chat model in one process, under the OpenAI contract.
 #[derive(Debug, Parser)]
@@ -39,6 +40,9 @@ enum Command {
     Bench(Box<bench::Args>),
     /// Say what this machine is, what is configured, and what is wrong
     Doctor(Box<doctor::Args>),
+    /// Read one document for the process that started this one
+    #[command(name = sandbox::CHILD_COMMAND, hide = true)]
+    ExtractChild,
 }
 
 impl Cli {
@@ -56,6 +60,7 @@ impl Cli {
             Command::Models(args) => models::run(args),
             Command::Bench(args) => bench::run(*args),
             Command::Doctor(args) => doctor::run(*args),
+            Command::ExtractChild => extract_child::run(),
         }
     }
 }

@@ -1,10 +1,12 @@
 //! Text on its way to token ids and back: tokenizers, chat templates, the languages that constrained output
-//! belongs to, stop strings, and the tool calls and thinking found in what a model says.
+//! belongs to, stop strings, and the tool calls and thinking found in what a model says; and documents on their way
+//! to text.
 //!
 //! Nothing here touches a tensor or a socket.
 
 pub mod chat_template;
 pub mod detokenizer;
+pub mod extract;
 pub mod grammar;
 pub mod stop;
 pub mod tokenizer;

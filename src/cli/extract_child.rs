@@ -1,0 +1,11 @@
+//! `hearth extract-child`: the process that reads one PDF or Office document for its parent and may die of it.
+//! Nobody types this; [`hearth::text::extract::sandbox`](crate::text::extract::sandbox) starts it.
+
+use std::io;
+
+use crate::text::extract::sandbox;
+
+/// Answers the request on standard input on standard output.
+pub fn run() -> anyhow::Result<()> {
+    Ok(sandbox::serve_one(io::stdin().lock(), io::BufWriter::new(io::stdout().lock()))?)
+}

@@ -1,0 +1,178 @@
+//! Markdown, read with pulldown-cmark: headings, paragraphs, list items, tables and fenced code, each with its
+//! lines. Emphasis and link targets are left out; front matter is kept as it is.
+
+use std::{ops::Range, sync::Arc};
+
+use pulldown_cmark::{CodeBlockKind, Event, HeadingLevel, Options, Parser, Tag, TagEnd};
+
+use super::{
+    ExtractError,
+    document::{BlockKind, DocumentBuilder, Place, TableRows},
+};
+
+/// Lines of a text by byte offset.
+struct Lines(Vec<usize>);
+
+impl Lines {
+    fn of(text: &str) -> Self {
+        Self(text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at).collect())
+    }
+
+    /// Lines of a range of bytes, its blank end left out.
+    fn place(&self, text: &str, range: &Range<usize>) -> Place {
+        let end = range.start + text[range.clone()].trim_end().len();
+        let line = |at: usize| self.0.partition_point(|newline| *newline < at) + 1;
+        Place::lines(line(range.start), line(end.max(range.start + 1) - 1))
+    }
+}
+
+/// What is being collected, and where it began.
+#[derive(Default)]
+struct Collecting {
+    text: String,
+    range: Option<Range<usize>>,
+}
+
+impl Collecting {
+    fn add(&mut self, text: &str, range: &Range<usize>) {
+        self.text.push_str(text);
+        match &mut self.range {
+            Some(all) => all.end = all.end.max(range.end),
+            None => self.range = Some(range.clone()),
+        }
+    }
+}
+
+pub(super) fn read(text: &str, builder: &mut DocumentBuilder<'_>) -> Result<(), ExtractError> {
+    let lines = Lines::of(text);
+    let options = Options::ENABLE_TABLES
+        | Options::ENABLE_FOOTNOTES
+        | Options::ENABLE_STRIKETHROUGH
+        | Options::ENABLE_TASKLISTS
+        | Options::ENABLE_YAML_STYLE_METADATA_BLOCKS
+        | Options::ENABLE_PLUSES_DELIMITED_METADATA_BLOCKS;
+    let mut current = Collecting::default();
+    let mut kind = BlockKind::Paragraph;
+    let mut list_depth = 0_usize;
+    let mut table = TableRows::default();
+    let mut cells: Vec<String> = Vec::new();
+    for (event, range) in Parser::new_ext(text, options).into_offset_iter() {
+        let mut flush = |kind: &BlockKind, current: &mut Collecting| {
+            let collected = std::mem::take(current);
+            let place = collected.range.map(|range| lines.place(text, &range)).unwrap_or_default();
+            builder.push(kind.clone(), &collected.text, place)
+        };
+        match event {
+            Event::Start(Tag::Heading { level, .. }) => {
+                flush(&kind, &mut current)?;
+                kind = BlockKind::Heading { level: level_number(level) };
+            }
+            Event::Start(Tag::CodeBlock(fence)) => {
+                flush(&kind, &mut current)?;
+                let language = match fence {
+                    CodeBlockKind::Fenced(info) => info.split([' ', ',', '{']).next().map(str::to_owned),
+                    CodeBlockKind::Indented => None,
+                };
+                kind = BlockKind::Code { language: language.filter(|name| !name.is_empty()).map(Arc::from) };
+            }
+            Event::Start(Tag::MetadataBlock(_)) => {
+                flush(&kind, &mut current)?;
+                kind = BlockKind::Code { language: None };
+            }
+            Event::Start(Tag::List(_)) => {
+                flush(&kind, &mut current)?;
+                list_depth += 1;
+                kind = BlockKind::ListItem;
+            }
+            Event::Start(Tag::Item) => {
+                flush(&kind, &mut current)?;
+                kind = BlockKind::ListItem;
+            }
+            Event::End(TagEnd::List(_)) => {
+                flush(&kind, &mut current)?;
+                list_depth -= 1;
+                kind = around(list_depth);
+            }
+            Event::End(
+                TagEnd::Heading(_)
+                | TagEnd::Paragraph
+                | TagEnd::CodeBlock
+                | TagEnd::MetadataBlock(_)
+                | TagEnd::Item
+                | TagEnd::HtmlBlock
+                | TagEnd::FootnoteDefinition,
+            ) => {
+                flush(&kind, &mut current)?;
+                kind = around(list_depth);
+            }
+            Event::Start(Tag::Table(_)) => {
+                flush(&kind, &mut current)?;
+                table = TableRows::default();
+            }
+            Event::End(TagEnd::TableCell) => cells.push(std::mem::take(&mut current).text),
+            Event::End(TagEnd::TableHead | TagEnd::TableRow) => {
+                table.push(std::mem::take(&mut cells), lines.place(text, &range), builder)?;
+            }
+            Event::End(TagEnd::Table) => std::mem::take(&mut table).finish(builder)?,
+            Event::Text(piece) | Event::Code(piece) | Event::InlineMath(piece) | Event::DisplayMath(piece) => {
+                current.add(&piece, &range);
+            }
+            // Markup inside Markdown: what it shows is between the tags and comes as text.
+            Event::Html(piece) => current.add(&without_tags(&piece), &range),
+            Event::InlineHtml(_) | Event::Rule => {}
+            Event::SoftBreak | Event::HardBreak => current.add("\n", &range),
+            Event::FootnoteReference(name) => current.add(&format!("[^{name}]"), &range),
+            Event::TaskListMarker(done) => current.add(if done { "[x] " } else { "[ ] " }, &range),
+            Event::Start(_) | Event::End(_) => {}
+        }
+    }
+    let place = current.range.map(|range| lines.place(text, &range)).unwrap_or_default();
+    builder.push(kind, &current.text, place)
+}
+
+fn around(list_depth: usize) -> BlockKind {
+    if list_depth > 0 { BlockKind::ListItem } else { BlockKind::Paragraph }
+}
+
+fn level_number(level: HeadingLevel) -> u8 {
+    match level {
+        HeadingLevel::H1 => 1,
+        HeadingLevel::H2 => 2,
+        HeadingLevel::H3 => 3,
+        HeadingLevel::H4 => 4,
+        HeadingLevel::H5 => 5,
+        HeadingLevel::H6 => 6,
+    }
+}
+
+fn without_tags(html: &str) -> String {
+    let mut text = String::new();
+    let mut inside = false;
+    for character in html.chars() {
+        match character {
+            '<' => inside = true,
+            '>' if inside => inside = false,
+            _ if !inside => text.push(character),
+            _ => {}
+        }
+    }
+    text
+}
+
+/// Whether a text without a telling name is Markdown: two headings, or one and a fence. Comments of scripts look
+/// like headings too, but stand close to other lines.
+pub(super) fn is_evident(text: &str) -> bool {
+    let lines: Vec<&str> = text.lines().take(400).collect();
+    let is_blank = |index: Option<usize>| index.and_then(|at| lines.get(at)).is_none_or(|line| line.trim().is_empty());
+    let is_heading = |line: &str| {
+        let marks = line.bytes().take_while(|byte| *byte == b'#').count();
+        (1..=6).contains(&marks) && line[marks..].starts_with(' ')
+    };
+    let headings = lines
+        .iter()
+        .enumerate()
+        .filter(|(at, line)| is_heading(line) && is_blank(at.checked_sub(1)) && is_blank(Some(at + 1)))
+        .count();
+    let fences = lines.iter().filter(|line| line.starts_with("```")).count();
+    headings >= 2 || (headings == 1 && fences >= 2)
+}

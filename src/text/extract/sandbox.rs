@@ -1,0 +1,237 @@
+//! A child process that reads one document and may die of it.
+//!
+//! The parent starts its own program with the hidden subcommand [`CHILD_COMMAND`], writes a request to its standard
+//! input and reads the answer from its standard output, both JSON. The child takes limits on memory, processor time
+//! and files upon itself before it opens the document; the parent watches the clock and how much comes back. A
+//! crash, an exhausted limit or a made-up answer is an error of that one document.
+//!
+//! The limits are those of POSIX `setrlimit`. Where there is none, the clock and the answer's size still hold.
+
+use std::{
+    ffi::OsString,
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{ExtractError, Extracted, Limit, Limits, extract_unprotected};
+
+/// The subcommand of the program that is the child.
+pub const CHILD_COMMAND: &str = "extract-child";
+
+/// What the child says when it dies is kept to this length, in bytes.
+const COMPLAINT_BYTES: u64 = 16 * 1024;
+
+/// How to start a child.
+#[derive(Clone, Debug)]
+pub struct Sandbox {
+    program: PathBuf,
+    arguments: Vec<OsString>,
+}
+
+#[derive(serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Request {
+    path: PathBuf,
+    file_name: String,
+    limits: Limits,
+}
+
+type Answer = Result<Extracted, ExtractError>;
+
+impl Sandbox {
+    /// Children that are the running program itself.
+    ///
+    /// # Errors
+    /// If the system does not say where the program is.
+    pub fn of_this_program() -> io::Result<Self> {
+        // This link holds on to the running program when its file is replaced by a newer version.
+        let link = Path::new("/proc/self/exe");
+        let program = if link.exists() { link.to_owned() } else { std::env::current_exe()? };
+        Ok(Self::of_program(program, [CHILD_COMMAND]))
+    }
+
+    /// Children that are another program, which must answer as [`serve_one`] does.
+    pub fn of_program(program: impl Into<PathBuf>, arguments: impl IntoIterator<Item: Into<OsString>>) -> Self {
+        Self { program: program.into(), arguments: arguments.into_iter().map(Into::into).collect() }
+    }
+
+    /// Reads one document in a child process and waits for it, at most [`Limits::wall_time`].
+    ///
+    /// # Errors
+    /// What the child found wrong with the document, or how the child itself ended.
+    pub fn extract(&self, path: &Path, file_name: &str, limits: &Limits) -> Result<Extracted, ExtractError> {
+        let deadline = Instant::now() + limits.wall_time;
+        let request = Request { path: path.to_owned(), file_name: file_name.to_owned(), limits: limits.clone() };
+        let request = serde_json::to_vec(&request).map_err(|error| no_reader(&error))?;
+        let mut child = RunningChild(
+            Command::new(&self.program)
+                .args(&self.arguments)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .map_err(|error| no_reader(&error))?,
+        );
+        let answer_bytes = answer_limit(limits);
+        let answer = read_aside(child.0.stdout.take(), answer_bytes + 1);
+        let complaint = read_aside(child.0.stderr.take(), COMPLAINT_BYTES);
+        if let Some(mut input) = child.0.stdin.take() {
+            // A child that ended already is told by how it ended.
+            let _ = input.write_all(&request);
+        }
+        let over = |limit, allowed| Err(ExtractError::OverLimit { limit, allowed, found: None });
+        let Ok(answer) = answer.recv_timeout(deadline.saturating_duration_since(Instant::now())) else {
+            return over(Limit::WallSeconds, limits.wall_time.as_secs());
+        };
+        if answer.len() as u64 > answer_bytes {
+            return over(Limit::AnswerBytes, answer_bytes);
+        }
+        let Some(status) = child.wait_until(deadline) else {
+            return over(Limit::WallSeconds, limits.wall_time.as_secs());
+        };
+        // The last line: a library may have said something before it.
+        let line = answer.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+        if status.success()
+            && let Ok(answer) = serde_json::from_slice::<Answer>(line)
+        {
+            return answer;
+        }
+        let complaint = complaint.recv_timeout(Duration::from_secs(1)).unwrap_or_default();
+        Err(ended(status, &String::from_utf8_lossy(&complaint), limits))
+    }
+}
+
+/// The child's side: reads a request from `input`, takes the limits upon this process, and writes the answer to
+/// `output`. The process should end then.
+///
+/// # Errors
+/// If the request cannot be read, the limits cannot be set or the answer cannot be written.
+pub fn serve_one(input: impl Read, mut output: impl Write) -> io::Result<()> {
+    let mut request = Vec::new();
+    input.take(1024 * 1024).read_to_end(&mut request)?;
+    let Request { path, file_name, limits } = serde_json::from_slice(&request)?;
+    take_limits(&limits)?;
+    let answer: Answer = extract_unprotected(&path, &file_name, &limits);
+    output.write_all(b"\n")?;
+    serde_json::to_writer(&mut output, &answer)?;
+    output.write_all(b"\n")?;
+    output.flush()
+}
+
+/// Two bytes of JSON for each of text, and what surrounds a block.
+fn answer_limit(limits: &Limits) -> u64 {
+    const AROUND_A_BLOCK: u64 = 256;
+    limits
+        .text_bytes
+        .saturating_mul(2)
+        .saturating_add(limits.blocks.saturating_mul(AROUND_A_BLOCK))
+        .saturating_add(65_536)
+}
+
+fn no_reader(error: &dyn std::fmt::Display) -> ExtractError {
+    ExtractError::NoReader { reason: error.to_string() }
+}
+
+/// Reads a pipe on a thread of its own and hands over its first bytes, `most` at most. The rest is read and thrown
+/// away, for a child whose complaint finds no room would die of that instead.
+fn read_aside(pipe: Option<impl Read + Send + 'static>, most: u64) -> mpsc::Receiver<Vec<u8>> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        let mut kept = Vec::new();
+        let Some(mut pipe) = pipe else { return };
+        let _ = pipe.by_ref().take(most).read_to_end(&mut kept);
+        let _ = sender.send(kept);
+        let _ = io::copy(&mut pipe, &mut io::sink());
+    });
+    receiver
+}
+
+/// Ends the child when the parent stops waiting for it.
+struct RunningChild(Child);
+
+impl RunningChild {
+    /// The exit status of a child that has closed its output, which is as good as over.
+    fn wait_until(&mut self, deadline: Instant) -> Option<ExitStatus> {
+        loop {
+            match self.0.try_wait() {
+                Ok(Some(status)) => return Some(status),
+                Ok(None) if Instant::now() < deadline => thread::park_timeout(Duration::from_millis(2)),
+                _ => return None,
+            }
+        }
+    }
+}
+
+impl Drop for RunningChild {
+    fn drop(&mut self) {
+        // Both do nothing to a child that has been waited for.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What a child died of. The Rust runtime says two of the reasons on standard error and then aborts.
+fn ended(status: ExitStatus, complaint: &str, limits: &Limits) -> ExtractError {
+    if complaint.contains("memory allocation of") {
+        return ExtractError::OverLimit { limit: Limit::Memory, allowed: limits.memory_bytes, found: None };
+    }
+    if complaint.contains("has overflowed its stack") {
+        return ExtractError::Crashed { how: "ran out of stack, as with parts nested too deep".to_owned() };
+    }
+    tracing::debug!(%status, complaint, "the reader of a document ended without an answer");
+    #[cfg(unix)]
+    if let Some(signal) = std::os::unix::process::ExitStatusExt::signal(&status) {
+        if signal == rustix::process::Signal::XCPU.as_raw() {
+            return ExtractError::OverLimit {
+                limit: Limit::CpuSeconds,
+                allowed: limits.cpu_time.as_secs(),
+                found: None,
+            };
+        }
+        return ExtractError::Crashed { how: format!("was ended by signal {signal}") };
+    }
+    if complaint.contains("panicked at") {
+        return ExtractError::Crashed { how: "met something it did not expect".to_owned() };
+    }
+    ExtractError::Crashed { how: format!("ended without an answer ({status})") }
+}
+
+/// Limits that this process cannot lift again.
+#[cfg(unix)]
+fn take_limits(limits: &Limits) -> io::Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let take = |resource, most: u64, slack: u64| -> io::Result<()> {
+        // Nobody may lift a limit that the process was started with.
+        let ceiling = getrlimit(resource).maximum.unwrap_or(u64::MAX);
+        let current = most.min(ceiling);
+        let maximum = most.saturating_add(slack).min(ceiling);
+        Ok(setrlimit(resource, Rlimit { current: Some(current), maximum: Some(maximum) })?)
+    };
+    take(Resource::Core, 0, 0)?;
+    // Nothing that reads a document writes files.
+    take(Resource::Fsize, 0, 0)?;
+    // The soft limit is a signal with a name of its own, the hard one a second later is not.
+    take(Resource::Cpu, limits.cpu_time.as_secs().max(1), 1)?;
+    #[cfg(not(any(target_os = "openbsd", target_os = "macos", target_os = "ios")))]
+    take(Resource::As, mapped_bytes().saturating_add(limits.memory_bytes), 0)?;
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn take_limits(_: &Limits) -> io::Result<()> {
+    Ok(())
+}
+
+/// Address space that the process has before it begins: its program and libraries, of which a build for GPUs has
+/// many. 0 where the system does not say.
+#[cfg(all(unix, not(any(target_os = "openbsd", target_os = "macos", target_os = "ios"))))]
+fn mapped_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmSize:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
+}
