@@ -5,6 +5,7 @@
 //! Nothing here touches a tensor or a socket.
 
 pub mod chat_template;
+pub mod chunker;
 pub mod detokenizer;
 pub mod extract;
 pub mod grammar;
