@@ -23,9 +23,9 @@ GENERIC = re.compile(
 )
 IDENTIFIER = re.compile(r"^(-{1,2})?[\w.:]*[\w]+(\(\))?[!]?$")
 STOPWORDS = set(
-    """a an and are as at be been but by can do does for from has have how i if in into is it its may more must no not
- of on one only or other should so some such than that the their them then there these they this to use used using was what
- when where which while who why will with would you your all any each also about""".split()
+    """a an and are as at be been but by can do does for from has have how i if in into is it its may more must no
+ not of on one only or other should so some such than that the their them then there these they this to use
+ used using was what when where which while who why will with would you your all any each also about""".split()
 )
 WORD = re.compile(r"[A-Za-z_][\w.:-]*\w|\w")
 
