@@ -140,7 +140,8 @@ impl<'l> DocumentBuilder<'l> {
         if self.blocks.len() as u64 >= self.limits.blocks {
             return Err(ExtractError::OverLimit { limit: Limit::Blocks, allowed: self.limits.blocks, found: None });
         }
-        if matches!(kind, BlockKind::Heading { level: 1 }) {
+        // The first bookmark of a PDF is its first chapter, not its name.
+        if matches!(kind, BlockKind::Heading { level: 1 }) && self.format != Format::Pdf {
             self.set_title(&text);
         }
         self.blocks.push(Block { kind, text, place });

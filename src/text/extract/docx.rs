@@ -1,6 +1,6 @@
 //! Word documents: paragraphs, headings, lists and tables, read as a stream of XML out of the archive.
 //!
-//! Element names are those of ECMA-376 Part 1, section 17 (WordprocessingML). Namespace prefixes are not looked at:
+//! Element names are those of ECMA-376 Part 1, section 17 (the language of word processing). Namespace prefixes are not looked at:
 //! every producer uses the same local names. Deleted text, field codes, comments, headers and footers are left out;
 //! foot- and endnotes come last.
 

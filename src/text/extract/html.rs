@@ -158,10 +158,9 @@ impl<'b, 'l> Page<'b, 'l> {
             self.leaving_out = None;
         }
         match name {
+            "svg" if tag.self_closing => {}
             "script" | "style" | "template" | "svg" | "nav" | "iframe" | "noembed" | "noframes" | "select" => {
-                if !tag.self_closing || !matches!(name, "svg") {
-                    self.leaving_out = Some((name.to_owned(), 1));
-                }
+                self.leaving_out = Some((name.to_owned(), 1));
             }
             "title" => {
                 self.flush();

@@ -107,7 +107,7 @@ impl<'b, 'l> Flattening<'b, 'l> {
     }
 }
 
-/// Reads one value into the flattening. serde_json itself bounds how deep values nest.
+/// Reads one value into the flattening. The parser itself bounds how deep values nest.
 struct Value<'f, 'b, 'l> {
     flattening: &'f mut Flattening<'b, 'l>,
     depth: usize,
