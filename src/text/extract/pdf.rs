@@ -8,6 +8,7 @@ use std::{collections::HashMap, path::Path};
 
 use pdf_oxide::{
     PdfDocument,
+    converters::ConversionOptions,
     error::Error as PdfError,
     outline::{Destination, OutlineItem},
 };
@@ -42,8 +43,10 @@ pub(super) fn read(path: &Path, builder: &mut DocumentBuilder<'_>) -> Result<(),
     }
     // A document whose outline is damaged is read without it.
     let mut outline = Outline::of(document.get_outline().ok().flatten().unwrap_or_default());
+    let options = ConversionOptions::default();
     for page in 0..pages {
-        match document.extract_text(page) {
+        // Of the reader's ways to text this one keeps sentences whole around words in another font.
+        match document.to_plain_text(page, &options) {
             Ok(text) => read_page(&text, page, &mut outline, builder)?,
             Err(PdfError::EncryptedPdf) => return Err(ExtractError::Encrypted { format: Format::Pdf }),
             Err(error) => builder.skip(format!("page {} cannot be read: {error}", page + 1)),
@@ -84,9 +87,29 @@ fn read_page(
         if !block.is_empty() {
             block.push('\n');
         }
-        block.push_str(item.unwrap_or(line));
+        block.push_str(&unhyphenated(item.unwrap_or(line)));
     }
     builder.push(kind, &block, Place::page(page + 1))
+}
+
+/// A line in which `exam- ple`, a word that was parted at the end of a line, is whole again. `pre- and suffix` stays.
+fn unhyphenated(line: &str) -> String {
+    let mut whole = String::with_capacity(line.len());
+    let mut rest = line;
+    while let Some(at) = rest.find("- ") {
+        let (before, after) = (&rest[..at], &rest[at + 2..]);
+        whole.push_str(before);
+        let next = after.split(|letter: char| !letter.is_alphabetic()).next().unwrap_or_default();
+        let is_parted = before.ends_with(char::is_lowercase)
+            && next.starts_with(char::is_lowercase)
+            && !matches!(next, "and" | "or" | "to" | "und" | "oder" | "bis" | "et" | "ou" | "y" | "o");
+        if !is_parted {
+            whole.push_str("- ");
+        }
+        rest = after;
+    }
+    whole.push_str(rest);
+    whole
 }
 
 /// The bookmarks that no line has matched yet, by their title in letters and digits.
@@ -161,6 +184,14 @@ mod tests {
 
     fn item(title: &str, page: usize, children: Vec<OutlineItem>) -> OutlineItem {
         OutlineItem { title: title.to_owned(), dest: Some(Destination::PageIndex(page)), children }
+    }
+
+    #[test]
+    fn parted_words_are_whole_again() {
+        assert_eq!(
+            unhyphenated("an alter- native - and pre- and suf- fixes, A- b"),
+            "an alternative - and pre- and suffixes, A- b"
+        );
     }
 
     #[test]
