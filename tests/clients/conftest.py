@@ -1,4 +1,7 @@
-"""One server for the whole run, as a user would start it: the release binary, a model file, a port."""
+"""One server for the whole run, as a user would start it: a binary, a model file, a port.
+
+The binary is the one that the Rust tests built, or HEARTH_BINARY.
+"""
 
 import os
 import pathlib
@@ -11,7 +14,7 @@ import openai
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-BINARY = pathlib.Path(os.environ.get("HEARTH_BINARY", ROOT / "target/release/hearth"))
+BINARY = pathlib.Path(os.environ.get("HEARTH_BINARY", ROOT / "target/debug/hearth"))
 CHAT_MODEL = ROOT / "tests/fixtures/tiny-chat.gguf"
 EMBEDDING_MODEL = ROOT / "models/all-MiniLM-L6-v2"
 KEY = "sk-test-key"

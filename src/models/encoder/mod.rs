@@ -52,19 +52,28 @@ pub enum EncoderSource {
     Gguf(Box<Gguf>),
 }
 
+/// Files of a model directory beside its weights, which have an error of their own.
+const NEEDED: [&str; 2] = ["config.json", "tokenizer.json"];
+
 impl EncoderSource {
-    /// `path` is a `.gguf` file, a model directory, or the `model.safetensors` in one.
+    /// `path` is a model directory, the `model.safetensors` in one, or a GGUF file, whatever it is called.
     pub fn open(path: &Path) -> Result<Self, EncoderError> {
-        let has_extension =
-            |wanted: &str| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case(wanted));
-        if has_extension("gguf") {
+        let is_safetensors = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("safetensors"));
+        if !path.is_dir() && !is_safetensors {
             return Ok(Self::Gguf(Box::new(Gguf::open(path)?)));
         }
-        let root = if has_extension("safetensors") { path.parent().unwrap_or(Path::new(".")) } else { path };
-        if let Err(source) = std::fs::read_dir(root) {
-            return Err(EncoderError::Io { path: root.to_owned(), source });
+        let root = if is_safetensors { path.parent().unwrap_or(Path::new(".")) } else { path };
+        let transformer = Package::transformer_directory(root)?;
+        let missing: Vec<_> = NEEDED.into_iter().filter(|name| !transformer.join(name).is_file()).collect();
+        if !missing.is_empty() {
+            return Err(EncoderError::Config(format!(
+                "{} is no model directory, it lacks {}; an embedding model is a directory with config.json, tokenizer.json \
+                 and model.safetensors, or a GGUF file",
+                transformer.display(),
+                missing.join(" and "),
+            )));
         }
-        Ok(Self::Directory { root: root.to_owned(), transformer: Package::transformer_directory(root)? })
+        Ok(Self::Directory { root: root.to_owned(), transformer })
     }
 
     /// The weights' file, or files.
@@ -121,12 +130,8 @@ impl Encoder {
         let (config, package, weights) = match source {
             EncoderSource::Directory { root, transformer } => {
                 let path = transformer.join("config.json");
-                let config = read_json(&path)?.ok_or_else(|| {
-                    EncoderError::Config(format!(
-                        "{} is missing; an embedding model is a directory with config.json, tokenizer.json and model.safetensors, or a GGUF file",
-                        path.display()
-                    ))
-                })?;
+                let config =
+                    read_json(&path)?.ok_or_else(|| EncoderError::Config(format!("{} is gone", path.display())))?;
                 let config = EncoderConfig::from_json(&config)?;
                 let weights = EncoderWeights::Safetensors(SafetensorsWeights::open(transformer)?);
                 (config, Package::from_directory(root)?, weights)
