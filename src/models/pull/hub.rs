@@ -1,12 +1,12 @@
 //! The hub's HTTP interface, as far as fetching a model needs it: which commit, which files, their bytes.
 //!
-//! Which commit and which files the hub's own client library asks. What it leaves out is here:
-//! - the sha256 of a large file: the library looks for it under a name that the listing does not use, and loses it when
+//! Which commit and which files, the hub's own client (the crate hf-hub) asks. What it leaves out is here:
+//! - the sha256 of a large file: the client looks for it under a name that the listing does not use, and loses it when
 //!   it follows the redirect of a `HEAD` request. `/R/resolve/C/PATH` has it in `X-Linked-ETag`, before the redirect;
-//! - the bytes, because the library starts over after an interruption and checks neither length nor checksum;
-//! - the environment, which the library would read where a setting is missing: every setting is given to it.
+//! - the bytes, because the client starts over after an interruption and checks neither length nor checksum;
+//! - the environment, which the client would read where a setting is missing: every setting is given to it.
 //!
-//! The library reads an answer whole, whatever its length, so answers that describe a repository get a limit in time
+//! The client reads an answer whole, whatever its length, so answers that describe a repository get a limit in time
 //! and the listing one in files. It follows links to further pages only where they are whole addresses, as the hub
 //! writes them. The token goes to the hub's own origin only: the HTTP client drops it when a redirect leaves it.
 
@@ -36,12 +36,13 @@ const REDIRECTS_MAX: usize = 10;
 /// Of what the hub says about a refusal, in characters.
 const MESSAGE_LENGTH_MAX: usize = 300;
 const USER_AGENT: &str = concat!("hearth/", env!("CARGO_PKG_VERSION"));
-/// The library takes a missing token for a request to look for one in the environment; one that cannot stand in a
+/// The client takes a missing token for a request to look for one in the environment; one that cannot stand in a
 /// header it leaves out.
 const NO_TOKEN: &str = "\n";
 
 pub(super) struct Hub {
-    library: HFClient,
+    /// The hub's own client, for what describes a repository.
+    describes: HFClient,
     /// For bytes: follows redirects to wherever they are.
     client: Client,
     /// For what the hub itself says of a file.
@@ -99,7 +100,7 @@ impl Hub {
             url: settings.endpoint.clone(),
             source: anyhow::Error::from(error),
         };
-        let library = HFClient::builder()
+        let describes = HFClient::builder()
             .endpoint(settings.endpoint.as_str())
             .token(settings.token.as_deref().unwrap_or(NO_TOKEN))
             .cache_dir(&settings.cache)
@@ -111,7 +112,7 @@ impl Hub {
             .build()
             .map_err(|error| wrong(error.to_string()))?;
         Ok(Self {
-            library,
+            describes,
             client: client().read_timeout(READ_TIMEOUT).build().map_err(unusable)?,
             stays: client().timeout(ANSWER_TIMEOUT).redirect(within_the_hub).build().map_err(unusable)?,
             endpoint,
@@ -122,7 +123,7 @@ impl Hub {
 
     fn repository(&self, repository: &str) -> HFRepository<RepoTypeModel> {
         let (owner, name) = hf_hub::split_id(repository);
-        self.library.model(owner, name)
+        self.describes.model(owner, name)
     }
 
     fn url<'a>(&self, segments: impl IntoIterator<Item = &'a str>) -> Url {
@@ -141,7 +142,7 @@ impl Hub {
         let about = self.repository(repository).info().revision(revision).send().await;
         let about = about.map_err(|error| {
             let what = format!("repository {repository} at {revision}");
-            of_library(error, &url, repository, &what)
+            of_client(error, &url, repository, &what)
         })?;
         let commit = about.sha.unwrap_or_default();
         if commit.is_empty() || !commit.bytes().all(|byte| byte.is_ascii_hexdigit()) {
@@ -153,7 +154,7 @@ impl Hub {
     /// All files of a commit, in order of path.
     pub(super) async fn files(&self, repository: &str, commit: &str) -> Result<Vec<ListedFile>, PullError> {
         let url = self.url(["api", "models"].into_iter().chain(repository.split('/')).chain(["tree", commit]));
-        let wrong = |error| of_library(error, &url, repository, &format!("repository {repository}"));
+        let wrong = |error| of_client(error, &url, repository, &format!("repository {repository}"));
         let handle = self.repository(repository);
         let entries = handle.list_tree().revision(commit).recursive(true).limit(ENTRIES_MAX).send().map_err(wrong)?;
         let mut entries = pin!(entries);
@@ -254,8 +255,8 @@ fn linked_sha256(headers: &header::HeaderMap) -> Option<String> {
     (tag.len() == 64 && tag.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| tag.to_ascii_lowercase())
 }
 
-/// The library's error in this program's words.
-fn of_library(error: HFError, url: &Url, repository: &str, what: &str) -> PullError {
+/// The client's error in this program's words.
+fn of_client(error: HFError, url: &Url, repository: &str, what: &str) -> PullError {
     let answer = |problem: String| PullError::Answer { url: url.to_string(), problem };
     match error {
         HFError::Http { context }
