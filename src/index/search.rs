@@ -16,7 +16,7 @@ use super::{
 use crate::kernels::distance::{ByteQuery, Codes, dot_listed};
 
 /// Comparisons of a graph search for each candidate that it keeps, and what one costs beside one of the exact scan,
-/// which reads memory in order. Both as measured by `hearth bench index`.
+/// which reads memory in order. Estimates, on the safe side: a wrong one costs time and no result.
 const COMPARISONS_PER_CANDIDATE: usize = 14;
 const COST_OF_COMPARISON: usize = 2;
 

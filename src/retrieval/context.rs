@@ -2,7 +2,7 @@
 
 use super::passages::Passage;
 
-/// What the model is told; the bundled model was trained with exactly these words.
+/// What the model is told. `scripts/train/chat/chat_format.py` trains a chat model with these words and this layout.
 pub const SYSTEM: &str = "You are Hearth, a helpful assistant. Answer from the context.";
 
 /// A prompt over passages, and what of them is in it.
