@@ -22,18 +22,26 @@ const CHOICES: usize = 32;
 
 /// `endless` several times over.
 fn many_endless() -> Value {
-    json!({"stream": true, "ignore_eos": true, "max_tokens": 900, "n": CHOICES})
+    let mut request = endless();
+    request["n"] = json!(CHOICES);
+    request
 }
 
 async fn one_at_a_time() -> Running {
     Running::start(Settings { parallel: Some(1), max_queue: Some(8), ..Settings::default() }).await
 }
 
-/// Takes [`many_endless`]'s place and reads on, as one that is not read would give way; ends when dropped.
-async fn hold(server: &Running) -> JoinSet<()> {
-    let answer = server.chat(many_endless()).await;
+/// A deadline, in seconds, that passes while the request is in the queue, whoever runs: a reader that falls behind
+/// for a moment, as any may on a busy machine, lets others have its place.
+const AT_ONCE: f64 = 1e-6;
+
+/// Holds the one place, mostly, until it is dropped.
+async fn hold(server: &Running) -> JoinSet<reqwest::Result<reqwest::Response>> {
+    let mut request = many_endless();
+    request["stream"] = json!(false);
     let mut held = JoinSet::new();
-    held.spawn(async move { drop(answer.bytes().await) });
+    held.spawn(server.chat_request(request).send());
+    server.until("it runs", |health| health["engine"]["running"] == 1).await;
     held
 }
 
@@ -53,7 +61,7 @@ fn error_at_the_end(text: &str) -> Value {
 async fn a_deadline_that_passes_in_the_queue_is_a_504() {
     let server = one_at_a_time().await;
     let held = hold(&server).await;
-    let late = server.chat(json!({"timeout": 0.05})).await;
+    let late = server.chat(json!({"timeout": AT_ONCE})).await;
     assert_eq!(late.status(), 504);
     assert_eq!(late.headers()["x-should-retry"], "false");
     let body: Value = late.json().await.expect("JSON");
@@ -62,8 +70,10 @@ async fn a_deadline_that_passes_in_the_queue_is_a_504() {
         body,
         json!({"error": {"message": message, "type": "server_error", "param": null, "code": "deadline_exceeded"}})
     );
-    // A stream that waits has its status already.
-    let late = server.chat(json!({"stream": true, "timeout": 0.05})).await;
+    // A stream that waits has its status already. Should it get the place for a moment, it does not end in time.
+    let mut request = many_endless();
+    request["timeout"] = json!(0.1);
+    let late = server.chat(request).await;
     assert_eq!(late.status(), 200);
     assert_eq!(error_at_the_end(&late.text().await.expect("UTF-8"))["code"], "deadline_exceeded");
     drop(held);
@@ -85,15 +95,13 @@ async fn a_deadline_that_passes_in_mid_stream_is_an_error_frame() {
 async fn clients_that_vanish_in_the_queue_free_their_places() {
     let server = one_at_a_time().await;
     let held = hold(&server).await;
-    server.until("it runs", |health| health["engine"]["running"] == 1).await;
     // Those that stream hold an answer already, those that do not a connection only.
     let streams = join_all((0..4).map(|_| server.chat(endless()))).await;
-    let client = server.client.clone();
-    let url = format!("{}/v1/chat/completions", server.url);
     let whole: Vec<_> = (0..4)
         .map(|_| {
-            let body = json!({"model": "tiny", "messages": [{"role": "user", "content": "Hi"}]});
-            tokio::spawn(client.post(&url).json(&body).send())
+            let mut request = endless();
+            request["stream"] = json!(false);
+            tokio::spawn(server.chat_request(request).send())
         })
         .collect();
     let waiting = |health: &Value| health["engine"]["waiting"].as_u64().expect("a number");
@@ -103,7 +111,7 @@ async fn clients_that_vanish_in_the_queue_free_their_places() {
     drop(streams);
     whole.iter().for_each(tokio::task::JoinHandle::abort);
     server.until("their places are free", |health| waiting(health) < CHOICES as u64).await;
-    let late = server.chat(json!({"timeout": 0.05})).await;
+    let late = server.chat(json!({"timeout": AT_ONCE})).await;
     assert_eq!(late.status(), 504, "there is a place in the queue again");
     drop(held);
     server.until("nothing is left", is_idle).await;

@@ -71,10 +71,14 @@ impl Running {
         panic!("waited in vain until {what}: {last}");
     }
 
-    pub async fn chat(&self, extra: Value) -> reqwest::Response {
+    pub fn chat_request(&self, extra: Value) -> reqwest::RequestBuilder {
         let mut body = json!({"model": "tiny", "messages": [{"role": "user", "content": "What is Hearth?"}]});
         body.as_object_mut().expect("an object").extend(extra.as_object().expect("an object").clone());
-        self.client.post(format!("{}/v1/chat/completions", self.url)).json(&body).send().await.expect("an answer")
+        self.client.post(format!("{}/v1/chat/completions", self.url)).json(&body)
+    }
+
+    pub async fn chat(&self, extra: Value) -> reqwest::Response {
+        self.chat_request(extra).send().await.expect("an answer")
     }
 
     pub fn stop(&mut self) {
