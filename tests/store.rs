@@ -133,8 +133,15 @@ fn without_a_name_the_best_model_of_a_kind_is_taken() {
     assert_eq!(default_of(Kind::Chat).unwrap(), "qwen.gguf");
     assert_eq!(default_of(Kind::Embedding).unwrap(), "nomic.gguf");
 
-    write_safetensors(&models.join("a-better-one"));
-    write_safetensors(&models.join("all-MiniLM-L6-v2"));
+    for name in ["a-better-one", "all-MiniLM-L6-v2"] {
+        fs::create_dir(models.join(name)).unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            fixture(&format!("embeddings/bert-cls/{file}"), &format!("{name}/{file}"));
+        }
+    }
+    // A chat model in the format of embedding models.
+    write_safetensors(&models.join("a-chat-model"));
+    fs::write(models.join("a-chat-model/config.json"), r#"{"model_type": "qwen3"}"#).unwrap();
     assert_eq!(default_of(Kind::Embedding).unwrap(), "all-MiniLM-L6-v2");
 }
 

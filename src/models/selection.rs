@@ -8,7 +8,10 @@ use std::path::{Path, PathBuf};
 
 use super::{
     decoder::DecoderConfig,
-    encoder::config::{EncoderConfig, is_encoder_architecture},
+    encoder::{
+        config::{EncoderConfig, is_encoder_architecture},
+        package::read_json,
+    },
     gguf::Gguf,
     manifest::Kind,
     store::{ModelStore, StoreError, StoredModel, check_safetensors},
@@ -22,6 +25,8 @@ const BUNDLED: &str = "hearth-";
 pub fn kind_of(path: &Path) -> Result<Kind, StoreError> {
     if path.is_dir() {
         check_safetensors(path)?;
+        // Chat models in this format have such a directory, too.
+        EncoderConfig::from_json(&read_json(&path.join("config.json"))?.unwrap_or_default())?;
         return Ok(Kind::Embedding);
     }
     let gguf = Gguf::open(path)?;

@@ -5,7 +5,6 @@
 //! of the vectors through, drawn without regard to where they are.
 
 use std::{
-    io::Write,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -17,7 +16,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::{Format, index_plot};
+use super::{index_plot, output::OutputArgs};
 use crate::index::{GraphParameters, Hit, Keys, SearchParameters, VectorIndex};
 
 #[derive(Debug, clap::Args)]
@@ -48,15 +47,8 @@ pub struct Args {
     /// Curves of other libraries to draw beside, from the script that measures them
     #[arg(long, value_name = "FILE")]
     beside: Option<PathBuf>,
-    /// What is printed
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    format: Format,
-    /// Write the report as JSON to this file, too
-    #[arg(short, long, value_name = "FILE")]
-    output: Option<PathBuf>,
-    /// Draw recall against queries per second as an SVG to this file
-    #[arg(long, value_name = "FILE")]
-    plot: Option<PathBuf>,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// `[n, dimensions]`
@@ -146,23 +138,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         "filtered": filtered,
     });
     let json = serde_json::to_string_pretty(&report)?;
-    match args.format {
-        Format::Json => writeln!(std::io::stdout(), "{json}")?,
-        Format::Table => {
-            writeln!(
-                std::io::stdout(),
-                "{} vectors of {dim} dimensions, built in {build_seconds:.1} s, {} bytes each; exact scan {exact_rate:.0} \
-                 queries/s\n{}",
-                vectors.len(),
-                stats.memory_bytes / stats.vectors.max(1),
-                table(&curve, &filtered, args.limit),
-            )?;
-        }
-    }
-    if let Some(path) = &args.output {
-        std::fs::write(path, json + "\n").with_context(|| format!("writing {}", path.display()))?;
-    }
-    if let Some(path) = &args.plot {
+    let bytes = stats.memory_bytes / stats.vectors.max(1);
+    let summary = format!(
+        "{} vectors of {dim} dimensions, built in {build_seconds:.1} s, {bytes} bytes each; exact scan {exact_rate:.0} \
+         queries/s\n{}",
+        vectors.len(),
+        table(&curve, &filtered, args.limit),
+    );
+    args.output.write(summary, &json)?;
+    if let Some(path) = &args.output.plot {
         let mut curves = vec![curve];
         if let Some(path) = &args.beside {
             let text = std::fs::read_to_string(path).with_context(|| format!("--beside {}", path.display()))?;

@@ -11,15 +11,15 @@ mod http;
 mod in_process;
 mod index;
 mod index_plot;
+mod output;
 mod plot;
 mod report;
-
-use std::{io::Write, path::PathBuf};
 
 use anyhow::{Context, ensure};
 
 use self::{
     candle::Baseline,
+    output::OutputArgs,
     report::{Measured, Report},
 };
 use crate::{
@@ -50,15 +50,8 @@ pub struct Args {
     /// Measure candle-transformers' own model of the same file on the CPU, too, in turns with this one
     #[arg(long)]
     baseline: bool,
-    /// What is printed
-    #[arg(long, value_enum, default_value_t = Format::Table)]
-    format: Format,
-    /// Write the report as JSON to this file, too
-    #[arg(short, long, value_name = "FILE")]
-    output: Option<PathBuf>,
-    /// Draw the report as an SVG to this file
-    #[arg(long, value_name = "FILE")]
-    plot: Option<PathBuf>,
+    #[command(flatten)]
+    output: OutputArgs,
     #[command(flatten)]
     settings: Settings,
 }
@@ -68,12 +61,6 @@ pub struct Args {
 enum Other {
     /// Measure the vector index: recall against queries per second
     Index(Box<index::Args>),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Format {
-    Table,
-    Json,
 }
 
 /// What is measured.
@@ -128,15 +115,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         false => None,
     };
     let report = Report::new(model.info(), workload, in_process, over_http, baseline);
-    let json = report.to_json();
-    match args.format {
-        Format::Table => writeln!(std::io::stdout(), "{}", report.to_table())?,
-        Format::Json => writeln!(std::io::stdout(), "{json}")?,
-    }
-    if let Some(path) = &args.output {
-        std::fs::write(path, json + "\n").with_context(|| format!("writing {}", path.display()))?;
-    }
-    if let Some(path) = &args.plot {
+    args.output.write(report.to_table(), &report.to_json())?;
+    if let Some(path) = &args.output.plot {
         plot::draw(&report, path)?;
     }
     Ok(())
