@@ -36,16 +36,22 @@ use crate::{
         manifest::Kind,
     },
     providers::{
+        Embedder,
         local::{LocalChat, Parts},
         local_embedder::{EmbedderSettings, LocalEmbedder},
     },
+    retrieval::search::Retriever,
     service::{
+        documents::{Documents, ingest::Ingest, reindex::Reindex},
         health::{EngineReport, Health, HealthReport, ServerStatus},
         models::Models,
     },
+    store::Store,
     telemetry,
     text::{
         chat_template::ChatTemplate,
+        chunker::{ChunkOptions, Chunker},
+        extract::sandbox::{self, Sandbox},
         grammar::{GrammarCompiler, GrammarVocabulary},
         tokenizer::Tokenizer,
     },
@@ -250,6 +256,7 @@ pub struct Server {
     config: Config,
     listener: TcpListener,
     models: Arc<Models>,
+    documents: Arc<Documents>,
     state: Arc<ServerState>,
 }
 
@@ -258,19 +265,21 @@ pub struct Server {
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 impl Server {
-    /// Takes the port. Models are loaded by [`Server::run`].
+    /// Takes the port and the data directory. Models are loaded by [`Server::run`].
     ///
     /// # Errors
-    /// If the address cannot be listened on, or the TLS files cannot be used.
+    /// If the address cannot be listened on, the TLS files cannot be used, or the data directory is in use, damaged or
+    /// of a newer version.
     pub fn bind(config: Config) -> anyhow::Result<Self> {
         http::check_tls(&config.http)?;
         let listener = TcpListener::bind(config.address).map_err(|error| {
             let reason = cannot_listen(config.address, error.kind());
             anyhow::Error::new(error).context(reason)
         })?;
+        let documents = Documents::new(Arc::new(Store::open(&config.data_dir)?));
         let models = Arc::new(Models::new(config.accept_any_model));
         let state = Arc::new(ServerState::new(config.device));
-        Ok(Self { config, listener, models, state })
+        Ok(Self { config, listener, models, documents, state })
     }
 
     /// The address that is listened on, with the port that port 0 became.
@@ -291,12 +300,13 @@ impl Server {
     /// # Errors
     /// If no model could be loaded, or the listener fails.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
-        let Self { config, listener, models, state } = self;
+        let Self { config, listener, models, documents, state } = self;
         let metrics = telemetry::init_metrics()?;
         engine::metrics::describe();
         http::context::describe_metrics();
         let app = AppState {
             models: models.clone(),
+            documents: documents.clone(),
             health: state.clone(),
             metrics: Some(metrics),
             settings: Arc::new(config.http.clone()),
@@ -305,9 +315,10 @@ impl Server {
         let (loaded, outcome) = tokio::sync::oneshot::channel();
         {
             let (config, models, state) = (config.clone(), models.clone(), state.clone());
+            let documents = documents.clone();
             tokio::task::spawn_blocking(move || {
                 let is_loaded = state.status() == ServerStatus::Ready;
-                let outcome = if is_loaded { Ok(()) } else { load(&config, &models, &state) };
+                let outcome = if is_loaded { Ok(()) } else { load(&config, &models, &documents, &state) };
                 // The receiver is gone when the server has ended already: nobody waits for a load to end.
                 drop(loaded.send(outcome));
             });
@@ -319,7 +330,7 @@ impl Server {
                 if let Some(error) = told_or_failed(shutdown, outcome).await {
                     drop(failed.send(error));
                 }
-                state.drain(grace).await;
+                tokio::join!(state.drain(grace), documents.stop());
             }
         };
         let http_settings = HttpSettings { shutdown_grace: grace.min(LAST_WORDS), ..config.http };
@@ -366,7 +377,7 @@ fn cannot_listen(address: SocketAddr, kind: std::io::ErrorKind) -> String {
 }
 
 /// Loads what the configuration asks for and puts it before the callers.
-fn load(config: &Config, models: &Models, state: &ServerState) -> anyhow::Result<()> {
+fn load(config: &Config, models: &Models, documents: &Documents, state: &ServerState) -> anyhow::Result<()> {
     let embedder = load_embedder(config)?;
     let chat = load_chat(config)?;
     if chat.is_none() && embedder.is_none() {
@@ -384,6 +395,7 @@ fn load(config: &Config, models: &Models, state: &ServerState) -> anyhow::Result
     match embedder {
         Some(embedder) => {
             state.set_embedder(embedder.clone());
+            read_documents(config, documents, &embedder)?;
             models.add_embedder(Arc::new(embedder), Vec::new());
         }
         None => tracing::info!("no embedding model: /v1/embeddings answers 404 until one is given"),
@@ -391,6 +403,35 @@ fn load(config: &Config, models: &Models, state: &ServerState) -> anyhow::Result
     state.ready();
     tracing::info!("ready");
     Ok(())
+}
+
+/// Begins to read and search documents with this embedding model.
+fn read_documents(config: &Config, documents: &Documents, embedder: &LocalEmbedder) -> anyhow::Result<()> {
+    let (store, indexes) = (documents.store().clone(), documents.indexes().clone());
+    let background: Arc<dyn Embedder> = Arc::new(embedder.in_background());
+    let sandbox = match &config.documents.reader {
+        Some(program) => Sandbox::of_program(program, [sandbox::CHILD_COMMAND]),
+        None => Sandbox::of_this_program().context("finding this program, which reads documents")?,
+    };
+    let ingest = Ingest {
+        store: store.clone(),
+        indexes: indexes.clone(),
+        embedder: background.clone(),
+        chunker: Arc::new(Chunker::new(embedder.tokenizer().clone(), chunk_options(embedder))?),
+        sandbox,
+        limits: config.documents.limits.clone(),
+    };
+    let reindex = Reindex { store: store.clone(), indexes: indexes.clone(), embedder: background };
+    documents.begin(Retriever::new(store, indexes, Arc::new(embedder.clone())), ingest, reindex);
+    Ok(())
+}
+
+/// Chunks that the model reads whole, with room for the headings above them.
+fn chunk_options(embedder: &LocalEmbedder) -> ChunkOptions {
+    let usual = ChunkOptions::default();
+    let room = embedder.info().context_length * 4 / 5;
+    let max_tokens = usual.max_tokens.min(room).max(ChunkOptions::LEAST_TOKENS);
+    ChunkOptions { max_tokens, overlap_tokens: usual.overlap_tokens.min(max_tokens / 4) }
 }
 
 fn serve_chat(config: &Config, chat: LocalChat, models: &Models, state: &ServerState) {

@@ -40,6 +40,8 @@ pub enum ErrorKind {
     ModelNotFound,
     /// The route exists, the method does not. 405
     MethodNotAllowed,
+    /// What is asked for is not in a state that allows it. 409
+    Conflict,
     /// The client did not deliver its request in time. 408
     RequestTimeout,
     /// The request's head is over the limit. 431

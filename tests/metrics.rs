@@ -3,17 +3,17 @@
 use std::{
     io::{BufRead, BufReader},
     path::Path,
-    process::{Command, Stdio},
+    process::Stdio,
     time::Duration,
 };
 
 use serde_json::json;
 
-use crate::support::running_server::Served;
+use crate::support::running_server::{Served, hearth};
 
 fn serve() -> (Served, String) {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_hearth"))
+    let mut child = hearth()
         .args(["serve", "--port", "0", "--offline", "--ctx-size", "1024", "-a", "tiny", "-m"])
         .arg(fixtures.join("tiny-chat.gguf"))
         .arg("--embedding-model")

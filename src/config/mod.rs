@@ -26,6 +26,7 @@ use crate::{
     kernels::{device::DeviceChoice, kv::KvType},
     models::store::ModelStore,
     telemetry::LogFormat,
+    text::extract::Limits,
 };
 
 /// What `hearth serve` runs on.
@@ -49,6 +50,7 @@ pub struct Config {
     /// Threads that compute; `None` is one per physical core this process may use.
     pub threads: Option<usize>,
     pub engine: EngineSettings,
+    pub documents: DocumentSettings,
     pub address: SocketAddr,
     pub http: HttpSettings,
     pub log_filter: String,
@@ -74,6 +76,14 @@ pub struct EngineSettings {
     pub prefix_cache: bool,
     /// Texts that may wait to be embedded; more are refused with 503.
     pub max_waiting_embeddings: usize,
+}
+
+/// How documents are read.
+#[derive(Clone, Debug, Default)]
+pub struct DocumentSettings {
+    pub limits: Limits,
+    /// The program that reads PDF and Office files in a process of its own; `None` is this one.
+    pub reader: Option<PathBuf>,
 }
 
 impl Config {
@@ -141,6 +151,8 @@ impl Config {
             );
         }
         let http = HttpSettings::default();
+        let upload_limit_bytes = in_range("upload-limit-mib", settings.upload_limit_mib, 1..=4096)?
+            .map_or(http.upload_limit_bytes, |mib| mib << 20);
         Ok(Self {
             model,
             embedding_model,
@@ -164,10 +176,15 @@ impl Config {
                 max_waiting_embeddings: in_range("max-embedding-queue", settings.max_embedding_queue, 1..=1_000_000)?
                     .unwrap_or(16_384),
             },
+            documents: DocumentSettings {
+                limits: Limits { file_bytes: upload_limit_bytes as u64, ..Limits::default() },
+                reader: None,
+            },
             address,
             http: HttpSettings {
                 body_limit_bytes: in_range("body-limit-mib", settings.body_limit_mib, 1..=1024)?
                     .map_or(http.body_limit_bytes, |mib| mib << 20),
+                upload_limit_bytes,
                 header_read_timeout: seconds("header-timeout", settings.header_timeout, http.header_read_timeout)?,
                 request_body_timeout: seconds("body-timeout", settings.body_timeout, http.request_body_timeout)?,
                 request_deadline: settings

@@ -121,6 +121,9 @@ settings! {
     /// Largest request body, in MiB [default: 32]
     #[arg(long, env = "HEARTH_BODY_LIMIT_MIB", value_name = "MIB", help_heading = "Server")]
     body_limit_mib: usize,
+    /// Largest file that may be uploaded, in MiB [default: 100]
+    #[arg(long, env = "HEARTH_UPLOAD_LIMIT_MIB", value_name = "MIB", help_heading = "Server")]
+    upload_limit_mib: usize,
     /// Seconds a client has for its headers [default: 30]
     #[arg(long, env = "HEARTH_HEADER_TIMEOUT", value_name = "SECONDS", help_heading = "Server")]
     header_timeout: f64,

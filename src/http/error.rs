@@ -44,6 +44,7 @@ fn contract(kind: ErrorKind) -> (StatusCode, &'static str, Option<&'static str>)
         ErrorKind::NotFound => (StatusCode::NOT_FOUND, INVALID, Some("not_found")),
         ErrorKind::ModelNotFound => (StatusCode::NOT_FOUND, INVALID, Some("model_not_found")),
         ErrorKind::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, INVALID, Some("method_not_allowed")),
+        ErrorKind::Conflict => (StatusCode::CONFLICT, INVALID, Some("conflict")),
         ErrorKind::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, INVALID, Some("request_timeout")),
         ErrorKind::HeadTooLarge => {
             (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, INVALID, Some("request_header_fields_too_large"))
@@ -99,7 +100,8 @@ impl IntoResponse for ApiError {
         let (status, _, _) = contract(error.kind());
         let mut response = (status, Json(error_body(&error))).into_response();
         let headers = response.headers_mut();
-        if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+        let passes = status == StatusCode::CONFLICT && error.retry_after().is_some();
+        if passes || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             let permanent = matches!(error.code(), Some("model_failed" | "insufficient_quota"));
             let wait = error.retry_after().unwrap_or(RETRY_AFTER_DEFAULT);
             let whole_seconds = wait.as_millis().div_ceil(1000).max(1);
@@ -112,8 +114,8 @@ impl IntoResponse for ApiError {
                 headers.insert(RETRY_AFTER_MS, milliseconds);
             }
             headers.insert(SHOULD_RETRY, HeaderValue::from_static(if permanent { "false" } else { "true" }));
-        } else if status == StatusCode::GATEWAY_TIMEOUT {
-            // The same request would meet the same deadline.
+        } else if matches!(status, StatusCode::GATEWAY_TIMEOUT | StatusCode::CONFLICT) {
+            // The same request would meet the same deadline, or the same state.
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         if status == StatusCode::UNAUTHORIZED {

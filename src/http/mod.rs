@@ -24,6 +24,7 @@ mod settings;
 mod sse;
 mod state;
 mod tokens;
+mod upload;
 
 use std::any::Any;
 

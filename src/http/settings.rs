@@ -8,6 +8,8 @@ pub struct HttpSettings {
     /// Largest request body, in bytes. 32 MiB: a full 128k-token context is below 1 MiB of JSON, and 2048
     /// embedding inputs of 8k tokens, the most one request may carry, are near 64 MiB only when all are full.
     pub body_limit_bytes: usize,
+    /// Largest file that may be uploaded, in bytes. Files go to the disk as they come.
+    pub upload_limit_bytes: usize,
     /// Largest request head, in bytes; 431 beyond it.
     pub header_limit_bytes: usize,
     /// A connection that has not sent a whole request head for this long is closed.
@@ -46,6 +48,7 @@ impl Default for HttpSettings {
     fn default() -> Self {
         Self {
             body_limit_bytes: 32 * 1024 * 1024,
+            upload_limit_bytes: 100 * 1024 * 1024,
             header_limit_bytes: 64 * 1024,
             header_read_timeout: Duration::from_secs(30),
             request_body_timeout: Duration::from_secs(60),

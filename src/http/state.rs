@@ -8,6 +8,7 @@ use super::{error::ApiError, settings::HttpSettings};
 use crate::{
     providers::{ChatModel, Embedder},
     service::{
+        documents::Documents,
         health::{Health, refuse_unless_ready},
         models::Models,
     },
@@ -17,6 +18,7 @@ use crate::{
 #[derive(Clone)]
 pub struct AppState {
     pub models: Arc<Models>,
+    pub documents: Arc<Documents>,
     pub health: Arc<dyn Health>,
     /// `None`: `/metrics` is empty.
     pub metrics: Option<PrometheusHandle>,

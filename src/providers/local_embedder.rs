@@ -132,6 +132,11 @@ impl LocalEmbedder {
         Self { priority: Priority::Background, ..self.clone() }
     }
 
+    /// What measures texts as this model reads them.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.texts.tokenizer
+    }
+
     pub fn stats(&self) -> EncoderStats {
         self.encoder.stats()
     }

@@ -17,10 +17,11 @@ pub struct Context {
 }
 
 /// Writes the question over as many passages as fit into `budget` tokens, best first. A passage that does not fit is
-/// left out whole, and one after it that is shorter may still find room; what is left out is said.
+/// left out whole, and one after it that is shorter may still find room; what is left out is said. If not even one
+/// fits, the best one is cut.
 ///
 /// # Errors
-/// Whatever `count_tokens` says, which counts the tokens of a text under the chat model's tokenizer.
+/// Whatever `count_tokens` says, which counts the tokens of such a prompt under the chat model's tokenizer.
 pub fn pack<E>(
     question: &str,
     passages: &[Passage],
@@ -37,7 +38,39 @@ pub fn pack<E>(
             left_out.push(place);
         }
     }
+    if included.is_empty()
+        && let Some(cut) = cut_to_fit(question, passages, budget, &count_tokens)?
+    {
+        return Ok(Context {
+            prompt: write(question, &[cut], &[0]),
+            included: vec![0],
+            left_out: left_out.split_off(1),
+        });
+    }
     Ok(Context { prompt: write(question, passages, &included), included, left_out })
+}
+
+/// The best passage, as far as it fits; `None` if no word of it does.
+fn cut_to_fit<E>(
+    question: &str,
+    passages: &[Passage],
+    budget: usize,
+    count_tokens: &impl Fn(&str) -> Result<usize, E>,
+) -> Result<Option<Passage>, E> {
+    let Some(best) = passages.first() else { return Ok(None) };
+    let ends: Vec<usize> = best.text.char_indices().filter(|(_, c)| c.is_whitespace()).map(|(end, _)| end).collect();
+    let cut = |end: usize| Passage { text: best.text[..end].to_owned(), ..best.clone() };
+    let (mut fitting, mut beyond) = (0, ends.len() + 1);
+    // The first `fitting` words fit; that `beyond` do not is known of the whole text.
+    while beyond - fitting > 1 {
+        let middle = usize::midpoint(fitting, beyond);
+        if count_tokens(&write(question, &[cut(ends[middle - 1])], &[0]))? <= budget {
+            fitting = middle;
+        } else {
+            beyond = middle;
+        }
+    }
+    Ok((fitting > 0).then(|| cut(ends[fitting - 1])))
 }
 
 fn write(question: &str, passages: &[Passage], included: &[usize]) -> String {
@@ -92,5 +125,13 @@ mod tests {
         assert_eq!((context.included, context.left_out), (vec![0, 2], vec![1]));
         let Ok(none) = pack("How?", &passages, 0, words);
         assert_eq!(none.left_out, [0, 1, 2]);
+    }
+
+    #[test]
+    fn a_passage_that_is_too_long_alone_is_cut() {
+        let passages = [passage("B", "two three four five six seven"), passage("C", "one and two and three and four")];
+        let Ok(context) = pack("How?", &passages, 8, words);
+        assert_eq!(context.prompt, "Context:\n[1] B\ntwo three four\n\nQuestion: How?");
+        assert_eq!((context.included, context.left_out), (vec![0], vec![1]));
     }
 }

@@ -7,7 +7,7 @@
 pub mod context;
 mod fusion;
 pub mod indexes;
-mod passages;
+pub mod passages;
 pub mod search;
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ impl House {
         let mut incoming = self.store.receive_file().unwrap();
         incoming.write(texts.concat().as_bytes()).unwrap();
         let file = self.store.keep_file(incoming, name, "assistants").unwrap();
-        self.store.add_document(&collection.id, &file.id, BTreeMap::new()).unwrap();
+        self.store.add_document(&collection.id, &file.id, BTreeMap::new(), None).unwrap();
         let mut chunks = Vec::new();
         for (number, text) in texts.iter().enumerate() {
             let (text, heading) = ((*text).to_owned(), format!("Part {number}"));

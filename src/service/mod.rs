@@ -2,9 +2,12 @@
 //! admission, how several generations become one answer. Knows the traits of [`crate::providers`], not who
 //! implements them, and nothing of HTTP.
 
+pub mod ask;
 pub mod chat;
 pub mod completions;
 pub mod deadline;
+pub mod documents;
 pub mod embed;
 pub mod health;
+pub mod jobs;
 pub mod models;

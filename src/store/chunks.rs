@@ -15,7 +15,7 @@ FROM chunks
     JOIN documents ON documents.collection_id = chunks.collection_id AND documents.file_id = chunks.file_id
     JOIN files ON files.id = chunks.file_id";
 
-fn read_row(row: &Row<'_>) -> rusqlite::Result<Chunk> {
+pub(super) fn read_row(row: &Row<'_>) -> rusqlite::Result<Chunk> {
     Ok(Chunk {
         id: row.get(0)?,
         collection_id: row.get(1)?,

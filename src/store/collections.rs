@@ -5,6 +5,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::{
     Result, Store, StoreError,
     attributes::{Attributes, from_json, to_json},
+    documents::cancel_ingest,
     new_id, now_ms,
 };
 use crate::domain::documents::{Collection, EmbeddingIdentity};
@@ -116,6 +117,9 @@ impl Store {
     /// Deletes a collection, its documents and chunks; files stay. Whether it was there.
     pub fn delete_collection(&self, id: &str) -> Result<bool> {
         let id = id.to_owned();
-        self.write(move |transaction| Ok(transaction.execute("DELETE FROM collections WHERE id = ?", [&id])? > 0))
+        self.write(move |transaction| {
+            cancel_ingest(transaction, Some(&id), None)?;
+            Ok(transaction.execute("DELETE FROM collections WHERE id = ?", [&id])? > 0)
+        })
     }
 }

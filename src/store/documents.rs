@@ -1,13 +1,17 @@
 //! Documents: files as members of collections, and the change from one version to the next.
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use serde_json::json;
 
 use super::{
-    Result, Store, StoreError,
+    NewJob, Result, Store, StoreError,
     attributes::{Attributes, Vector, from_json, to_json},
-    now_ms,
+    jobs, now_ms,
 };
 use crate::domain::documents::{Document, DocumentStatus, NewChunk};
+
+/// The kind of the jobs that read documents; `collection_id`, `file_id` and `supersedes` are in their payload.
+pub const INGEST: &str = "ingest";
 
 /// What adding a file to a collection came to.
 #[derive(Clone, Debug, PartialEq)]
@@ -69,14 +73,35 @@ fn chunk_ids(transaction: &Transaction<'_>, collection_id: &str, file_id: &str) 
     Ok(query.query_map([collection_id, file_id], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
 }
 
+/// Ends the jobs that would read the documents that are about to be deleted.
+pub(super) fn cancel_ingest(
+    transaction: &Transaction<'_>,
+    collection_id: Option<&str>,
+    file_id: Option<&str>,
+) -> rusqlite::Result<()> {
+    let cancel = "UPDATE jobs SET state = 'cancelled', updated = ?1
+         WHERE kind = ?2 AND state IN ('queued', 'running') AND
+            (?3 IS NULL OR payload ->> 'collection_id' = ?3) AND (?4 IS NULL OR payload ->> 'file_id' = ?4)";
+    transaction.execute(cancel, params![now_ms(), INGEST, collection_id, file_id])?;
+    Ok(())
+}
+
 impl Store {
-    /// Makes a file a member of a collection, to be read. The same file, or another one with the same bytes, is the
-    /// document that is there already, unless reading that one failed.
+    /// Makes a file a member of a collection, to be read by the [`INGEST`] job that is enqueued with it. The same file,
+    /// or another one with the same bytes, is the document that is there already, unless reading that one failed. When
+    /// it is ready it takes the place of the document `supersedes`, which is searched until then.
     ///
     /// # Errors
     /// [`StoreError::NotFound`] for the collection or the file.
-    pub fn add_document(&self, collection_id: &str, file_id: &str, attributes: Attributes) -> Result<Upload> {
+    pub fn add_document(
+        &self,
+        collection_id: &str,
+        file_id: &str,
+        attributes: Attributes,
+        supersedes: Option<&str>,
+    ) -> Result<Upload> {
         let (collection_id, file_id) = (collection_id.to_owned(), file_id.to_owned());
+        let supersedes = supersedes.map(str::to_owned);
         self.write(move |transaction| {
             for (table, what, id) in [("collections", "collection", &collection_id), ("files", "file", &file_id)] {
                 let found = transaction.query_row(&format!("SELECT 1 FROM {table} WHERE id = ?"), [id], |_| Ok(()));
@@ -96,6 +121,8 @@ impl Store {
                  ON CONFLICT DO UPDATE SET status = 'processing', attributes = ?3, updated = ?4",
                 params![collection_id, file_id, to_json(&attributes), now],
             )?;
+            let payload = json!({"collection_id": collection_id, "file_id": file_id, "supersedes": supersedes});
+            jobs::enqueue(transaction, &NewJob { kind: INGEST.to_owned(), payload })?;
             Ok(Upload::New(find(transaction, &collection_id, &file_id)?))
         })
     }
@@ -195,6 +222,25 @@ impl Store {
         self.read(|connection| find(connection, collection_id, file_id))
     }
 
+    /// The documents that were made of a file, in any collection.
+    pub fn documents_of_file(&self, file_id: &str) -> Result<Vec<Document>> {
+        self.read(|connection| {
+            let order = "ORDER BY documents.created, documents.collection_id";
+            let mut query = connection.prepare(&format!("{SELECT} WHERE documents.file_id = ? {order}"))?;
+            Ok(query.query_map([file_id], read_row)?.collect::<rusqlite::Result<_>>()?)
+        })
+    }
+
+    /// Documents of a collection that are being read and have no earlier version that is searched meanwhile.
+    pub fn num_unsearchable(&self, collection_id: &str) -> Result<usize> {
+        self.read(|connection| {
+            let count =
+                "SELECT count(*) FROM documents WHERE collection_id = ?1 AND status = 'processing' AND NOT EXISTS (
+                SELECT 1 FROM chunks WHERE chunks.collection_id = ?1 AND chunks.file_id = documents.file_id)";
+            Ok(connection.query_row(count, [collection_id], |row| row.get(0))?)
+        })
+    }
+
     /// All documents of a collection, the newest first.
     pub fn documents(&self, collection_id: &str) -> Result<Vec<Document>> {
         self.read(|connection| {
@@ -212,6 +258,7 @@ impl Store {
         let (collection_id, file_id) = (collection_id.to_owned(), file_id.to_owned());
         self.write(move |transaction| {
             let chunks = chunk_ids(transaction, &collection_id, &file_id)?;
+            cancel_ingest(transaction, Some(&collection_id), Some(&file_id))?;
             let delete = "DELETE FROM documents WHERE collection_id = ? AND file_id = ?";
             if transaction.execute(delete, [&collection_id, &file_id])? == 0 {
                 return Err(StoreError::NotFound { what: "document", id: file_id });

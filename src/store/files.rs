@@ -13,7 +13,7 @@ use std::{
 use rusqlite::{OptionalExtension, Row, params};
 use sha2::{Digest, Sha256};
 
-use super::{Result, Store, StoreError, new_id, now_ms};
+use super::{Result, Store, StoreError, documents::cancel_ingest, new_id, now_ms};
 use crate::domain::documents::StoredFile;
 
 pub(super) const FOLDER: &str = "files";
@@ -149,6 +149,7 @@ impl Store {
             let mut query = transaction.prepare("SELECT collection_id, id FROM chunks WHERE file_id = ?")?;
             let chunks = query.query_map([&row_id], |row| Ok((row.get(0)?, row.get(1)?)))?;
             let chunks: Vec<(String, u64)> = chunks.collect::<rusqlite::Result<_>>()?;
+            cancel_ingest(transaction, None, Some(&row_id))?;
             transaction.execute("DELETE FROM documents WHERE file_id = ?", [&row_id])?;
             Ok((transaction.execute("DELETE FROM files WHERE id = ?", [&row_id])? > 0).then_some(chunks))
         })?;

@@ -67,16 +67,33 @@ fn find(connection: &Connection, id: &str) -> Result<Job> {
     found.ok_or_else(|| StoreError::NotFound { what: "job", id: id.to_owned() })
 }
 
+pub(super) fn enqueue(connection: &Connection, job: &NewJob) -> Result<Job> {
+    let (id, now) = (new_id("job_"), now_ms());
+    connection.execute(
+        "INSERT INTO jobs (id, kind, payload, state, run_after, created, updated)
+         VALUES (?1, ?2, ?3, 'queued', ?4, ?4, ?4)",
+        params![id, job.kind, job.payload.to_string(), now],
+    )?;
+    find(connection, &id)
+}
+
+/// How long a job that has ended is remembered.
+const REMEMBERED_MS: i64 = 30 * 24 * 3600 * 1000;
+
 impl Store {
     pub fn enqueue(&self, job: NewJob) -> Result<Job> {
+        self.write(move |transaction| enqueue(transaction, &job))
+    }
+
+    /// No other process has this store: whatever ran here before runs no more and can be taken again. Jobs that ended
+    /// long ago are forgotten.
+    pub(super) fn take_over_jobs(&self) -> Result<()> {
         self.write(move |transaction| {
-            let (id, now) = (new_id("job_"), now_ms());
-            transaction.execute(
-                "INSERT INTO jobs (id, kind, payload, state, run_after, created, updated)
-                 VALUES (?1, ?2, ?3, 'queued', ?4, ?4, ?4)",
-                params![id, job.kind, job.payload.to_string(), now],
-            )?;
-            find(transaction, &id)
+            let now = now_ms();
+            transaction.execute("UPDATE jobs SET leased_until = 0 WHERE state = 'running'", [])?;
+            let forget = "DELETE FROM jobs WHERE state IN ('done', 'failed', 'cancelled') AND updated < ?";
+            transaction.execute(forget, [now - REMEMBERED_MS])?;
+            Ok(())
         })
     }
 

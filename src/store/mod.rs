@@ -10,6 +10,7 @@ mod collections;
 mod documents;
 mod files;
 mod jobs;
+mod reembedded;
 mod schema;
 mod search;
 
@@ -26,7 +27,7 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 pub use self::{
-    documents::{Replaced, Upload},
+    documents::{INGEST, Replaced, Upload},
     files::Incoming,
     jobs::{Job, JobState, NewJob},
     search::{LexicalHit, Scope},
@@ -134,6 +135,7 @@ impl Store {
             _lock: lock,
         };
         store.remove_orphaned_files()?;
+        store.take_over_jobs()?;
         Ok(store)
     }
 

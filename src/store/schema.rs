@@ -10,7 +10,7 @@ use super::{Result, StoreError};
 const APPLICATION_ID: i64 = 0x4852_5448;
 
 /// Each step brings the schema from its index to the next number. A step that was released is never changed.
-const MIGRATIONS: [&str; 1] = [INITIAL];
+const MIGRATIONS: [&str; 2] = [INITIAL, REEMBEDDED];
 
 /// Times are milliseconds since 1970; attributes and metadata are JSON objects; vectors are little-endian floats of
 /// unit length. A chunk's id is never used again, so that an index can be held against the table by ids alone.
@@ -97,6 +97,15 @@ CREATE TABLE job_events (
     created INTEGER NOT NULL,
     PRIMARY KEY (job_id, number)
 ) STRICT, WITHOUT ROWID;
+";
+
+/// Vectors that are made anew with another embedding model and wait until those of all chunks are there.
+const REEMBEDDED: &str = "
+CREATE TABLE reembedded (
+    chunk_id INTEGER PRIMARY KEY REFERENCES chunks (id) ON DELETE CASCADE,
+    embedding TEXT NOT NULL,
+    vector BLOB NOT NULL
+) STRICT;
 ";
 
 /// Brings the database to the newest schema, in one transaction.

@@ -32,7 +32,7 @@ fn attributes(pairs: &[(&str, AttributeValue)]) -> BTreeMap<String, AttributeVal
 /// A document that is searchable.
 fn document(store: &Store, collection: &str, name: &str, texts: &[&str]) -> (String, Vec<u64>) {
     let file = file(store, name, texts.join("\n").as_bytes());
-    assert!(matches!(store.add_document(collection, &file.id, BTreeMap::new()).unwrap(), Upload::New(_)));
+    assert!(matches!(store.add_document(collection, &file.id, BTreeMap::new(), None).unwrap(), Upload::New(_)));
     let chunks = texts.iter().map(|text| chunk(text)).collect();
     (file.id.clone(), store.replace_chunks(collection, &file.id, chunks, None).unwrap().added)
 }
@@ -72,7 +72,7 @@ fn a_new_version_takes_the_place_of_the_old_in_one_step() {
     let collection = store.create_collection("docs", BTreeMap::new()).unwrap().id;
     let (old, old_chunks) = document(&store, &collection, "a.md", &["the old text"]);
     let new = file(&store, "a.md", b"the new text").id;
-    store.add_document(&collection, &new, BTreeMap::new()).unwrap();
+    store.add_document(&collection, &new, BTreeMap::new(), None).unwrap();
     assert_eq!(
         words(&store, &collection, "text"),
         old_chunks,
@@ -96,16 +96,16 @@ fn the_same_bytes_are_one_document() {
     let other = store.create_collection("other", BTreeMap::new()).unwrap().id;
     let (first, second) = (file(&store, "a.md", b"same"), file(&store, "b.md", b"same"));
     assert_eq!(first.sha256, second.sha256);
-    assert!(matches!(store.add_document(&collection, &first.id, BTreeMap::new()).unwrap(), Upload::New(_)));
-    match store.add_document(&collection, &second.id, BTreeMap::new()).unwrap() {
+    assert!(matches!(store.add_document(&collection, &first.id, BTreeMap::new(), None).unwrap(), Upload::New(_)));
+    match store.add_document(&collection, &second.id, BTreeMap::new(), None).unwrap() {
         Upload::Known(known) => assert_eq!(known.file_id, first.id),
         Upload::New(_) => panic!("the same bytes twice"),
     }
-    assert!(matches!(store.add_document(&other, &second.id, BTreeMap::new()).unwrap(), Upload::New(_)));
+    assert!(matches!(store.add_document(&other, &second.id, BTreeMap::new(), None).unwrap(), Upload::New(_)));
     let failed = DocumentStatus::Failed { code: "invalid_file".into(), reason: "no text in it".into() };
     let document = store.set_document_status(&collection, &first.id, failed.clone()).unwrap();
     assert_eq!(document.status, failed);
-    assert!(matches!(store.add_document(&collection, &second.id, BTreeMap::new()).unwrap(), Upload::New(_)));
+    assert!(matches!(store.add_document(&collection, &second.id, BTreeMap::new(), None).unwrap(), Upload::New(_)));
 }
 
 #[test]

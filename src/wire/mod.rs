@@ -14,6 +14,7 @@ pub mod chat_response;
 pub mod completion_request;
 pub mod completion_response;
 pub mod constraint;
+pub mod documents;
 pub mod embeddings;
 pub mod error;
 pub mod fields;

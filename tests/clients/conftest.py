@@ -33,7 +33,7 @@ def base_url(tmp_path_factory):
     with open(log, "wb") as out:
         server = subprocess.Popen(
             [BINARY, "serve", "-m", CHAT_MODEL, "--embedding-model", EMBEDDING_MODEL, "-a", "tiny", "--port", str(port),
-             "--api-key", KEY, "--offline", "--ctx-size", "2048"],
+             "--api-key", KEY, "--offline", "--ctx-size", "2048", "--data-dir", str(log.parent / "data")],
             stdout=out, stderr=subprocess.STDOUT,
         )
     url = f"http://127.0.0.1:{port}"

@@ -23,6 +23,7 @@ pub struct Running {
     pub url: String,
     pub client: reqwest::Client,
     stop: Option<oneshot::Sender<()>>,
+    _data: tempfile::TempDir,
     pub served: tokio::task::JoinHandle<anyhow::Result<()>>,
 }
 
@@ -34,16 +35,18 @@ impl Running {
     /// `change` may set what no flag sets.
     pub async fn start_with(settings: Settings, change: impl FnOnce(&mut Config)) -> Self {
         let nowhere = std::env::temp_dir().join("hearth-no-models-here");
+        let data = tempfile::tempdir().expect("a temporary directory");
         let settings = settings.or(Settings {
             model: Some(model()),
             alias: Some(vec!["tiny".to_owned()]),
-            models_dir: Some(nowhere.clone()),
-            data_dir: Some(nowhere),
+            models_dir: Some(nowhere),
+            data_dir: Some(data.path().to_owned()),
             port: Some(0),
             ctx_size: Some(1024),
             ..Settings::default()
         });
         let mut config = Config::load(settings).expect("valid settings");
+        config.documents.reader = Some(env!("CARGO_BIN_EXE_hearth").into());
         change(&mut config);
         let server = Server::bind(config).expect("a free port");
         let url = format!("http://{}", server.address().expect("an address"));
@@ -51,7 +54,7 @@ impl Running {
         let served = tokio::spawn(server.run(async {
             let _told_or_dropped = stopped.await;
         }));
-        let running = Self { url, client: reqwest::Client::new(), stop: Some(stop), served };
+        let running = Self { url, client: reqwest::Client::new(), stop: Some(stop), _data: data, served };
         running.until("the models are loaded", |health| health["status"] == "ok").await;
         running
     }
@@ -96,10 +99,11 @@ pub fn endless() -> Value {
     json!({"stream": true, "ignore_eos": true, "max_tokens": 900})
 }
 
-/// The binary, whose words are read.
+/// The binary, whose words are read. Each has a data directory of its own.
 pub fn hearth() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hearth"));
-    command.env_remove("HEARTH_MODEL").stdout(Stdio::piped()).stderr(Stdio::piped());
+    let data = Path::new(env!("CARGO_TARGET_TMPDIR")).join(uuid::Uuid::new_v4().to_string());
+    command.env_remove("HEARTH_MODEL").env("HEARTH_DATA_DIR", data).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 

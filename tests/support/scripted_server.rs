@@ -15,9 +15,11 @@ use hearth::{
     http::{AppState, HttpSettings},
     providers::scripted::{ScriptedChat, ScriptedEmbedder},
     service::{
+        documents::Documents,
         health::{EngineReport, Health, HealthReport, ServerStatus},
         models::Models,
     },
+    store::Store,
 };
 use http_body_util::BodyExt;
 use parking_lot::Mutex;
@@ -51,6 +53,7 @@ pub struct ScriptedServer {
     pub chat: Arc<ScriptedChat>,
     pub health: Arc<FixedHealth>,
     pub settings: Arc<HttpSettings>,
+    _data: tempfile::TempDir,
 }
 
 /// An answer, read to its end.
@@ -116,13 +119,15 @@ impl ScriptedServer {
         };
         let health = Arc::new(FixedHealth { status: Mutex::new(ServerStatus::Ready), engine: Mutex::new(engine) });
         let settings = Arc::new(settings);
+        let data = tempfile::tempdir().expect("a temporary directory");
         let router = hearth::http::router(AppState {
             models: Arc::new(models),
+            documents: Documents::new(Arc::new(Store::open(data.path()).expect("a new store"))),
             health: health.clone(),
             metrics: None,
             settings: settings.clone(),
         });
-        Self { router, chat, health, settings }
+        Self { router, chat, health, settings, _data: data }
     }
 
     pub async fn send(&self, request: Request<Body>) -> Answer {

@@ -1,0 +1,168 @@
+//! A file in a multipart form, written to the disk as it comes.
+//!
+//! No more of it than one piece is in memory. What is wrong with the form is said after the rest of it has been taken
+//! off the wire, as a client that is still writing does not see an answer.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use axum::{
+    extract::{FromRequest, Multipart, Request, multipart::Field},
+    http::header,
+};
+
+use super::{error::ApiError, state::AppState};
+use crate::{
+    error::{Error, ErrorKind},
+    store::Incoming,
+};
+
+/// Longest value of a field that is no file, in bytes.
+const FIELD_BYTES_MAX: usize = 64 * 1024;
+const FIELDS_MAX: usize = 32;
+/// Longest name of a file, in bytes; file systems have 255.
+const FILENAME_BYTES_MAX: usize = 1024;
+/// Bytes of a form that is refused that are still taken off the wire.
+const DISCARD_MAX_BYTES: usize = 1 << 30;
+const DISCARD_MAX_TIME: Duration = Duration::from_secs(60);
+
+/// A form with one file.
+#[derive(Debug)]
+pub(super) struct UploadForm {
+    pub(super) file: Incoming,
+    /// As its owner calls it; for people, and never part of a path.
+    pub(super) filename: String,
+    /// The other fields.
+    pub(super) fields: BTreeMap<String, String>,
+}
+
+impl FromRequest<AppState> for UploadForm {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        let length = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        let mut form = Multipart::from_request(request, state).await.map_err(|rejection| {
+            let message =
+                format!("A file is uploaded as multipart/form-data, in a field `file`. {}", rejection.body_text());
+            Error::new(ErrorKind::UnsupportedMediaType, message)
+        })?;
+        let read = if length.is_some_and(|length: u64| length > form_limit(state)) {
+            Err(too_large(state))
+        } else {
+            read_form(&mut form, state).await
+        };
+        if read.is_err() {
+            // Whether it could be taken off the wire changes nothing about the answer.
+            let _ = tokio::time::timeout(DISCARD_MAX_TIME, discard(&mut form)).await;
+        }
+        Ok(read?)
+    }
+}
+
+/// The file, and what surrounds it.
+fn form_limit(state: &AppState) -> u64 {
+    (state.settings.upload_limit_bytes + FIELDS_MAX * FIELD_BYTES_MAX) as u64
+}
+
+fn too_large(state: &AppState) -> Error {
+    let limit = state.settings.upload_limit_bytes;
+    let message = format!(
+        "The file is larger than this server's limit of {limit} bytes. Split it, or start the server with a larger \
+         --upload-limit-mib."
+    );
+    Error::new(ErrorKind::PayloadTooLarge, message)
+}
+
+async fn read_form(form: &mut Multipart, state: &AppState) -> Result<UploadForm, Error> {
+    let mut file = None;
+    let mut fields = BTreeMap::new();
+    while let Some(field) = next_field(form, state).await? {
+        let name = field.name().unwrap_or_default().to_owned();
+        if name == "file" {
+            let filename = filename(&field)?;
+            if file.is_some() {
+                return Err(Error::invalid("file", "One file a request: send each in a request of its own."));
+            }
+            file = Some((receive(field, state).await?, filename));
+        } else if fields.len() < FIELDS_MAX {
+            fields.insert(name.clone(), text(field, &name, state).await?);
+        } else {
+            let message = format!("The form has more than {FIELDS_MAX} fields.");
+            return Err(Error::new(ErrorKind::InvalidRequest, message));
+        }
+    }
+    let missing = || Error::invalid("file", "The form has no field `file` with the file in it.");
+    let (file, filename) = file.ok_or_else(|| missing().with_code("missing_required_parameter"))?;
+    Ok(UploadForm { file, filename, fields })
+}
+
+/// The file's own name: browsers of old sent the whole path, and a path is nobody's business.
+fn filename(field: &Field<'_>) -> Result<String, Error> {
+    let sent = field.file_name().unwrap_or_default();
+    let clean: String = sent.chars().filter(|c| !c.is_control()).collect();
+    // A relative path says where in a tree a document is; what climbs out of the tree says nothing.
+    let parts = clean.split(['/', '\\']).filter(|part| !matches!(part.trim(), "" | "." | ".."));
+    let name = parts.collect::<Vec<_>>().join("/");
+    if name.is_empty() {
+        return Err(Error::invalid("file", "The file in the field `file` has no name; send it with a `filename`."));
+    }
+    if name.len() > FILENAME_BYTES_MAX {
+        let message = format!("The file's name is longer than {FILENAME_BYTES_MAX} bytes.");
+        return Err(Error::invalid("file", message));
+    }
+    Ok(name)
+}
+
+async fn receive(mut field: Field<'_>, state: &AppState) -> Result<Incoming, Error> {
+    let mut incoming = state.documents.receive().await?;
+    while let Some(bytes) = in_time(field.chunk(), state).await? {
+        if incoming.len() + bytes.len() as u64 > state.settings.upload_limit_bytes as u64 {
+            return Err(too_large(state));
+        }
+        incoming = state.documents.receive_more(incoming, bytes).await?;
+    }
+    Ok(incoming)
+}
+
+async fn text(mut field: Field<'_>, name: &str, state: &AppState) -> Result<String, Error> {
+    let mut collected = Vec::new();
+    while let Some(bytes) = in_time(field.chunk(), state).await? {
+        collected.extend_from_slice(&bytes);
+        if collected.len() > FIELD_BYTES_MAX {
+            return Err(Error::invalid(name, format!("`{name}` is longer than {FIELD_BYTES_MAX} bytes.")));
+        }
+    }
+    String::from_utf8(collected).map_err(|_| Error::invalid(name, format!("`{name}` is not UTF-8.")))
+}
+
+async fn next_field<'f>(form: &'f mut Multipart, state: &AppState) -> Result<Option<Field<'f>>, Error> {
+    in_time(form.next_field(), state).await
+}
+
+/// A large file takes long; a client that sends nothing for as long as a whole body may take has gone.
+async fn in_time<T>(
+    read: impl Future<Output = Result<T, axum::extract::multipart::MultipartError>>,
+    state: &AppState,
+) -> Result<T, Error> {
+    match tokio::time::timeout(state.settings.request_body_timeout, read).await {
+        Ok(Ok(read)) => Ok(read),
+        Ok(Err(error)) => {
+            let message = format!("The form cannot be read: {}.", error.body_text().trim_end_matches('.'));
+            Err(Error::new(ErrorKind::InvalidRequest, message).with_code("invalid_multipart"))
+        }
+        Err(_elapsed) => {
+            Err(Error::new(ErrorKind::RequestTimeout, "The file did not arrive in time; send it without pauses."))
+        }
+    }
+}
+
+async fn discard(form: &mut Multipart) {
+    let mut discarded = 0;
+    while let Ok(Some(mut field)) = form.next_field().await {
+        while let Ok(Some(bytes)) = field.chunk().await {
+            discarded += bytes.len();
+            if discarded > DISCARD_MAX_BYTES {
+                return;
+            }
+        }
+    }
+}

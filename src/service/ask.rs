@@ -1,0 +1,243 @@
+//! A question answered from documents: passages found, packed into a prompt, and an answer generated from them.
+//!
+//! Where no passage is near enough there is nothing to answer from, and the model is not asked: the answer is a fixed
+//! sentence. How far the passages answer the question can be rated by a second generation beside the first.
+
+use std::{sync::Arc, time::Instant};
+
+use futures_util::{
+    StreamExt,
+    future::{BoxFuture, FutureExt},
+    stream,
+};
+use serde_json::{Value, json};
+
+use super::chat::{gather, start};
+use crate::{
+    domain::{
+        ChatPrompt, Constraint, FinishReason, GenerateEvent, GenerateRequest, Prompt, SamplingParams, Timings, Usage,
+        documents::{AttributeFilter, Collection},
+    },
+    error::{Error, Result},
+    providers::{ChatModel, GenerateStream},
+    retrieval::{
+        context::{Context, SYSTEM, pack},
+        passages::Passage,
+        search::{Retriever, SearchMode, SearchRequest},
+    },
+};
+
+/// The answer where the documents hold nothing on a question.
+pub const NOTHING_FOUND: &str = "The knowledge base holds nothing on this question.";
+
+/// What the rating generation is asked, after the context and the question.
+const RATE: &str = "Rate how fully the context answers the question. Reply with one number from 0 (not at all) to 1 \
+                    (fully), such as 0.7, and nothing else.";
+/// What it may reply.
+const RATING: &str = r"0(\.[0-9]{1,2})?|1(\.0{1,2})?";
+/// The confidence when a rating cannot be understood.
+const UNKNOWN_CONFIDENCE: f32 = 0.5;
+
+/// A question and where to look for its answer.
+#[derive(Clone, Debug)]
+pub struct AskRequest {
+    pub request_id: String,
+    pub question: String,
+    /// Earlier turns of the conversation, as the chat template sees them.
+    pub history: Vec<Value>,
+    pub collections: Vec<Collection>,
+    pub filter: Option<AttributeFilter>,
+    pub mode: SearchMode,
+    pub top_k: usize,
+    pub min_similarity: f32,
+    pub max_tokens: usize,
+    pub temperature: f32,
+    /// Rate how far the passages answer the question.
+    pub confidence: bool,
+    pub caller: String,
+    pub deadline: Option<Instant>,
+}
+
+/// How far the passages answer the question.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Confidence {
+    /// 0 to 1.
+    pub value: f32,
+    /// Whether the model's rating could be understood; otherwise the value says nothing.
+    pub is_rated: bool,
+}
+
+/// An answer on its way.
+pub struct Asked {
+    /// What the prompt holds, in the order of its numbers: `[1]` in the answer is the first.
+    pub sources: Vec<Passage>,
+    /// Passages that were found and did not fit into the model's context.
+    pub left_out: usize,
+    pub events: GenerateStream,
+    /// To be waited for after the events.
+    pub confidence: Option<BoxFuture<'static, Result<Confidence>>>,
+}
+
+impl std::fmt::Debug for Asked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Asked")
+            .field("sources", &self.sources.len())
+            .field("left_out", &self.left_out)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Resolves when the answer's generation has been admitted.
+///
+/// # Errors
+/// If the search fails, not even one passage fits beside the question, or the model refuses.
+pub async fn ask(model: &Arc<dyn ChatModel>, retriever: &Retriever, request: AskRequest) -> Result<Asked> {
+    let passages = retriever
+        .search(SearchRequest {
+            query: request.question.clone(),
+            collections: request.collections.clone(),
+            filter: request.filter.clone(),
+            top_k: request.top_k,
+            min_similarity: request.min_similarity,
+            mode: request.mode,
+            caller: request.caller.clone(),
+        })
+        .await?;
+    if passages.is_empty() {
+        return Ok(nothing_found(request.confidence));
+    }
+    let (context, passages) = packed(model, &request, passages).await?;
+    let events = start(model, generation(&request, messages(&**model, &request.history, &context.prompt))).await?;
+    let confidence = if request.confidence { Some(rate(model, &request, &context.prompt).await?) } else { None };
+    let left_out = context.left_out.len();
+    let mut passages: Vec<Option<Passage>> = passages.into_iter().map(Some).collect();
+    let sources = context.included.iter().filter_map(|&place| passages[place].take()).collect();
+    Ok(Asked { sources, left_out, events, confidence })
+}
+
+/// An answer that no model is asked for.
+fn nothing_found(confidence: bool) -> Asked {
+    let text = NOTHING_FOUND.to_owned();
+    let events = [
+        GenerateEvent::Delta { choice: 0, text, logprobs: Vec::new(), token_ids: Vec::new() },
+        GenerateEvent::Finished { choice: 0, reason: FinishReason::Stop },
+        GenerateEvent::Done { usage: Usage::default(), timings: Timings::default() },
+    ];
+    let certain = Confidence { value: 0.0, is_rated: true };
+    Asked {
+        sources: Vec::new(),
+        left_out: 0,
+        events: stream::iter(events.map(Ok)).boxed(),
+        confidence: confidence.then(|| futures_util::future::ready(Ok(certain)).boxed()),
+    }
+}
+
+/// Packs as many passages as leave room for the answer: all of it, or half of the context if that is less.
+async fn packed(
+    model: &Arc<dyn ChatModel>,
+    request: &AskRequest,
+    passages: Vec<Passage>,
+) -> Result<(Context, Vec<Passage>)> {
+    let (model, question, history) = (model.clone(), request.question.clone(), request.history.clone());
+    let context_length = model.info().context_length;
+    let budget = context_length - request.max_tokens.min(context_length / 2);
+    let packed = tokio::task::spawn_blocking(move || {
+        let count = |prompt: &str| {
+            let chat = chat_prompt(messages(&*model, &history, prompt));
+            Ok::<_, Error>(model.tokenize(&model.render(&chat)?, false, true)?.len())
+        };
+        let context = pack(&question, &passages, budget, count)?;
+        if context.included.is_empty() {
+            let tokens = count(&context.prompt)?;
+            return Err(Error::context_length_exceeded(tokens, context_length, "question"));
+        }
+        Ok((context, passages))
+    });
+    packed.await.map_err(Error::internal)?
+}
+
+/// The conversation that the model continues. Where its template has no place for a system turn, the instructions go
+/// before the question.
+fn messages(model: &dyn ChatModel, history: &[Value], prompt: &str) -> Vec<Value> {
+    let with = |first: Option<Value>, last: String| -> Vec<Value> {
+        first.into_iter().chain(history.iter().cloned()).chain([json!({"role": "user", "content": last})]).collect()
+    };
+    // A conversation that brings its own instructions keeps them.
+    if history.iter().any(|message| message["role"] == "system") {
+        return with(None, prompt.to_owned());
+    }
+    let usual = with(Some(json!({"role": "system", "content": SYSTEM})), prompt.to_owned());
+    match model.render(&chat_prompt(usual.clone())) {
+        Ok(_) => usual,
+        Err(_no_system_turn) => with(None, format!("{SYSTEM}\n\n{prompt}")),
+    }
+}
+
+fn chat_prompt(messages: Vec<Value>) -> ChatPrompt {
+    ChatPrompt { messages, add_generation_prompt: true, ..ChatPrompt::default() }
+}
+
+fn generation(request: &AskRequest, messages: Vec<Value>) -> GenerateRequest {
+    GenerateRequest {
+        request_id: request.request_id.clone(),
+        model: String::new(),
+        prompt: Prompt::Chat(chat_prompt(messages)),
+        sampling: SamplingParams { temperature: request.temperature, ..SamplingParams::default() },
+        max_tokens: Some(request.max_tokens),
+        min_tokens: 0,
+        stop: Vec::new(),
+        stop_token_ids: Vec::new(),
+        ignore_eos: false,
+        n: 1,
+        logprobs: None,
+        echo: false,
+        return_token_ids: false,
+        constraint: None,
+        caller: request.caller.clone(),
+        deadline: request.deadline,
+    }
+}
+
+/// Starts the rating, which runs beside the answer.
+async fn rate(
+    model: &Arc<dyn ChatModel>,
+    request: &AskRequest,
+    prompt: &str,
+) -> Result<BoxFuture<'static, Result<Confidence>>> {
+    let asked = messages(&**model, &[], &format!("{prompt}\n\n{RATE}"));
+    let rating = GenerateRequest {
+        max_tokens: Some(8),
+        sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+        constraint: Some(Constraint::Regex(RATING.to_owned())),
+        ..generation(request, asked)
+    };
+    let events = start(model, rating).await?;
+    Ok(async move {
+        let generation = gather(events, 1).await?;
+        Ok(understood(generation.choices.first().map_or("", |choice| &choice.text)))
+    }
+    .boxed())
+}
+
+/// A rating is a number from 0 to 1 and nothing else.
+fn understood(rating: &str) -> Confidence {
+    match rating.trim().parse::<f32>() {
+        Ok(value) if (0.0..=1.0).contains(&value) => Confidence { value, is_rated: true },
+        _ => Confidence { value: UNKNOWN_CONFIDENCE, is_rated: false },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rating_is_a_number_and_nothing_else() {
+        for (text, value) in [("0.7", 0.7), (" 1 ", 1.0), ("0", 0.0)] {
+            assert_eq!(understood(text), Confidence { value, is_rated: true });
+        }
+        for text in ["", "high", "0.7 because", "7", "-0.1", "NaN", "0,7"] {
+            assert_eq!(understood(text), Confidence { value: 0.5, is_rated: false }, "{text}");
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Reading one document: its text, cut into chunks, turned into vectors, stored and searchable.
+//!
+//! Until the last step nothing of it is visible; the last step is one transaction, so that a document is searched in
+//! its old version or in its new one. Whatever comes before may be done again after a crash.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::{BoxFuture, FutureExt};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{SERVER_ERROR, set_failed};
+use crate::{
+    domain::{
+        EmbedInput, EmbedInputType, EmbedRequest,
+        documents::{DocumentStatus, NewChunk},
+    },
+    error::{Error, ErrorKind},
+    providers::Embedder,
+    retrieval::indexes::Indexes,
+    service::jobs::{Failure, Progress, Worker},
+    store::{INGEST, Job, Store, StoreError},
+    text::{
+        chunker::{Chunk, ChunkPlace, Chunker},
+        extract::{ExtractError, Extracted, Limits, extract, sandbox::Sandbox},
+    },
+};
+
+/// Documents that are read at the same time: the text of one is found while another one is embedded.
+pub const AT_A_TIME: usize = 2;
+/// Chunks in one request to the embedding model; between two, progress is told.
+const CHUNKS_AT_A_TIME: usize = 64;
+/// How long an embedding model that has no room is waited for, before the attempt counts as failed.
+const BUSY_PATIENCE: Duration = Duration::from_secs(600);
+
+/// Reads documents.
+pub struct Ingest {
+    pub store: Arc<Store>,
+    pub indexes: Arc<Indexes>,
+    /// The embedding model, at the priority of work that nobody waits for.
+    pub embedder: Arc<dyn Embedder>,
+    pub chunker: Arc<Chunker>,
+    pub sandbox: Sandbox,
+    pub limits: Limits,
+}
+
+impl std::fmt::Debug for Ingest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ingest").field("store", &self.store).field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, Deserialize)]
+struct Payload {
+    collection_id: String,
+    file_id: String,
+    supersedes: Option<String>,
+}
+
+fn payload(job: &Job) -> Result<Payload, Failure> {
+    serde_json::from_value(job.payload.clone())
+        .map_err(|error| Failure::Lasting(format!("the job is damaged: {error}")))
+}
+
+impl Worker for Ingest {
+    fn kind(&self) -> &'static str {
+        INGEST
+    }
+
+    fn work(&self, job: Job, progress: Progress) -> BoxFuture<'_, Result<Value, Failure>> {
+        async move { self.read(payload(&job)?, &progress).await }.boxed()
+    }
+
+    fn given_up(&self, job: &Job, reason: &str) {
+        if let Ok(Payload { collection_id, file_id, .. }) = payload(job) {
+            // What is wrong with the document itself was said more precisely when it was found.
+            let is_processing = self.store.document(&collection_id, &file_id);
+            if is_processing.is_ok_and(|document| document.status == DocumentStatus::Processing) {
+                set_failed(&self.store, &collection_id, &file_id, SERVER_ERROR, reason);
+            }
+        }
+    }
+}
+
+impl Ingest {
+    async fn read(&self, payload: Payload, progress: &Progress) -> Result<Value, Failure> {
+        let Payload { collection_id, file_id, supersedes } = payload;
+        let begun = Instant::now();
+        progress.report(json!({"stage": "extracting"})).await;
+        let (extracted, chunks) = self.extract(&collection_id, &file_id).await?;
+        let vectors = self.embed(&extracted, &chunks, progress).await?;
+        progress.report(json!({"stage": "indexing"})).await;
+        let chunks: Vec<NewChunk> =
+            chunks.into_iter().zip(vectors).map(|(chunk, vector)| stored(&extracted, chunk, vector)).collect();
+        let num_chunks = chunks.len();
+        let (store, indexes, embedding) = (self.store.clone(), self.indexes.clone(), self.embedder.identity());
+        let (collection, file) = (collection_id.clone(), file_id.clone());
+        let stored = tokio::task::spawn_blocking(move || {
+            store.bind_collection(&collection, &embedding)?;
+            let replaced = store.replace_chunks(&collection, &file, chunks, supersedes.as_deref())?;
+            indexes.apply(&collection, &embedding, &replaced)?;
+            // The file of a document that was replaced is of no use, unless it is in another collection.
+            if let Some(old) = supersedes.filter(|old| *old != file)
+                && store.documents_of_file(&old)?.is_empty()
+            {
+                store.delete_file(&old)?;
+            }
+            Ok(())
+        });
+        stored.await.map_err(|error| Failure::Passing(error.to_string()))?.map_err(|error| match error {
+            // It was deleted or cancelled meanwhile.
+            StoreError::NotFound { .. } => Failure::Moot,
+            StoreError::OtherEmbedding { .. } => {
+                set_failed(&self.store, &collection_id, &file_id, "other_embedding_model", &error.to_string());
+                Failure::Lasting(error.to_string())
+            }
+            error => Failure::Passing(error.to_string()),
+        })?;
+        let seconds = begun.elapsed().as_secs_f64();
+        tracing::info!(file_id, num_chunks, seconds, format = ?extracted.format, "document read");
+        Ok(json!({"chunks": num_chunks, "skipped": extracted.skipped, "seconds": seconds}))
+    }
+
+    async fn extract(&self, collection_id: &str, file_id: &str) -> Result<(Extracted, Vec<Chunk>), Failure> {
+        let (store, id) = (self.store.clone(), file_id.to_owned());
+        let (sandbox, limits, chunker) = (self.sandbox.clone(), self.limits.clone(), self.chunker.clone());
+        let extracted = tokio::task::spawn_blocking(move || {
+            let file = store.file(&id).map_err(|_deleted| Failure::Moot)?;
+            let extracted = extract(&store.file_path(&id), &file.filename, &limits, &sandbox);
+            Ok(extracted.and_then(|extracted| {
+                let chunks = chunker.chunk(&extracted.blocks);
+                // The tokenizer refuses no text that is text.
+                let chunks = chunks.map_err(|error| ExtractError::Crashed { how: error.to_string() })?;
+                Ok((extracted, chunks))
+            }))
+        });
+        let extracted = extracted.await.map_err(|error| Failure::Passing(error.to_string()))??;
+        extracted.map_err(|error| {
+            let reason = error.to_string();
+            match error {
+                ExtractError::Unreadable { .. } | ExtractError::NoReader { .. } => Failure::Passing(reason),
+                error => {
+                    set_failed(&self.store, collection_id, file_id, code(&error), &reason);
+                    Failure::Lasting(reason)
+                }
+            }
+        })
+    }
+
+    async fn embed(
+        &self,
+        extracted: &Extracted,
+        chunks: &[Chunk],
+        progress: &Progress,
+    ) -> Result<Vec<Vec<f32>>, Failure> {
+        let mut vectors = Vec::with_capacity(chunks.len());
+        for some in chunks.chunks(CHUNKS_AT_A_TIME) {
+            progress.report(json!({"stage": "embedding", "done": vectors.len(), "of": chunks.len()})).await;
+            let texts: Vec<String> =
+                some.iter().map(|chunk| embedded_text(&heading(extracted, chunk), &chunk.text)).collect();
+            vectors.extend(embed_passages(&*self.embedder, texts).await?);
+        }
+        Ok(vectors)
+    }
+}
+
+/// A chunk as the embedding model reads it: what it is about goes first.
+pub(super) fn embedded_text(heading: &str, text: &str) -> String {
+    if heading.is_empty() { text.to_owned() } else { format!("{heading}\n{text}") }
+}
+
+/// The vectors of passages. It waits for room where interactive work leaves none.
+pub(super) async fn embed_passages(embedder: &dyn Embedder, texts: Vec<String>) -> Result<Vec<Vec<f32>>, Failure> {
+    let begun = Instant::now();
+    loop {
+        let request = EmbedRequest {
+            request_id: String::new(),
+            model: embedder.info().id.clone(),
+            inputs: texts.iter().cloned().map(EmbedInput::Text).collect(),
+            input_type: EmbedInputType::Passage,
+            dimensions: None,
+            // A chunk's heading and text together may be a little too long; its end is in the next chunk, too.
+            truncate: true,
+            caller: INGEST.to_owned(),
+            deadline: None,
+        };
+        match embedder.embed(request).await {
+            Ok(answer) => return Ok(answer.embeddings),
+            Err(error) => match error.kind() {
+                ErrorKind::Overloaded if begun.elapsed() < BUSY_PATIENCE => {
+                    tokio::time::sleep(error.retry_after().unwrap_or(Duration::from_secs(1))).await;
+                }
+                ErrorKind::Draining => return Err(Failure::Interrupted),
+                _ => return Err(Failure::Passing(reason(&error))),
+            },
+        }
+    }
+}
+
+fn reason(error: &Error) -> String {
+    error.internal_source().map_or_else(|| error.to_string(), |source| format!("{error} {source:#}"))
+}
+
+/// The headings that a chunk is under, or the document's own title.
+fn heading(extracted: &Extracted, chunk: &Chunk) -> String {
+    if chunk.headings.is_empty() { extracted.title.clone().unwrap_or_default() } else { chunk.headings.join(" > ") }
+}
+
+fn stored(extracted: &Extracted, chunk: Chunk, vector: Vec<f32>) -> NewChunk {
+    let heading = heading(extracted, &chunk);
+    NewChunk { heading, place: first_place(&chunk.place), text: chunk.text, tokens: chunk.tokens, vector }
+}
+
+/// The page at which it begins, or the line.
+fn first_place(place: &ChunkPlace) -> Option<u32> {
+    place.pages.map(|(first, _)| first).or(place.lines.map(|lines| lines.first))
+}
+
+/// What went wrong, as OpenAI names it where it has a name.
+fn code(error: &ExtractError) -> &'static str {
+    match error {
+        ExtractError::Unsupported { .. } => "unsupported_file",
+        ExtractError::Unreadable { .. } | ExtractError::NoReader { .. } => SERVER_ERROR,
+        ExtractError::Empty
+        | ExtractError::NoText { .. }
+        | ExtractError::Encrypted { .. }
+        | ExtractError::Damaged { .. }
+        | ExtractError::OverLimit { .. }
+        | ExtractError::Crashed { .. } => "invalid_file",
+    }
+}

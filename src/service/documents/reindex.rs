@@ -1,0 +1,99 @@
+//! A collection's vectors made anew with another embedding model.
+//!
+//! The new vectors are kept aside until all are there; then they take the place of the old ones in one transaction.
+//! Meanwhile the collection can be searched only with the model that made the old ones. An attempt that was cut off is
+//! gone on with, as far as its vectors are of the same model.
+
+use std::sync::Arc;
+
+use futures_util::future::{BoxFuture, FutureExt};
+use serde_json::{Value, json};
+
+use super::ingest::{embed_passages, embedded_text};
+use crate::{
+    error::Error,
+    providers::Embedder,
+    retrieval::indexes::Indexes,
+    service::jobs::{Failure, Progress, Worker},
+    store::{Job, Store, StoreError},
+};
+
+/// The kind of these jobs; `collection_id` is in their payload.
+pub const REINDEX: &str = "reindex";
+/// Chunks that are embedded, and stored, at a time.
+const CHUNKS_AT_A_TIME: usize = 256;
+
+/// Makes vectors anew.
+pub struct Reindex {
+    pub store: Arc<Store>,
+    pub indexes: Arc<Indexes>,
+    pub embedder: Arc<dyn Embedder>,
+}
+
+impl std::fmt::Debug for Reindex {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reindex").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+impl Worker for Reindex {
+    fn kind(&self) -> &'static str {
+        REINDEX
+    }
+
+    fn work(&self, job: Job, progress: Progress) -> BoxFuture<'_, Result<Value, Failure>> {
+        async move {
+            let id = job.payload["collection_id"].as_str().unwrap_or_default().to_owned();
+            self.reindex(id, &progress).await
+        }
+        .boxed()
+    }
+
+    fn given_up(&self, _job: &Job, _reason: &str) {}
+}
+
+impl Reindex {
+    async fn store<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let store = self.store.clone();
+        let done = tokio::task::spawn_blocking(move || work(&store)).await;
+        done.map_err(|error| Failure::Passing(error.to_string()))?.map_err(|error| match error {
+            StoreError::NotFound { .. } => Failure::Moot,
+            error => Failure::Passing(error.to_string()),
+        })
+    }
+
+    async fn reindex(&self, id: String, progress: &Progress) -> Result<Value, Failure> {
+        let embedding = self.embedder.identity();
+        loop {
+            let (collection_id, identity) = (id.clone(), embedding.clone());
+            let next = move |store: &Store| {
+                store.collection(&collection_id)?;
+                store.chunks_to_reembed(&collection_id, &identity, CHUNKS_AT_A_TIME)
+            };
+            let (chunks, left) = self.store(next).await?;
+            progress.report(json!({"stage": "embedding", "left": left})).await;
+            if chunks.is_empty() {
+                // Chunks that came meanwhile, and cannot be of this model, make it false: then they are next.
+                let (collection_id, identity) = (id.clone(), embedding.clone());
+                let swap = move |store: &Store| store.swap_vectors(&collection_id, &identity);
+                if let Some(num_chunks) = self.store(swap).await? {
+                    let (indexes, collection_id, identity) = (self.indexes.clone(), id.clone(), embedding.clone());
+                    let opened = tokio::task::spawn_blocking(move || indexes.with(&collection_id, &identity, |_| ()));
+                    let opened =
+                        opened.await.map_err(Error::internal).and_then(|opened| opened.map_err(Error::internal));
+                    opened.map_err(|error| Failure::Passing(format!("{error:?}")))?;
+                    return Ok(json!({"chunks": num_chunks}));
+                }
+                continue;
+            }
+            let texts = chunks.iter().map(|chunk| embedded_text(&chunk.heading, &chunk.text)).collect();
+            let vectors = embed_passages(&*self.embedder, texts).await?;
+            let made = chunks.iter().map(|chunk| chunk.id).zip(vectors).collect();
+            let identity = embedding.clone();
+            self.store(move |store| store.keep_reembedded(&identity, made)).await?;
+        }
+    }
+}

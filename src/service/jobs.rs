@@ -1,0 +1,271 @@
+//! Jobs: work that goes on after the request that asked for it was answered, and after a restart.
+//!
+//! The store keeps them; here they are run. A [`Worker`] does the jobs of one kind, several at a time. While a job runs
+//! its lease is renewed, which is also how its worker learns that it was cancelled: the work is dropped at its next
+//! pause. What fails for a passing reason is tried again, with ever longer waits; what fails for good is given up. A
+//! process that ends leaves its jobs to the next one.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::BoxFuture;
+use serde_json::Value;
+use tokio::sync::{Notify, watch};
+
+use crate::{
+    error::{Error, ErrorKind, Result},
+    store::{Job, JobState, NewJob, Store, StoreError},
+};
+
+/// A job whose worker has been silent for this long is taken by another one.
+const LEASE: Duration = Duration::from_secs(60);
+/// How often a lease is renewed, and how soon a worker learns of a cancellation.
+const RENEWAL: Duration = Duration::from_secs(1);
+/// Idle workers look for work this often unasked: for retries whose time has come.
+const IDLE_LOOK: Duration = Duration::from_secs(1);
+const ATTEMPTS_MAX: u32 = 5;
+/// The wait after the first failed attempt; it doubles each time.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+
+/// Why an attempt at a job failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// It may go well another time.
+    Passing(String),
+    /// It will not.
+    Lasting(String),
+    /// The work is no longer wanted.
+    Moot,
+    /// The server is shutting down: the job stays as it is, for the next process.
+    Interrupted,
+}
+
+/// Does the jobs of one kind.
+pub trait Worker: Send + Sync + 'static {
+    /// The kind of [`NewJob`] that it takes.
+    fn kind(&self) -> &'static str;
+
+    /// Does one job, from its beginning; an earlier attempt may have been cut off anywhere. Dropped, it stops.
+    fn work(&self, job: Job, progress: Progress) -> BoxFuture<'_, Result<Value, Failure>>;
+
+    /// The job has failed for good, for this reason.
+    fn given_up(&self, job: &Job, reason: &str);
+}
+
+/// Where a worker says how far it is.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    jobs: Arc<Jobs>,
+    job_id: String,
+}
+
+impl Progress {
+    /// Adds to what the job has said. A report that cannot be stored is no reason to stop.
+    pub async fn report(&self, event: Value) {
+        let (jobs, id) = (self.jobs.clone(), self.job_id.clone());
+        let stored = blocking(move || jobs.store.add_job_event(&id, &event)).await;
+        if let Err(error) = stored {
+            tracing::warn!(job = self.job_id, %error, "progress was not stored");
+        }
+        self.jobs.changed.send_modify(|changes| *changes += 1);
+    }
+}
+
+/// The jobs of a store, and who works at them.
+#[derive(Debug)]
+pub struct Jobs {
+    store: Arc<Store>,
+    new_work: Notify,
+    /// Counts changes of any job, so that whoever waits for one can look again.
+    changed: watch::Sender<u64>,
+    stopping: watch::Sender<bool>,
+}
+
+impl Jobs {
+    pub fn new(store: Arc<Store>) -> Arc<Self> {
+        let (changed, _) = watch::channel(0);
+        let (stopping, _) = watch::channel(false);
+        Arc::new(Self { store, new_work: Notify::new(), changed, stopping })
+    }
+
+    /// # Errors
+    /// If the store cannot keep it.
+    pub async fn enqueue(self: &Arc<Self>, kind: &'static str, payload: Value) -> Result<Job> {
+        let this = self.clone();
+        let job = blocking(move || this.store.enqueue(NewJob { kind: kind.to_owned(), payload })).await?;
+        self.look();
+        Ok(job)
+    }
+
+    /// Work was stored elsewhere: the workers are to look for it.
+    pub fn look(&self) {
+        self.new_work.notify_waiters();
+        self.changed.send_modify(|changes| *changes += 1);
+    }
+
+    /// Ends a job of a kind. `false` if it has ended already.
+    ///
+    /// # Errors
+    /// 404 if there is no such job.
+    pub async fn cancel(self: &Arc<Self>, kind: &'static str, id: &str) -> Result<bool> {
+        self.find(kind, id).await?;
+        let (this, id) = (self.clone(), id.to_owned());
+        let cancelled = blocking(move || this.store.cancel_job(&id)).await?;
+        self.changed.send_modify(|changes| *changes += 1);
+        Ok(cancelled)
+    }
+
+    /// # Errors
+    /// 404 if there is no such job of this kind.
+    pub async fn find(self: &Arc<Self>, kind: &'static str, id: &str) -> Result<Job> {
+        let (this, owned) = (self.clone(), id.to_owned());
+        let job = blocking(move || this.store.job(&owned)).await?;
+        if job.kind == kind { Ok(job) } else { Err(not_found("job", id)) }
+    }
+
+    /// Jobs of a kind, the newest first.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn list(self: &Arc<Self>, kind: &'static str, limit: usize) -> Result<Vec<Job>> {
+        let this = self.clone();
+        blocking(move || this.store.jobs(kind, limit)).await
+    }
+
+    /// What a job has said, from event `first` on.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn events(self: &Arc<Self>, id: &str, first: u64) -> Result<Vec<(u64, Value)>> {
+        let (this, id) = (self.clone(), id.to_owned());
+        blocking(move || this.store.job_events(&id, first)).await
+    }
+
+    /// Changes whenever any job does.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Starts `count` tasks that do the jobs of this worker until [`Self::stop`].
+    pub fn start(self: &Arc<Self>, worker: Arc<dyn Worker>, count: usize) {
+        for _ in 0..count {
+            let (this, worker) = (self.clone(), worker.clone());
+            tokio::spawn(async move { this.run(worker).await });
+        }
+    }
+
+    /// Takes no more work, and drops what runs: the next process goes on with it.
+    pub fn stop(&self) {
+        self.stopping.send_replace(true);
+    }
+
+    async fn run(self: Arc<Self>, worker: Arc<dyn Worker>) {
+        let mut stopping = self.stopping.subscribe();
+        while !*stopping.borrow_and_update() {
+            let woken = self.new_work.notified();
+            tokio::pin!(woken);
+            // From here on a wake-up counts, also one that comes while the store is asked.
+            woken.as_mut().enable();
+            let (this, kind) = (self.clone(), worker.kind());
+            let leased = blocking(move || this.store.lease_job(kind, LEASE.as_millis() as i64)).await;
+            match leased {
+                Ok(Some(job)) => self.attempt(&*worker, job, &mut stopping).await,
+                Ok(None) => {
+                    tokio::select! {
+                        () = woken => {}
+                        () = tokio::time::sleep(IDLE_LOOK) => {}
+                        _ = stopping.changed() => {}
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(kind, ?error, "no job can be taken");
+                    tokio::select! {
+                        () = tokio::time::sleep(LEASE) => {}
+                        _ = stopping.changed() => {}
+                    }
+                }
+            }
+        }
+    }
+
+    async fn attempt(self: &Arc<Self>, worker: &dyn Worker, job: Job, stopping: &mut watch::Receiver<bool>) {
+        let progress = Progress { jobs: self.clone(), job_id: job.id.clone() };
+        let outcome = tokio::select! {
+            outcome = worker.work(job.clone(), progress) => outcome,
+            () = self.hold(&job) => Err(Failure::Moot),
+            _ = stopping.changed() => Err(Failure::Interrupted),
+        };
+        let ended = match outcome {
+            Ok(result) => self.end(&job, move |store, job| store.finish_job(job, result)).await,
+            Err(Failure::Interrupted) => return,
+            Err(Failure::Moot) => {
+                let id = job.id.clone();
+                self.end(&job, move |store, _| store.cancel_job(&id)).await
+            }
+            Err(Failure::Passing(reason)) if job.attempts < ATTEMPTS_MAX => {
+                let wait = FIRST_RETRY * 2u32.pow(job.attempts.saturating_sub(1));
+                tracing::warn!(job = job.id, kind = job.kind, reason, retry_in = ?wait, "a job's attempt failed");
+                let after = wait.as_millis() as i64;
+                self.end(&job, move |store, job| store.fail_job(job, &reason, Some(after))).await
+            }
+            Err(Failure::Passing(reason) | Failure::Lasting(reason)) => {
+                tracing::warn!(job = job.id, kind = job.kind, reason, "a job failed");
+                worker.given_up(&job, &reason);
+                self.end(&job, move |store, job| store.fail_job(job, &reason, None)).await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::error!(job = job.id, %error, "how a job ended could not be stored; it will be done again");
+        }
+        self.changed.send_modify(|changes| *changes += 1);
+    }
+
+    async fn end(
+        self: &Arc<Self>,
+        job: &Job,
+        how: impl FnOnce(&Store, &Job) -> Result<bool, StoreError> + Send + 'static,
+    ) -> Result<()> {
+        let (this, job) = (self.clone(), job.clone());
+        blocking(move || how(&this.store, &job)).await.map(drop)
+    }
+
+    /// Keeps a job's lease for as long as it is this worker's; resolves when it is not any more.
+    async fn hold(self: &Arc<Self>, job: &Job) {
+        loop {
+            tokio::time::sleep(RENEWAL).await;
+            let (this, job) = (self.clone(), job.clone());
+            if let Ok(false) = blocking(move || this.store.renew_job(&job, LEASE.as_millis() as i64)).await {
+                return;
+            }
+        }
+    }
+}
+
+/// Whether a job has come to its end.
+pub fn has_ended(job: &Job) -> bool {
+    !matches!(job.state, JobState::Queued | JobState::Running)
+}
+
+/// Runs what blocks, such as the store, where blocking is allowed.
+///
+/// # Errors
+/// The store's own, as the caller is told.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(Error::internal)?.map_err(told)
+}
+
+fn not_found(what: &str, id: &str) -> Error {
+    let shown: String = id.chars().take(120).collect();
+    Error::new(ErrorKind::NotFound, format!("There is no {what} `{shown}`.")).with_code("not_found")
+}
+
+/// A store's error as the caller is told.
+pub(super) fn told(error: StoreError) -> Error {
+    match error {
+        StoreError::NotFound { what, id } => not_found(what, &id),
+        StoreError::NameTaken(_) => Error::invalid("name", format!("{error}.")).with_code("already_exists"),
+        StoreError::OtherEmbedding { .. } => Error::new(ErrorKind::Conflict, format!("{error}.")),
+        error => Error::internal(error),
+    }
+}

@@ -1,0 +1,178 @@
+//! What the wire has in common about documents: attributes as JSON, and filters over them.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use super::fields::{Fields, bad_value, shortened, wrong_type};
+use crate::{
+    domain::documents::{AttributeFilter, AttributeValue, Comparison},
+    error::Result,
+};
+
+/// OpenAI's own bounds.
+pub const ATTRIBUTES_MAX: usize = 16;
+const KEY_CHARS_MAX: usize = 64;
+const VALUE_CHARS_MAX: usize = 512;
+/// Levels of `and` and `or` in each other.
+const FILTER_DEPTH_MAX: usize = 16;
+/// Values of one `in`, members of one `and`.
+const FILTER_VALUES_MAX: usize = 1000;
+
+pub type Attributes = BTreeMap<String, AttributeValue>;
+
+/// Attributes or metadata that stand at `path`.
+pub fn read_attributes(object: Map<String, Value>, path: &str) -> Result<Attributes> {
+    if object.len() > ATTRIBUTES_MAX {
+        return Err(bad_value(path, format!("`{path}` has {} keys; {ATTRIBUTES_MAX} are allowed.", object.len())));
+    }
+    object
+        .into_iter()
+        .filter(|(_, value)| !value.is_null())
+        .map(|(key, value)| {
+            if key.is_empty() || key.chars().count() > KEY_CHARS_MAX {
+                return Err(bad_value(path, format!("A key of `{path}` must have 1 to {KEY_CHARS_MAX} characters.")));
+            }
+            let value = read_value(value, &format!("{path}.{key}"))?;
+            Ok((key, value))
+        })
+        .collect()
+}
+
+fn read_value(value: Value, path: &str) -> Result<AttributeValue> {
+    match value {
+        Value::String(text) if text.chars().count() > VALUE_CHARS_MAX => {
+            Err(bad_value(path, format!("`{path}` is longer than {VALUE_CHARS_MAX} characters.")))
+        }
+        Value::String(text) => Ok(AttributeValue::Text(text)),
+        Value::Bool(value) => Ok(AttributeValue::Bool(value)),
+        Value::Number(number) => number
+            .as_f64()
+            .map(AttributeValue::Number)
+            .ok_or_else(|| bad_value(path, format!("`{path}` must be a finite number."))),
+        other => Err(wrong_type(path, "a string, a number or a boolean", &other)),
+    }
+}
+
+/// Attributes as JSON; whole numbers without a fraction.
+pub fn write_attributes(attributes: &Attributes) -> Map<String, Value> {
+    attributes.iter().map(|(key, value)| (key.clone(), write_value(value))).collect()
+}
+
+fn write_value(value: &AttributeValue) -> Value {
+    match value {
+        AttributeValue::Text(text) => Value::from(text.as_str()),
+        AttributeValue::Bool(value) => Value::from(*value),
+        // 2^53: beyond it a double no longer tells neighbouring integers apart.
+        #[expect(clippy::cast_possible_truncation, reason = "checked to be whole and in range")]
+        AttributeValue::Number(number) if number.fract() == 0.0 && number.abs() <= 9_007_199_254_740_992.0 => {
+            Value::from(*number as i64)
+        }
+        AttributeValue::Number(number) => Value::from(*number),
+    }
+}
+
+/// A filter as OpenAI writes it: `{"type": "eq", "key": ..., "value": ...}` with `ne gt gte lt lte in nin`, and
+/// `{"type": "and", "filters": [...]}` with `or`.
+pub fn read_filter(value: Value, path: &str) -> Result<AttributeFilter> {
+    read_filter_within(value, path, FILTER_DEPTH_MAX)
+}
+
+fn read_filter_within(value: Value, path: &str, depth: usize) -> Result<AttributeFilter> {
+    if depth == 0 {
+        return Err(bad_value(path, format!("Filters may be {FILTER_DEPTH_MAX} levels deep.")));
+    }
+    let mut fields = Fields::object(value, path)?;
+    let kind = fields.required_string("type")?;
+    if let "and" | "or" = &kind[..] {
+        let place = fields.path("filters");
+        let members = fields.array("filters")?.ok_or_else(|| fields.missing("filters"))?;
+        limit(members.len(), &place)?;
+        let members = members.into_iter().enumerate();
+        let filters = members
+            .map(|(index, member)| read_filter_within(member, &format!("{place}[{index}]"), depth - 1))
+            .collect::<Result<_>>()?;
+        return Ok(if kind == "and" { AttributeFilter::All(filters) } else { AttributeFilter::Any(filters) });
+    }
+    let key = fields.required_string("key")?;
+    let place = fields.path("value");
+    let value = fields.required("value")?;
+    if let "in" | "nin" = &kind[..] {
+        let Value::Array(values) = value else { return Err(wrong_type(&place, "an array", &value)) };
+        limit(values.len(), &place)?;
+        let values = values.into_iter().map(|value| read_value(value, &place)).collect::<Result<_>>()?;
+        return Ok(AttributeFilter::In { key, values, negated: kind == "nin" });
+    }
+    let comparison = match &kind[..] {
+        "eq" => Comparison::Eq,
+        "ne" => Comparison::Ne,
+        "gt" => Comparison::Gt,
+        "gte" => Comparison::Gte,
+        "lt" => Comparison::Lt,
+        "lte" => Comparison::Lte,
+        _ => {
+            let place = fields.path("type");
+            let found = shortened(&Value::String(kind));
+            let allowed = "eq, ne, gt, gte, lt, lte, in, nin, and, or";
+            return Err(bad_value(place.clone(), format!("`{place}` must be one of {allowed}, but is {found}.")));
+        }
+    };
+    Ok(AttributeFilter::Compare { key, comparison, value: read_value(value, &place)? })
+}
+
+fn limit(found: usize, path: &str) -> Result<()> {
+    if found > FILTER_VALUES_MAX {
+        return Err(bad_value(path, format!("`{path}` has {found} members; {FILTER_VALUES_MAX} are allowed.")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn filters_are_read_as_openai_writes_them() {
+        let filter = json!({"type": "and", "filters": [
+            {"type": "eq", "key": "year", "value": 2024},
+            {"type": "or", "filters": [{"type": "nin", "key": "kind", "value": ["draft", true]}]},
+        ]});
+        let number = |number| AttributeValue::Number(number);
+        assert_eq!(
+            read_filter(filter, "filters").unwrap(),
+            AttributeFilter::All(vec![
+                AttributeFilter::Compare { key: "year".into(), comparison: Comparison::Eq, value: number(2024.0) },
+                AttributeFilter::Any(vec![AttributeFilter::In {
+                    key: "kind".into(),
+                    values: vec![AttributeValue::Text("draft".into()), AttributeValue::Bool(true)],
+                    negated: true,
+                }]),
+            ])
+        );
+        for (wrong, param) in [
+            (json!({"type": "like", "key": "a", "value": "b"}), "filters.type"),
+            (json!({"type": "eq", "key": "a"}), "filters.value"),
+            (json!({"type": "eq", "key": "a", "value": [1]}), "filters.value"),
+            (json!({"type": "and", "filters": [{"type": "eq"}]}), "filters.filters[0].key"),
+            (json!("x"), "filters"),
+        ] {
+            assert_eq!(read_filter(wrong, "filters").unwrap_err().param(), Some(param));
+        }
+        let deep = (0..40)
+            .fold(json!({"type": "eq", "key": "a", "value": 1}), |inner, _| json!({"type": "or", "filters": [inner]}));
+        assert!(read_filter(deep, "filters").is_err());
+    }
+
+    #[test]
+    fn attributes_come_back_as_they_went() {
+        let object = json!({"year": 2024, "share": 0.5, "kind": "draft", "open": true, "none": null});
+        let Value::Object(map) = object else { unreachable!() };
+        let read = read_attributes(map, "attributes").unwrap();
+        assert_eq!(
+            Value::Object(write_attributes(&read)),
+            json!({"kind": "draft", "open": true, "share": 0.5, "year": 2024})
+        );
+    }
+}
