@@ -115,6 +115,18 @@ pub enum Comparison {
     Lte,
 }
 
+/// How passages are looked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SearchMode {
+    /// By meaning: nearness of vectors.
+    Dense,
+    /// By words: BM25.
+    Lexical,
+    /// Both, fused by rank.
+    #[default]
+    Fused,
+}
+
 /// A piece of a document with its vector, about to be stored.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewChunk {

@@ -4,6 +4,7 @@
 //! one function of [`crate::service`] and lets `wire` shape the answer. Whatever is refused on the way,
 //! by a handler, an extractor or the router, leaves as the contract's error body through [`error`].
 
+mod ask;
 mod auth;
 mod body_room;
 mod chat;
@@ -11,6 +12,7 @@ mod chat_stream;
 mod completions;
 mod connection;
 pub mod context;
+mod documents;
 mod embeddings;
 pub mod error;
 mod extract;
@@ -30,10 +32,11 @@ use std::any::Any;
 
 use axum::{
     Router,
+    extract::DefaultBodyLimit,
     http::{HeaderName, HeaderValue, Method},
     middleware,
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::{delete, get, post},
 };
 use tower_http::{
     catch_panic::CatchPanicLayer,
@@ -57,6 +60,21 @@ pub fn router(state: AppState) -> Router {
         .route("/v1/embeddings", post(embeddings::create_embeddings))
         .route("/v1/models", get(models::list_models))
         .route("/v1/models/{*id}", get(models::retrieve_model))
+        // Programs that ask documents, without an SDK
+        .route("/ask", post(ask::ask))
+        .route("/ask/stream", post(ask::ask_stream))
+        .route("/generate", post(ask::generate))
+        .route("/stream", post(ask::generate_stream))
+        .route("/api/v1/chat", post(ask::chat))
+        .route("/api/v1/chat/stream", post(ask::chat_stream))
+        .route("/api/v1/search", post(ask::search))
+        .route("/api/v1/documents/upload", post(documents::upload).layer(DefaultBodyLimit::disable()))
+        .route("/api/v1/documents", get(documents::list))
+        .route("/api/v1/documents/{id}", get(documents::retrieve).delete(documents::delete))
+        .route("/api/v1/collections", get(documents::collections))
+        .route("/api/v1/collections/{name}", delete(documents::delete_collection))
+        .route("/api/v1/collections/{name}/reindex", post(documents::reindex))
+        .route("/api/v1/collections/{name}/reindex/{job_id}", get(documents::reindex_state))
         // llama-server's clients and load generators
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
@@ -119,7 +137,7 @@ fn cors(origins: &[String]) -> CorsLayer {
     };
     CorsLayer::new()
         .allow_origin(allowed)
-        .allow_methods([Method::GET, Method::POST])
+        .allow_methods([Method::GET, Method::POST, Method::DELETE])
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(
             ["x-request-id", "openai-processing-ms", "retry-after", "retry-after-ms", "x-hearth-ignored"]

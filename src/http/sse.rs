@@ -20,6 +20,12 @@ use crate::{domain::GenerateEvent, error::Error, providers::GenerateStream, serv
 
 /// Turns events into the frames of one contract.
 pub(super) trait EventWriter: Send + 'static {
+    /// What is said at the very end, after the frames of [`GenerateEvent::Done`].
+    const LAST: &'static [u8] = b"data: [DONE]\n\n";
+
+    /// Writes the frames that come before any event.
+    fn begin(&mut self, _frames: &mut Frames) {}
+
     /// Writes the frames for one event, if it has any. [`GenerateEvent::Done`] is the last.
     fn write(&mut self, event: GenerateEvent, frames: &mut Frames);
 }
@@ -51,12 +57,13 @@ struct EventBody<W> {
     events: GenerateStream,
     writer: W,
     keep_alive: Duration,
+    begun: bool,
     ended: bool,
 }
 
 /// The answer to an admitted, streaming request.
 pub(super) fn stream_response<W: EventWriter>(events: GenerateStream, writer: W, keep_alive: Duration) -> Response {
-    let state = EventBody { events, writer, keep_alive, ended: false };
+    let state = EventBody { events, writer, keep_alive, begun: false, ended: false };
     let frames = stream::unfold(state, |mut state| async move {
         if state.ended {
             return None;
@@ -76,6 +83,9 @@ impl<W: EventWriter> EventBody<W> {
     /// Waits until there is something to send.
     async fn next_frames(&mut self) -> Bytes {
         let mut frames = Frames::default();
+        if !std::mem::replace(&mut self.begun, true) {
+            self.writer.begin(&mut frames);
+        }
         while frames.0.is_empty() {
             // A panic here would reset the connection; as an error it reaches the client.
             let next = AssertUnwindSafe(self.events.next()).catch_unwind();
@@ -85,7 +95,7 @@ impl<W: EventWriter> EventBody<W> {
                     self.ended = matches!(event, GenerateEvent::Done { .. });
                     self.writer.write(event, &mut frames);
                     if self.ended {
-                        frames.push_raw(b"data: [DONE]\n\n");
+                        frames.push_raw(W::LAST);
                     }
                 }
                 Ok(Ok(Some(Err(error)))) => self.fail(error, &mut frames),

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     domain::{
         EmbedInput, EmbedInputType, EmbedRequest,
-        documents::{AttributeFilter, Chunk, Collection},
+        documents::{AttributeFilter, Chunk, Collection, SearchMode},
     },
     error::{Error, Result},
     index::{Keys, SearchParameters},
@@ -36,17 +36,6 @@ pub struct SearchRequest {
     pub min_similarity: f32,
     pub mode: SearchMode,
     pub caller: String,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum SearchMode {
-    /// By meaning: nearness of vectors.
-    Dense,
-    /// By words: BM25.
-    Lexical,
-    /// Both, fused by rank.
-    #[default]
-    Fused,
 }
 
 /// Looks for passages.

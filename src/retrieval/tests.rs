@@ -6,12 +6,12 @@ use tempfile::TempDir;
 
 use super::{
     indexes::Indexes,
-    search::{Retriever, SearchMode, SearchRequest},
+    search::{Retriever, SearchRequest},
 };
 use crate::{
     domain::{
         EmbedInput, EmbedInputType, EmbedRequest,
-        documents::{AttributeFilter, Collection, NewChunk},
+        documents::{AttributeFilter, Collection, NewChunk, SearchMode},
     },
     providers::{Embedder, scripted::ScriptedEmbedder},
     store::{Replaced, Store},

@@ -16,14 +16,14 @@ use super::chat::{gather, start};
 use crate::{
     domain::{
         ChatPrompt, Constraint, FinishReason, GenerateEvent, GenerateRequest, Prompt, SamplingParams, Timings, Usage,
-        documents::{AttributeFilter, Collection},
+        documents::{AttributeFilter, Collection, SearchMode},
     },
     error::{Error, Result},
     providers::{ChatModel, GenerateStream},
     retrieval::{
         context::{Context, SYSTEM, pack},
         passages::Passage,
-        search::{Retriever, SearchMode, SearchRequest},
+        search::{Retriever, SearchRequest},
     },
 };
 
@@ -84,6 +84,19 @@ impl std::fmt::Debug for Asked {
             .field("sources", &self.sources.len())
             .field("left_out", &self.left_out)
             .finish_non_exhaustive()
+    }
+}
+
+impl AskRequest {
+    /// The conversation gone on with, without a look into any document.
+    ///
+    /// # Errors
+    /// If the model refuses.
+    pub async fn without_documents(mut self, model: &Arc<dyn ChatModel>) -> Result<Asked> {
+        let mut messages = std::mem::take(&mut self.history);
+        messages.push(json!({"role": "user", "content": self.question}));
+        let events = start(model, generation(&self, messages)).await?;
+        Ok(Asked { sources: Vec::new(), left_out: 0, events, confidence: None })
     }
 }
 

@@ -231,6 +231,18 @@ impl Store {
         })
     }
 
+    /// What the last job that read a document has said last.
+    pub fn ingest_progress(&self, collection_id: &str, file_id: &str) -> Result<Option<serde_json::Value>> {
+        self.read(|connection| {
+            let last = "SELECT event FROM job_events WHERE job_id = (
+                    SELECT id FROM jobs WHERE kind = ? AND payload ->> 'collection_id' = ? AND payload ->> 'file_id' = ?
+                    ORDER BY created DESC, id DESC LIMIT 1)
+                ORDER BY number DESC LIMIT 1";
+            let event = connection.query_row(last, [INGEST, collection_id, file_id], |row| row.get::<_, String>(0));
+            Ok(event.optional()?.and_then(|event| serde_json::from_str(&event).ok()))
+        })
+    }
+
     /// Documents of a collection that are being read and have no earlier version that is searched meanwhile.
     pub fn num_unsearchable(&self, collection_id: &str) -> Result<usize> {
         self.read(|connection| {

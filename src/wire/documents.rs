@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::fields::{Fields, bad_value, shortened, wrong_type};
 use crate::{
-    domain::documents::{AttributeFilter, AttributeValue, Comparison},
+    domain::documents::{AttributeFilter, AttributeValue, Collection, Comparison, Document, DocumentStatus},
     error::Result,
 };
 
@@ -125,6 +126,114 @@ fn limit(found: usize, path: &str) -> Result<()> {
         return Err(bad_value(path, format!("`{path}` has {found} members; {FILTER_VALUES_MAX} are allowed.")));
     }
     Ok(())
+}
+
+/// A document, as the application contract names it.
+#[derive(Clone, Debug, Serialize)]
+pub struct DocumentAnswer {
+    pub document_id: String,
+    pub filename: String,
+    /// `processing`, `ready`, `failed` or `cancelled`.
+    pub status: &'static str,
+    /// Why it failed.
+    pub error: Option<DocumentError>,
+    /// How far its reading is, while it is being read.
+    pub progress: Option<Value>,
+    /// The id of its collection.
+    pub collection: String,
+    pub bytes: u64,
+    /// Pieces of it that are searched now.
+    pub chunks: usize,
+    pub attributes: Map<String, Value>,
+    /// Unix seconds.
+    pub created_at: i64,
+    pub updated_at: i64,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct DocumentError {
+    pub code: String,
+    pub message: String,
+}
+
+impl DocumentAnswer {
+    pub fn new(document: Document, progress: Option<Value>) -> Self {
+        let (status, error) = match document.status {
+            DocumentStatus::Processing => ("processing", None),
+            DocumentStatus::Ready => ("ready", None),
+            DocumentStatus::Cancelled => ("cancelled", None),
+            DocumentStatus::Failed { code, reason } => ("failed", Some(DocumentError { code, message: reason })),
+        };
+        Self {
+            document_id: document.file_id,
+            filename: document.filename,
+            status,
+            error,
+            progress,
+            collection: document.collection_id,
+            bytes: document.bytes,
+            chunks: document.num_chunks,
+            attributes: write_attributes(&document.attributes),
+            created_at: document.created_ms / 1000,
+            updated_at: document.updated_ms / 1000,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct DocumentList {
+    pub documents: Vec<DocumentAnswer>,
+    pub total: usize,
+}
+
+/// What became of a deletion.
+#[derive(Clone, Debug, Serialize)]
+pub struct DocumentDeleted {
+    pub document_id: String,
+    pub deleted: bool,
+}
+
+/// A collection, as the application contract names it.
+#[derive(Clone, Debug, Serialize)]
+pub struct CollectionAnswer {
+    pub id: String,
+    pub name: String,
+    pub metadata: Map<String, Value>,
+    /// What made its vectors; null while it has none.
+    pub embedding: Option<String>,
+    pub dimensions: Option<usize>,
+    /// Unix seconds.
+    pub created_at: i64,
+}
+
+impl From<Collection> for CollectionAnswer {
+    fn from(collection: Collection) -> Self {
+        Self {
+            metadata: write_attributes(&collection.metadata),
+            dimensions: collection.embedding.as_ref().map(|embedding| embedding.dimensions),
+            embedding: collection.embedding.map(|embedding| embedding.name),
+            id: collection.id,
+            name: collection.name,
+            created_at: collection.created_ms / 1000,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct CollectionList {
+    pub collections: Vec<CollectionAnswer>,
+}
+
+/// Making a collection's vectors anew, as it stands.
+#[derive(Clone, Debug, Serialize)]
+pub struct ReindexAnswer {
+    pub job_id: String,
+    /// `queued`, `running`, `done`, `failed` or `cancelled`.
+    pub status: &'static str,
+    /// What it said last.
+    pub progress: Option<Value>,
+    pub result: Option<Value>,
+    pub error: Option<String>,
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 //! Nothing here knows of HTTP or runs a model: readers produce the words of [`crate::domain`], writers
 //! consume them.
 
+pub mod ask;
 pub mod chat_request;
 pub mod chat_response;
 pub mod completion_request;
@@ -20,6 +21,7 @@ pub mod error;
 pub mod fields;
 pub mod generation;
 pub mod health;
+pub mod lookup;
 pub mod messages;
 pub mod models;
 pub mod policy;

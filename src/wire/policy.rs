@@ -50,6 +50,7 @@ const TOKEN_IDS: &str = r#"{"type":"array","items":{"type":"integer","minimum":0
 const PENALTY: &str = r#"{"type":"number","minimum":-2,"maximum":2}"#;
 const FRACTION: &str = r#"{"type":"number","minimum":0,"maximum":1}"#;
 const STRING: &str = r#"{"type":"string"}"#;
+const NAMES: &str = r#"{"anyOf":[{"type":"string"},{"type":"array","maxItems":100,"items":{"type":"string"}}]}"#;
 
 /// Fields that `/v1/chat/completions` and `/v1/completions` have in common.
 pub const GENERATION: &[FieldPolicy] = &[
@@ -275,6 +276,66 @@ pub const EMBEDDINGS: &[FieldPolicy] = &[
     refused("embd_normalize", &["2"], "The model's own files decide."),
 ];
 
+/// Fields of every route that looks for passages in documents.
+pub const LOOKUP: &[FieldPolicy] = &[
+    honoured("collections", NAMES, "Names or ids of collections; they are searched together. Default `default`."),
+    honoured("document_ids", NAMES, "Look in these documents only."),
+    honoured(
+        "filters",
+        r#"{"type":"object"}"#,
+        "OpenAI's filters over attributes: `eq ne gt gte lt lte in nin`, and `and`, `or`.",
+    ),
+    honoured(
+        "search_mode",
+        r#"{"enum":["fused","hybrid","dense","lexical"]}"#,
+        "By meaning, by words, or both. Default `fused`.",
+    ),
+    honoured("top_k", r#"{"type":"integer","minimum":1,"maximum":100}"#, "Passages at most. Default 5."),
+    honoured("min_similarity", FRACTION, "Passages less similar than this are no answer. Default 0.3."),
+    honoured(
+        "wait",
+        r#"{"anyOf":[{"type":"boolean"},{"type":"number","minimum":0,"maximum":3600}]}"#,
+        "Documents that are still being read: wait for them (`true`, or seconds), or do without (`false`). Unsaid, 409 `indexing`.",
+    ),
+    honoured(
+        "timeout",
+        r#"{"type":"number","exclusiveMinimum":0}"#,
+        "Seconds after which the server ends the request.",
+    ),
+];
+
+/// Further fields of `/ask`.
+pub const ASK: &[FieldPolicy] = &[
+    honoured("question", r#"{"type":"string","minLength":1,"maxLength":2000}"#, "What to answer."),
+    honoured("model", STRING, "A served chat model. Default the first."),
+    honoured("max_tokens", r#"{"type":"integer","minimum":1,"maximum":4096}"#, "Of the answer. Default 512."),
+    honoured("temperature", r#"{"type":"number","minimum":0,"maximum":2}"#, "Default 0, the likeliest answer."),
+    honoured("include_sources", BOOLEAN, "List the passages behind the answer. Default true."),
+    honoured("confidence", BOOLEAN, "Rate how fully the passages answer the question, by a second generation."),
+];
+
+/// Further fields of `/api/v1/chat`.
+pub const APP_CHAT: &[FieldPolicy] = &[
+    honoured(
+        "messages",
+        r#"{"type":"array","minItems":1,"maxItems":1000,"items":{"type":"object","required":["role","content"],"properties":{"role":{"enum":["system","user","assistant"]},"content":{"type":"string","minLength":1,"maxLength":10000}}}}"#,
+        "The conversation; the last message is the user's.",
+    ),
+    honoured("model", STRING, "A served chat model. Default the first."),
+    honoured("temperature", r#"{"type":"number","minimum":0,"maximum":2}"#, "Default 0.7."),
+    honoured("max_tokens", r#"{"type":"integer","minimum":1,"maximum":4096}"#, "Of the answer. Default 1024."),
+    honoured("stream", BOOLEAN, "Answer as server-sent events."),
+    honoured("use_rag", BOOLEAN, "Answer from documents. Default true."),
+];
+
+/// Further fields of `/generate`, beside those of [`GENERATION`].
+pub const APP_GENERATE: &[FieldPolicy] =
+    &[honoured("prompt", r#"{"type":"string","minLength":1}"#, "Answered as a conversation of one turn.")];
+
+/// Further fields of `/api/v1/search`.
+pub const SEARCH: &[FieldPolicy] =
+    &[honoured("query", r#"{"type":"string","minLength":1,"maxLength":10000}"#, "What to look for.")];
+
 /// Applies the tables to what no reader took; returns the names that have no effect.
 pub fn apply(rest: Map<String, Value>, tables: &[&[FieldPolicy]], strict: bool) -> Result<Vec<String>> {
     let mut without_effect = Vec::new();
@@ -324,7 +385,9 @@ mod tests {
 
     #[test]
     fn every_schema_and_harmless_value_is_json_and_no_name_stands_twice() {
-        for tables in [[GENERATION, CHAT], [GENERATION, COMPLETION], [EMBEDDINGS, &[]]] {
+        let of_documents = [[LOOKUP, ASK], [LOOKUP, APP_CHAT], [LOOKUP, SEARCH], [GENERATION, APP_GENERATE]];
+        let of_openai = [[GENERATION, CHAT], [GENERATION, COMPLETION], [EMBEDDINGS, &[]]];
+        for tables in of_openai.into_iter().chain(of_documents) {
             let mut names = Vec::new();
             for field in tables.concat() {
                 serde_json::from_str::<Value>(field.schema).unwrap_or_else(|error| panic!("{}: {error}", field.name));

@@ -18,7 +18,7 @@ use crate::{
     domain::documents::{AttributeValue, Collection, Document, DocumentStatus, StoredFile},
     error::{Error, ErrorKind, Result},
     retrieval::{indexes::Indexes, search::Retriever},
-    store::{Incoming, Store, StoreError, Upload},
+    store::{Incoming, Job, Store, StoreError, Upload},
 };
 
 /// The collection of whoever names none.
@@ -136,6 +136,33 @@ impl Documents {
         Ok(found)
     }
 
+    /// The collections that a question is about, once what is in them can be searched: those that are named, or else
+    /// those that the documents are in, or else the default one.
+    ///
+    /// # Errors
+    /// 404 for what is not there, and 409 `indexing` as [`Self::settled`].
+    pub async fn scope(
+        self: &Arc<Self>,
+        collections: &[String],
+        document_ids: &[String],
+        patience: Option<Duration>,
+        deadline: Option<Instant>,
+    ) -> Result<Vec<Collection>> {
+        let mut names = collections.to_vec();
+        for id in document_ids {
+            let found = self.documents_of_file(id).await?;
+            if collections.is_empty() {
+                names.extend(found.into_iter().map(|document| document.collection_id));
+            }
+        }
+        let found = self.collections_named(&names).await?;
+        if let Some(patience) = patience {
+            self.settled(&found, patience, deadline).await?;
+        }
+        // The first vectors bind a collection: what was read while this waited counts.
+        self.collections_named(&found.into_iter().map(|collection| collection.id).collect::<Vec<_>>()).await
+    }
+
     /// # Errors
     /// 404, and 400 if the name is taken.
     pub async fn update_collection(
@@ -163,6 +190,16 @@ impl Documents {
         .await?;
         self.jobs.look();
         Ok(deleted)
+    }
+
+    /// Begins to make a collection's vectors anew with the embedding model that is served now.
+    ///
+    /// # Errors
+    /// 404, and 503 without an embedding model.
+    pub async fn reindex(self: &Arc<Self>, id_or_name: &str) -> Result<Job> {
+        self.retriever()?;
+        let collection = self.collection(id_or_name).await?;
+        self.jobs.enqueue(reindex::REINDEX, serde_json::json!({"collection_id": collection.id})).await
     }
 
     // --- files ---
@@ -288,6 +325,18 @@ impl Documents {
     pub async fn document(self: &Arc<Self>, collection_id: &str, file_id: &str) -> Result<Document> {
         let (this, collection_id, file_id) = (self.clone(), collection_id.to_owned(), file_id.to_owned());
         blocking(move || this.store.document(&collection_id, &file_id)).await
+    }
+
+    /// How far the reading of a document is, while it is being read.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn progress(self: &Arc<Self>, document: &Document) -> Result<Option<serde_json::Value>> {
+        if document.status != DocumentStatus::Processing {
+            return Ok(None);
+        }
+        let (this, collection_id, file_id) = (self.clone(), document.collection_id.clone(), document.file_id.clone());
+        blocking(move || this.store.ingest_progress(&collection_id, &file_id)).await
     }
 
     /// The documents that a file is, in any collection.

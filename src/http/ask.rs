@@ -1,0 +1,440 @@
+//! The application contract's questions: `/ask`, `/api/v1/chat`, `/generate` and `/api/v1/search`, whole and streamed.
+//!
+//! A stream says its sources first, then tokens, and `{"done":true}` with usage and timings last.
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use futures_util::{StreamExt, stream};
+use serde::Serialize;
+use serde_json::json;
+
+use super::{
+    context::Caller,
+    error::ApiError,
+    extract::JsonBody,
+    ignored::name_ignored,
+    sse::{EventWriter, Frames, stream_response},
+    state::AppState,
+};
+use crate::{
+    domain::{
+        GenerateEvent, GenerateRequest, Timings, Usage,
+        documents::{AttributeFilter, Collection},
+    },
+    error::Error,
+    providers::{ChatModel, GenerateStream},
+    retrieval::{passages::Passage, search::SearchRequest},
+    service::{
+        ask::{AskRequest, Asked, Confidence, ask as ask_service},
+        chat::{gather, start},
+    },
+    wire::{
+        self, Envelope, Parsed,
+        ask::{
+            AskAnswer, AskBody, ChatAnswer, ChatBody, Citation, FoundPassage, GenerateAnswer, GenerateBody,
+            SearchAnswer, SearchBody, Source, preview,
+        },
+        documents::write_attributes,
+        lookup::{Lookup, Wait},
+    },
+};
+
+pub(super) async fn ask(state: State<AppState>, caller: Caller, body: JsonBody) -> Result<Response, ApiError> {
+    answer_question(state, caller, body, false).await
+}
+
+pub(super) async fn ask_stream(state: State<AppState>, caller: Caller, body: JsonBody) -> Result<Response, ApiError> {
+    answer_question(state, caller, body, true).await
+}
+
+async fn answer_question(
+    State(state): State<AppState>,
+    caller: Caller,
+    JsonBody(body): JsonBody,
+    streams: bool,
+) -> Result<Response, ApiError> {
+    let began = Instant::now();
+    let envelope = caller.envelope(&state, streams);
+    let Parsed { request, ignored } = AskBody::read(body, &envelope)?;
+    let model = state.chat_or_first(request.model.as_deref())?;
+    let (collections, filter) = scope(&state, &request.lookup, request.deadline).await?;
+    let asked = ask_service(
+        &model,
+        state.documents.retriever()?,
+        AskRequest {
+            request_id: envelope.request_id,
+            question: request.question,
+            history: Vec::new(),
+            collections,
+            filter,
+            mode: request.lookup.mode,
+            top_k: request.lookup.top_k,
+            min_similarity: request.lookup.min_similarity,
+            max_tokens: request.max_tokens,
+            temperature: request.temperature,
+            confidence: request.confidence,
+            caller: envelope.caller,
+            deadline: request.deadline,
+        },
+    )
+    .await?;
+    let sources = request.include_sources.then(|| asked.sources.iter().map(source).collect::<Vec<_>>());
+    let (rated, events) = rated_at_the_end(asked.events, asked.confidence);
+    let shape = AskShape { began, model: model.info().id.clone(), sources, left_out: asked.left_out, rated };
+    let response = if streams {
+        stream_response(events, AppStreamWriter(shape), state.settings.keep_alive_interval)
+    } else {
+        whole(events, &shape).await?
+    };
+    Ok(name_ignored(response, &ignored))
+}
+
+pub(super) async fn chat(
+    state: State<AppState>,
+    caller: Caller,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
+    let streams = body.get("stream") == Some(&serde_json::Value::Bool(true));
+    answer_conversation(state, caller, body, streams).await
+}
+
+pub(super) async fn chat_stream(
+    state: State<AppState>,
+    caller: Caller,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
+    answer_conversation(state, caller, body, true).await
+}
+
+async fn answer_conversation(
+    State(state): State<AppState>,
+    caller: Caller,
+    body: serde_json::Value,
+    streams: bool,
+) -> Result<Response, ApiError> {
+    let began = Instant::now();
+    let envelope = caller.envelope(&state, streams);
+    let Parsed { request, ignored } = ChatBody::read(body, &envelope)?;
+    let model = state.chat_or_first(request.model.as_deref())?;
+    let asked = converse(&state, &model, &envelope, request).await?;
+    let citations = asked.sources.iter().map(citation).collect();
+    let shape = ChatShape { began, model: model.info().id.clone(), citations };
+    let response = if streams {
+        stream_response(asked.events, AppStreamWriter(shape), state.settings.keep_alive_interval)
+    } else {
+        whole(asked.events, &shape).await?
+    };
+    Ok(name_ignored(response, &ignored))
+}
+
+/// The last message answered from documents, or, without them, the conversation gone on with.
+async fn converse(
+    state: &AppState,
+    model: &Arc<dyn ChatModel>,
+    envelope: &Envelope,
+    request: ChatBody,
+) -> Result<Asked, Error> {
+    let ChatBody { mut messages, lookup, deadline, .. } = request;
+    let question = messages.pop().and_then(|last| last["content"].as_str().map(str::to_owned)).unwrap_or_default();
+    let asked = AskRequest {
+        request_id: envelope.request_id.clone(),
+        question,
+        history: messages,
+        collections: Vec::new(),
+        filter: None,
+        mode: lookup.mode,
+        top_k: lookup.top_k,
+        min_similarity: lookup.min_similarity,
+        max_tokens: request.max_tokens,
+        temperature: request.temperature,
+        confidence: false,
+        caller: envelope.caller.clone(),
+        deadline,
+    };
+    if !request.use_rag {
+        return asked.without_documents(model).await;
+    }
+    let (collections, filter) = scope(state, &lookup, deadline).await?;
+    ask_service(model, state.documents.retriever()?, AskRequest { collections, filter, ..asked }).await
+}
+
+pub(super) async fn generate(state: State<AppState>, caller: Caller, body: JsonBody) -> Result<Response, ApiError> {
+    continue_prompt(state, caller, body, false).await
+}
+
+pub(super) async fn generate_stream(
+    state: State<AppState>,
+    caller: Caller,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
+    continue_prompt(state, caller, body, true).await
+}
+
+async fn continue_prompt(
+    State(state): State<AppState>,
+    caller: Caller,
+    JsonBody(body): JsonBody,
+    streams: bool,
+) -> Result<Response, ApiError> {
+    let began = Instant::now();
+    let Parsed { request, ignored } = GenerateBody::read(body, &caller.envelope(&state, streams))?;
+    let model = state.chat_or_first(request.model.as_deref())?;
+    let generation: GenerateRequest = request.generation;
+    let events = start(&model, generation).await?;
+    let shape = GenerateShape { began, model: model.info().id.clone() };
+    let response = if streams {
+        stream_response(events, AppStreamWriter(shape), state.settings.keep_alive_interval)
+    } else {
+        whole(events, &shape).await?
+    };
+    Ok(name_ignored(response, &ignored))
+}
+
+pub(super) async fn search(
+    State(state): State<AppState>,
+    caller: Caller,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
+    let began = Instant::now();
+    let envelope = caller.envelope(&state, false);
+    let Parsed { request, ignored } = SearchBody::read(body, &envelope)?;
+    let (collections, filter) = scope(&state, &request.lookup, request.deadline).await?;
+    let passages = state
+        .documents
+        .retriever()?
+        .search(SearchRequest {
+            query: request.query.clone(),
+            collections,
+            filter,
+            top_k: request.lookup.top_k,
+            min_similarity: request.lookup.min_similarity,
+            mode: request.lookup.mode,
+            caller: envelope.caller,
+        })
+        .await?;
+    let found = |passage: &Passage| FoundPassage {
+        source: source(passage),
+        text: passage.text.clone(),
+        attributes: write_attributes(&passage.attributes),
+    };
+    let answer = SearchAnswer {
+        query: request.query,
+        passages: passages.iter().map(found).collect(),
+        latency_ms: milliseconds(began),
+    };
+    Ok(name_ignored(Json(answer).into_response(), &ignored))
+}
+
+/// The collections and the filter that a lookup means.
+async fn scope(
+    state: &AppState,
+    lookup: &Lookup,
+    deadline: Option<Instant>,
+) -> Result<(Vec<Collection>, Option<AttributeFilter>), Error> {
+    let patience = match lookup.wait {
+        Wait::Refuse => Some(Duration::ZERO),
+        Wait::For(patience) => Some(patience),
+        Wait::Never => None,
+    };
+    let collections = state.documents.scope(&lookup.collections, &lookup.document_ids, patience, deadline).await?;
+    let files = (!lookup.document_ids.is_empty()).then(|| AttributeFilter::Files(lookup.document_ids.clone()));
+    let filter = match (lookup.filter.clone(), files) {
+        (Some(filter), Some(files)) => Some(AttributeFilter::All(vec![filter, files])),
+        (filter, files) => filter.or(files),
+    };
+    Ok((collections, filter))
+}
+
+fn source(passage: &Passage) -> Source {
+    Source {
+        title: passage.title().to_owned(),
+        content_preview: preview(&passage.text),
+        similarity_score: passage.similarity,
+        document_id: passage.file_id.clone(),
+        filename: passage.filename.clone(),
+        chunks: passage.chunks,
+        place: passage.place,
+    }
+}
+
+fn citation(passage: &Passage) -> Citation {
+    Citation {
+        document_id: passage.file_id.clone(),
+        chunk_index: passage.chunks.0,
+        text: passage.text.clone(),
+        score: passage.similarity,
+        title: passage.title().to_owned(),
+        filename: passage.filename.clone(),
+    }
+}
+
+fn milliseconds(since: Instant) -> u64 {
+    since.elapsed().as_millis() as u64
+}
+
+/// A rating that is there once the last event has been seen.
+type Rated = Arc<OnceLock<Confidence>>;
+
+/// The events, the last of which waits for the rating.
+fn rated_at_the_end(
+    events: GenerateStream,
+    confidence: Option<futures_util::future::BoxFuture<'static, Result<Confidence, Error>>>,
+) -> (Rated, GenerateStream) {
+    let rated = Rated::default();
+    let Some(confidence) = confidence else { return (rated, events) };
+    let kept = rated.clone();
+    let state = (events, Some(confidence), kept);
+    let events = stream::unfold(state, |(mut events, mut confidence, rated)| async move {
+        let mut event = events.next().await?;
+        if matches!(event, Ok(GenerateEvent::Done { .. }))
+            && let Some(confidence) = confidence.take()
+        {
+            match confidence.await {
+                Ok(value) => {
+                    // Set once, as it is taken once.
+                    let _ = rated.set(value);
+                }
+                Err(error) => event = Err(error),
+            }
+        }
+        Some((event, (events, confidence, rated)))
+    });
+    (rated, events.boxed())
+}
+
+/// What one of these routes answers, whole or at the end of a stream.
+trait AppAnswer: Send + 'static {
+    type Answer: Serialize;
+
+    /// `text` is `None` at the end of a stream, which has said it.
+    fn answer(&self, text: Option<String>, usage: Usage, timings: Timings) -> Self::Answer;
+
+    /// The sources, which a stream says first.
+    fn first(&self) -> Option<serde_json::Value> {
+        None
+    }
+}
+
+struct AskShape {
+    began: Instant,
+    model: String,
+    sources: Option<Vec<Source>>,
+    left_out: usize,
+    rated: Rated,
+}
+
+impl AppAnswer for AskShape {
+    type Answer = AskAnswer;
+
+    fn answer(&self, text: Option<String>, usage: Usage, timings: Timings) -> AskAnswer {
+        let confidence = self
+            .rated
+            .get()
+            .map(|rated| wire::ask::Confidence { confidence: rated.value, confidence_is_rated: rated.is_rated });
+        AskAnswer {
+            done: text.is_none().then_some(true),
+            answer: text,
+            sources: self.sources.clone(),
+            sources_left_out: self.left_out,
+            model: self.model.clone(),
+            tokens_used: usage.total_tokens(),
+            latency_ms: milliseconds(self.began),
+            confidence,
+            usage: usage.into(),
+            timings: wire::usage::Timings::new(&usage, &timings),
+        }
+    }
+
+    fn first(&self) -> Option<serde_json::Value> {
+        self.sources.as_ref().map(|sources| json!({"sources": sources}))
+    }
+}
+
+struct ChatShape {
+    began: Instant,
+    model: String,
+    citations: Vec<Citation>,
+}
+
+impl AppAnswer for ChatShape {
+    type Answer = ChatAnswer;
+
+    fn answer(&self, text: Option<String>, usage: Usage, timings: Timings) -> ChatAnswer {
+        ChatAnswer {
+            done: text.is_none().then_some(true),
+            response: text,
+            citations: self.citations.clone(),
+            tokens_used: usage.total_tokens(),
+            model: self.model.clone(),
+            processing_time_ms: milliseconds(self.began),
+            usage: usage.into(),
+            timings: wire::usage::Timings::new(&usage, &timings),
+        }
+    }
+
+    fn first(&self) -> Option<serde_json::Value> {
+        Some(json!({"citations": self.citations}))
+    }
+}
+
+struct GenerateShape {
+    began: Instant,
+    model: String,
+}
+
+impl AppAnswer for GenerateShape {
+    type Answer = GenerateAnswer;
+
+    fn answer(&self, text: Option<String>, usage: Usage, timings: Timings) -> GenerateAnswer {
+        GenerateAnswer {
+            done: text.is_none().then_some(true),
+            output: text,
+            model: self.model.clone(),
+            tokens_used: usage.total_tokens(),
+            latency_ms: milliseconds(self.began),
+            usage: usage.into(),
+            timings: wire::usage::Timings::new(&usage, &timings),
+        }
+    }
+}
+
+async fn whole(events: GenerateStream, shape: &impl AppAnswer) -> Result<Response, Error> {
+    let mut generation = gather(events, 1).await?;
+    let text = generation.choices.pop().map(|choice| choice.text).unwrap_or_default();
+    Ok(Json(shape.answer(Some(text), generation.usage, generation.timings)).into_response())
+}
+
+/// Frames of these routes: `{"sources"}`, `{"token"}` and at last `{"done":true}`.
+struct AppStreamWriter<S>(S);
+
+impl<S: AppAnswer> EventWriter for AppStreamWriter<S> {
+    // `done` says it.
+    const LAST: &'static [u8] = b"";
+
+    fn begin(&mut self, frames: &mut Frames) {
+        if let Some(first) = self.0.first() {
+            frames.push(&first);
+        }
+    }
+
+    fn write(&mut self, event: GenerateEvent, frames: &mut Frames) {
+        match event {
+            GenerateEvent::Delta { text, .. } if !text.is_empty() => frames.push(&json!({"token": text})),
+            GenerateEvent::Reasoning { text, .. } => frames.push(&json!({"reasoning": text})),
+            GenerateEvent::Done { usage, timings } => frames.push(&self.0.answer(None, usage, timings)),
+            GenerateEvent::Delta { .. }
+            | GenerateEvent::Prefilled { .. }
+            | GenerateEvent::Echo { .. }
+            | GenerateEvent::ToolCall { .. }
+            | GenerateEvent::Finished { .. } => {}
+        }
+    }
+}

@@ -1,0 +1,367 @@
+//! The application contract: `/ask`, `/generate`, `/api/v1/chat`, `/api/v1/search`, for people who write no SDK code.
+
+use std::time::Instant;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::{
+    Envelope, Parsed,
+    fields::{Fields, bad_value},
+    generation::{Common, read_deadline},
+    lookup::Lookup,
+    policy,
+    usage::{Timings, Usage},
+};
+use crate::{
+    domain::{ChatPrompt, GenerateRequest, Prompt},
+    error::Result,
+};
+
+const QUESTION_CHARS_MAX: usize = 2000;
+const CONTENT_CHARS_MAX: usize = 10_000;
+const MESSAGES_MAX: usize = 1000;
+const TOKENS_MAX: i64 = 4096;
+const ASK_TOKENS_DEFAULT: usize = 512;
+const CHAT_TOKENS_DEFAULT: usize = 1024;
+const CHAT_TEMPERATURE_DEFAULT: f32 = 0.7;
+const PREVIEW_CHARS: usize = 200;
+
+/// `POST /ask` and `POST /ask/stream`.
+#[derive(Debug)]
+pub struct AskBody {
+    pub question: String,
+    pub model: Option<String>,
+    pub max_tokens: usize,
+    /// 0, the likeliest answer, unless asked otherwise.
+    pub temperature: f32,
+    pub include_sources: bool,
+    pub confidence: bool,
+    pub lookup: Lookup,
+    pub deadline: Option<Instant>,
+}
+
+impl AskBody {
+    pub fn read(body: Value, envelope: &Envelope) -> Result<Parsed<Self>> {
+        let mut fields = Fields::body(body)?;
+        let request = Self {
+            question: read_text(&mut fields, "question", QUESTION_CHARS_MAX)?,
+            model: fields.string("model")?,
+            max_tokens: fields.integer("max_tokens", 1, TOKENS_MAX)?.map_or(ASK_TOKENS_DEFAULT, |n| n as usize),
+            temperature: fields.float("temperature", 0.0, 2.0)?.unwrap_or(0.0),
+            include_sources: fields.boolean("include_sources")?.unwrap_or(true),
+            confidence: fields.boolean("confidence")?.unwrap_or(false),
+            lookup: Lookup::read(&mut fields)?,
+            deadline: read_deadline(&mut fields, envelope)?,
+        };
+        let ignored = policy::apply(fields.rest(), &[policy::LOOKUP, policy::ASK], envelope.strict)?;
+        Ok(Parsed { request, ignored })
+    }
+}
+
+/// A text of 1 to `longest` characters that says something.
+fn read_text(fields: &mut Fields, name: &str, longest: usize) -> Result<String> {
+    let text = fields.required_string(name)?;
+    let path = fields.path(name);
+    let count = text.chars().count();
+    if text.trim().is_empty() {
+        return Err(bad_value(path.clone(), format!("`{path}` must not be empty.")));
+    }
+    if count > longest {
+        return Err(bad_value(
+            path.clone(),
+            format!("`{path}` must have at most {longest} characters, but has {count}."),
+        ));
+    }
+    Ok(text)
+}
+
+/// `POST /api/v1/chat` and `POST /api/v1/chat/stream`.
+#[derive(Debug)]
+pub struct ChatBody {
+    /// The last one is the user's.
+    pub messages: Vec<Value>,
+    pub model: Option<String>,
+    pub temperature: f32,
+    pub max_tokens: usize,
+    pub stream: bool,
+    pub use_rag: bool,
+    pub lookup: Lookup,
+    pub deadline: Option<Instant>,
+}
+
+impl ChatBody {
+    pub fn read(body: Value, envelope: &Envelope) -> Result<Parsed<Self>> {
+        let mut fields = Fields::body(body)?;
+        let messages = fields.array("messages")?.ok_or_else(|| fields.missing("messages"))?;
+        if messages.is_empty() || messages.len() > MESSAGES_MAX {
+            let message = format!("`messages` must have 1 to {MESSAGES_MAX} messages, but has {}.", messages.len());
+            return Err(bad_value("messages", message));
+        }
+        let messages: Vec<Value> = messages.into_iter().enumerate().map(read_message).collect::<Result<_>>()?;
+        if messages.last().is_none_or(|last| last["role"] != "user") {
+            return Err(bad_value("messages", "The last of `messages` must be the user's, as it is what is answered."));
+        }
+        let request = Self {
+            messages,
+            model: fields.string("model")?,
+            temperature: fields.float("temperature", 0.0, 2.0)?.unwrap_or(CHAT_TEMPERATURE_DEFAULT),
+            max_tokens: fields.integer("max_tokens", 1, TOKENS_MAX)?.map_or(CHAT_TOKENS_DEFAULT, |n| n as usize),
+            stream: fields.boolean("stream")?.unwrap_or(false),
+            use_rag: fields.boolean("use_rag")?.unwrap_or(true),
+            lookup: Lookup::read(&mut fields)?,
+            deadline: read_deadline(&mut fields, envelope)?,
+        };
+        let ignored = policy::apply(fields.rest(), &[policy::LOOKUP, policy::APP_CHAT], envelope.strict)?;
+        Ok(Parsed { request, ignored })
+    }
+}
+
+fn read_message((index, message): (usize, Value)) -> Result<Value> {
+    let mut fields = Fields::object(message, &format!("messages[{index}]"))?;
+    let role = fields.required_string("role")?;
+    let path = fields.path("role");
+    if !matches!(&role[..], "system" | "user" | "assistant") {
+        return Err(bad_value(path.clone(), format!("`{path}` must be `system`, `user` or `assistant`.")));
+    }
+    Ok(json!({"role": role, "content": read_text(&mut fields, "content", CONTENT_CHARS_MAX)?}))
+}
+
+/// `POST /generate` and `POST /stream`: a prompt, answered as a conversation of one turn.
+#[derive(Debug)]
+pub struct GenerateBody {
+    pub model: Option<String>,
+    pub generation: GenerateRequest,
+}
+
+impl GenerateBody {
+    pub fn read(body: Value, envelope: &Envelope) -> Result<Parsed<Self>> {
+        let mut fields = Fields::body(body)?;
+        let prompt = fields.required_string("prompt")?;
+        if prompt.trim().is_empty() {
+            return Err(bad_value("prompt", "`prompt` must not be empty."));
+        }
+        // Whether it streams is the route's business.
+        fields.take("stream");
+        let common = Common::read(&mut fields, envelope)?;
+        if common.n != 1 {
+            return Err(bad_value("n", "`n` must be 1 on this route; /v1/chat/completions gives several choices."));
+        }
+        let ignored = policy::apply(fields.rest(), &[policy::GENERATION, policy::APP_GENERATE], envelope.strict)?;
+        let messages = vec![json!({"role": "user", "content": prompt})];
+        let generation = GenerateRequest {
+            request_id: envelope.request_id.clone(),
+            model: String::new(),
+            prompt: Prompt::Chat(ChatPrompt { messages, add_generation_prompt: true, ..ChatPrompt::default() }),
+            sampling: common.sampling,
+            max_tokens: common.max_tokens,
+            min_tokens: common.min_tokens,
+            stop: common.stop,
+            stop_token_ids: common.stop_token_ids,
+            ignore_eos: common.ignore_eos,
+            n: 1,
+            logprobs: None,
+            echo: false,
+            return_token_ids: false,
+            constraint: common.constraint,
+            caller: envelope.caller.clone(),
+            deadline: common.deadline,
+        };
+        Ok(Parsed { request: Self { model: common.model, generation }, ignored })
+    }
+}
+
+/// `POST /api/v1/search`.
+#[derive(Debug)]
+pub struct SearchBody {
+    pub query: String,
+    pub lookup: Lookup,
+    pub deadline: Option<Instant>,
+}
+
+impl SearchBody {
+    pub fn read(body: Value, envelope: &Envelope) -> Result<Parsed<Self>> {
+        let mut fields = Fields::body(body)?;
+        let request = Self {
+            query: read_text(&mut fields, "query", CONTENT_CHARS_MAX)?,
+            lookup: Lookup::read(&mut fields)?,
+            deadline: read_deadline(&mut fields, envelope)?,
+        };
+        let ignored = policy::apply(fields.rest(), &[policy::LOOKUP, policy::SEARCH], envelope.strict)?;
+        Ok(Parsed { request, ignored })
+    }
+}
+
+/// A passage that an answer was made from, as `/ask` names it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Source {
+    /// The headings above it, or the file's name.
+    pub title: String,
+    /// Its beginning, at most 200 characters.
+    pub content_preview: String,
+    /// Cosine of the question and the passage, 0 to 1.
+    pub similarity_score: f32,
+    pub document_id: String,
+    pub filename: String,
+    /// Positions of its first and last chunk in the document.
+    pub chunks: (usize, usize),
+    /// Page, sheet or line at which it begins.
+    pub place: Option<u32>,
+}
+
+/// The beginning of a text, at most 200 characters, ending at a word where it is cut.
+pub fn preview(text: &str) -> String {
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    if text.chars().count() <= PREVIEW_CHARS {
+        return text;
+    }
+    let cut: String = text.chars().take(PREVIEW_CHARS - 1).collect();
+    let end = cut.rfind(' ').filter(|&end| end > cut.len() / 2).unwrap_or(cut.len());
+    format!("{}…", &cut[..end])
+}
+
+/// A passage with its text, as `/api/v1/search` gives it.
+#[derive(Clone, Debug, Serialize)]
+pub struct FoundPassage {
+    #[serde(flatten)]
+    pub source: Source,
+    pub text: String,
+    pub attributes: serde_json::Map<String, Value>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub struct SearchAnswer {
+    pub query: String,
+    pub passages: Vec<FoundPassage>,
+    pub latency_ms: u64,
+}
+
+/// What `/ask` answers, and its stream says at the end (without the text, which was said).
+#[derive(Clone, Debug, Serialize)]
+pub struct AskAnswer {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub done: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sources: Option<Vec<Source>>,
+    /// Passages that were found and did not fit into the model's context.
+    pub sources_left_out: usize,
+    pub model: String,
+    pub tokens_used: usize,
+    pub latency_ms: u64,
+    #[serde(flatten)]
+    pub confidence: Option<Confidence>,
+    pub usage: Usage,
+    pub timings: Timings,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Confidence {
+    /// 0 to 1.
+    pub confidence: f32,
+    /// `false`: the model's rating could not be understood, and the value says nothing.
+    pub confidence_is_rated: bool,
+}
+
+/// A passage behind an answer, as `/api/v1/chat` names it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Citation {
+    pub document_id: String,
+    /// Of the passage's first chunk.
+    pub chunk_index: usize,
+    pub text: String,
+    /// Cosine of the question and the passage, 0 to 1.
+    pub score: f32,
+    pub title: String,
+    pub filename: String,
+}
+
+/// What `/api/v1/chat` answers, and its stream says at the end.
+#[derive(Clone, Debug, Serialize)]
+pub struct ChatAnswer {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub done: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub response: Option<String>,
+    pub citations: Vec<Citation>,
+    pub tokens_used: usize,
+    pub model: String,
+    pub processing_time_ms: u64,
+    pub usage: Usage,
+    pub timings: Timings,
+}
+
+/// What `/generate` answers, and `/stream` says at the end.
+#[derive(Clone, Debug, Serialize)]
+pub struct GenerateAnswer {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub done: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
+    pub model: String,
+    pub tokens_used: usize,
+    pub latency_ms: u64,
+    pub usage: Usage,
+    pub timings: Timings,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn envelope() -> Envelope {
+        Envelope { request_id: "r".into(), caller: "c".into(), deadline: None, strict: false }
+    }
+
+    #[test]
+    fn a_question_has_1_to_2000_characters() {
+        for (question, is_good) in [
+            (json!("?"), true),
+            (json!("ä".repeat(2000)), true),
+            (json!("a".repeat(2001)), false),
+            (json!(" \n"), false),
+            (json!(""), false),
+            (json!(null), false),
+            (json!(3), false),
+        ] {
+            let read = AskBody::read(json!({"question": question}), &envelope());
+            assert_eq!(read.is_ok(), is_good);
+            if let Err(error) = read {
+                assert_eq!(error.param(), Some("question"));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_said_has_the_contracts_defaults() {
+        let ask = AskBody::read(json!({"question": "?"}), &envelope()).unwrap().request;
+        assert_eq!((ask.max_tokens, ask.include_sources, ask.confidence), (512, true, false));
+        assert_eq!((ask.lookup.top_k, ask.lookup.min_similarity), (5, 0.3));
+        let messages = json!([{"role": "user", "content": "?"}]);
+        let chat = ChatBody::read(json!({"messages": messages}), &envelope()).unwrap().request;
+        assert_eq!((chat.max_tokens, chat.temperature, chat.use_rag, chat.stream), (1024, 0.7, true, false));
+    }
+
+    #[test]
+    fn a_conversation_ends_with_the_users_turn() {
+        for (messages, param) in [
+            (json!([]), "messages"),
+            (json!([{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]), "messages"),
+            (json!([{"role": "tool", "content": "?"}]), "messages[0].role"),
+            (json!([{"role": "user", "content": ""}]), "messages[0].content"),
+            (json!([{"role": "user", "content": "a".repeat(10_001)}]), "messages[0].content"),
+        ] {
+            let error = ChatBody::read(json!({"messages": messages}), &envelope()).unwrap_err();
+            assert_eq!(error.param(), Some(param));
+        }
+    }
+
+    #[test]
+    fn a_preview_ends_at_a_word() {
+        assert_eq!(preview("a\n b"), "a b");
+        let cut = preview(&"word ".repeat(100));
+        assert!(cut.chars().count() <= 200 && cut.ends_with("word…"), "{cut}");
+        assert_eq!(preview(&"ä".repeat(300)).chars().count(), 200);
+    }
+}
