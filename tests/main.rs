@@ -1,6 +1,7 @@
 //! Tests through the public boundary, in one binary: one module an area.
 
 mod architecture;
+mod ask;
 mod chat_templates;
 mod contract;
 mod decoder_files;

@@ -1,6 +1,6 @@
 //! The OpenAPI document against the router and against what the routes really answer.
 
-use hearth::wire::policy::{CHAT, COMPLETION, EMBEDDINGS, GENERATION};
+use hearth::wire::policy::{APP_CHAT, APP_GENERATE, ASK, CHAT, COMPLETION, EMBEDDINGS, GENERATION, LOOKUP, SEARCH};
 use serde_json::{Value, json};
 
 use crate::support::scripted_server::ScriptedServer;
@@ -16,9 +16,11 @@ async fn every_route_is_in_the_document_and_nothing_else() {
     let mut routes: Vec<(String, &str)> = source
         .lines()
         .filter_map(|line| line.trim().strip_prefix(".route(\""))
-        .filter_map(|line| {
-            let (path, rest) = line.split_once('"')?;
-            Some((path.replace("{*", "{"), if rest.contains("post(") { "post" } else { "get" }))
+        .filter_map(|line| line.split_once('"'))
+        .flat_map(|(path, rest)| {
+            let methods =
+                ["get", "post", "delete"].into_iter().filter(move |method| rest.contains(&format!("{method}(")));
+            methods.map(move |method| (path.replace("{*", "{"), method))
         })
         .collect();
     let mut described: Vec<(String, &str)> = document["paths"]
@@ -27,7 +29,7 @@ async fn every_route_is_in_the_document_and_nothing_else() {
         .iter()
         .flat_map(|(path, operations)| {
             let methods = operations.as_object().expect("operations by method").keys();
-            methods.map(|method| (path.clone(), if method == "post" { "post" } else { "get" }))
+            methods.map(|method| (path.clone(), method.as_str()))
         })
         .collect();
     routes.sort();
@@ -59,7 +61,8 @@ async fn every_reference_resolves() {
 
 #[test]
 fn the_tables_schemas_are_json() {
-    for field in [GENERATION, CHAT, COMPLETION, EMBEDDINGS].concat() {
+    let of_documents = [LOOKUP, ASK, APP_CHAT, APP_GENERATE, SEARCH].concat();
+    for field in [GENERATION, CHAT, COMPLETION, EMBEDDINGS].concat().into_iter().chain(of_documents) {
         serde_json::from_str::<Value>(field.schema).unwrap_or_else(|error| panic!("{}: {error}", field.name));
     }
 }

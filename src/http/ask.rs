@@ -39,8 +39,8 @@ use crate::{
     wire::{
         self, Envelope, Parsed,
         ask::{
-            AskAnswer, AskBody, ChatAnswer, ChatBody, Citation, FoundPassage, GenerateAnswer, GenerateBody,
-            SearchAnswer, SearchBody, Source, preview,
+            AskAnswer, AskBody, ChatAnswer, ChatBody, Citation, FirstCitations, FirstSources, FoundPassage,
+            GenerateAnswer, GenerateBody, SearchAnswer, SearchBody, Source, preview,
         },
         documents::write_attributes,
         lookup::{Lookup, Wait},
@@ -318,9 +318,7 @@ trait AppAnswer: Send + 'static {
     fn answer(&self, text: Option<String>, usage: Usage, timings: Timings) -> Self::Answer;
 
     /// The sources, which a stream says first.
-    fn first(&self) -> Option<serde_json::Value> {
-        None
-    }
+    fn write_first(&self, _frames: &mut Frames) {}
 }
 
 struct AskShape {
@@ -353,8 +351,10 @@ impl AppAnswer for AskShape {
         }
     }
 
-    fn first(&self) -> Option<serde_json::Value> {
-        self.sources.as_ref().map(|sources| json!({"sources": sources}))
+    fn write_first(&self, frames: &mut Frames) {
+        if let Some(sources) = &self.sources {
+            frames.push(&FirstSources { sources });
+        }
     }
 }
 
@@ -380,8 +380,8 @@ impl AppAnswer for ChatShape {
         }
     }
 
-    fn first(&self) -> Option<serde_json::Value> {
-        Some(json!({"citations": self.citations}))
+    fn write_first(&self, frames: &mut Frames) {
+        frames.push(&FirstCitations { citations: &self.citations });
     }
 }
 
@@ -420,9 +420,7 @@ impl<S: AppAnswer> EventWriter for AppStreamWriter<S> {
     const LAST: &'static [u8] = b"";
 
     fn begin(&mut self, frames: &mut Frames) {
-        if let Some(first) = self.0.first() {
-            frames.push(&first);
-        }
+        self.0.write_first(frames);
     }
 
     fn write(&mut self, event: GenerateEvent, frames: &mut Frames) {

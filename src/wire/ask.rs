@@ -256,6 +256,18 @@ pub struct AskAnswer {
     pub timings: Timings,
 }
 
+/// The first frame of `/ask/stream`.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct FirstSources<'s> {
+    pub sources: &'s [Source],
+}
+
+/// The first frame of `/api/v1/chat/stream`.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct FirstCitations<'c> {
+    pub citations: &'c [Citation],
+}
+
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Confidence {
     /// 0 to 1.

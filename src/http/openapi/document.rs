@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::schemas;
+use super::{application, schemas};
 use crate::wire::policy::{CHAT, COMPLETION, EMBEDDINGS, FieldPolicy, GENERATION, Policy};
 
 /// The whole document. `tests/contract.rs` holds its paths against the router.
@@ -21,13 +21,21 @@ pub(super) fn document() -> Value {
         },
         "servers": [{"url": "/"}],
         "security": [{"key": []}, {}],
-        "paths": paths(),
+        "paths": merged(paths(), application::paths()),
         "components": {
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
-            "schemas": schemas::all(),
+            "schemas": merged(schemas::all(), application::schemas()),
             "responses": {"Error": error_response("The request was refused or has failed.")},
         },
     })
+}
+
+/// The members of both objects.
+fn merged(mut one: Value, other: Value) -> Value {
+    if let (Value::Object(one), Value::Object(other)) = (&mut one, other) {
+        one.extend(other);
+    }
+    one
 }
 
 /// A request's schema: honoured and ignored fields with their descriptions. Refused ones are left out; any field
@@ -69,12 +77,12 @@ pub(super) fn embeddings_request() -> Value {
 }
 
 /// What a route answers when all is well.
-struct Answer {
-    description: &'static str,
-    content: Value,
+pub(super) struct Answer {
+    pub(super) description: &'static str,
+    pub(super) content: Value,
 }
 
-fn json_answer(description: &'static str, schema: &str) -> Answer {
+pub(super) fn json_answer(description: &'static str, schema: &str) -> Answer {
     Answer { description, content: json!({"application/json": {"schema": reference(schema)}}) }
 }
 
@@ -109,17 +117,17 @@ fn error_response(description: &str) -> Value {
     })
 }
 
-fn get(id: &str, summary: &str, answer: Answer, errors: &[u16]) -> Value {
+pub(super) fn get(id: &str, summary: &str, answer: Answer, errors: &[u16]) -> Value {
     operation(id, summary, answer, errors)
 }
 
-fn post(id: &str, summary: &str, body: &str, answer: Answer, errors: &[u16]) -> Value {
+pub(super) fn post(id: &str, summary: &str, body: &str, answer: Answer, errors: &[u16]) -> Value {
     let mut operation = operation(id, summary, answer, errors);
     operation["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": reference(body)}}});
     operation
 }
 
-fn operation(id: &str, summary: &str, answer: Answer, errors: &[u16]) -> Value {
+pub(super) fn operation(id: &str, summary: &str, answer: Answer, errors: &[u16]) -> Value {
     let mut responses = Map::new();
     responses.insert(
         "200".to_owned(),
@@ -136,7 +144,7 @@ fn operation(id: &str, summary: &str, answer: Answer, errors: &[u16]) -> Value {
 }
 
 /// Refusals of a route that takes a body and runs a model.
-const GENERATING: [u16; 9] = [400, 401, 404, 408, 413, 415, 500, 503, 504];
+pub(super) const GENERATING: [u16; 9] = [400, 401, 404, 408, 413, 415, 500, 503, 504];
 /// Of one that takes a body and only looks at text.
 const READING: [u16; 8] = [400, 401, 404, 408, 413, 415, 500, 503];
 
