@@ -5,9 +5,9 @@
 //! pause. What fails for a passing reason is tried again, with ever longer waits; what fails for good is given up. A
 //! process that ends leaves its jobs to the next one.
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, FutureExt};
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
 
@@ -22,9 +22,9 @@ const LEASE: Duration = Duration::from_secs(60);
 const RENEWAL: Duration = Duration::from_secs(1);
 /// Idle workers look for work this often unasked: for retries whose time has come.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
-const ATTEMPTS_MAX: u32 = 5;
-/// The wait after the first failed attempt; it doubles each time.
-const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// What is waited after each failed attempt, unless a worker has its own; after the last of them the job has failed.
+const RETRIES: [Duration; 4] =
+    [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4), Duration::from_secs(8)];
 
 /// Why an attempt at a job failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,23 +48,28 @@ pub trait Worker: Send + Sync + 'static {
     fn work(&self, job: Job, progress: Progress) -> BoxFuture<'_, Result<Value, Failure>>;
 
     /// The job has failed for good, for this reason.
-    fn given_up(&self, job: &Job, reason: &str);
+    fn given_up(&self, _job: &Job, _reason: &str) {}
+
+    /// What is waited after each attempt that failed for a passing reason; after the last of them the job has failed.
+    fn retries(&self) -> &[Duration] {
+        &RETRIES
+    }
 }
 
 /// Where a worker says how far it is.
 #[derive(Clone, Debug)]
 pub struct Progress {
     jobs: Arc<Jobs>,
-    job_id: String,
+    job: Job,
 }
 
 impl Progress {
     /// Adds to what the job has said. A report that cannot be stored is no reason to stop.
     pub async fn report(&self, event: Value) {
-        let (jobs, id) = (self.jobs.clone(), self.job_id.clone());
-        let stored = blocking(move || jobs.store.add_job_event(&id, &event)).await;
+        let (jobs, job) = (self.jobs.clone(), self.job.clone());
+        let stored = blocking(move || jobs.store.add_job_event(&job, &event)).await;
         if let Err(error) = stored {
-            tracing::warn!(job = self.job_id, %error, "progress was not stored");
+            tracing::warn!(job = self.job.id, %error, "progress was not stored");
         }
         self.jobs.changed.send_modify(|changes| *changes += 1);
     }
@@ -90,8 +95,16 @@ impl Jobs {
     /// # Errors
     /// If the store cannot keep it.
     pub async fn enqueue(self: &Arc<Self>, kind: &'static str, payload: Value) -> Result<Job> {
+        self.enqueue_job(NewJob { kind: kind.to_owned(), payload, followed_by: None }).await
+    }
+
+    /// [`Self::enqueue`] for a job that another one follows.
+    ///
+    /// # Errors
+    /// If the store cannot keep it.
+    pub async fn enqueue_job(self: &Arc<Self>, job: NewJob) -> Result<Job> {
         let this = self.clone();
-        let job = blocking(move || this.store.enqueue(NewJob { kind: kind.to_owned(), payload })).await?;
+        let job = blocking(move || this.store.enqueue(job)).await?;
         self.look();
         Ok(job)
     }
@@ -110,7 +123,7 @@ impl Jobs {
         self.find(kind, id).await?;
         let (this, id) = (self.clone(), id.to_owned());
         let cancelled = blocking(move || this.store.cancel_job(&id)).await?;
-        self.changed.send_modify(|changes| *changes += 1);
+        self.look();
         Ok(cancelled)
     }
 
@@ -129,6 +142,15 @@ impl Jobs {
     pub async fn list(self: &Arc<Self>, kind: &'static str, limit: usize) -> Result<Vec<Job>> {
         let this = self.clone();
         blocking(move || this.store.jobs(kind, limit)).await
+    }
+
+    /// How many jobs of a kind have not ended.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn num_unended(self: &Arc<Self>, kind: &'static str) -> Result<usize> {
+        let this = self.clone();
+        blocking(move || this.store.num_unended_jobs(kind)).await
     }
 
     /// What a job has said, from event `first` on.
@@ -156,6 +178,11 @@ impl Jobs {
     /// Takes no more work, and drops what runs: the next process goes on with it.
     pub fn stop(&self) {
         self.stopping.send_replace(true);
+    }
+
+    /// Whether [`Self::stop`] was called, and when it is.
+    pub fn stopping(&self) -> watch::Receiver<bool> {
+        self.stopping.subscribe()
     }
 
     async fn run(self: Arc<Self>, worker: Arc<dyn Worker>) {
@@ -188,21 +215,23 @@ impl Jobs {
     }
 
     async fn attempt(self: &Arc<Self>, worker: &dyn Worker, job: Job, stopping: &mut watch::Receiver<bool>) {
-        let progress = Progress { jobs: self.clone(), job_id: job.id.clone() };
+        let progress = Progress { jobs: self.clone(), job: job.clone() };
+        // A panic ends the attempt and not the worker, which has other jobs to do.
+        let work = AssertUnwindSafe(async { worker.work(job.clone(), progress).await }).catch_unwind();
         let outcome = tokio::select! {
-            outcome = worker.work(job.clone(), progress) => outcome,
+            outcome = work => outcome.unwrap_or_else(|panic| Err(Failure::Passing(panic_reason(&*panic)))),
             () = self.hold(&job) => Err(Failure::Moot),
             _ = stopping.changed() => Err(Failure::Interrupted),
         };
         let ended = match outcome {
             Ok(result) => self.end(&job, move |store, job| store.finish_job(job, result)).await,
-            Err(Failure::Interrupted) => return,
+            Err(Failure::Interrupted) => self.end(&job, Store::forget_attempt).await,
             Err(Failure::Moot) => {
                 let id = job.id.clone();
                 self.end(&job, move |store, _| store.cancel_job(&id)).await
             }
-            Err(Failure::Passing(reason)) if job.attempts < ATTEMPTS_MAX => {
-                let wait = FIRST_RETRY * 2u32.pow(job.attempts.saturating_sub(1));
+            Err(Failure::Passing(reason)) if job.attempts as usize <= worker.retries().len() => {
+                let wait = worker.retries()[(job.attempts as usize).saturating_sub(1)];
                 tracing::warn!(job = job.id, kind = job.kind, reason, retry_in = ?wait, "a job's attempt failed");
                 let after = wait.as_millis() as i64;
                 self.end(&job, move |store, job| store.fail_job(job, &reason, Some(after))).await
@@ -216,7 +245,8 @@ impl Jobs {
         if let Err(error) = ended {
             tracing::error!(job = job.id, %error, "how a job ended could not be stored; it will be done again");
         }
-        self.changed.send_modify(|changes| *changes += 1);
+        // Another one may follow it.
+        self.look();
     }
 
     async fn end(
@@ -255,6 +285,11 @@ pub(super) async fn blocking<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(Error::internal)?.map_err(told)
 }
 
+fn panic_reason(panic: &(dyn std::any::Any + Send)) -> String {
+    let message = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    format!("a fault of Hearth's own: {}", message.unwrap_or("a panic without a message"))
+}
+
 fn not_found(what: &str, id: &str) -> Error {
     let shown: String = id.chars().take(120).collect();
     Error::new(ErrorKind::NotFound, format!("There is no {what} `{shown}`.")).with_code("not_found")
@@ -267,5 +302,75 @@ pub(super) fn told(error: StoreError) -> Error {
         StoreError::NameTaken(_) => Error::invalid("name", format!("{error}.")).with_code("already_exists"),
         StoreError::OtherEmbedding { .. } => Error::new(ErrorKind::Conflict, format!("{error}.")),
         error => Error::internal(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use serde_json::json;
+
+    use super::*;
+
+    /// Panics at its first job, does the second, and is interrupted at the third.
+    #[derive(Debug, Default)]
+    struct Clumsy(AtomicUsize);
+
+    impl Worker for Clumsy {
+        fn kind(&self) -> &'static str {
+            "clumsy"
+        }
+
+        fn work(&self, job: Job, progress: Progress) -> BoxFuture<'_, Result<Value, Failure>> {
+            let turn = self.0.fetch_add(1, Ordering::Relaxed);
+            assert_ne!(turn, 0, "not my day");
+            async move {
+                progress.report(json!({"turn": turn})).await;
+                if job.payload == json!("endless") { std::future::pending().await } else { Ok(json!(turn)) }
+            }
+            .boxed()
+        }
+
+        fn retries(&self) -> &[Duration] {
+            &[]
+        }
+    }
+
+    async fn ended(jobs: &Arc<Jobs>, id: &str) -> Job {
+        let mut changes = jobs.changes();
+        loop {
+            changes.mark_unchanged();
+            let job = jobs.find("clumsy", id).await.unwrap();
+            if has_ended(&job) {
+                return job;
+            }
+            changes.changed().await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_fails_its_job_alone_and_a_stop_leaves_the_job_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let jobs = Jobs::new(Arc::new(Store::open(directory.path()).unwrap()));
+        jobs.start(Arc::new(Clumsy::default()), 1);
+        let first = jobs.enqueue("clumsy", json!(1)).await.unwrap();
+        let reason = "a fault of Hearth's own: assertion `left != right` failed: not my day";
+        assert!(matches!(ended(&jobs, &first.id).await.state, JobState::Failed { error } if error.starts_with(reason)));
+        let second = jobs.enqueue("clumsy", json!(2)).await.unwrap();
+        assert_eq!(ended(&jobs, &second.id).await.state, JobState::Done { result: json!(1) });
+
+        let third = jobs.enqueue("clumsy", json!("endless")).await.unwrap();
+        let mut changes = jobs.changes();
+        while jobs.events(&third.id, 0).await.unwrap().is_empty() {
+            changes.changed().await.unwrap();
+        }
+        assert_eq!(jobs.find("clumsy", &third.id).await.unwrap().attempts, 1);
+        jobs.stop();
+        while jobs.find("clumsy", &third.id).await.unwrap().attempts != 0 {
+            changes.changed().await.unwrap();
+        }
+        assert_eq!(jobs.find("clumsy", &third.id).await.unwrap().state, JobState::Running);
+        assert_eq!(jobs.num_unended("clumsy").await.unwrap(), 1);
     }
 }

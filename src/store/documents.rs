@@ -122,7 +122,7 @@ impl Store {
                 params![collection_id, file_id, to_json(&attributes), now],
             )?;
             let payload = json!({"collection_id": collection_id, "file_id": file_id, "supersedes": supersedes});
-            jobs::enqueue(transaction, &NewJob { kind: INGEST.to_owned(), payload })?;
+            jobs::enqueue(transaction, &NewJob { kind: INGEST.to_owned(), payload, followed_by: None })?;
             Ok(Upload::New(find(transaction, &collection_id, &file_id)?))
         })
     }

@@ -2,20 +2,23 @@
 //!
 //! A worker takes a job for a time (its lease) and renews the lease while it works. A worker that died leaves a lease
 //! that runs out, and the job is taken again, up to a number of attempts with ever longer waits between them. What a
-//! job says of its progress is kept in order, for whoever comes late.
+//! job says of its progress is kept in order, for whoever comes late. What is to be done when a job has ended, such as
+//! telling somebody, is another job that begins in the same transaction.
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Result, Store, StoreError, new_id, now_ms};
 
 /// Work to be done.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct NewJob {
     /// Which worker it is for, such as `ingest`.
     pub kind: String,
     /// What the worker needs to know.
     pub payload: Value,
+    /// The kind of the job that begins when this one has ended, in whatever way, with the payload `{"job_id": ...}`.
+    pub followed_by: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -70,11 +73,21 @@ fn find(connection: &Connection, id: &str) -> Result<Job> {
 pub(super) fn enqueue(connection: &Connection, job: &NewJob) -> Result<Job> {
     let (id, now) = (new_id("job_"), now_ms());
     connection.execute(
-        "INSERT INTO jobs (id, kind, payload, state, run_after, created, updated)
-         VALUES (?1, ?2, ?3, 'queued', ?4, ?4, ?4)",
-        params![id, job.kind, job.payload.to_string(), now],
+        "INSERT INTO jobs (id, kind, payload, state, run_after, created, updated, followed_by)
+         VALUES (?1, ?2, ?3, 'queued', ?4, ?4, ?4, ?5)",
+        params![id, job.kind, job.payload.to_string(), now, job.followed_by],
     )?;
     find(connection, &id)
+}
+
+/// A job has ended: what follows it is to be done.
+fn enqueue_follower(connection: &Connection, id: &str) -> Result<()> {
+    let asked = "SELECT followed_by FROM jobs WHERE id = ?";
+    let kind: Option<String> = connection.query_row(asked, [id], |row| row.get(0))?;
+    if let Some(kind) = kind {
+        enqueue(connection, &NewJob { kind, payload: json!({"job_id": id}), followed_by: None })?;
+    }
+    Ok(())
 }
 
 /// How long a job that has ended is remembered.
@@ -134,7 +147,11 @@ impl Store {
         self.write(move |transaction| {
             let finish = "UPDATE jobs SET state = 'done', result = ?, updated = ?
                  WHERE id = ? AND attempts = ? AND state = 'running'";
-            Ok(transaction.execute(finish, params![result.to_string(), now_ms(), id, attempts])? > 0)
+            let ended = transaction.execute(finish, params![result.to_string(), now_ms(), id, attempts])? > 0;
+            if ended {
+                enqueue_follower(transaction, &id)?;
+            }
+            Ok(ended)
         })
     }
 
@@ -148,7 +165,21 @@ impl Store {
             let fail = "UPDATE jobs SET state = ?, error = ?, run_after = ?, updated = ?
                  WHERE id = ? AND attempts = ? AND state = 'running'";
             let run_after = now + retry_after_ms.unwrap_or(0);
-            Ok(transaction.execute(fail, params![state, error, run_after, now, id, attempts])? > 0)
+            let failed = transaction.execute(fail, params![state, error, run_after, now, id, attempts])? > 0;
+            if failed && retry_after_ms.is_none() {
+                enqueue_follower(transaction, &id)?;
+            }
+            Ok(failed)
+        })
+    }
+
+    /// An attempt was broken off by no fault of the job's: it does not count. The lease stays, so that the process
+    /// that is about to end does not take the job again.
+    pub fn forget_attempt(&self, job: &Job) -> Result<bool> {
+        let (id, attempts) = (job.id.clone(), job.attempts);
+        self.write(move |transaction| {
+            let forget = "UPDATE jobs SET attempts = attempts - 1 WHERE id = ? AND attempts = ? AND state = 'running'";
+            Ok(transaction.execute(forget, params![id, attempts])? > 0)
         })
     }
 
@@ -162,7 +193,11 @@ impl Store {
             find(transaction, &id)?;
             let cancel =
                 "UPDATE jobs SET state = 'cancelled', updated = ? WHERE id = ? AND state IN ('queued', 'running')";
-            Ok(transaction.execute(cancel, params![now_ms(), id])? > 0)
+            let ended = transaction.execute(cancel, params![now_ms(), id])? > 0;
+            if ended {
+                enqueue_follower(transaction, &id)?;
+            }
+            Ok(ended)
         })
     }
 
@@ -181,15 +216,28 @@ impl Store {
         })
     }
 
-    /// Adds to what a job has said; returns the event's number, from 0.
-    pub fn add_job_event(&self, id: &str, event: &Value) -> Result<u64> {
-        let (id, event) = (id.to_owned(), event.to_string());
+    /// Jobs of a kind that have not ended.
+    pub fn num_unended_jobs(&self, kind: &str) -> Result<usize> {
+        self.read(|connection| {
+            let count = "SELECT count(*) FROM jobs WHERE kind = ? AND state IN ('queued', 'running')";
+            Ok(connection.query_row(count, [kind], |row| row.get(0))?)
+        })
+    }
+
+    /// Adds to what a job has said; returns the event's number, from 0, or `None` if this worker holds the job no
+    /// more: what has ended says nothing further.
+    pub fn add_job_event(&self, job: &Job, event: &Value) -> Result<Option<u64>> {
+        let (id, attempts, event) = (job.id.clone(), job.attempts, event.to_string());
         self.write(move |transaction| {
+            let holds = "SELECT count(*) FROM jobs WHERE id = ? AND attempts = ? AND state = 'running'";
+            if transaction.query_row(holds, params![id, attempts], |row| row.get::<_, u64>(0))? == 0 {
+                return Ok(None);
+            }
             let next = "SELECT coalesce(max(number) + 1, 0) FROM job_events WHERE job_id = ?";
             let number: u64 = transaction.query_row(next, [&id], |row| row.get(0))?;
             let insert = "INSERT INTO job_events (job_id, number, event, created) VALUES (?, ?, ?, ?)";
             transaction.execute(insert, params![id, number, event, now_ms()])?;
-            Ok(number)
+            Ok(Some(number))
         })
     }
 

@@ -10,7 +10,7 @@ use super::{Result, StoreError};
 const APPLICATION_ID: i64 = 0x4852_5448;
 
 /// Each step brings the schema from its index to the next number. A step that was released is never changed.
-const MIGRATIONS: [&str; 2] = [INITIAL, REEMBEDDED];
+const MIGRATIONS: [&str; 3] = [INITIAL, REEMBEDDED, FOLLOWED_BY];
 
 /// Times are milliseconds since 1970; attributes and metadata are JSON objects; vectors are little-endian floats of
 /// unit length. A chunk's id is never used again, so that an index can be held against the table by ids alone.
@@ -107,6 +107,9 @@ CREATE TABLE reembedded (
     vector BLOB NOT NULL
 ) STRICT;
 ";
+
+/// The kind of the job that begins when a job ends.
+const FOLLOWED_BY: &str = "ALTER TABLE jobs ADD COLUMN followed_by TEXT;";
 
 /// Brings the database to the newest schema, in one transaction.
 pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {

@@ -225,7 +225,7 @@ fn a_collection_keeps_to_one_embedding_and_names_are_taken_once() {
 fn a_job_is_held_by_one_worker_and_survives_it() {
     let directory = TempDir::new().unwrap();
     let store = open(&directory);
-    let new = |n: i32| NewJob { kind: "ingest".into(), payload: json!({"n": n}) };
+    let new = |n: i32| NewJob { kind: "ingest".into(), payload: json!({"n": n}), followed_by: None };
     let first = store.enqueue(new(1)).unwrap();
     store.enqueue(new(2)).unwrap();
     let held = store.lease_job("ingest", 60_000).unwrap().unwrap();
@@ -243,15 +243,60 @@ fn a_job_is_held_by_one_worker_and_survives_it() {
     assert_eq!(second.payload, json!({"n": 2}));
     let third = store.lease_job("ingest", 60_000).unwrap().unwrap();
     assert_eq!((&third.id, third.attempts), (&first.id, 3));
+    for number in 0..3 {
+        assert_eq!(store.add_job_event(&third, &json!({"step": number})).unwrap(), Some(number));
+    }
     assert!(store.fail_job(&third, "never", None).unwrap());
+    assert_eq!(store.add_job_event(&third, &json!({"step": 3})).unwrap(), None, "what has ended says nothing further");
     assert_eq!(store.job(&first.id).unwrap().state, JobState::Failed { error: "never".into() });
     assert!(store.cancel_job(&second.id).unwrap() && !store.cancel_job(&second.id).unwrap());
     assert!(!store.finish_job(&second, json!({})).unwrap(), "a cancelled job has no result");
     assert_eq!(store.jobs("ingest", 10).unwrap().len(), 2);
-    for number in 0..3 {
-        assert_eq!(store.add_job_event(&first.id, &json!({"step": number})).unwrap(), number);
-    }
     assert_eq!(store.job_events(&first.id, 1).unwrap(), [(1, json!({"step": 1})), (2, json!({"step": 2}))]);
+}
+
+#[test]
+fn however_a_job_ends_what_follows_it_begins_once() {
+    let directory = TempDir::new().unwrap();
+    let store = open(&directory);
+    let new = || NewJob { kind: "analysis".into(), payload: json!({}), followed_by: Some("webhook".into()) };
+    let lease = |kind: &str| store.lease_job(kind, 60_000).unwrap();
+    let ends: [fn(&Store, &Job); 4] = [
+        |store, job| assert!(store.finish_job(job, json!({})).unwrap()),
+        |store, job| assert!(store.fail_job(job, "never", None).unwrap()),
+        |store, job| assert!(store.cancel_job(&job.id).unwrap()),
+        // Tried again first.
+        |store, job| {
+            assert!(store.fail_job(job, "not yet", Some(0)).unwrap());
+            assert_eq!(store.lease_job("webhook", 60_000).unwrap(), None);
+            let again = store.lease_job("analysis", 60_000).unwrap().unwrap();
+            assert!(store.finish_job(&again, json!({})).unwrap());
+        },
+    ];
+    for end in ends {
+        store.enqueue(new()).unwrap();
+        let job = lease("analysis").unwrap();
+        assert_eq!(lease("webhook"), None);
+        end(&store, &job);
+        let follower = lease("webhook").unwrap();
+        assert_eq!(follower.payload, json!({"job_id": job.id}));
+        assert!(!store.cancel_job(&job.id).unwrap() && !store.finish_job(&job, json!({})).unwrap());
+        assert_eq!(lease("webhook"), None);
+        assert!(store.finish_job(&follower, json!({})).unwrap());
+    }
+    assert_eq!((store.num_unended_jobs("analysis").unwrap(), store.jobs("analysis", 9).unwrap().len()), (0, 4));
+}
+
+#[test]
+fn an_attempt_that_was_broken_off_does_not_count() {
+    let directory = TempDir::new().unwrap();
+    let store = open(&directory);
+    store.enqueue(NewJob { kind: "ingest".into(), ..NewJob::default() }).unwrap();
+    for _ in 0..3 {
+        let job = store.lease_job("ingest", -1).unwrap().unwrap();
+        assert_eq!(job.attempts, 1);
+        assert!(store.forget_attempt(&job).unwrap() && !store.forget_attempt(&job).unwrap());
+    }
 }
 
 #[test]
