@@ -42,6 +42,7 @@ use crate::{
     },
     retrieval::search::Retriever,
     service::{
+        analysis::Analyses,
         documents::{Documents, ingest::Ingest, reindex::Reindex},
         health::{EngineReport, Health, HealthReport, ServerStatus},
         models::Models,
@@ -304,9 +305,11 @@ impl Server {
         let metrics = telemetry::init_metrics()?;
         engine::metrics::describe();
         http::context::describe_metrics();
+        let analyses = Analyses::new(documents.clone(), models.clone(), config.webhooks.clone());
         let app = AppState {
             models: models.clone(),
             documents: documents.clone(),
+            analyses: analyses.clone(),
             health: state.clone(),
             metrics: Some(metrics),
             settings: Arc::new(config.http.clone()),
@@ -319,6 +322,9 @@ impl Server {
             tokio::task::spawn_blocking(move || {
                 let is_loaded = state.status() == ServerStatus::Ready;
                 let outcome = if is_loaded { Ok(()) } else { load(&config, &models, &documents, &state) };
+                if outcome.is_ok() {
+                    analyses.begin();
+                }
                 // The receiver is gone when the server has ended already: nobody waits for a load to end.
                 drop(loaded.send(outcome));
             });

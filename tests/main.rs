@@ -1,5 +1,6 @@
 //! Tests through the public boundary, in one binary: one module an area.
 
+mod analysis;
 mod architecture;
 mod ask;
 mod chat_templates;

@@ -1,6 +1,8 @@
 //! The OpenAPI document against the router and against what the routes really answer.
 
-use hearth::wire::policy::{APP_CHAT, APP_GENERATE, ASK, CHAT, COMPLETION, EMBEDDINGS, GENERATION, LOOKUP, SEARCH};
+use hearth::wire::policy::{
+    ANALYSIS, APP_CHAT, APP_GENERATE, ASK, CHAT, COMPLETION, EMBEDDINGS, GENERATION, LOOKUP, SEARCH,
+};
 use serde_json::{Value, json};
 
 use crate::support::scripted_server::ScriptedServer;
@@ -61,7 +63,7 @@ async fn every_reference_resolves() {
 
 #[test]
 fn the_tables_schemas_are_json() {
-    let of_documents = [LOOKUP, ASK, APP_CHAT, APP_GENERATE, SEARCH].concat();
+    let of_documents = [LOOKUP, ASK, APP_CHAT, APP_GENERATE, SEARCH, ANALYSIS].concat();
     for field in [GENERATION, CHAT, COMPLETION, EMBEDDINGS].concat().into_iter().chain(of_documents) {
         serde_json::from_str::<Value>(field.schema).unwrap_or_else(|error| panic!("{}: {error}", field.name));
     }

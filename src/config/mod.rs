@@ -25,6 +25,7 @@ use crate::{
     http::{HttpSettings, TlsSettings},
     kernels::{device::DeviceChoice, kv::KvType},
     models::store::ModelStore,
+    service::webhook::WebhookSettings,
     telemetry::LogFormat,
     text::extract::Limits,
 };
@@ -51,6 +52,7 @@ pub struct Config {
     pub threads: Option<usize>,
     pub engine: EngineSettings,
     pub documents: DocumentSettings,
+    pub webhooks: WebhookSettings,
     pub address: SocketAddr,
     pub http: HttpSettings,
     pub log_filter: String,
@@ -153,6 +155,9 @@ impl Config {
         let http = HttpSettings::default();
         let upload_limit_bytes = in_range("upload-limit-mib", settings.upload_limit_mib, 1..=4096)?
             .map_or(http.upload_limit_bytes, |mib| mib << 20);
+        let webhook_secret = settings.webhook_secret.map(|secret| secret.parse()).transpose();
+        let webhook_secret = webhook_secret.map_err(|reason| anyhow::anyhow!("--webhook-secret: {reason}."))?;
+        let offline = settings.offline.unwrap_or(false);
         Ok(Self {
             model,
             embedding_model,
@@ -160,7 +165,7 @@ impl Config {
             accept_any_model: settings.accept_any_model.unwrap_or(false),
             models_dir,
             data_dir,
-            offline: settings.offline.unwrap_or(false),
+            offline,
             chat_template_file: settings.chat_template_file,
             chat_template: settings.chat_template,
             device: settings.device.unwrap_or(DeviceChoice::Auto),
@@ -179,6 +184,11 @@ impl Config {
             documents: DocumentSettings {
                 limits: Limits { file_bytes: upload_limit_bytes as u64, ..Limits::default() },
                 reader: None,
+            },
+            webhooks: WebhookSettings {
+                secret: webhook_secret,
+                allow_private: settings.webhook_allow_private.unwrap_or(false),
+                offline,
             },
             address,
             http: HttpSettings {

@@ -142,6 +142,12 @@ settings! {
     /// Refuse parameters that would change nothing, too
     #[arg(long, env = "HEARTH_STRICT", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Server")]
     strict: bool,
+    /// Sign webhooks with this secret; without one, none are sent. `whsec_` and base64, or any text
+    #[arg(long, env = "HEARTH_WEBHOOK_SECRET", value_name = "SECRET", hide_env_values = true, help_heading = "Server")]
+    webhook_secret: String,
+    /// Send webhooks to private addresses, too, such as those of your own network
+    #[arg(long, env = "HEARTH_WEBHOOK_ALLOW_PRIVATE", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Server")]
+    webhook_allow_private: bool,
 
     /// Settings file, TOML
     #[arg(long, env = "HEARTH_CONFIG", value_name = "FILE", help_heading = "General")]

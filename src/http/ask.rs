@@ -33,14 +33,14 @@ use crate::{
     providers::{ChatModel, GenerateStream},
     retrieval::{passages::Passage, search::SearchRequest},
     service::{
-        ask::{AskRequest, Asked, Confidence, ask as ask_service},
+        ask::{AskRequest, Asked, Confidence, ask as ask_service, source},
         chat::{gather, start},
     },
     wire::{
         self, Envelope, Parsed,
         ask::{
             AskAnswer, AskBody, ChatAnswer, ChatBody, Citation, FirstCitations, FirstSources, FoundPassage,
-            GenerateAnswer, GenerateBody, SearchAnswer, SearchBody, Source, preview,
+            GenerateAnswer, GenerateBody, SearchAnswer, SearchBody, Source,
         },
         documents::write_attributes,
         lookup::{Lookup, Wait},
@@ -251,18 +251,6 @@ async fn scope(
         (filter, files) => filter.or(files),
     };
     Ok((collections, filter))
-}
-
-fn source(passage: &Passage) -> Source {
-    Source {
-        title: passage.title().to_owned(),
-        content_preview: preview(&passage.text),
-        similarity_score: passage.similarity,
-        document_id: passage.file_id.clone(),
-        filename: passage.filename.clone(),
-        chunks: passage.chunks,
-        place: passage.place,
-    }
 }
 
 fn citation(passage: &Passage) -> Citation {

@@ -4,6 +4,7 @@
 //! one function of [`crate::service`] and lets `wire` shape the answer. Whatever is refused on the way,
 //! by a handler, an extractor or the router, leaves as the contract's error body through [`error`].
 
+mod analysis;
 mod ask;
 mod auth;
 mod body_room;
@@ -75,6 +76,8 @@ pub fn router(state: AppState) -> Router {
         .route("/api/v1/collections/{name}", delete(documents::delete_collection))
         .route("/api/v1/collections/{name}/reindex", post(documents::reindex))
         .route("/api/v1/collections/{name}/reindex/{job_id}", get(documents::reindex_state))
+        .route("/analysis", get(analysis::list).post(analysis::create))
+        .route("/analysis/{job_id}", get(analysis::retrieve).delete(analysis::cancel))
         // llama-server's clients and load generators
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))

@@ -8,6 +8,7 @@ use super::{error::ApiError, settings::HttpSettings};
 use crate::{
     providers::{ChatModel, Embedder},
     service::{
+        analysis::Analyses,
         documents::Documents,
         health::{Health, refuse_unless_ready},
         models::Models,
@@ -19,6 +20,7 @@ use crate::{
 pub struct AppState {
     pub models: Arc<Models>,
     pub documents: Arc<Documents>,
+    pub analyses: Arc<Analyses>,
     pub health: Arc<dyn Health>,
     /// `None`: `/metrics` is empty.
     pub metrics: Option<PrometheusHandle>,

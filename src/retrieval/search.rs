@@ -1,6 +1,9 @@
 //! One search: the question's vector among the vectors, its words among the words, in several collections at once.
 
-use std::sync::Arc;
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+};
 
 use futures_util::future::try_join_all;
 
@@ -38,6 +41,39 @@ pub struct SearchRequest {
     pub caller: String,
 }
 
+/// A chunk that a search found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Found {
+    pub chunk: Chunk,
+    /// Cosine of its vector and the query's, 0 to 1.
+    pub similarity: f32,
+    /// Its score by reciprocal rank; those of several searches add up.
+    pub score: f64,
+}
+
+/// The passages that several searches found, best first: what is high in several of them comes first.
+pub fn passages(searches: Vec<Vec<Found>>, top_k: usize) -> Vec<Passage> {
+    let mut by_chunk: HashMap<u64, Found> = HashMap::new();
+    for found in searches.into_iter().flatten() {
+        match by_chunk.entry(found.chunk.id) {
+            Entry::Vacant(place) => {
+                place.insert(found);
+            }
+            Entry::Occupied(mut known) => {
+                let known = known.get_mut();
+                known.score += found.score;
+                known.similarity = known.similarity.max(found.similarity);
+            }
+        }
+    }
+    let mut found: Vec<Found> = by_chunk.into_values().collect();
+    let rank = |a: &Found, b: &Found| b.score.total_cmp(&a.score).then(b.similarity.total_cmp(&a.similarity));
+    found.sort_by(|a, b| rank(a, b).then(a.chunk.id.cmp(&b.chunk.id)));
+    let mut passages = merge(found.into_iter().map(|found| (found.chunk, found.similarity)).collect());
+    passages.truncate(top_k);
+    passages
+}
+
 /// Looks for passages.
 #[derive(Clone)]
 pub struct Retriever {
@@ -62,6 +98,15 @@ impl Retriever {
     /// # Errors
     /// If the query cannot be embedded, a collection's vectors are of another embedding model, or the store fails.
     pub async fn search(&self, request: SearchRequest) -> Result<Vec<Passage>> {
+        let top_k = request.top_k;
+        Ok(passages(vec![self.find(request).await?], top_k))
+    }
+
+    /// What [`Self::search`] makes passages of, in no order; [`passages`] makes them of several.
+    ///
+    /// # Errors
+    /// As [`Self::search`].
+    pub async fn find(&self, request: SearchRequest) -> Result<Vec<Found>> {
         let embedded = self
             .embedder
             .embed(EmbedRequest {
@@ -82,20 +127,15 @@ impl Retriever {
             let search = move || this.search_collection(&collection, &request, &vector);
             async { tokio::task::spawn_blocking(search).await.map_err(Error::internal)? }
         });
-        let mut found: Vec<(Chunk, f32, f64)> = try_join_all(searches).await?.into_iter().flatten().collect();
-        found.sort_by(|a, b| b.2.total_cmp(&a.2).then(b.1.total_cmp(&a.1)));
-        let mut passages = merge(found.into_iter().map(|(chunk, similarity, _)| (chunk, similarity)).collect());
-        passages.truncate(request.top_k);
-        Ok(passages)
+        Ok(try_join_all(searches).await?.into_iter().flatten().collect())
     }
 
-    /// Chunks, their similarity to the query, and their score among those of this search.
     fn search_collection(
         &self,
         collection: &Collection,
         request: &SearchRequest,
         vector: &[f32],
-    ) -> Result<Vec<(Chunk, f32, f64)>> {
+    ) -> Result<Vec<Found>> {
         // Nothing has been stored in it yet.
         let Some(embedding) = &collection.embedding else { return Ok(Vec::new()) };
         let asked = self.embedder.identity();
@@ -128,20 +168,20 @@ impl Retriever {
         let ids: Vec<u64> = fused.iter().map(|(id, _)| *id).collect();
         let similarities = self.similarities(&ids, vector)?;
         let chunks = self.store.chunks(&ids).map_err(Error::internal)?;
-        let mut scores: std::collections::HashMap<u64, f64> = fused.into_iter().collect();
+        let mut scores: HashMap<u64, f64> = fused.into_iter().collect();
         Ok(chunks
             .into_iter()
             .filter_map(|chunk| {
                 let similarity = *similarities.get(&chunk.id)?;
                 let score = scores.remove(&chunk.id)?;
-                (similarity >= request.min_similarity).then_some((chunk, similarity, score))
+                (similarity >= request.min_similarity).then_some(Found { chunk, similarity, score })
             })
             .collect())
     }
 
     /// Cosines of the query and the stored vectors, 0 to 1: what points away is no nearer than what has nothing to do
     /// with it.
-    fn similarities(&self, ids: &[u64], vector: &[f32]) -> Result<std::collections::HashMap<u64, f32>> {
+    fn similarities(&self, ids: &[u64], vector: &[f32]) -> Result<HashMap<u64, f32>> {
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
         let length = dot(vector, vector).sqrt();
         let vectors = self.store.vectors(ids).map_err(Error::internal)?;

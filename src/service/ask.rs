@@ -25,6 +25,7 @@ use crate::{
         passages::Passage,
         search::{Retriever, SearchRequest},
     },
+    wire::ask::{Source, preview},
 };
 
 /// The answer where the documents hold nothing on a question.
@@ -116,6 +117,14 @@ pub async fn ask(model: &Arc<dyn ChatModel>, retriever: &Retriever, request: Ask
             caller: request.caller.clone(),
         })
         .await?;
+    ask_over(model, request, passages).await
+}
+
+/// [`ask`] with passages that have been found already, best first; where the request would look is of no matter.
+///
+/// # Errors
+/// If not even one passage fits beside the question, or the model refuses.
+pub async fn ask_over(model: &Arc<dyn ChatModel>, request: AskRequest, passages: Vec<Passage>) -> Result<Asked> {
     if passages.is_empty() {
         return Ok(nothing_found(request.confidence));
     }
@@ -126,6 +135,19 @@ pub async fn ask(model: &Arc<dyn ChatModel>, retriever: &Retriever, request: Ask
     let mut passages: Vec<Option<Passage>> = passages.into_iter().map(Some).collect();
     let sources = context.included.iter().filter_map(|&place| passages[place].take()).collect();
     Ok(Asked { sources, left_out, events, confidence })
+}
+
+/// A passage as it is named to the caller.
+pub fn source(passage: &Passage) -> Source {
+    Source {
+        title: passage.title().to_owned(),
+        content_preview: preview(&passage.text),
+        similarity_score: passage.similarity,
+        document_id: passage.file_id.clone(),
+        filename: passage.filename.clone(),
+        chunks: passage.chunks,
+        place: passage.place,
+    }
 }
 
 /// An answer that no model is asked for.

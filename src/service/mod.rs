@@ -2,6 +2,7 @@
 //! admission, how several generations become one answer. Knows the traits of [`crate::providers`], not who
 //! implements them, and nothing of HTTP.
 
+pub mod analysis;
 pub mod ask;
 pub mod chat;
 pub mod completions;
@@ -11,3 +12,4 @@ pub mod embed;
 pub mod health;
 pub mod jobs;
 pub mod models;
+pub mod webhook;

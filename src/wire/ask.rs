@@ -18,10 +18,10 @@ use crate::{
     error::Result,
 };
 
-const QUESTION_CHARS_MAX: usize = 2000;
+pub(super) const QUESTION_CHARS_MAX: usize = 2000;
 const CONTENT_CHARS_MAX: usize = 10_000;
 const MESSAGES_MAX: usize = 1000;
-const TOKENS_MAX: i64 = 4096;
+pub(super) const TOKENS_MAX: i64 = 4096;
 const ASK_TOKENS_DEFAULT: usize = 512;
 const CHAT_TOKENS_DEFAULT: usize = 1024;
 const CHAT_TEMPERATURE_DEFAULT: f32 = 0.7;
@@ -60,7 +60,7 @@ impl AskBody {
 }
 
 /// A text of 1 to `longest` characters that says something.
-fn read_text(fields: &mut Fields, name: &str, longest: usize) -> Result<String> {
+pub(super) fn read_text(fields: &mut Fields, name: &str, longest: usize) -> Result<String> {
     let text = fields.required_string(name)?;
     let path = fields.path(name);
     let count = text.chars().count();

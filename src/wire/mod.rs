@@ -9,6 +9,7 @@
 //! Nothing here knows of HTTP or runs a model: readers produce the words of [`crate::domain`], writers
 //! consume them.
 
+pub mod analysis;
 pub mod ask;
 pub mod chat_request;
 pub mod chat_response;

@@ -290,12 +290,16 @@ pub const LOOKUP: &[FieldPolicy] = &[
         r#"{"enum":["fused","hybrid","dense","lexical"]}"#,
         "By meaning, by words, or both. Default `fused`.",
     ),
-    honoured("top_k", r#"{"type":"integer","minimum":1,"maximum":100}"#, "Passages at most. Default 5."),
+    honoured(
+        "top_k",
+        r#"{"type":"integer","minimum":1,"maximum":100}"#,
+        "Passages at most. Default 5; for `/analysis` 10.",
+    ),
     honoured("min_similarity", FRACTION, "Passages less similar than this are no answer. Default 0.3."),
     honoured(
         "wait",
         r#"{"anyOf":[{"type":"boolean"},{"type":"number","minimum":0,"maximum":3600}]}"#,
-        "Documents that are still being read: wait for them (`true`, or seconds), or do without (`false`). Unsaid, 409 `indexing`.",
+        "Documents that are still being read: wait for them (`true`, or seconds), or do without (`false`). Unsaid, 409 `indexing`; `/analysis` waits.",
     ),
     honoured(
         "timeout",
@@ -335,6 +339,20 @@ pub const APP_GENERATE: &[FieldPolicy] =
 /// Further fields of `/api/v1/search`.
 pub const SEARCH: &[FieldPolicy] =
     &[honoured("query", r#"{"type":"string","minLength":1,"maxLength":10000}"#, "What to look for.")];
+
+/// Further fields of `/analysis`.
+pub const ANALYSIS: &[FieldPolicy] = &[
+    honoured("company_name", r#"{"type":"string","minLength":1,"maxLength":200}"#, "Whom the question is about."),
+    honoured("question", r#"{"type":"string","minLength":1,"maxLength":2000}"#, "What to find out."),
+    honoured("model", STRING, "A served chat model. Default the first."),
+    honoured("max_tokens", r#"{"type":"integer","minimum":1,"maximum":4096}"#, "Of the summary. Default 1024."),
+    honoured("temperature", r#"{"type":"number","minimum":0,"maximum":2}"#, "Default 0, the likeliest summary."),
+    honoured(
+        "webhook_url",
+        r#"{"type":"string","format":"uri","maxLength":2048}"#,
+        "Told when the job has ended, in a signed message.",
+    ),
+];
 
 /// Applies the tables to what no reader took; returns the names that have no effect.
 pub fn apply(rest: Map<String, Value>, tables: &[&[FieldPolicy]], strict: bool) -> Result<Vec<String>> {
@@ -385,7 +403,8 @@ mod tests {
 
     #[test]
     fn every_schema_and_harmless_value_is_json_and_no_name_stands_twice() {
-        let of_documents = [[LOOKUP, ASK], [LOOKUP, APP_CHAT], [LOOKUP, SEARCH], [GENERATION, APP_GENERATE]];
+        let of_documents =
+            [[LOOKUP, ASK], [LOOKUP, APP_CHAT], [LOOKUP, SEARCH], [GENERATION, APP_GENERATE], [LOOKUP, ANALYSIS]];
         let of_openai = [[GENERATION, CHAT], [GENERATION, COMPLETION], [EMBEDDINGS, &[]]];
         for tables in of_openai.into_iter().chain(of_documents) {
             let mut names = Vec::new();

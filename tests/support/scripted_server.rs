@@ -15,9 +15,11 @@ use hearth::{
     http::{AppState, HttpSettings},
     providers::scripted::{ScriptedChat, ScriptedEmbedder},
     service::{
+        analysis::Analyses,
         documents::Documents,
         health::{EngineReport, Health, HealthReport, ServerStatus},
         models::Models,
+        webhook::WebhookSettings,
     },
     store::Store,
 };
@@ -120,9 +122,12 @@ impl ScriptedServer {
         let health = Arc::new(FixedHealth { status: Mutex::new(ServerStatus::Ready), engine: Mutex::new(engine) });
         let settings = Arc::new(settings);
         let data = tempfile::tempdir().expect("a temporary directory");
+        let models = Arc::new(models);
+        let documents = Documents::new(Arc::new(Store::open(data.path()).expect("a new store")));
         let router = hearth::http::router(AppState {
-            models: Arc::new(models),
-            documents: Documents::new(Arc::new(Store::open(data.path()).expect("a new store"))),
+            analyses: Analyses::new(documents.clone(), models.clone(), WebhookSettings::default()),
+            models,
+            documents,
             health: health.clone(),
             metrics: None,
             settings: settings.clone(),

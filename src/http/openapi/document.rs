@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{application, schemas};
+use super::{analysis, application, schemas};
 use crate::wire::policy::{CHAT, COMPLETION, EMBEDDINGS, FieldPolicy, GENERATION, Policy};
 
 /// The whole document. `tests/contract.rs` holds its paths against the router.
@@ -21,10 +21,10 @@ pub(super) fn document() -> Value {
         },
         "servers": [{"url": "/"}],
         "security": [{"key": []}, {}],
-        "paths": merged(paths(), application::paths()),
+        "paths": merged(merged(paths(), application::paths()), analysis::paths()),
         "components": {
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
-            "schemas": merged(schemas::all(), application::schemas()),
+            "schemas": merged(merged(schemas::all(), application::schemas()), analysis::schemas()),
             "responses": {"Error": error_response("The request was refused or has failed.")},
         },
     })

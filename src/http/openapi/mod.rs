@@ -1,5 +1,6 @@
 //! `/openapi.json` and `/docs`, served from the binary.
 
+mod analysis;
 mod application;
 mod document;
 mod schemas;

@@ -1,0 +1,172 @@
+//! `/analysis`: jobs that answer a question about a company, and what they say on the way, over a WebSocket.
+
+use std::time::Duration;
+
+use axum::{
+    Json,
+    extract::{
+        Path, Query, State,
+        rejection::{PathRejection, QueryRejection},
+        ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code, rejection::WebSocketUpgradeRejection},
+    },
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{context::Caller, error::ApiError, extract::JsonBody, ignored::name_ignored, state::AppState};
+use crate::{
+    error::{Error, ErrorKind},
+    service::analysis::Analyses,
+    wire::{
+        Parsed,
+        analysis::{AnalysisBody, AnalysisJob, AnalysisList},
+    },
+};
+
+const LIST_DEFAULT: usize = 20;
+const LIST_MAX: usize = 100;
+/// Largest message from a follower, who has nothing to say.
+const MESSAGE_BYTES_MAX: usize = 4096;
+/// How long a follower has to close the connection after the last event.
+const CLOSING: Duration = Duration::from_secs(5);
+
+pub(super) async fn create(
+    State(state): State<AppState>,
+    caller: Caller,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
+    let envelope = caller.envelope(&state, false);
+    let Parsed { request, ignored } = AnalysisBody::read(body.clone(), &envelope)?;
+    state.chat_or_first(request.model.as_deref())?;
+    let job = state.analyses.submit(&request, body, envelope).await?;
+    let location = HeaderValue::try_from(format!("/analysis/{}", job.job_id)).map_err(Error::internal)?;
+    let response = (StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(job)).into_response();
+    Ok(name_ignored(response, &ignored))
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct ListQuery {
+    limit: Option<usize>,
+}
+
+pub(super) async fn list(
+    State(state): State<AppState>,
+    query: Result<Query<ListQuery>, QueryRejection>,
+) -> Result<Json<AnalysisList>, ApiError> {
+    let Query(query) = query.map_err(|rejection| Error::invalid("limit", rejection.body_text()))?;
+    let limit = query.limit.unwrap_or(LIST_DEFAULT);
+    if !(1..=LIST_MAX).contains(&limit) {
+        let message = format!("`limit` must be from 1 to {LIST_MAX}, but is {limit}.");
+        return Err(Error::invalid("limit", message).with_code("invalid_value").into());
+    }
+    Ok(Json(AnalysisList { jobs: state.analyses.list(limit).await? }))
+}
+
+pub(super) async fn cancel(
+    State(state): State<AppState>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<AnalysisJob>, ApiError> {
+    Ok(Json(state.analyses.cancel(&job_id(id)?).await?))
+}
+
+/// The job as it is, or, to who asks for a WebSocket, all that it says to its end.
+pub(super) async fn retrieve(
+    State(state): State<AppState>,
+    id: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, ApiError> {
+    let id = job_id(id)?;
+    let found = state.analyses.state(&id, 0).await?;
+    // Some clients offer HTTP/2 in this header with every request.
+    let asks = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
+    if !headers.get_all(header::UPGRADE).iter().any(asks) {
+        return Ok(Json(found.job).into_response());
+    }
+    check_origin(&headers, &state.settings.cors_origins)?;
+    let upgrade =
+        upgrade.map_err(|rejection| Error::new(ErrorKind::InvalidRequest, format!("{}.", rejection.body_text())))?;
+    let (analyses, ping_every) = (state.analyses.clone(), state.settings.keep_alive_interval);
+    Ok(upgrade
+        .max_message_size(MESSAGE_BYTES_MAX)
+        .on_upgrade(async move |socket| follow(socket, &analyses, &id, ping_every).await))
+}
+
+fn job_id(id: Result<Path<String>, PathRejection>) -> Result<String, Error> {
+    id.map(|Path(id)| id).map_err(|rejection| Error::new(ErrorKind::NotFound, rejection.body_text()))
+}
+
+/// A browser lets any page open a WebSocket to anywhere, and CORS does not stop it: pages from elsewhere are let in as
+/// for other routes only.
+fn check_origin(headers: &HeaderMap, allowed: &[String]) -> Result<(), Error> {
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+    let origin = origin.to_str().unwrap_or_default();
+    let is_own = origin.split_once("://").is_some_and(|(_, host)| text(header::HOST) == Some(host));
+    if is_own || allowed.iter().any(|allowed| allowed == "*" || allowed == origin) {
+        return Ok(());
+    }
+    let message = "Pages of this origin may not call this server; name it with --cors-origin if they should.";
+    Err(Error::new(ErrorKind::Forbidden, message))
+}
+
+/// Says every event of a job, from its first to its end, and closes.
+async fn follow(mut socket: WebSocket, analyses: &Analyses, id: &str, ping_every: Duration) {
+    let (mut changes, mut stopping) = (analyses.changes(), analyses.stopping());
+    let mut next = 0;
+    let (code, reason) = loop {
+        changes.mark_unchanged();
+        let Ok(state) = analyses.state(id, next).await else { break (close_code::ERROR, "the job cannot be read") };
+        let mut job = state.job;
+        for event in job.events.take().unwrap_or_default() {
+            next += 1;
+            if socket.send(text(&event)).await.is_err() {
+                return;
+            }
+        }
+        if state.has_ended {
+            if socket.send(text(&last_event(next, &job))).await.is_err() {
+                return;
+            }
+            break (close_code::NORMAL, "the job has ended");
+        }
+        if *stopping.borrow_and_update() {
+            break (close_code::AWAY, "the server stops; the job goes on when it is back");
+        }
+        let said = tokio::select! {
+            _ = changes.changed() => Ok(()),
+            _ = stopping.changed() => Ok(()),
+            () = tokio::time::sleep(ping_every) => socket.send(Message::Ping(bytes::Bytes::new())).await,
+            // Whatever a follower says is of no matter, but that it has gone.
+            message = socket.recv() => match message {
+                Some(Ok(Message::Close(_)) | Err(_)) | None => return,
+                Some(Ok(_)) => Ok(()),
+            },
+        };
+        if said.is_err() {
+            return;
+        }
+    };
+    if socket.send(Message::Close(Some(CloseFrame { code, reason: reason.into() }))).await.is_ok() {
+        let closed = async { while let Some(Ok(_)) = socket.recv().await {} };
+        // Who does not close in time is closed upon.
+        let _ = tokio::time::timeout(CLOSING, closed).await;
+    }
+}
+
+fn text(event: &Value) -> Message {
+    Message::Text(event.to_string().into())
+}
+
+/// How a job ended, as the event after its own.
+fn last_event(number: u64, job: &AnalysisJob) -> Value {
+    let mut event = json!({"number": number, "type": job.status});
+    match job.status {
+        "done" => event["result"] = job.result.clone().unwrap_or_default(),
+        "failed" => event["error"] = json!(job.error),
+        _ => {}
+    }
+    event
+}

@@ -1,0 +1,79 @@
+//! Tells the address that an analysis named that it has ended.
+//!
+//! It is a job that begins in the transaction that ends the analysis: neither is there without the other, whenever the
+//! process is killed. A receiver may get the same message twice, and knows it by its id.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::{BoxFuture, FutureExt};
+use serde_json::{Value, json};
+
+use super::{ANALYSIS, WEBHOOK, state_of};
+use crate::{
+    error::ErrorKind,
+    service::{
+        jobs::{Failure, Jobs, Progress, Worker},
+        webhook::WebhookSettings,
+    },
+    store::Job,
+    wire::analysis::AnalysisMessage,
+};
+
+/// A receiver that is down is tried again for most of a day.
+const RETRIES: [Duration; 8] = [
+    Duration::from_secs(1),
+    Duration::from_secs(5),
+    Duration::from_secs(30),
+    Duration::from_secs(5 * 60),
+    Duration::from_secs(30 * 60),
+    Duration::from_secs(2 * 3600),
+    Duration::from_secs(5 * 3600),
+    Duration::from_secs(10 * 3600),
+];
+
+/// Sends the messages.
+#[derive(Debug)]
+pub(super) struct Notify {
+    pub(super) jobs: Arc<Jobs>,
+    pub(super) webhooks: Arc<WebhookSettings>,
+}
+
+impl Worker for Notify {
+    fn kind(&self) -> &'static str {
+        WEBHOOK
+    }
+
+    fn work(&self, job: Job, _progress: Progress) -> BoxFuture<'_, Result<Value, Failure>> {
+        async move { self.tell(&job).await }.boxed()
+    }
+
+    fn retries(&self) -> &[Duration] {
+        &RETRIES
+    }
+}
+
+impl Notify {
+    async fn tell(&self, job: &Job) -> Result<Value, Failure> {
+        let id = job.payload["job_id"].as_str().unwrap_or_default();
+        let passing = |error: crate::error::Error| match error.kind() {
+            // It ended so long ago that it is forgotten.
+            ErrorKind::NotFound => Failure::Moot,
+            _ => Failure::Passing(error.to_string()),
+        };
+        let analysis = self.jobs.find(ANALYSIS, id).await.map_err(passing)?;
+        let Some(url) = analysis.payload["body"]["webhook_url"].as_str() else { return Err(Failure::Moot) };
+        let data = state_of(&self.jobs, id, 0).await.map_err(passing)?.job;
+        let kind = match data.status {
+            "done" => "analysis.completed",
+            "failed" => "analysis.failed",
+            _ => "analysis.cancelled",
+        };
+        let lasting = |error: &dyn std::fmt::Display| Failure::Lasting(error.to_string());
+        let ended = jiff::Timestamp::from_millisecond(analysis.updated_ms).map_err(|error| lasting(&error))?;
+        let message = AnalysisMessage { kind, timestamp: ended.to_string(), data };
+        let body = serde_json::to_string(&message).map_err(|error| lasting(&error))?;
+        self.webhooks.send(url, &job.id, jiff::Timestamp::now().as_second(), body).await?;
+        tracing::info!(job = id, message = job.id, "told of an analysis that has ended");
+        Ok(json!({}))
+    }
+}

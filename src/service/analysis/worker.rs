@@ -1,0 +1,306 @@
+//! One analysis: several searches, what they found packed into one prompt, a summary written over it and rated.
+//!
+//! Everything it needs is in the job, so that an attempt that was cut off is simply made again. What it says on the way
+//! is stored; the summary's text is said in pieces of about a second, not token by token.
+
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::{
+    StreamExt,
+    future::{BoxFuture, FutureExt},
+};
+use serde_json::{Value, json};
+
+use super::{ANALYSIS, Payload};
+use crate::{
+    domain::{
+        FinishReason, GenerateEvent, Usage,
+        documents::{AttributeFilter, Collection},
+    },
+    error::{Error, ErrorKind},
+    providers::GenerateStream,
+    retrieval::{
+        passages::Passage,
+        search::{Retriever, SearchRequest, passages},
+    },
+    service::{
+        ask::{AskRequest, Asked, Confidence, ask_over, source},
+        chat::ended_early,
+        documents::Documents,
+        jobs::{Failure, Progress, Worker},
+        models::Models,
+    },
+    store::Job,
+    wire::{
+        Envelope, Parsed,
+        analysis::{AnalysisBody, AnalysisResult},
+        lookup::Wait,
+    },
+};
+
+/// One attempt takes no longer, whatever the request's own `timeout`.
+const ATTEMPT_MAX: Duration = Duration::from_secs(3600);
+/// How long documents that are still being read are waited for, where the request does not say.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// Searches for one analysis.
+const QUERIES_MAX: usize = 6;
+/// How often the summary's text is said while it is written.
+const TEXT_EVERY: Duration = Duration::from_secs(1);
+/// After attempts that may go well another time: a queue that is full is not emptied in seconds.
+const RETRIES: [Duration; 5] = [
+    Duration::from_secs(1),
+    Duration::from_secs(5),
+    Duration::from_secs(15),
+    Duration::from_secs(60),
+    Duration::from_secs(300),
+];
+
+/// Works at analyses.
+#[derive(Debug)]
+pub(super) struct Analyst {
+    pub(super) documents: Arc<Documents>,
+    pub(super) models: Arc<Models>,
+}
+
+impl Worker for Analyst {
+    fn kind(&self) -> &'static str {
+        ANALYSIS
+    }
+
+    fn work(&self, job: Job, progress: Progress) -> BoxFuture<'_, Result<Value, Failure>> {
+        async move {
+            progress.report(json!({"type": "started", "attempt": job.attempts})).await;
+            let outcome = self.analyse(&job, &progress).await.map_err(|error| failure(&job, &error));
+            if let Err(Failure::Passing(reason) | Failure::Lasting(reason)) = &outcome {
+                progress.report(json!({"type": "attempt_failed", "reason": reason})).await;
+            }
+            outcome
+        }
+        .boxed()
+    }
+
+    fn retries(&self) -> &[Duration] {
+        &RETRIES
+    }
+}
+
+/// What an error means for the job.
+fn failure(job: &Job, error: &Error) -> Failure {
+    if let Some(cause) = error.internal_source() {
+        tracing::warn!(job = job.id, %error, cause = format!("{cause:#}"), "an analysis failed");
+    }
+    let reason = error.to_string();
+    match error.kind() {
+        ErrorKind::Draining => Failure::Interrupted,
+        // No embedding model is served; there will be none before the server is started anew.
+        ErrorKind::Unavailable if error.code() == Some("no_embedding_model") => Failure::Lasting(reason),
+        ErrorKind::Overloaded
+        | ErrorKind::OutOfMemory
+        | ErrorKind::Unavailable
+        | ErrorKind::RateLimited
+        | ErrorKind::Internal => Failure::Passing(reason),
+        // Documents are still being read.
+        ErrorKind::Conflict if error.retry_after().is_some() => Failure::Passing(reason),
+        _ => Failure::Lasting(reason),
+    }
+}
+
+impl Analyst {
+    async fn analyse(&self, job: &Job, progress: &Progress) -> Result<Value, Error> {
+        let Payload { body, caller, request_id } =
+            serde_json::from_value(job.payload.clone()).map_err(Error::internal)?;
+        let deadline = Some(Instant::now() + ATTEMPT_MAX);
+        let envelope = Envelope { request_id, caller, deadline, strict: false };
+        let Parsed { request, .. } = AnalysisBody::read(body, &envelope)?;
+        let model = self.models.chat_or_first(request.model.as_deref())?;
+        let retriever = self.documents.retriever()?;
+        let collections = self.searchable(&request, progress).await?;
+        let asked = AskRequest {
+            request_id: envelope.request_id,
+            question: about(&request.company_name, &request.question),
+            history: Vec::new(),
+            collections,
+            filter: filter(&request),
+            mode: request.lookup.mode,
+            top_k: request.lookup.top_k,
+            min_similarity: request.lookup.min_similarity,
+            max_tokens: request.max_tokens,
+            temperature: request.temperature,
+            confidence: true,
+            caller: envelope.caller,
+            deadline: request.deadline,
+        };
+        let queries = queries(&request.company_name, &request.question);
+        let passages = search(retriever, &asked, &queries, progress).await?;
+        if !passages.is_empty() {
+            progress.report(json!({"type": "generating", "model": model.info().id})).await;
+        }
+        let Asked { sources, left_out, events, confidence } = ask_over(&model, asked, passages).await?;
+        let written = write(events, progress).await?;
+        let confidence = match confidence {
+            Some(confidence) => confidence.await?,
+            None => Confidence { value: 0.0, is_rated: false },
+        };
+        let result = AnalysisResult {
+            summary: written.text,
+            sources: sources.iter().map(source).collect(),
+            sources_left_out: left_out,
+            confidence: confidence.value,
+            confidence_is_rated: confidence.is_rated,
+            finish_reason: written.finish_reason.as_str(),
+            model: model.info().id.clone(),
+            tokens_used: written.usage.total_tokens(),
+            usage: written.usage.into(),
+        };
+        serde_json::to_value(result).map_err(Error::internal)
+    }
+
+    /// The collections that are asked, once what is in them can be searched.
+    async fn searchable(&self, request: &AnalysisBody, progress: &Progress) -> Result<Vec<Collection>, Error> {
+        let lookup = &request.lookup;
+        let within =
+            |patience| self.documents.scope(&lookup.collections, &lookup.document_ids, patience, request.deadline);
+        let patience = match lookup.wait {
+            Wait::Never => return within(None).await,
+            Wait::Refuse => PATIENCE,
+            Wait::For(patience) => patience,
+        };
+        match within(Some(Duration::ZERO)).await {
+            Err(error) if error.kind() == ErrorKind::Conflict => {
+                progress.report(json!({"type": "waiting_for_documents", "seconds_at_most": patience.as_secs()})).await;
+                within(Some(patience)).await
+            }
+            searchable => searchable,
+        }
+    }
+}
+
+/// The attributes and the documents that are asked for.
+fn filter(request: &AnalysisBody) -> Option<AttributeFilter> {
+    let ids = &request.lookup.document_ids;
+    let files = (!ids.is_empty()).then(|| AttributeFilter::Files(ids.clone()));
+    match (request.lookup.filter.clone(), files) {
+        (Some(filter), Some(files)) => Some(AttributeFilter::All(vec![filter, files])),
+        (filter, files) => filter.or(files),
+    }
+}
+
+/// A question that says whom it is about.
+fn about(company: &str, question: &str) -> String {
+    if question.to_lowercase().contains(&company.to_lowercase()) {
+        question.to_owned()
+    } else {
+        format!("About {company}: {question}")
+    }
+}
+
+/// What is looked for: the question about the company, each sentence of it, the question as it stands, as passages of a
+/// company's own documents seldom name it, and the company.
+fn queries(company: &str, question: &str) -> Vec<String> {
+    let sentences = question.split_inclusive(['?', '.', ';', '\n']).map(str::trim);
+    let sentences: Vec<&str> =
+        sentences.filter(|sentence| sentence.chars().filter(|c| c.is_alphanumeric()).count() > 2).collect();
+    let first = format!("{company} {question}");
+    let parts = sentences.iter().filter(|_| sentences.len() > 1).map(|sentence| format!("{company} {sentence}"));
+    let whole = [question.to_owned(), company.to_owned()];
+    let parts = parts.take(QUERIES_MAX - 1 - whole.len());
+    let mut seen = HashSet::new();
+    let queries = std::iter::once(first).chain(parts).chain(whole);
+    queries.filter(|query| seen.insert(query.to_lowercase())).collect()
+}
+
+async fn search(
+    retriever: &Retriever,
+    asked: &AskRequest,
+    queries: &[String],
+    progress: &Progress,
+) -> Result<Vec<Passage>, Error> {
+    let mut searches = Vec::with_capacity(queries.len());
+    for query in queries {
+        progress.report(json!({"type": "searching", "query": query})).await;
+        let request = SearchRequest {
+            query: query.clone(),
+            collections: asked.collections.clone(),
+            filter: asked.filter.clone(),
+            top_k: asked.top_k,
+            min_similarity: asked.min_similarity,
+            mode: asked.mode,
+            caller: asked.caller.clone(),
+        };
+        searches.push(retriever.find(request).await?);
+    }
+    let passages = passages(searches, asked.top_k);
+    let titles: Vec<&str> = passages.iter().map(Passage::title).collect();
+    progress.report(json!({"type": "passages", "found": passages.len(), "titles": titles})).await;
+    Ok(passages)
+}
+
+struct Written {
+    text: String,
+    finish_reason: FinishReason,
+    usage: Usage,
+}
+
+/// Gathers the summary, and says its text in pieces on the way.
+async fn write(mut events: GenerateStream, progress: &Progress) -> Result<Written, Error> {
+    let mut written = Written { text: String::new(), finish_reason: FinishReason::Stop, usage: Usage::default() };
+    let (mut said, mut last_said) = (0, Instant::now());
+    while let Some(event) = events.next().await {
+        match event? {
+            GenerateEvent::Delta { text, .. } => {
+                written.text.push_str(&text);
+                if last_said.elapsed() >= TEXT_EVERY && written.text.len() > said {
+                    progress.report(json!({"type": "text", "text": written.text[said..]})).await;
+                    (said, last_said) = (written.text.len(), Instant::now());
+                }
+            }
+            GenerateEvent::Finished { reason, .. } => written.finish_reason = reason,
+            GenerateEvent::Done { usage, .. } => {
+                if written.text.len() > said {
+                    progress.report(json!({"type": "text", "text": written.text[said..]})).await;
+                }
+                written.usage = usage;
+                return Ok(written);
+            }
+            GenerateEvent::Prefilled { .. }
+            | GenerateEvent::Echo { .. }
+            | GenerateEvent::Reasoning { .. }
+            | GenerateEvent::ToolCall { .. } => {}
+        }
+    }
+    Err(ended_early())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_question_is_looked_for_in_several_ways() {
+        assert_eq!(queries("Acme", "Who runs it?"), ["Acme Who runs it?", "Who runs it?", "Acme"]);
+        assert_eq!(queries("Acme", "acme"), ["Acme acme", "acme"]);
+        assert_eq!(
+            queries("Acme", "Who runs it? What does it sell?"),
+            [
+                "Acme Who runs it? What does it sell?",
+                "Acme Who runs it?",
+                "Acme What does it sell?",
+                "Who runs it? What does it sell?",
+                "Acme",
+            ]
+        );
+        assert_eq!(queries("Acme", &"What? ".repeat(50)).len(), 4, "the same is asked once");
+        let many: String = (0..50).map(|n| format!("What about {n}? ")).collect();
+        assert_eq!(queries("Acme", &many).len(), QUERIES_MAX);
+    }
+
+    #[test]
+    fn a_question_says_whom_it_is_about_once() {
+        assert_eq!(about("Acme", "Who runs it?"), "About Acme: Who runs it?");
+        assert_eq!(about("Acme", "Who runs ACME?"), "Who runs ACME?");
+    }
+}
