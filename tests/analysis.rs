@@ -185,6 +185,13 @@ async fn a_question_becomes_a_summary_and_all_that_was_said_can_be_heard_late() 
     assert!((0.0..=1.0).contains(&result["confidence"].as_f64().expect("a number")), "{result}");
     assert!(result["tokens_used"].as_u64() > Some(0) && result["model"] == "tiny", "{result}");
 
+    let document = api.client.get(format!("{}/openapi.json", api.url)).send().await.expect("an answer");
+    let document: Value = document.json().await.expect("JSON");
+    let schema = json!({"$ref": "#/components/schemas/AnalysisJob", "components": document["components"]});
+    let validator = jsonschema::validator_for(&schema).expect("the schema compiles");
+    let problems: Vec<String> = validator.iter_errors(&job).map(|error| error.to_string()).collect();
+    assert!(problems.is_empty(), "{problems:?}");
+
     // Nothing is near enough: the fixed sentence, without a generation.
     let none = api.begin(json!({"min_similarity": 1, "collections": "default"})).await;
     let events = api.follow(&none).await.all().await;
@@ -301,6 +308,14 @@ async fn a_webhook_is_signed_and_sent_again_until_it_is_taken() {
     assert_eq!(message["type"], "analysis.completed");
     assert!(message["timestamp"].as_str().is_some_and(|at| at.ends_with('Z')), "{message}");
     assert_eq!(message["data"], api.get(&format!("/{id}")).await);
+
+    let late = api.begin(json!({"webhook_url": url, "timeout": 0.001})).await;
+    let events = api.follow(&late).await.all().await;
+    assert!(kinds(&events).ends_with(&["attempt_failed", "failed"]), "{events:?}");
+    eventually("the failure was told", || receiver.0.lock().len() == 3).await;
+    let message: Value = serde_json::from_str(&receiver.0.lock()[2].1).expect("JSON");
+    assert_eq!((&message["type"], &message["data"]["status"]), (&json!("analysis.failed"), &json!("failed")));
+    assert!(message["data"]["error"].as_str().is_some_and(|said| said.contains("deadline")), "{message}");
 }
 
 /// A reader of documents that goes on for as long as a file is there.
@@ -414,6 +429,7 @@ async fn jobs_and_what_they_said_survive_kill_9() {
             assert_eq!(&events[..before.len()], before);
         }
         let starts = events.iter().filter(|event| event["type"] == "started").count();
-        assert_eq!(api.get(&format!("/{id}")).await["attempts"], starts);
+        // An attempt may be cut off before its first word.
+        assert!(api.get(&format!("/{id}")).await["attempts"].as_u64() >= Some(starts as u64));
     }
 }

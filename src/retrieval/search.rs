@@ -188,3 +188,37 @@ impl Retriever {
         Ok(vectors.iter().map(|(id, stored)| (*id, (dot(stored, vector) / length).clamp(0.0, 1.0))).collect())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_several_searches_found_comes_first_and_once() {
+        let found = |id: u64, similarity: f32, score: f64| Found {
+            chunk: Chunk {
+                id,
+                collection_id: "c".into(),
+                file_id: "f".into(),
+                filename: "f.md".into(),
+                // Far from each other.
+                position: id as usize * 10,
+                text: format!("text {id}"),
+                heading: String::new(),
+                place: None,
+                tokens: 1,
+                attributes: std::collections::BTreeMap::new(),
+            },
+            similarity,
+            score,
+        };
+        let searches =
+            || vec![vec![found(1, 0.9, 0.03), found(2, 0.5, 0.02)], vec![found(3, 0.4, 0.02), found(2, 0.7, 0.02)]];
+        let shown = |top_k| -> Vec<(String, f32)> {
+            passages(searches(), top_k).into_iter().map(|passage| (passage.text, passage.similarity)).collect()
+        };
+        assert_eq!(shown(9), [("text 2".to_owned(), 0.7), ("text 1".to_owned(), 0.9), ("text 3".to_owned(), 0.4)]);
+        assert_eq!(shown(1).len(), 1);
+        assert!(passages(Vec::new(), 5).is_empty());
+    }
+}
