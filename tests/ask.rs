@@ -103,7 +103,7 @@ async fn a_stream_says_its_sources_first_and_its_usage_last() {
         ("/ask/stream", json!({"question": "What is a birch felled for?", "wait": 60, "max_tokens": 8}), "sources"),
         (
             "/api/v1/chat/stream",
-            json!({"messages": [{"role": "user", "content": "What is a birch felled for?"}], "max_tokens": 8}),
+            json!({"messages": [{"role": "user", "content": "What is a birch felled for?"}], "temperature": 0, "max_tokens": 8}),
             "citations",
         ),
     ] {
