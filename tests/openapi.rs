@@ -1,7 +1,7 @@
 //! The OpenAPI document against the router and against what the routes really answer.
 
 use hearth::wire::policy::{
-    ANALYSIS, APP_CHAT, APP_GENERATE, ASK, CHAT, COMPLETION, EMBEDDINGS, GENERATION, LOOKUP, SEARCH,
+    self, ANALYSIS, APP_CHAT, APP_GENERATE, ASK, CHAT, COMPLETION, EMBEDDINGS, GENERATION, LOOKUP, SEARCH,
 };
 use serde_json::{Value, json};
 
@@ -16,13 +16,14 @@ async fn every_route_is_in_the_document_and_nothing_else() {
     let document = document(&ScriptedServer::hello()).await;
     let source = include_str!("../src/http/mod.rs");
     let mut routes: Vec<(String, &str)> = source
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix(".route(\""))
-        .filter_map(|line| line.split_once('"'))
-        .flat_map(|(path, rest)| {
+        .split(".route(")
+        .skip(1)
+        .flat_map(|route| {
+            let path = route.split('"').nth(1).expect("a route has a path").replace("{*", "{");
+            let handlers = route.split(".method_not_allowed_fallback").next().unwrap_or_default();
             let methods =
-                ["get", "post", "delete"].into_iter().filter(move |method| rest.contains(&format!("{method}(")));
-            methods.map(move |method| (path.replace("{*", "{"), method))
+                ["get", "post", "delete"].into_iter().filter(|method| handlers.contains(&format!("{method}(")));
+            methods.map(move |method| (path.clone(), method)).collect::<Vec<_>>()
         })
         .collect();
     let mut described: Vec<(String, &str)> = document["paths"]
@@ -63,8 +64,18 @@ async fn every_reference_resolves() {
 
 #[test]
 fn the_tables_schemas_are_json() {
-    let of_documents = [LOOKUP, ASK, APP_CHAT, APP_GENERATE, SEARCH, ANALYSIS].concat();
-    for field in [GENERATION, CHAT, COMPLETION, EMBEDDINGS].concat().into_iter().chain(of_documents) {
+    let stores = [
+        policy::FILE_UPLOAD,
+        policy::VECTOR_STORE_CREATE,
+        policy::VECTOR_STORE_UPDATE,
+        policy::VECTOR_STORE_FILE,
+        policy::VECTOR_STORE_FILE_UPDATE,
+        policy::FILE_BATCH,
+        policy::VECTOR_STORE_SEARCH,
+    ];
+    let of_documents = [LOOKUP, ASK, APP_CHAT, APP_GENERATE, SEARCH, ANALYSIS];
+    let generating = [GENERATION, CHAT, COMPLETION, EMBEDDINGS];
+    for field in generating.into_iter().chain(of_documents).chain(stores).flatten() {
         serde_json::from_str::<Value>(field.schema).unwrap_or_else(|error| panic!("{}: {error}", field.name));
     }
 }

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt};
 pub struct Collection {
     /// `vs_` and a UUID.
     pub id: String,
-    /// What people call it; no two have the same.
+    /// What people call it. Those that OpenAI's clients made may share a name, or have the empty one.
     pub name: String,
     pub metadata: BTreeMap<String, AttributeValue>,
     /// Milliseconds since 1970.

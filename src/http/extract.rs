@@ -1,12 +1,14 @@
-//! A JSON body, read within its limits of size and time, and refused in the contract's words.
+//! What a request says, refused in the contract's words: a JSON body, read within its limits of size and time, and the
+//! parameters of a query.
 
 use axum::{
     body::Body,
-    extract::{FromRequest, Request},
-    http::{HeaderMap, header},
+    extract::{FromRequest, FromRequestParts, Query, Request},
+    http::{HeaderMap, header, request::Parts},
 };
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{body_room::BodyShare, error::ApiError, state::AppState};
@@ -19,6 +21,21 @@ const DISCARD_MAX_BYTES: usize = 64 * 1024 * 1024;
 /// The parsed body of a request.
 #[derive(Debug)]
 pub(super) struct JsonBody(pub(super) Value);
+
+/// The parameters of the query.
+#[derive(Debug)]
+pub(super) struct QueryParameters<T>(pub(super) T);
+
+impl<T: DeserializeOwned> FromRequestParts<AppState> for QueryParameters<T> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let Query(parameters) = Query::from_request_parts(parts, state).await.map_err(|rejection| {
+            Error::new(ErrorKind::InvalidRequest, format!("The query cannot be read: {}.", rejection.body_text()))
+        })?;
+        Ok(Self(parameters))
+    }
+}
 
 impl FromRequest<AppState> for JsonBody {
     type Rejection = ApiError;

@@ -17,6 +17,7 @@ mod documents;
 mod embeddings;
 pub mod error;
 mod extract;
+mod files;
 mod head_limit;
 mod health;
 mod ignored;
@@ -28,6 +29,7 @@ mod sse;
 mod state;
 mod tokens;
 mod upload;
+mod vector_stores;
 
 use std::any::Any;
 
@@ -61,6 +63,32 @@ pub fn router(state: AppState) -> Router {
         .route("/v1/embeddings", post(embeddings::create_embeddings))
         .route("/v1/models", get(models::list_models))
         .route("/v1/models/{*id}", get(models::retrieve_model))
+        .route("/v1/files", post(files::upload_file).get(files::list_files).layer(DefaultBodyLimit::disable()))
+        .route("/v1/files/{id}", get(files::retrieve_file).delete(files::delete_file))
+        .route("/v1/files/{id}/content", get(files::file_content))
+        .route("/v1/vector_stores", post(vector_stores::create_vector_store).get(vector_stores::list_vector_stores))
+        .route(
+            "/v1/vector_stores/{id}",
+            get(vector_stores::retrieve_vector_store)
+                .post(vector_stores::update_vector_store)
+                .delete(vector_stores::delete_vector_store),
+        )
+        .route("/v1/vector_stores/{id}/search", post(vector_stores::search_vector_store))
+        .route(
+            "/v1/vector_stores/{id}/files",
+            post(vector_stores::create_vector_store_file).get(vector_stores::list_vector_store_files),
+        )
+        .route(
+            "/v1/vector_stores/{id}/files/{file_id}",
+            get(vector_stores::retrieve_vector_store_file)
+                .post(vector_stores::update_vector_store_file)
+                .delete(vector_stores::delete_vector_store_file),
+        )
+        .route("/v1/vector_stores/{id}/files/{file_id}/content", get(vector_stores::vector_store_file_content))
+        .route("/v1/vector_stores/{id}/file_batches", post(vector_stores::create_file_batch))
+        .route("/v1/vector_stores/{id}/file_batches/{batch_id}", get(vector_stores::retrieve_file_batch))
+        .route("/v1/vector_stores/{id}/file_batches/{batch_id}/cancel", post(vector_stores::cancel_file_batch))
+        .route("/v1/vector_stores/{id}/file_batches/{batch_id}/files", get(vector_stores::list_file_batch_files))
         // Programs that ask documents, without an SDK
         .route("/ask", post(ask::ask))
         .route("/ask/stream", post(ask::ask_stream))

@@ -1,6 +1,6 @@
 //! Collections: made, listed, bound to an embedding model, deleted with all that is in them.
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::{
     Result, Store, StoreError,
@@ -24,9 +24,39 @@ fn read_row(row: &Row<'_>) -> rusqlite::Result<Collection> {
 }
 
 fn find(connection: &Connection, id_or_name: &str) -> Result<Option<Collection>> {
-    // Names cannot be mistaken for ids of other collections: the id goes first.
-    let query = format!("SELECT {COLUMNS} FROM collections WHERE id = ?1 OR name = ?1 ORDER BY id = ?1 DESC LIMIT 1");
+    // Names cannot be mistaken for ids of other collections: the id goes first. Of those that share a name, which only
+    // OpenAI's clients can make, the oldest answers to it; those without one answer to their ids only.
+    let query = format!(
+        "SELECT {COLUMNS} FROM collections WHERE id = ?1 OR (name = ?1 AND name <> '')
+         ORDER BY id = ?1 DESC, created, id LIMIT 1"
+    );
     Ok(connection.query_row(&query, [id_or_name], read_row).optional()?)
+}
+
+/// Changes a collection, whoever else has its new name.
+pub(super) fn update(
+    transaction: &Transaction<'_>,
+    id: String,
+    name: Option<String>,
+    metadata: Option<Attributes>,
+) -> Result<Collection> {
+    if let Some(name) = name {
+        transaction.execute("UPDATE collections SET name = ? WHERE id = ?", [&name, &id])?;
+    }
+    if let Some(metadata) = metadata {
+        transaction.execute("UPDATE collections SET metadata = ? WHERE id = ?", [&to_json(&metadata), &id])?;
+    }
+    find(transaction, &id)?.ok_or(StoreError::NotFound { what: "collection", id })
+}
+
+/// A new collection, whoever else has its name.
+pub(super) fn insert(transaction: &Transaction<'_>, name: String, metadata: Attributes) -> Result<Collection> {
+    let (id, created_ms) = (new_id("vs_"), now_ms());
+    transaction.execute(
+        "INSERT INTO collections (id, name, metadata, created) VALUES (?, ?, ?, ?)",
+        params![id, name, to_json(&metadata), created_ms],
+    )?;
+    Ok(Collection { id, name, metadata, created_ms, embedding: None })
 }
 
 impl Store {
@@ -39,13 +69,7 @@ impl Store {
             if taken.optional()?.is_some() {
                 return Err(StoreError::NameTaken(name));
             }
-            let id = new_id("vs_");
-            let created = now_ms();
-            transaction.execute(
-                "INSERT INTO collections (id, name, metadata, created) VALUES (?, ?, ?, ?)",
-                params![id, name, to_json(&metadata), created],
-            )?;
-            Ok(Collection { id, name, metadata, created_ms: created, embedding: None })
+            insert(transaction, name, metadata)
         })
     }
 
@@ -78,19 +102,15 @@ impl Store {
     ) -> Result<Collection> {
         let id = id.to_owned();
         self.write(move |transaction| {
-            if let Some(name) = name {
+            if let Some(name) = &name {
                 let taken =
                     transaction
-                        .query_row("SELECT 1 FROM collections WHERE name = ? AND id <> ?", [&name, &id], |_| Ok(()));
+                        .query_row("SELECT 1 FROM collections WHERE name = ? AND id <> ?", [name, &id], |_| Ok(()));
                 if taken.optional()?.is_some() {
-                    return Err(StoreError::NameTaken(name));
+                    return Err(StoreError::NameTaken(name.clone()));
                 }
-                transaction.execute("UPDATE collections SET name = ? WHERE id = ?", [&name, &id])?;
             }
-            if let Some(metadata) = metadata {
-                transaction.execute("UPDATE collections SET metadata = ? WHERE id = ?", [&to_json(&metadata), &id])?;
-            }
-            find(transaction, &id)?.ok_or(StoreError::NotFound { what: "collection", id })
+            update(transaction, id, name, metadata)
         })
     }
 

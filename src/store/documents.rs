@@ -31,14 +31,14 @@ pub struct Replaced {
     pub removed: Vec<u64>,
 }
 
-const SELECT: &str = "
+pub(super) const SELECT: &str = "
 SELECT documents.collection_id, documents.file_id, files.filename, files.bytes, documents.status, documents.error_code,
     documents.error_reason, documents.attributes, documents.created, documents.updated,
     (SELECT count(*) FROM chunks WHERE chunks.collection_id = documents.collection_id AND
         chunks.file_id = documents.file_id)
 FROM documents JOIN files ON files.id = documents.file_id";
 
-fn read_row(row: &Row<'_>) -> rusqlite::Result<Document> {
+pub(super) fn read_row(row: &Row<'_>) -> rusqlite::Result<Document> {
     let reason: Option<String> = row.get(6)?;
     let status = match row.get_ref(4)?.as_str()? {
         "ready" => DocumentStatus::Ready,
@@ -62,7 +62,7 @@ fn read_row(row: &Row<'_>) -> rusqlite::Result<Document> {
     })
 }
 
-fn find(connection: &Connection, collection_id: &str, file_id: &str) -> Result<Document> {
+pub(super) fn find(connection: &Connection, collection_id: &str, file_id: &str) -> Result<Document> {
     let query = format!("{SELECT} WHERE documents.collection_id = ? AND documents.file_id = ?");
     let found = connection.query_row(&query, [collection_id, file_id], read_row).optional()?;
     found.ok_or_else(|| StoreError::NotFound { what: "document", id: file_id.to_owned() })
@@ -86,6 +86,35 @@ pub(super) fn cancel_ingest(
     Ok(())
 }
 
+pub(super) fn check_exists(connection: &Connection, collection_id: &str, file_id: &str) -> Result<()> {
+    for (table, what, id) in [("collections", "collection", collection_id), ("files", "file", file_id)] {
+        let found = connection.query_row(&format!("SELECT 1 FROM {table} WHERE id = ?"), [id], |_| Ok(()));
+        found.optional()?.ok_or_else(|| StoreError::NotFound { what, id: id.to_owned() })?;
+    }
+    Ok(())
+}
+
+/// Makes a file a document that is to be read, or to be read again.
+pub(super) fn enqueue(
+    transaction: &Transaction<'_>,
+    collection_id: &str,
+    file_id: &str,
+    attributes: &Attributes,
+    supersedes: Option<&str>,
+) -> Result<()> {
+    let now = now_ms();
+    transaction.execute(
+        "INSERT INTO documents (collection_id, file_id, status, attributes, created, updated)
+         VALUES (?1, ?2, 'processing', ?3, ?4, ?4)
+         ON CONFLICT DO UPDATE SET status = 'processing', error_code = NULL, error_reason = NULL, attributes = ?3,
+            updated = ?4",
+        params![collection_id, file_id, to_json(attributes), now],
+    )?;
+    let payload = json!({"collection_id": collection_id, "file_id": file_id, "supersedes": supersedes});
+    jobs::enqueue(transaction, &NewJob { kind: INGEST.to_owned(), payload, followed_by: None })?;
+    Ok(())
+}
+
 impl Store {
     /// Makes a file a member of a collection, to be read by the [`INGEST`] job that is enqueued with it. The same file,
     /// or another one with the same bytes, is the document that is there already, unless reading that one failed. When
@@ -103,10 +132,7 @@ impl Store {
         let (collection_id, file_id) = (collection_id.to_owned(), file_id.to_owned());
         let supersedes = supersedes.map(str::to_owned);
         self.write(move |transaction| {
-            for (table, what, id) in [("collections", "collection", &collection_id), ("files", "file", &file_id)] {
-                let found = transaction.query_row(&format!("SELECT 1 FROM {table} WHERE id = ?"), [id], |_| Ok(()));
-                found.optional()?.ok_or_else(|| StoreError::NotFound { what, id: id.clone() })?;
-            }
+            check_exists(transaction, &collection_id, &file_id)?;
             let same_bytes = format!(
                 "{SELECT} WHERE documents.collection_id = ? AND files.sha256 = (SELECT sha256 FROM files WHERE id = ?) AND \
                  documents.status IN ('processing', 'ready') LIMIT 1"
@@ -114,15 +140,7 @@ impl Store {
             if let Some(known) = transaction.query_row(&same_bytes, [&collection_id, &file_id], read_row).optional()? {
                 return Ok(Upload::Known(known));
             }
-            let now = now_ms();
-            transaction.execute(
-                "INSERT INTO documents (collection_id, file_id, status, attributes, created, updated)
-                 VALUES (?1, ?2, 'processing', ?3, ?4, ?4)
-                 ON CONFLICT DO UPDATE SET status = 'processing', attributes = ?3, updated = ?4",
-                params![collection_id, file_id, to_json(&attributes), now],
-            )?;
-            let payload = json!({"collection_id": collection_id, "file_id": file_id, "supersedes": supersedes});
-            jobs::enqueue(transaction, &NewJob { kind: INGEST.to_owned(), payload, followed_by: None })?;
+            enqueue(transaction, &collection_id, &file_id, &attributes, supersedes.as_deref())?;
             Ok(Upload::New(find(transaction, &collection_id, &file_id)?))
         })
     }

@@ -5,6 +5,7 @@
 //! block, for milliseconds as a rule: callers on an async runtime use its blocking threads.
 
 mod attributes;
+mod batches;
 mod chunks;
 mod collections;
 mod documents;
@@ -27,6 +28,7 @@ use parking_lot::Mutex;
 use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
 
 pub use self::{
+    batches::{Batch, Member},
     documents::{INGEST, Replaced, Upload},
     files::Incoming,
     jobs::{Job, JobState, NewJob},

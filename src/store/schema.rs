@@ -7,10 +7,10 @@ use rusqlite::Connection;
 use super::{Result, StoreError};
 
 /// Marks a database as ours: `HRTH`.
-const APPLICATION_ID: i64 = 0x4852_5448;
+pub(super) const APPLICATION_ID: i64 = 0x4852_5448;
 
 /// Each step brings the schema from its index to the next number. A step that was released is never changed.
-const MIGRATIONS: [&str; 3] = [INITIAL, REEMBEDDED, FOLLOWED_BY];
+pub(super) const MIGRATIONS: [&str; 4] = [INITIAL, REEMBEDDED, FOLLOWED_BY, BATCHES];
 
 /// Times are milliseconds since 1970; attributes and metadata are JSON objects; vectors are little-endian floats of
 /// unit length. A chunk's id is never used again, so that an index can be held against the table by ids alone.
@@ -111,6 +111,40 @@ CREATE TABLE reembedded (
 /// The kind of the job that begins when a job ends.
 const FOLLOWED_BY: &str = "ALTER TABLE jobs ADD COLUMN followed_by TEXT;";
 
+/// Batches of documents that were added together. And names of collections need not be unique any more: OpenAI's vector
+/// stores may share one, or have none. A constraint goes away only with its table.
+const BATCHES: &str = "
+CREATE TABLE new_collections (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    metadata TEXT NOT NULL DEFAULT '{}',
+    embedding TEXT,
+    dimensions INTEGER,
+    created INTEGER NOT NULL
+) STRICT;
+INSERT INTO new_collections SELECT id, name, metadata, embedding, dimensions, created FROM collections;
+DROP TABLE collections;
+ALTER TABLE new_collections RENAME TO collections;
+CREATE INDEX collections_by_name ON collections (name);
+
+CREATE TABLE batches (
+    id TEXT PRIMARY KEY,
+    collection_id TEXT NOT NULL REFERENCES collections (id) ON DELETE CASCADE,
+    cancelled INTEGER NOT NULL DEFAULT 0,
+    created INTEGER NOT NULL
+) STRICT;
+CREATE INDEX batches_by_collection ON batches (collection_id);
+
+CREATE TABLE batch_documents (
+    batch_id TEXT NOT NULL REFERENCES batches (id) ON DELETE CASCADE,
+    collection_id TEXT NOT NULL,
+    file_id TEXT NOT NULL,
+    PRIMARY KEY (batch_id, file_id),
+    FOREIGN KEY (collection_id, file_id) REFERENCES documents (collection_id, file_id) ON DELETE CASCADE
+) STRICT, WITHOUT ROWID;
+CREATE INDEX batch_documents_by_document ON batch_documents (collection_id, file_id);
+";
+
 /// Brings the database to the newest schema, in one transaction.
 pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
     let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
@@ -126,6 +160,8 @@ pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
     if version == supported {
         return Ok(());
     }
+    // While they are enforced, a table that is replaced takes with it what refers to it.
+    connection.pragma_update(None, "foreign_keys", false)?;
     let transaction = connection.transaction()?;
     for migration in &MIGRATIONS[version.max(0) as usize..] {
         transaction.execute_batch(migration)?;
@@ -133,5 +169,6 @@ pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     transaction.pragma_update(None, "user_version", supported)?;
     transaction.commit()?;
+    connection.pragma_update(None, "foreign_keys", true)?;
     Ok(())
 }

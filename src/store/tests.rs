@@ -331,3 +331,76 @@ fn a_database_that_is_not_ours_to_use_is_left_as_it_is() {
     assert!(matches!(said, StoreError::Corrupt { .. }), "{said}");
     assert_eq!(fs::read(garbage.path().join(DATABASE)).unwrap(), bytes);
 }
+
+#[test]
+fn an_older_database_keeps_all_that_is_in_it() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join(DATABASE);
+    let connection = Connection::open(&path).unwrap();
+    configure(&connection).unwrap();
+    connection.execute_batch(schema::MIGRATIONS[0]).unwrap();
+    connection.execute_batch(schema::MIGRATIONS[1]).unwrap();
+    connection.pragma_update(None, "application_id", schema::APPLICATION_ID).unwrap();
+    connection.pragma_update(None, "user_version", 2).unwrap();
+    connection
+        .execute_batch(
+            "INSERT INTO collections (id, name, created) VALUES ('vs_1', 'docs', 1);
+             INSERT INTO files VALUES ('file-1', 'a.md', 'assistants', 1, zeroblob(32), 1);
+             INSERT INTO documents (collection_id, file_id, status, created, updated)
+                VALUES ('vs_1', 'file-1', 'ready', 1, 1);
+             INSERT INTO chunks (collection_id, file_id, position, heading, text, tokens)
+                VALUES ('vs_1', 'file-1', 0, '', 'words', 1);",
+        )
+        .unwrap();
+    drop(connection);
+    let store = open(&directory);
+    assert_eq!(store.document("vs_1", "file-1").unwrap().num_chunks, 1);
+    assert_eq!(words(&store, "vs_1", "words"), store.chunk_ids("vs_1").unwrap());
+    assert!(store.delete_collection("vs_1").unwrap());
+    assert!(store.chunk_ids("vs_1").unwrap().is_empty(), "what refers to a collection still goes with it");
+}
+
+#[test]
+fn a_batch_outlives_the_process_and_is_cancelled_as_one() {
+    let directory = TempDir::new().unwrap();
+    let store = open(&directory);
+    let id = store.create_vector_store(String::new(), BTreeMap::new(), Vec::new()).unwrap().id;
+    let member = |file: &StoredFile| Member { file_id: file.id.clone(), attributes: BTreeMap::new() };
+    let files = ["a", "b", "c"].map(|name| file(&store, name, b"same"));
+    let unknown = Member { file_id: "file-none".into(), attributes: BTreeMap::new() };
+    let refused = store.create_batch(&id, vec![member(&files[0]), unknown]);
+    assert!(matches!(refused, Err(StoreError::NotFound { what: "file", .. })));
+    assert!(store.documents(&id).unwrap().is_empty() && store.lease_job(INGEST, 1000).unwrap().is_none());
+    let batch = store.create_batch(&id, files.iter().map(member).collect()).unwrap();
+    store.replace_chunks(&id, &files[0].id, vec![chunk("same")], None).unwrap();
+    drop(store);
+
+    let store = open(&directory);
+    assert_eq!(store.batch(&id, &batch.id).unwrap().documents.len(), 3);
+    assert!(matches!(store.batch("vs_other", &batch.id), Err(StoreError::NotFound { .. })));
+    let cancelled = store.cancel_batch(&id, &batch.id).unwrap();
+    let ready = cancelled.documents.iter().filter(|document| document.status == DocumentStatus::Ready).count();
+    assert_eq!((cancelled.cancelled, ready), (true, 1));
+    let late = store.replace_chunks(&id, &files[1].id, vec![chunk("same")], None);
+    assert!(matches!(late, Err(StoreError::NotFound { .. })));
+    store.attach_document(&id, member(&files[1])).unwrap();
+    assert_eq!(store.document(&id, &files[1].id).unwrap().status, DocumentStatus::Processing, "added again");
+    store.delete_document(&id, &files[2].id).unwrap();
+    assert_eq!(store.batch(&id, &batch.id).unwrap().documents.len(), 2);
+    assert!(store.delete_collection(&id).unwrap());
+    assert!(matches!(store.batch(&id, &batch.id), Err(StoreError::NotFound { .. })));
+}
+
+#[test]
+fn a_shared_name_is_the_oldests_and_no_name_is_nobodys() {
+    let directory = TempDir::new().unwrap();
+    let store = open(&directory);
+    let made: Vec<String> = ["docs", "docs", ""]
+        .map(|name| store.create_vector_store(name.to_owned(), BTreeMap::new(), Vec::new()).unwrap().id)
+        .into();
+    assert_eq!(store.collection("docs").unwrap().id, made[0]);
+    assert!(matches!(store.collection(""), Err(StoreError::NotFound { .. })));
+    assert!(matches!(store.create_collection("docs", BTreeMap::new()), Err(StoreError::NameTaken(_))));
+    assert_eq!(store.update_vector_store(&made[2], Some("docs".into()), None).unwrap().name, "docs");
+    assert!(matches!(store.update_vector_store("vs_none", None, None), Err(StoreError::NotFound { .. })));
+}

@@ -20,8 +20,10 @@ pub mod documents;
 pub mod embeddings;
 pub mod error;
 pub mod fields;
+pub mod files;
 pub mod generation;
 pub mod health;
+pub mod lists;
 pub mod lookup;
 pub mod messages;
 pub mod models;
@@ -29,6 +31,7 @@ pub mod policy;
 pub mod tokens;
 pub mod tools;
 pub mod usage;
+pub mod vector_stores;
 
 use std::time::Instant;
 

@@ -354,6 +354,88 @@ pub const ANALYSIS: &[FieldPolicy] = &[
     ),
 ];
 
+const NAME: &str = r#"{"type":"string","maxLength":256}"#;
+const METADATA: &str =
+    r#"{"type":"object","maxProperties":16,"additionalProperties":{"type":["string","number","boolean","null"]}}"#;
+const FILE_IDS: &str = r#"{"type":"array","maxItems":2000,"items":{"type":"string"}}"#;
+const EXPIRES_AFTER: FieldPolicy = ignored("expires_after", "Nothing expires by itself: delete what is not needed.");
+const CHUNKING_STRATEGY: FieldPolicy = refused(
+    "chunking_strategy",
+    &[r#"{"type":"auto"}"#],
+    "Documents are cut along their structure, to the length that the embedding model reads.",
+);
+
+/// Fields of the form of `POST /v1/files`, beside the file itself.
+pub const FILE_UPLOAD: &[FieldPolicy] = &[
+    honoured(
+        "purpose",
+        r#"{"enum":["assistants","batch","fine-tune","vision","user_data","evals"]}"#,
+        "Kept and listed; every file can go into a vector store.",
+    ),
+    EXPIRES_AFTER,
+];
+
+/// Fields of `POST /v1/vector_stores`.
+pub const VECTOR_STORE_CREATE: &[FieldPolicy] = &[
+    honoured("name", NAME, "For people; several may share it."),
+    honoured("file_ids", FILE_IDS, "Files to begin with."),
+    honoured("metadata", METADATA, "Kept with it; up to 16 pairs."),
+    ignored("description", "It is not kept; use `metadata`."),
+    EXPIRES_AFTER,
+    CHUNKING_STRATEGY,
+];
+
+/// Fields of `POST /v1/vector_stores/{id}`.
+pub const VECTOR_STORE_UPDATE: &[FieldPolicy] = &[
+    honoured("name", NAME, "The new name."),
+    honoured("metadata", METADATA, "Takes the place of what was kept."),
+    EXPIRES_AFTER,
+];
+
+/// Fields of `POST /v1/vector_stores/{id}/files`.
+pub const VECTOR_STORE_FILE: &[FieldPolicy] = &[
+    honoured("file_id", STRING, "An uploaded file."),
+    honoured("attributes", METADATA, "What searches filter by; up to 16 pairs."),
+    CHUNKING_STRATEGY,
+];
+
+/// Fields of `POST /v1/vector_stores/{id}/files/{file_id}`.
+pub const VECTOR_STORE_FILE_UPDATE: &[FieldPolicy] =
+    &[honoured("attributes", METADATA, "Take the place of the old ones; null or `{}` removes them.")];
+
+/// Fields of `POST /v1/vector_stores/{id}/file_batches`.
+pub const FILE_BATCH: &[FieldPolicy] = &[
+    honoured("file_ids", FILE_IDS, "Uploaded files; up to 2000."),
+    honoured(
+        "files",
+        r#"{"type":"array","maxItems":2000,"items":{"type":"object","required":["file_id"],"properties":{"file_id":{"type":"string"},"attributes":{"type":["object","null"]}}}}"#,
+        "Instead of `file_ids`: files with attributes of their own.",
+    ),
+    honoured("attributes", METADATA, "Of all `file_ids`."),
+    CHUNKING_STRATEGY,
+];
+
+/// Fields of `POST /v1/vector_stores/{id}/search`.
+pub const VECTOR_STORE_SEARCH: &[FieldPolicy] = &[
+    honoured(
+        "query",
+        r#"{"anyOf":[{"type":"string","minLength":1},{"type":"array","minItems":1,"maxItems":16,"items":{"type":"string","minLength":1}}]}"#,
+        "What to look for; several ask for what is near to any of them.",
+    ),
+    honoured(
+        "filters",
+        r#"{"type":"object","required":["type"],"properties":{"type":{"enum":["eq","ne","gt","gte","lt","lte","in","nin","and","or"]}}}"#,
+        "Over attributes: `{type, key, value}`, or `{type: \"and\" | \"or\", filters}`.",
+    ),
+    honoured("max_num_results", r#"{"type":"integer","minimum":1,"maximum":50}"#, "Passages at most. Default 10."),
+    honoured(
+        "ranking_options",
+        r#"{"type":"object","properties":{"ranker":{"enum":["none","auto","default-2024-11-15",null]},"score_threshold":{"type":["number","null"],"minimum":0,"maximum":1}}}"#,
+        "`score_threshold`: passages below it are left out. `ranker` `none` looks by meaning only, any other by words, too.",
+    ),
+    ignored("rewrite_query", "The query is searched as it stands."),
+];
+
 /// Applies the tables to what no reader took; returns the names that have no effect.
 pub fn apply(rest: Map<String, Value>, tables: &[&[FieldPolicy]], strict: bool) -> Result<Vec<String>> {
     let mut without_effect = Vec::new();
@@ -406,7 +488,17 @@ mod tests {
         let of_documents =
             [[LOOKUP, ASK], [LOOKUP, APP_CHAT], [LOOKUP, SEARCH], [GENERATION, APP_GENERATE], [LOOKUP, ANALYSIS]];
         let of_openai = [[GENERATION, CHAT], [GENERATION, COMPLETION], [EMBEDDINGS, &[]]];
-        for tables in of_openai.into_iter().chain(of_documents) {
+        let of_vector_stores = [
+            FILE_UPLOAD,
+            VECTOR_STORE_CREATE,
+            VECTOR_STORE_UPDATE,
+            VECTOR_STORE_FILE,
+            VECTOR_STORE_FILE_UPDATE,
+            FILE_BATCH,
+            VECTOR_STORE_SEARCH,
+        ];
+        let of_vector_stores = of_vector_stores.map(|table| [table, &[]]);
+        for tables in of_openai.into_iter().chain(of_documents).chain(of_vector_stores) {
             let mut names = Vec::new();
             for field in tables.concat() {
                 serde_json::from_str::<Value>(field.schema).unwrap_or_else(|error| panic!("{}: {error}", field.name));

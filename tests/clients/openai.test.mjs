@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import OpenAI from "openai";
+import OpenAI, { toFile } from "openai";
 
 const client = new OpenAI({ baseURL: `${process.env.HEARTH_BASE_URL}/v1`, apiKey: process.env.HEARTH_KEY, maxRetries: 0 });
 const messages = [{ role: "user", content: "What is Hearth?" }];
@@ -68,4 +68,28 @@ test("errors have their classes", async () => {
   await assert.rejects(client.chat.completions.create({ model, messages, temperature: 9 }), OpenAI.BadRequestError);
   const stranger = new OpenAI({ baseURL: client.baseURL, apiKey: "wrong", maxRetries: 0 });
   await assert.rejects(stranger.models.list().then(() => {}), OpenAI.AuthenticationError);
+});
+
+test("files and a vector store that is searched", async () => {
+  const store = await client.vectorStores.create({ name: "notes" });
+  const text = "Tomatoes want sun, warm nights and much water.";
+  const file = await client.vectorStores.files.uploadAndPoll(store.id, await toFile(Buffer.from(text), "garden.md"));
+  assert.equal(file.status, "completed");
+  const batch = await client.vectorStores.fileBatches.uploadAndPoll(store.id, {
+    files: [await toFile(Buffer.from("The motor oil is changed by a mechanic."), "car.md")],
+  });
+  assert.deepEqual([batch.status, batch.file_counts.completed], ["completed", 1]);
+  const found = await client.vectorStores.search(store.id, { query: "growing tomatoes", max_num_results: 1 });
+  assert.equal(found.data[0].filename, "garden.md");
+  await client.vectorStores.files.update(file.id, { vector_store_id: store.id, attributes: { year: 2024 } });
+  const filters = { type: "gte", key: "year", value: 2024 };
+  const filtered = await client.vectorStores.search(store.id, { query: "motor oil", filters });
+  assert.deepEqual(filtered.data.map((result) => result.filename), ["garden.md"]);
+  assert.equal(await (await client.files.content(file.id)).text(), text);
+  const ids = [];
+  for await (const one of client.vectorStores.files.list(store.id, { limit: 1 })) ids.push(one.id);
+  assert.equal(ids.length, 2);
+  for (const id of ids) assert.ok((await client.files.delete(id)).deleted);
+  assert.ok((await client.vectorStores.delete(store.id)).deleted);
+  await assert.rejects(client.vectorStores.retrieve(store.id), OpenAI.NotFoundError);
 });

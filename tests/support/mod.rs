@@ -1,5 +1,6 @@
 //! What several areas of tests share.
 
+pub mod api;
 pub mod fake_hub;
 pub mod gguf_writer;
 pub mod running_server;

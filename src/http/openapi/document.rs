@@ -5,11 +5,14 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{analysis, application, schemas};
+use super::{analysis, application, schemas, vector_stores};
 use crate::wire::policy::{CHAT, COMPLETION, EMBEDDINGS, FieldPolicy, GENERATION, Policy};
 
 /// The whole document. `tests/contract.rs` holds its paths against the router.
 pub(super) fn document() -> Value {
+    let paths = [application::paths(), analysis::paths(), vector_stores::paths()].into_iter().fold(paths(), merged);
+    let schemas = [application::schemas(), analysis::schemas(), vector_stores::schemas()];
+    let schemas = schemas.into_iter().fold(schemas::all(), merged);
     json!({
         "openapi": "3.1.0",
         "info": {
@@ -21,10 +24,10 @@ pub(super) fn document() -> Value {
         },
         "servers": [{"url": "/"}],
         "security": [{"key": []}, {}],
-        "paths": merged(merged(paths(), application::paths()), analysis::paths()),
+        "paths": paths,
         "components": {
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
-            "schemas": merged(merged(schemas::all(), application::schemas()), analysis::schemas()),
+            "schemas": schemas,
             "responses": {"Error": error_response("The request was refused or has failed.")},
         },
     })
@@ -146,7 +149,7 @@ pub(super) fn operation(id: &str, summary: &str, answer: Answer, errors: &[u16])
 /// Refusals of a route that takes a body and runs a model.
 pub(super) const GENERATING: [u16; 9] = [400, 401, 404, 408, 413, 415, 500, 503, 504];
 /// Of one that takes a body and only looks at text.
-const READING: [u16; 8] = [400, 401, 404, 408, 413, 415, 500, 503];
+pub(super) const READING: [u16; 8] = [400, 401, 404, 408, 413, 415, 500, 503];
 
 fn paths() -> Value {
     let chat = post(

@@ -4,6 +4,7 @@ mod analysis;
 mod application;
 mod document;
 mod schemas;
+mod vector_stores;
 
 use std::sync::{Arc, LazyLock};
 

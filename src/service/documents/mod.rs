@@ -6,6 +6,7 @@
 
 pub mod ingest;
 pub mod reindex;
+pub mod vector_stores;
 
 use std::{
     collections::BTreeMap,

@@ -1,0 +1,269 @@
+//! `/v1/vector_stores`: made, filled, searched.
+
+use std::collections::BTreeMap;
+
+use axum::{
+    Json,
+    extract::{Path, State, rejection::PathRejection},
+    http::{HeaderName, HeaderValue},
+    response::{IntoResponse, Response},
+};
+
+use super::{
+    context::Caller,
+    error::ApiError,
+    extract::{JsonBody, QueryParameters},
+    files::members,
+    ignored::name_ignored,
+    state::AppState,
+};
+use crate::{
+    domain::documents::{Collection, Document, DocumentStatus, SearchMode},
+    retrieval::search::SearchRequest,
+    service::health::refuse_unless_ready,
+    store::{Batch, Member},
+    wire::{
+        Parsed,
+        files::{self, Deleted},
+        lists::{List, ListQuery, PAGE},
+        vector_stores::{
+            FileBatchObject, FileContentPage, ID_PREFIX, SearchResult, SearchResultsPage, VectorStoreFileListQuery,
+            VectorStoreFileObject, VectorStoreFileRequest, VectorStoreObject, VectorStoreRequest,
+            VectorStoreSearchRequest, read_batch, read_new_attributes,
+        },
+    },
+};
+
+/// Tells an SDK that polls how long it should wait.
+const POLL_AFTER_MS: HeaderName = HeaderName::from_static("openai-poll-after-ms");
+const POLL_AFTER: HeaderValue = HeaderValue::from_static("200");
+
+/// One member of a path.
+type Id = Result<Path<String>, PathRejection>;
+/// A vector store, and what is in it.
+type Ids = Result<Path<(String, String)>, PathRejection>;
+type Parameters = QueryParameters<BTreeMap<String, String>>;
+
+/// A file that nobody will ever read is not taken in.
+fn refuse_unless_read(state: &AppState) -> Result<(), ApiError> {
+    refuse_unless_ready(&state.health.status())?;
+    state.documents.retriever()?;
+    Ok(())
+}
+
+async fn described(state: &AppState, collection: Collection) -> Result<VectorStoreObject, ApiError> {
+    let documents = state.documents.documents(&collection.id).await?;
+    Ok(VectorStoreObject::new(collection, &documents))
+}
+
+pub(super) async fn create_vector_store(
+    State(state): State<AppState>,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
+    let Parsed { request, ignored } = VectorStoreRequest::read_create(body, state.settings.strict)?;
+    if !request.file_ids.is_empty() {
+        refuse_unless_read(&state)?;
+    }
+    let (name, metadata) = (request.name.unwrap_or_default(), request.metadata.unwrap_or_default());
+    let created = state.documents.create_vector_store(name, metadata, request.file_ids).await?;
+    Ok(name_ignored(Json(described(&state, created).await?).into_response(), &ignored))
+}
+
+pub(super) async fn list_vector_stores(
+    State(state): State<AppState>,
+    QueryParameters(mut parameters): Parameters,
+) -> Result<Json<List<VectorStoreObject>>, ApiError> {
+    let query = ListQuery::take(&mut parameters, PAGE)?;
+    let mut collections = state.documents.collections().await?;
+    collections.reverse();
+    let (collections, has_more) = query.page(collections, ID_PREFIX, |collection| &collection.id)?;
+    let mut objects = Vec::with_capacity(collections.len());
+    for collection in collections {
+        objects.push(described(&state, collection).await?);
+    }
+    Ok(Json(List::new(objects, has_more, |store| &store.id)))
+}
+
+pub(super) async fn retrieve_vector_store(
+    State(state): State<AppState>,
+    id: Id,
+) -> Result<Json<VectorStoreObject>, ApiError> {
+    let collection = state.documents.vector_store(&members(id)?).await?;
+    Ok(Json(described(&state, collection).await?))
+}
+
+pub(super) async fn update_vector_store(
+    State(state): State<AppState>,
+    id: Id,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
+    let Parsed { request, ignored } = VectorStoreRequest::read_update(body, state.settings.strict)?;
+    let updated = state.documents.update_vector_store(&members(id)?, request.name, request.metadata).await?;
+    Ok(name_ignored(Json(described(&state, updated).await?).into_response(), &ignored))
+}
+
+pub(super) async fn delete_vector_store(State(state): State<AppState>, id: Id) -> Result<Json<Deleted>, ApiError> {
+    let collection = state.documents.vector_store(&members(id)?).await?;
+    state.documents.delete_collection(&collection.id).await?;
+    Ok(Json(Deleted::new(collection.id, "vector_store.deleted")))
+}
+
+pub(super) async fn search_vector_store(
+    State(state): State<AppState>,
+    caller: Caller,
+    id: Id,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
+    let Parsed { request, ignored } = VectorStoreSearchRequest::read(body, state.settings.strict)?;
+    let collection = state.documents.vector_store(&members(id)?).await?;
+    refuse_unless_read(&state)?;
+    let search = SearchRequest {
+        query: String::new(),
+        collections: vec![collection],
+        filter: request.filter,
+        top_k: request.max_num_results,
+        min_similarity: request.score_threshold,
+        mode: if request.dense_only { SearchMode::Dense } else { SearchMode::Fused },
+        caller: caller.envelope(&state, false).caller,
+    };
+    let found = state.documents.search_for_any(request.queries.clone(), search).await?;
+    let results = found.into_iter().map(|passage| {
+        SearchResult::new(passage.file_id, passage.filename, passage.similarity, &passage.attributes, passage.text)
+    });
+    let page = SearchResultsPage::new(request.queries, results.collect());
+    Ok(name_ignored(Json(page).into_response(), &ignored))
+}
+
+// --- files of a vector store ---
+
+fn member(request: VectorStoreFileRequest) -> Member {
+    Member { file_id: request.file_id, attributes: request.attributes }
+}
+
+fn file_answer(document: Document) -> Response {
+    let polled = document.status == DocumentStatus::Processing;
+    let answer = Json(VectorStoreFileObject::from(document)).into_response();
+    if polled { poll_again(answer) } else { answer }
+}
+
+fn poll_again(mut answer: Response) -> Response {
+    answer.headers_mut().insert(POLL_AFTER_MS, POLL_AFTER);
+    answer
+}
+
+fn file_list(documents: Vec<Document>, has_more: bool) -> Json<List<VectorStoreFileObject>> {
+    let objects = documents.into_iter().map(VectorStoreFileObject::from).collect();
+    Json(List::new(objects, has_more, |file| &file.id))
+}
+
+pub(super) async fn create_vector_store_file(
+    State(state): State<AppState>,
+    id: Id,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
+    let Parsed { request, ignored } = VectorStoreFileRequest::read(body, state.settings.strict)?;
+    let collection = state.documents.vector_store(&members(id)?).await?;
+    refuse_unless_read(&state)?;
+    let document = state.documents.attach(&collection.id, member(request)).await?;
+    Ok(name_ignored(file_answer(document), &ignored))
+}
+
+pub(super) async fn list_vector_store_files(
+    State(state): State<AppState>,
+    id: Id,
+    QueryParameters(parameters): Parameters,
+) -> Result<Json<List<VectorStoreFileObject>>, ApiError> {
+    let query = VectorStoreFileListQuery::read(parameters)?;
+    let collection = state.documents.vector_store(&members(id)?).await?;
+    let mut documents = state.documents.documents(&collection.id).await?;
+    documents.retain(|document| query.admits(document));
+    let (documents, has_more) = query.page.page(documents, files::ID_PREFIX, |document| &document.file_id)?;
+    Ok(file_list(documents, has_more))
+}
+
+pub(super) async fn retrieve_vector_store_file(State(state): State<AppState>, ids: Ids) -> Result<Response, ApiError> {
+    let (id, file_id) = members(ids)?;
+    let collection = state.documents.vector_store(&id).await?;
+    Ok(file_answer(state.documents.document(&collection.id, &file_id).await?))
+}
+
+pub(super) async fn update_vector_store_file(
+    State(state): State<AppState>,
+    ids: Ids,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
+    let Parsed { request, ignored } = read_new_attributes(body, state.settings.strict)?;
+    let (id, file_id) = members(ids)?;
+    let collection = state.documents.vector_store(&id).await?;
+    let document = state.documents.set_attributes(&collection.id, &file_id, request).await?;
+    Ok(name_ignored(file_answer(document), &ignored))
+}
+
+pub(super) async fn delete_vector_store_file(
+    State(state): State<AppState>,
+    ids: Ids,
+) -> Result<Json<Deleted>, ApiError> {
+    let (id, file_id) = members(ids)?;
+    let collection = state.documents.vector_store(&id).await?;
+    state.documents.remove(&collection.id, &file_id).await?;
+    Ok(Json(Deleted::new(file_id, "vector_store.file.deleted")))
+}
+
+pub(super) async fn vector_store_file_content(
+    State(state): State<AppState>,
+    ids: Ids,
+) -> Result<Json<FileContentPage>, ApiError> {
+    let (id, file_id) = members(ids)?;
+    let collection = state.documents.vector_store(&id).await?;
+    let (document, chunks) = state.documents.content(&collection.id, &file_id).await?;
+    Ok(Json(FileContentPage::new(document, chunks)))
+}
+
+// --- batches of files ---
+
+fn batch_answer(batch: Batch) -> Response {
+    let Batch { id, collection_id, created_ms, cancelled, documents } = batch;
+    let object = FileBatchObject::new(id, created_ms, collection_id, cancelled, &documents);
+    let polled = object.is_in_progress();
+    let answer = Json(object).into_response();
+    if polled { poll_again(answer) } else { answer }
+}
+
+pub(super) async fn create_file_batch(
+    State(state): State<AppState>,
+    id: Id,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
+    let Parsed { request, ignored } = read_batch(body, state.settings.strict)?;
+    let collection = state.documents.vector_store(&members(id)?).await?;
+    refuse_unless_read(&state)?;
+    let files = request.into_iter().map(member).collect();
+    let batch = state.documents.attach_batch(&collection.id, files).await?;
+    Ok(name_ignored(batch_answer(batch), &ignored))
+}
+
+pub(super) async fn retrieve_file_batch(State(state): State<AppState>, ids: Ids) -> Result<Response, ApiError> {
+    let (id, batch_id) = members(ids)?;
+    let collection = state.documents.vector_store(&id).await?;
+    Ok(batch_answer(state.documents.batch(&collection.id, &batch_id).await?))
+}
+
+pub(super) async fn cancel_file_batch(State(state): State<AppState>, ids: Ids) -> Result<Response, ApiError> {
+    let (id, batch_id) = members(ids)?;
+    let collection = state.documents.vector_store(&id).await?;
+    Ok(batch_answer(state.documents.cancel_batch(&collection.id, &batch_id).await?))
+}
+
+pub(super) async fn list_file_batch_files(
+    State(state): State<AppState>,
+    ids: Ids,
+    QueryParameters(parameters): Parameters,
+) -> Result<Json<List<VectorStoreFileObject>>, ApiError> {
+    let query = VectorStoreFileListQuery::read(parameters)?;
+    let (id, batch_id) = members(ids)?;
+    let collection = state.documents.vector_store(&id).await?;
+    let mut documents = state.documents.batch(&collection.id, &batch_id).await?.documents;
+    documents.retain(|document| query.admits(document));
+    let (documents, has_more) = query.page.page(documents, files::ID_PREFIX, |document| &document.file_id)?;
+    Ok(file_list(documents, has_more))
+}

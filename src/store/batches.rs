@@ -1,0 +1,157 @@
+//! OpenAI's way of adding documents: each file for itself, many in one step, and remembered as a batch.
+//!
+//! Its clients ask for a member of a vector store by the id of the file that they added, and delete it by that id.
+//! So a file is a document of its own here although another one has the same bytes.
+
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+
+use super::{
+    Result, Store, StoreError,
+    attributes::{Attributes, to_json},
+    collections,
+    documents::{self, cancel_ingest},
+    new_id, now_ms,
+};
+use crate::domain::documents::{Collection, Document, DocumentStatus};
+
+/// A file that is to be a document.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Member {
+    pub file_id: String,
+    pub attributes: Attributes,
+}
+
+/// Documents that were added together. Those that have been deleted since are not in it any more.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Batch {
+    /// `vsfb_` and a UUID.
+    pub id: String,
+    pub collection_id: String,
+    pub created_ms: i64,
+    /// Whether it was cancelled. Documents that were ready by then are in the collection.
+    pub cancelled: bool,
+    /// The newest first.
+    pub documents: Vec<Document>,
+}
+
+/// A member that is there already, or is about to be, gets the new attributes and is not read again.
+fn attach(transaction: &Transaction<'_>, collection_id: &str, member: &Member) -> Result<()> {
+    let Member { file_id, attributes } = member;
+    documents::check_exists(transaction, collection_id, file_id)?;
+    let changed = transaction.execute(
+        "UPDATE documents SET attributes = ?, updated = ?
+         WHERE collection_id = ? AND file_id = ? AND status IN ('processing', 'ready')",
+        params![to_json(attributes), now_ms(), collection_id, file_id],
+    )?;
+    if changed == 0 {
+        documents::enqueue(transaction, collection_id, file_id, attributes, None)?;
+    }
+    Ok(())
+}
+
+fn find(connection: &Connection, collection_id: &str, id: &str) -> Result<Batch> {
+    let query = "SELECT created, cancelled FROM batches WHERE id = ? AND collection_id = ?";
+    let found = connection.query_row(query, [id, collection_id], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+    let (created_ms, cancelled) =
+        found.ok_or_else(|| StoreError::NotFound { what: "file batch", id: id.to_owned() })?;
+    let mut query = connection.prepare(&format!(
+        "{} JOIN batch_documents ON batch_documents.collection_id = documents.collection_id AND
+            batch_documents.file_id = documents.file_id
+         WHERE batch_documents.batch_id = ? ORDER BY documents.created DESC, documents.file_id DESC",
+        documents::SELECT
+    ))?;
+    let documents = query.query_map([id], documents::read_row)?.collect::<rusqlite::Result<_>>()?;
+    Ok(Batch { id: id.to_owned(), collection_id: collection_id.to_owned(), created_ms, cancelled, documents })
+}
+
+impl Store {
+    /// A new collection with these members. Others may have its name, and it may be empty.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] for a file; then nothing is made.
+    pub fn create_vector_store(&self, name: String, metadata: Attributes, files: Vec<String>) -> Result<Collection> {
+        self.write(move |transaction| {
+            let collection = collections::insert(transaction, name, metadata)?;
+            for file_id in files {
+                attach(transaction, &collection.id, &Member { file_id, attributes: Attributes::new() })?;
+            }
+            Ok(collection)
+        })
+    }
+
+    /// Changes a collection's name, which others may have, or its metadata.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`]
+    pub fn update_vector_store(
+        &self,
+        id: &str,
+        name: Option<String>,
+        metadata: Option<Attributes>,
+    ) -> Result<Collection> {
+        let id = id.to_owned();
+        self.write(move |transaction| collections::update(transaction, id, name, metadata))
+    }
+
+    /// Makes a file a document of its own, to be read by an ingest job.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] for the collection or the file.
+    pub fn attach_document(&self, collection_id: &str, member: Member) -> Result<Document> {
+        let collection_id = collection_id.to_owned();
+        self.write(move |transaction| {
+            attach(transaction, &collection_id, &member)?;
+            documents::find(transaction, &collection_id, &member.file_id)
+        })
+    }
+
+    /// [`Self::attach_document`] for many files in one step, which can be asked for together.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] for the collection or a file; then none is added.
+    pub fn create_batch(&self, collection_id: &str, members: Vec<Member>) -> Result<Batch> {
+        let collection_id = collection_id.to_owned();
+        self.write(move |transaction| {
+            let id = new_id("vsfb_");
+            transaction.execute(
+                "INSERT INTO batches (id, collection_id, created) VALUES (?, ?, ?)",
+                params![id, collection_id, now_ms()],
+            )?;
+            for member in &members {
+                attach(transaction, &collection_id, member)?;
+                transaction.execute(
+                    "INSERT OR IGNORE INTO batch_documents (batch_id, collection_id, file_id) VALUES (?, ?, ?)",
+                    [&id, &collection_id, &member.file_id],
+                )?;
+            }
+            find(transaction, &collection_id, &id)
+        })
+    }
+
+    /// # Errors
+    /// [`StoreError::NotFound`]
+    pub fn batch(&self, collection_id: &str, id: &str) -> Result<Batch> {
+        self.read(|connection| find(connection, collection_id, id))
+    }
+
+    /// Cancels what of a batch has not been read yet. One that is complete stays so.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`]
+    pub fn cancel_batch(&self, collection_id: &str, id: &str) -> Result<Batch> {
+        let (collection_id, id) = (collection_id.to_owned(), id.to_owned());
+        self.write(move |transaction| {
+            let batch = find(transaction, &collection_id, &id)?;
+            let unread = batch.documents.iter().filter(|document| document.status == DocumentStatus::Processing);
+            for document in unread {
+                cancel_ingest(transaction, Some(&collection_id), Some(&document.file_id))?;
+                transaction.execute(
+                    "UPDATE documents SET status = 'cancelled', updated = ? WHERE collection_id = ? AND file_id = ?",
+                    params![now_ms(), collection_id, document.file_id],
+                )?;
+                transaction.execute("UPDATE batches SET cancelled = 1 WHERE id = ?", [&id])?;
+            }
+            find(transaction, &collection_id, &id)
+        })
+    }
+}
