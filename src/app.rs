@@ -251,6 +251,9 @@ fn device_name(device: &candle_core::Device) -> &'static str {
     }
 }
 
+/// The file of a data directory in which the server that has it says where it listens, for commands that need it.
+pub const URL_FILE: &str = "server-url";
+
 /// A server whose port is bound.
 #[derive(Debug)]
 pub struct Server {
@@ -278,6 +281,10 @@ impl Server {
             anyhow::Error::new(error).context(reason)
         })?;
         let documents = Documents::new(Arc::new(Store::open(&config.data_dir)?));
+        let scheme = if config.http.tls.is_some() { "https" } else { "http" };
+        let url_file = config.data_dir.join(URL_FILE);
+        std::fs::write(&url_file, format!("{scheme}://{}\n", listener.local_addr()?))
+            .with_context(|| format!("writing {}", url_file.display()))?;
         let models = Arc::new(Models::new(config.accept_any_model));
         let state = Arc::new(ServerState::new(config.device));
         Ok(Self { config, listener, models, documents, state })

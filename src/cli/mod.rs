@@ -4,6 +4,7 @@
 mod bench;
 mod chat;
 mod doctor;
+mod documents;
 mod embed;
 mod extract_child;
 mod models;
@@ -32,6 +33,16 @@ enum Command {
     Chat(Box<chat::Args>),
     /// Print the embeddings of texts
     Embed(Box<embed::Args>),
+    /// Put documents in, from files and directories
+    Ingest(Box<documents::ingest::Args>),
+    /// Answer a question from documents
+    Ask(Box<documents::ask::Args>),
+    /// Find passages in documents
+    Search(Box<documents::search::Args>),
+    /// List or delete collections of documents
+    Collections(Box<documents::collections::Args>),
+    /// Make a collection's vectors anew with the embedding model that is served now
+    Reindex(Box<documents::reindex::Args>),
     /// Fetch a model from the hub
     Pull(pull::Args),
     /// List, show and import models
@@ -56,6 +67,11 @@ impl Cli {
             Command::Serve(settings) => serve::run(*settings),
             Command::Chat(args) => chat::run(*args),
             Command::Embed(args) => embed::run(*args),
+            Command::Ingest(args) => documents::ingest::run(*args),
+            Command::Ask(args) => documents::ask::run(*args),
+            Command::Search(args) => documents::search::run(*args),
+            Command::Collections(args) => documents::collections::run(*args),
+            Command::Reindex(args) => documents::reindex::run(*args),
             Command::Pull(args) => pull::run(args),
             Command::Models(args) => models::run(args),
             Command::Bench(args) => bench::run(*args),

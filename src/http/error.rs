@@ -86,7 +86,10 @@ pub(super) fn log_failure(error: &Error) {
     }
     let cause = error.internal_source().map(|source| format!("{source:#}")).unwrap_or_default();
     let code = error.code().or(code);
-    if error.kind() == ErrorKind::Internal {
+    if error.code() == Some("model_loading") {
+        // Whoever waits for the server asks often.
+        tracing::debug!(code, "request refused: {error}");
+    } else if error.kind() == ErrorKind::Internal {
         tracing::error!(code, cause, "request failed: {error}");
     } else {
         tracing::warn!(code, cause, "request refused: {error}");

@@ -1,0 +1,90 @@
+//! `hearth ask`: an answer from documents as it comes, and then its sources.
+
+use std::io::Write;
+
+use anyhow::{Context, bail};
+use futures_util::StreamExt;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::{Client, LookupArgs, source_line, with_server};
+use crate::config::Settings;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    question: String,
+    #[command(flatten)]
+    lookup: LookupArgs,
+    /// Tokens of the answer
+    #[arg(short = 'n', long, default_value_t = 512, value_name = "N")]
+    max_tokens: usize,
+    /// Rate how fully the documents answer the question
+    #[arg(long)]
+    confidence: bool,
+    /// The whole answer as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let mut body = json!({"question": args.question, "max_tokens": args.max_tokens, "confidence": args.confidence});
+    args.lookup.write(&mut body);
+    let json = args.json;
+    with_server(args.settings, async move |client| {
+        if json {
+            let answer = client.post("/ask", &body).await?;
+            writeln!(std::io::stdout(), "{answer:#}")?;
+            return Ok(());
+        }
+        stream(&client, &body).await
+    })
+}
+
+async fn stream(client: &Client, body: &Value) -> anyhow::Result<()> {
+    let answer = client.send(client.request(Method::POST, "/ask/stream").json(body)).await?;
+    let mut bytes = answer.bytes_stream();
+    let mut received = Vec::new();
+    let mut out = std::io::stdout();
+    while let Some(part) = bytes.next().await {
+        received.extend_from_slice(&part.context("the answer was cut off")?);
+        while let Some(end) = received.windows(2).position(|two| two == b"\n\n") {
+            let frame: Vec<u8> = received.drain(..end + 2).collect();
+            // A comment keeps the connection open and says nothing.
+            let Some(data) = frame.strip_prefix(b"data: ") else { continue };
+            let frame: Value = serde_json::from_slice(data).context("a part of the answer is no JSON")?;
+            if let Some(message) = frame["error"]["message"].as_str() {
+                bail!("{message}");
+            }
+            if let Some(text) = frame["token"].as_str() {
+                out.write_all(text.as_bytes())?;
+                out.flush()?;
+            }
+            if frame["done"] == true {
+                return finish(&mut out, &frame);
+            }
+        }
+    }
+    bail!("the answer ended before it was done")
+}
+
+fn finish(out: &mut impl Write, done: &Value) -> anyhow::Result<()> {
+    writeln!(out)?;
+    let sources = done["sources"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if !sources.is_empty() {
+        writeln!(out)?;
+    }
+    for (index, source) in sources.iter().enumerate() {
+        writeln!(out, "{}", source_line(index + 1, source))?;
+    }
+    if let Some(left_out @ 1..) = done["sources_left_out"].as_u64() {
+        writeln!(out, "{left_out} more did not fit into the model's context.")?;
+    }
+    if let Some(confidence) = done["confidence"].as_f64() {
+        let note =
+            if done["confidence_is_rated"] == true { "" } else { " (the model's rating could not be understood)" };
+        writeln!(out, "Confidence: {confidence:.2}{note}")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,54 @@
+//! `hearth collections`: which there are, with their documents, and deleting one.
+
+use std::io::Write;
+
+use comfy_table::{Table, presets::NOTHING};
+
+use super::{Client, with_server};
+use crate::config::Settings;
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Delete this collection, by name or id, with the documents in it
+    #[arg(long, value_name = "NAME")]
+    delete: Option<String>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    with_server(args.settings, async move |client| match args.delete {
+        Some(name) => {
+            let deleted = client.delete(&format!("/api/v1/collections/{name}")).await?;
+            writeln!(std::io::stderr(), "Deleted {}.", deleted["name"].as_str().unwrap_or(&name))?;
+            Ok(())
+        }
+        None => list(&client, args.json).await,
+    })
+}
+
+async fn list(client: &Client, json: bool) -> anyhow::Result<()> {
+    let answer = client.get("/api/v1/collections").await?;
+    let mut out = std::io::stdout();
+    if json {
+        writeln!(out, "{answer:#}")?;
+        return Ok(());
+    }
+    let mut table = Table::new();
+    table.load_style(NOTHING).set_header(["NAME", "ID", "DOCUMENTS", "EMBEDDED BY"]);
+    let collections = answer["collections"].as_array().map(Vec::as_slice).unwrap_or_default();
+    for collection in collections {
+        let text = |key: &str| collection[key].as_str().unwrap_or_default().to_owned();
+        let documents = client.get(&format!("/api/v1/documents?collection={}", text("id"))).await?;
+        table.add_row([text("name"), text("id"), documents["total"].to_string(), text("embedding")]);
+    }
+    if collections.is_empty() {
+        writeln!(std::io::stderr(), "There is no collection yet: `hearth ingest` makes one.")?;
+    } else {
+        writeln!(out, "{table}")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! `hearth ingest`: files and directories into a collection.
+//!
+//! A file is known by its path below what was named: one that has changed takes the place of its earlier version, and
+//! one that has not is left as it is, so that a run that was cut off is gone on with by running it again.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, bail, ensure};
+use ignore::WalkBuilder;
+use indicatif::{ProgressBar, ProgressStyle};
+use reqwest::{
+    Method,
+    multipart::{Form, Part},
+};
+use serde_json::Value;
+
+use super::{Client, LOOK_AGAIN, with_server};
+use crate::{config::Settings, error::sentence};
+
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Files, and directories with everything below them; what is hidden or ignored by .gitignore is left out
+    #[arg(required = true)]
+    paths: Vec<PathBuf>,
+    /// The collection that they go to; made if it is not there
+    #[arg(long, default_value = "default", value_name = "NAME")]
+    collection: String,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+pub fn run(args: Args) -> anyhow::Result<()> {
+    let files = files(&args.paths)?;
+    ensure!(!files.is_empty(), "there is no file to read");
+    with_server(args.settings, async move |client| ingest(&client, &args.collection, files).await)
+}
+
+/// Every file by the name under which it is known.
+fn files(paths: &[PathBuf]) -> anyhow::Result<BTreeMap<String, PathBuf>> {
+    let mut found = BTreeMap::new();
+    for path in paths {
+        ensure!(path.exists(), "{} does not exist", path.display());
+        if path.is_file() {
+            found.insert(name(path.file_name().map_or(path.as_path(), Path::new)), path.clone());
+            continue;
+        }
+        for entry in WalkBuilder::new(path).require_git(false).sort_by_file_name(Ord::cmp).build() {
+            let entry = entry.with_context(|| format!("reading {}", path.display()))?;
+            if entry.file_type().is_some_and(|kind| kind.is_file()) {
+                let below = entry.path().strip_prefix(path).unwrap_or(entry.path());
+                found.insert(name(below), entry.path().to_owned());
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn name(path: &Path) -> String {
+    path.components().map(|part| part.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/")
+}
+
+async fn ingest(client: &Client, collection: &str, files: BTreeMap<String, PathBuf>) -> anyhow::Result<()> {
+    let earlier = documents(client, collection).await?;
+    let earlier: HashMap<String, String> =
+        earlier.into_iter().map(|(id, document)| (filename(&document), id)).collect();
+    let bar = ProgressBar::new(files.len() as u64 * 2);
+    bar.set_style(ProgressStyle::with_template("{msg:9} [{bar:40}] {percent}%, {elapsed}")?);
+    bar.set_message("Uploading");
+    let mut uploaded: Vec<String> = Vec::new();
+    let mut refused: Vec<(String, String)> = Vec::new();
+    for (name, path) in &files {
+        match upload(client, collection, name, path, earlier.get(name)).await {
+            Ok(id) => uploaded.push(id),
+            Err(error) => refused.push((name.clone(), sentence(&error))),
+        }
+        bar.inc(1);
+    }
+    bar.set_message("Reading");
+    let settled = loop {
+        let now = documents(client, collection).await?;
+        let is_settled = |id: &&String| now.get(*id).is_none_or(|document| document["status"] != "processing");
+        let settled = uploaded.iter().filter(is_settled).count();
+        bar.set_position((files.len() + refused.len() + settled) as u64);
+        if settled == uploaded.len() {
+            break now;
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    };
+    bar.finish_and_clear();
+    for document in uploaded.iter().filter_map(|id| settled.get(id)) {
+        if document["status"] == "failed" {
+            let reason = document["error"]["message"].as_str().unwrap_or_default();
+            refused.push((filename(document), reason.to_owned()));
+        }
+    }
+    let mut out = std::io::stderr();
+    for (name, reason) in &refused {
+        writeln!(out, "{name}: {reason}")?;
+    }
+    let passages: u64 = uploaded.iter().filter_map(|id| settled.get(id)?["chunks"].as_u64()).sum();
+    let read = files.len() - refused.len();
+    writeln!(out, "{read} of {} files can be searched in {collection:?}: {passages} passages.", files.len())?;
+    if read == 0 {
+        bail!("no file could be read");
+    }
+    Ok(())
+}
+
+fn filename(document: &Value) -> String {
+    document["filename"].as_str().unwrap_or_default().to_owned()
+}
+
+/// The documents of a collection by their ids; none if it is not there yet.
+async fn documents(client: &Client, collection: &str) -> anyhow::Result<HashMap<String, Value>> {
+    let request = client.request(Method::GET, "/api/v1/documents").query(&[("collection", collection)]);
+    let answer = request.send().await.context("asking for the documents")?;
+    if answer.status() == reqwest::StatusCode::NOT_FOUND {
+        return Ok(HashMap::new());
+    }
+    ensure!(answer.status().is_success(), "asking for the documents: {}", answer.text().await.unwrap_or_default());
+    let mut answer: Value = answer.json().await?;
+    let Value::Array(documents) = answer["documents"].take() else { return Ok(HashMap::new()) };
+    let by_id = |document: Value| (document["document_id"].as_str().unwrap_or_default().to_owned(), document);
+    Ok(documents.into_iter().map(by_id).collect())
+}
+
+async fn upload(
+    client: &Client,
+    collection: &str,
+    name: &str,
+    path: &Path,
+    earlier: Option<&String>,
+) -> anyhow::Result<String> {
+    let file = Part::file(path).await.with_context(|| format!("reading {}", path.display()))?;
+    let mut form = Form::new().text("collection", collection.to_owned());
+    if let Some(earlier) = earlier {
+        form = form.text("replaces", earlier.clone());
+    }
+    let form = form.part("file", file.file_name(name.to_owned()));
+    let answer = client.json(client.request(Method::POST, "/api/v1/documents/upload").multipart(form)).await?;
+    Ok(answer["document_id"].as_str().unwrap_or_default().to_owned())
+}

@@ -1,0 +1,180 @@
+//! The commands over documents. They speak to a server as any client does, so that there is one way to do a thing:
+//! to the server that has the data directory, or, if none runs, to one of their own that ends with them.
+
+pub mod ask;
+pub mod collections;
+pub mod ingest;
+pub mod reindex;
+pub mod search;
+
+use std::{future::Future, io::Write, path::Path, time::Duration};
+
+use anyhow::{Context, bail};
+use reqwest::{Method, RequestBuilder, Response};
+use serde_json::Value;
+
+use crate::{
+    app::{Server, URL_FILE},
+    config::{Config, Settings},
+    store::StoreError,
+    telemetry,
+};
+
+/// How often a command looks whether what it waits for is done.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// A server, and what it needs to know of its caller.
+#[derive(Clone, Debug)]
+pub(super) struct Client {
+    http: reqwest::Client,
+    url: String,
+    api_key: Option<String>,
+}
+
+impl Client {
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let request = self.http.request(method, format!("{}{path}", self.url));
+        match &self.api_key {
+            Some(key) => request.bearer_auth(key),
+            None => request,
+        }
+    }
+
+    /// Sends a request; an answer that is an error becomes the server's own words.
+    async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
+        let answer = request.send().await.with_context(|| format!("the server at {}", self.url))?;
+        if answer.status().is_success() {
+            return Ok(answer);
+        }
+        let status = answer.status();
+        let body: Value = answer.json().await.unwrap_or_default();
+        match body["error"]["message"].as_str() {
+            Some(message) => bail!("{message}"),
+            None => bail!("the server at {} answered {status}", self.url),
+        }
+    }
+
+    async fn json(&self, request: RequestBuilder) -> anyhow::Result<Value> {
+        self.send(request).await?.json().await.context("the server's answer is no JSON")
+    }
+
+    async fn get(&self, path: &str) -> anyhow::Result<Value> {
+        self.json(self.request(Method::GET, path)).await
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        self.json(self.request(Method::POST, path).json(body)).await
+    }
+
+    async fn delete(&self, path: &str) -> anyhow::Result<Value> {
+        self.json(self.request(Method::DELETE, path)).await
+    }
+}
+
+/// Runs `work` with a server: the one that has the data directory, or one of this process.
+pub(super) fn with_server<F, W>(mut settings: Settings, work: W) -> anyhow::Result<()>
+where
+    F: Future<Output = anyhow::Result<()>>,
+    W: FnOnce(Client) -> F,
+{
+    settings.log.get_or_insert_with(|| "warn".to_owned());
+    let mut config = Config::load(settings)?;
+    telemetry::init_logs(&config.log_filter, config.log_format)?;
+    let mut client =
+        Client { http: reqwest::Client::new(), url: String::new(), api_key: config.http.api_keys.first().cloned() };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // A server of one's own is nobody else's.
+    config.address = ([127, 0, 0, 1], 0).into();
+    config.http.tls = None;
+    let data_dir = config.data_dir.clone();
+    let server = match Server::bind(config) {
+        Ok(server) => server,
+        Err(error) if matches!(error.downcast_ref(), Some(StoreError::Locked { .. })) => {
+            client.url = url_of_running(&data_dir).ok_or(error)?;
+            writeln!(std::io::stderr(), "Asking the server at {}, which has the data.", client.url)?;
+            return runtime.block_on(async {
+                ready(&client).await?;
+                work(client).await
+            });
+        }
+        Err(error) => return Err(error),
+    };
+    client.url = format!("http://{}", server.address().context("asking for the port")?);
+    runtime.block_on(async {
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let mut serving = tokio::spawn(server.run(async { drop(stopped.await) }));
+        let outcome = tokio::select! {
+            outcome = async {
+                ready(&client).await?;
+                work(client).await
+            } => outcome,
+            ended = &mut serving => {
+                ended.context("the server failed")??;
+                bail!("the server ended before it had answered")
+            }
+        };
+        drop(stop);
+        serving.await.context("the server failed")??;
+        outcome
+    })
+}
+
+/// Where the server that has this data directory listens, as it says there.
+fn url_of_running(data_dir: &Path) -> Option<String> {
+    let url = std::fs::read_to_string(data_dir.join(URL_FILE)).ok()?;
+    // A server that listens on all addresses is asked on this machine's own.
+    let url = url.trim().replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:");
+    (!url.is_empty()).then_some(url)
+}
+
+/// Waits until a server has loaded its models.
+async fn ready(client: &Client) -> anyhow::Result<()> {
+    loop {
+        let answer = client.request(Method::GET, "/health/ready").send().await?;
+        if answer.status().is_success() {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Where to look, on the command line.
+#[derive(Debug, clap::Args)]
+pub(super) struct LookupArgs {
+    /// Look in this collection; several with commas [default: default]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    collection: Vec<String>,
+    /// Passages at most
+    #[arg(short = 'k', long, default_value_t = 5, value_name = "N")]
+    top_k: usize,
+    /// Passages less similar than this are no answer
+    #[arg(long, default_value_t = 0.3, value_name = "0..1")]
+    min_similarity: f32,
+    /// How to look: fused, dense or lexical
+    #[arg(long, default_value = "fused", value_name = "MODE")]
+    mode: String,
+}
+
+impl LookupArgs {
+    /// These fields in a body. Documents that are still being read are waited for.
+    fn write(&self, body: &mut Value) {
+        body["collections"] = self.collection.clone().into();
+        body["top_k"] = self.top_k.into();
+        body["min_similarity"] = self.min_similarity.into();
+        body["search_mode"] = self.mode.clone().into();
+        body["wait"] = true.into();
+    }
+}
+
+/// A passage's line: how similar it is, what it is about and where it is from.
+fn source_line(number: usize, source: &Value) -> String {
+    let text = |key: &str| source[key].as_str().unwrap_or_default().to_owned();
+    let (title, filename) = (text("title"), text("filename"));
+    let place = source["place"].as_u64().map_or(String::new(), |place| format!(":{place}"));
+    let score = source["similarity_score"].as_f64().unwrap_or_default();
+    if title == filename {
+        format!("[{number}] {filename}{place} ({score:.2})")
+    } else {
+        format!("[{number}] {title}, {filename}{place} ({score:.2})")
+    }
+}

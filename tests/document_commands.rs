@@ -1,0 +1,128 @@
+//! `hearth ingest`, `search`, `ask`, `collections` and `reindex` as a person uses them, without a server and beside one.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::{Path, PathBuf},
+    process::{Output, Stdio},
+};
+
+use tempfile::TempDir;
+
+use crate::support::running_server::{Served, hearth, model};
+
+struct Desk {
+    home: TempDir,
+}
+
+impl Desk {
+    fn new() -> Self {
+        let desk = Self { home: tempfile::tempdir().expect("a temporary directory") };
+        desk.write("trees/oak.md", "# Oak\n\nThe oak grows to a height of forty metres.\n");
+        desk.write("trees/birch.txt", "The birch has white bark and is felled for firewood.\n");
+        desk.write("trees/.hidden/secret.md", "Nobody reads this.\n");
+        desk
+    }
+
+    fn papers(&self) -> PathBuf {
+        self.home.path().join("papers")
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        let path = self.papers().join(name);
+        fs::create_dir_all(path.parent().expect("a folder")).expect("a writable directory");
+        fs::write(path, text).expect("a writable directory");
+    }
+
+    fn command(&self, arguments: &[&str]) -> std::process::Command {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut command = hearth();
+        command
+            .args(arguments)
+            .arg("-m")
+            .arg(model())
+            .arg("--embedding-model")
+            .arg(root.join("models/hearth-embed.gguf"))
+            .args(["--offline", "--ctx-size", "1024"])
+            .env("HEARTH_DATA_DIR", self.home.path().join("data"));
+        command
+    }
+
+    #[track_caller]
+    fn run(&self, arguments: &[&str]) -> (Output, String, String) {
+        let output = self.command(arguments).output().expect("it runs");
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8");
+        let (out, error) = (text(&output.stdout), text(&output.stderr));
+        (output, out, error)
+    }
+
+    #[track_caller]
+    fn succeed(&self, arguments: &[&str]) -> (String, String) {
+        let (output, out, error) = self.run(arguments);
+        assert!(output.status.success(), "{arguments:?}: {error}");
+        (out, error)
+    }
+}
+
+#[test]
+fn documents_go_in_and_answers_come_out_without_a_server() {
+    let desk = Desk::new();
+    let papers = desk.papers();
+    let papers = papers.to_str().expect("UTF-8");
+    let (_, said) = desk.succeed(&["ingest", papers]);
+    assert!(said.contains("2 of 2 files can be searched"), "{said}");
+    let (found, _) = desk.succeed(&["search", "How high is an oak?", "-k", "1"]);
+    assert!(found.starts_with("[1] Oak, trees/oak.md:") && found.contains("forty metres"), "{found}");
+    let (answer, _) = desk.succeed(&["ask", "What is a birch felled for?", "-n", "4"]);
+    assert!(answer.contains("\n\n[1] trees/birch.txt"), "{answer}");
+    // What has changed takes its place, what has not stays, and a file that cannot be read is named.
+    desk.write("trees/oak.md", "# Oak\n\nThe oak grows to a height of fifty metres.\n");
+    desk.write("trees/scan.pdf", "%PDF-1.4 and nothing else");
+    let (_, said) = desk.succeed(&["ingest", papers]);
+    assert!(said.contains("trees/scan.pdf: ") && said.contains("2 of 3 files"), "{said}");
+    let (found, _) = desk.succeed(&["search", "How high is an oak?", "--json"]);
+    assert!(found.contains("fifty") && !found.contains("forty"), "{found}");
+    let (_, said) = desk.succeed(&["reindex"]);
+    assert!(said.contains("passages embedded anew"), "{said}");
+    let (listed, _) = desk.succeed(&["collections"]);
+    assert!(listed.contains("default"), "{listed}");
+    desk.succeed(&["collections", "--delete", "default"]);
+    let (found, said) = desk.succeed(&["search", "How high is an oak?"]);
+    assert!(found.is_empty() && said.contains("No passage is near enough"), "{found}{said}");
+}
+
+#[test]
+fn beside_a_server_the_commands_ask_it() {
+    let desk = Desk::new();
+    let mut serve = desk.command(&["serve", "--port", "0", "--api-key", "a-secret"]);
+    let mut server = serve.stderr(Stdio::null()).spawn().expect("it starts");
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
+    let _server = Served(server);
+    let url = line.split_whitespace().last().expect("an address");
+    let papers = desk.papers();
+    let papers = papers.to_str().expect("UTF-8");
+    let (output, _, refused) = desk.run(&["collections"]);
+    assert!(!output.status.success() && refused.contains("key"), "{refused}");
+    let (_, said) = desk.succeed(&["ingest", papers, "--api-key", "a-secret", "--collection", "trees"]);
+    assert!(said.contains(url) && said.contains("2 of 2 files can be searched in \"trees\""), "{said}");
+    let (answer, _) =
+        desk.succeed(&["ask", "How high is an oak?", "-n", "4", "--collection", "trees", "--api-key", "a-secret"]);
+    assert!(answer.contains("[1] Oak, trees/oak.md"), "{answer}");
+}
+
+#[test]
+fn what_is_not_there_is_said() {
+    let desk = Desk::new();
+    for (arguments, reason) in [
+        (&["ingest", "/nowhere/at/all"][..], "/nowhere/at/all does not exist"),
+        (&["search", "x", "--collection", "none"], "There is no collection `none`"),
+        (&["search", "x", "--mode", "magic"], "`search_mode` must be"),
+        (&["reindex", "none"], "There is no collection `none`"),
+        (&["collections", "--delete", "none"], "There is no collection `none`"),
+    ] {
+        let (output, _, said) = desk.run(arguments);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(reason), "{arguments:?}: {said}");
+    }
+}
