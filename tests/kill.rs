@@ -38,6 +38,8 @@ struct Known {
     word: String,
     /// Something was asked of it that has not been answered: it may be there or not.
     in_doubt: bool,
+    /// Earlier versions, whose place it takes once it has been read.
+    earlier: Vec<Known>,
 }
 
 /// What the clients know, by a number of their own.
@@ -160,13 +162,14 @@ async fn disturb(client: Client, ledger: Arc<Ledger>, mut random: StdRng) {
                 let id = answer["document_id"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned();
                 let mut documents = ledger.documents.lock();
                 documents.remove(&key);
-                documents.insert(number, Known { id, word, in_doubt: false });
-                ledger.deleted.lock().push(known);
+                let mut earlier = known.earlier.clone();
+                earlier.push(known);
+                documents.insert(number, Known { id, word, in_doubt: false, earlier });
             }),
             None if random.random_bool(0.1) => client.reindex().await.map(drop),
             None => client.upload(&word, None).await.map(|answer| {
                 let id = answer["document_id"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned();
-                ledger.documents.lock().insert(number, Known { id, word, in_doubt: false });
+                ledger.documents.lock().insert(number, Known { id, word, in_doubt: false, earlier: Vec::new() });
             }),
         };
         if outcome.is_err() {
@@ -189,14 +192,17 @@ async fn check(client: &Client, ledger: &Ledger, context: &str) {
     for (key, known) in known {
         let (ids, passages) = client.found(&known.word).await;
         if known.in_doubt && !is_listed(&known.id) {
+            // What became of its earlier versions is not known either.
             assert!(ids.is_empty(), "{context}: {known:?} is gone and is found");
             ledger.documents.lock().remove(&key);
             continue;
         }
         assert!(is_listed(&known.id), "{context}: {known:?} is lost");
         assert_eq!((ids, passages), (vec![known.id.clone()], SECTIONS), "{context}: {known:?}");
+        ledger.deleted.lock().extend(known.earlier.clone());
         if let Some(known) = ledger.documents.lock().get_mut(&key) {
             known.in_doubt = false;
+            known.earlier.clear();
         }
     }
     let deleted = std::mem::take(&mut *ledger.deleted.lock());

@@ -56,7 +56,7 @@ impl House {
             chunks.push(NewChunk { vector: self.vector(&text).await, text, heading, place: None, tokens: 3 });
         }
         self.store.bind_collection(&collection.id, &self.embedder.identity()).unwrap();
-        let replaced = self.store.replace_chunks(&collection.id, &file.id, chunks, None).unwrap();
+        let replaced = self.store.replace_chunks(&collection.id, &file.id, chunks, &[]).unwrap();
         self.indexes.apply(&collection.id, &self.embedder.identity(), &replaced).unwrap();
         (file.id, replaced)
     }

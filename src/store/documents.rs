@@ -94,6 +94,15 @@ pub(super) fn check_exists(connection: &Connection, collection_id: &str, file_id
     Ok(())
 }
 
+/// The documents whose place this one was to take.
+fn superseded_by(connection: &Connection, collection_id: &str, file_id: &str) -> rusqlite::Result<Vec<String>> {
+    let mut query = connection.prepare(
+        "SELECT DISTINCT old.value FROM jobs, json_each(jobs.payload, '$.supersedes') AS old
+         WHERE kind = ? AND payload ->> 'collection_id' = ? AND payload ->> 'file_id' = ?",
+    )?;
+    query.query_map([INGEST, collection_id, file_id], |row| row.get(0))?.collect()
+}
+
 /// Makes a file a document that is to be read, or to be read again.
 pub(super) fn enqueue(
     transaction: &Transaction<'_>,
@@ -110,7 +119,13 @@ pub(super) fn enqueue(
             updated = ?4",
         params![collection_id, file_id, to_json(attributes), now],
     )?;
-    let payload = json!({"collection_id": collection_id, "file_id": file_id, "supersedes": supersedes});
+    let mut superseded: Vec<String> = supersedes.map(str::to_owned).into_iter().collect();
+    if let Some(old) = supersedes {
+        // It may not have taken the place of those before it yet, and will not any more.
+        superseded.extend(superseded_by(transaction, collection_id, old)?);
+        superseded.retain(|id| id != file_id);
+    }
+    let payload = json!({"collection_id": collection_id, "file_id": file_id, "supersedes": superseded});
     jobs::enqueue(transaction, &NewJob { kind: INGEST.to_owned(), payload, followed_by: None })?;
     Ok(())
 }
@@ -118,7 +133,8 @@ pub(super) fn enqueue(
 impl Store {
     /// Makes a file a member of a collection, to be read by the [`INGEST`] job that is enqueued with it. The same file,
     /// or another one with the same bytes, is the document that is there already, unless reading that one failed. When
-    /// it is ready it takes the place of the document `supersedes`, which is searched until then.
+    /// it is ready it takes the place of the document `supersedes`, which is searched until then, and of those whose place
+    /// that one was to take.
     ///
     /// # Errors
     /// [`StoreError::NotFound`] for the collection or the file.
@@ -145,8 +161,8 @@ impl Store {
         })
     }
 
-    /// Makes a document searchable: the new chunks take the place of the old ones in one step, and with `supersedes`
-    /// that of another document's, which is deleted. If the document has been deleted or cancelled meanwhile, nothing
+    /// Makes a document searchable: the new chunks take the place of the old ones in one step, and of those of the
+    /// documents that it supersedes, which are deleted. If the document has been deleted or cancelled meanwhile, nothing
     /// is stored and that is the error.
     ///
     /// # Errors
@@ -156,10 +172,10 @@ impl Store {
         collection_id: &str,
         file_id: &str,
         chunks: Vec<NewChunk>,
-        supersedes: Option<&str>,
+        supersedes: &[String],
     ) -> Result<Replaced> {
         let (collection_id, file_id) = (collection_id.to_owned(), file_id.to_owned());
-        let supersedes = supersedes.filter(|&old| old != file_id).map(str::to_owned);
+        let supersedes: Vec<String> = supersedes.iter().filter(|&old| *old != file_id).cloned().collect();
         self.write(move |transaction| {
             let ready = transaction.execute(
                 "UPDATE documents SET status = 'ready', error_code = NULL, error_reason = NULL, updated = ?
@@ -173,7 +189,7 @@ impl Store {
                 Replaced { added: Vec::new(), removed: chunk_ids(transaction, &collection_id, &file_id)? };
             let delete = "DELETE FROM chunks WHERE collection_id = ? AND file_id = ?";
             transaction.execute(delete, [&collection_id, &file_id])?;
-            if let Some(old) = supersedes {
+            for old in supersedes {
                 replaced.removed.extend(chunk_ids(transaction, &collection_id, &old)?);
                 transaction
                     .execute("DELETE FROM documents WHERE collection_id = ? AND file_id = ?", [&collection_id, &old])?;

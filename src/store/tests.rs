@@ -34,7 +34,7 @@ fn document(store: &Store, collection: &str, name: &str, texts: &[&str]) -> (Str
     let file = file(store, name, texts.join("\n").as_bytes());
     assert!(matches!(store.add_document(collection, &file.id, BTreeMap::new(), None).unwrap(), Upload::New(_)));
     let chunks = texts.iter().map(|text| chunk(text)).collect();
-    (file.id.clone(), store.replace_chunks(collection, &file.id, chunks, None).unwrap().added)
+    (file.id.clone(), store.replace_chunks(collection, &file.id, chunks, &[]).unwrap().added)
 }
 
 fn words(store: &Store, collection: &str, query: &str) -> Vec<u64> {
@@ -78,12 +78,12 @@ fn a_new_version_takes_the_place_of_the_old_in_one_step() {
         old_chunks,
         "the old version is searched until the new one is ready"
     );
-    let replaced = store.replace_chunks(&collection, &new, vec![chunk("the new text")], Some(&old)).unwrap();
+    let replaced = store.replace_chunks(&collection, &new, vec![chunk("the new text")], &[old.clone()]).unwrap();
     assert_eq!(replaced.removed, old_chunks);
     assert_eq!(words(&store, &collection, "text"), replaced.added);
     assert!(words(&store, &collection, "old").is_empty());
     assert!(matches!(store.document(&collection, &old), Err(StoreError::NotFound { .. })));
-    let again = store.replace_chunks(&collection, &new, vec![chunk("a third text")], Some(&new)).unwrap();
+    let again = store.replace_chunks(&collection, &new, vec![chunk("a third text")], &[new.clone()]).unwrap();
     assert_eq!(again.removed, replaced.added);
     assert!(again.added[0] > replaced.added[0], "an id is never used again");
 }
@@ -127,7 +127,7 @@ fn what_is_deleted_is_gone_from_everywhere() {
     assert!(store.delete_collection(&collection).unwrap() && !store.delete_collection(&collection).unwrap());
     assert!(matches!(store.document(&collection, &c), Err(StoreError::NotFound { .. })));
     assert!(words(&store, &collection, "gamma").is_empty());
-    let gone = store.replace_chunks(&collection, &c, vec![chunk("late")], None);
+    let gone = store.replace_chunks(&collection, &c, vec![chunk("late")], &[]);
     assert!(matches!(gone, Err(StoreError::NotFound { .. })), "a document deleted while it was read stays deleted");
 }
 
@@ -372,7 +372,7 @@ fn a_batch_outlives_the_process_and_is_cancelled_as_one() {
     assert!(matches!(refused, Err(StoreError::NotFound { what: "file", .. })));
     assert!(store.documents(&id).unwrap().is_empty() && store.lease_job(INGEST, 1000).unwrap().is_none());
     let batch = store.create_batch(&id, files.iter().map(member).collect()).unwrap();
-    store.replace_chunks(&id, &files[0].id, vec![chunk("same")], None).unwrap();
+    store.replace_chunks(&id, &files[0].id, vec![chunk("same")], &[]).unwrap();
     drop(store);
 
     let store = open(&directory);
@@ -381,7 +381,7 @@ fn a_batch_outlives_the_process_and_is_cancelled_as_one() {
     let cancelled = store.cancel_batch(&id, &batch.id).unwrap();
     let ready = cancelled.documents.iter().filter(|document| document.status == DocumentStatus::Ready).count();
     assert_eq!((cancelled.cancelled, ready), (true, 1));
-    let late = store.replace_chunks(&id, &files[1].id, vec![chunk("same")], None);
+    let late = store.replace_chunks(&id, &files[1].id, vec![chunk("same")], &[]);
     assert!(matches!(late, Err(StoreError::NotFound { .. })));
     store.attach_document(&id, member(&files[1])).unwrap();
     assert_eq!(store.document(&id, &files[1].id).unwrap().status, DocumentStatus::Processing, "added again");

@@ -64,16 +64,20 @@ fn name(path: &Path) -> String {
 }
 
 async fn ingest(client: &Client, collection: &str, files: BTreeMap<String, PathBuf>) -> anyhow::Result<()> {
-    let earlier = documents(client, collection).await?;
-    let earlier: HashMap<String, String> =
-        earlier.into_iter().map(|(id, document)| (filename(&document), id)).collect();
+    // Of several of one name, the newest: it knows whose place it was to take.
+    let mut earlier: HashMap<String, (i64, String)> = HashMap::new();
+    for (id, document) in documents(client, collection).await? {
+        let version = (document["created_at"].as_i64().unwrap_or_default(), id);
+        let newest = earlier.entry(filename(&document)).or_insert_with(|| version.clone());
+        *newest = version.max(newest.clone());
+    }
     let bar = ProgressBar::new(files.len() as u64 * 2);
     bar.set_style(ProgressStyle::with_template("{msg:9} [{bar:40}] {percent}%, {elapsed}")?);
     bar.set_message("Uploading");
     let mut uploaded: Vec<String> = Vec::new();
     let mut refused: Vec<(String, String)> = Vec::new();
     for (name, path) in &files {
-        match upload(client, collection, name, path, earlier.get(name)).await {
+        match upload(client, collection, name, path, earlier.get(name).map(|(_, id)| id)).await {
             Ok(id) => uploaded.push(id),
             Err(error) => refused.push((name.clone(), sentence(&error))),
         }

@@ -57,7 +57,7 @@ impl std::fmt::Debug for Ingest {
 struct Payload {
     collection_id: String,
     file_id: String,
-    supersedes: Option<String>,
+    supersedes: Vec<String>,
 }
 
 fn payload(job: &Job) -> Result<Payload, Failure> {
@@ -100,13 +100,13 @@ impl Ingest {
         let (collection, file) = (collection_id.clone(), file_id.clone());
         let stored = tokio::task::spawn_blocking(move || {
             store.bind_collection(&collection, &embedding)?;
-            let replaced = store.replace_chunks(&collection, &file, chunks, supersedes.as_deref())?;
+            let replaced = store.replace_chunks(&collection, &file, chunks, &supersedes)?;
             indexes.apply(&collection, &embedding, &replaced)?;
             // The file of a document that was replaced is of no use, unless it is in another collection.
-            if let Some(old) = supersedes.filter(|old| *old != file)
-                && store.documents_of_file(&old)?.is_empty()
-            {
-                store.delete_file(&old)?;
+            for old in supersedes {
+                if old != file && store.documents_of_file(&old)?.is_empty() {
+                    store.delete_file(&old)?;
+                }
             }
             Ok(())
         });
