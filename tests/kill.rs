@@ -27,6 +27,7 @@ use crate::support::running_server::{Served, hearth};
 const KILLS_DEFAULT: u64 = 12;
 /// Sections of a document, each a chunk.
 const SECTIONS: usize = 4;
+const DOCUMENTS_MAX: usize = 20;
 /// Clients that change documents at the same time.
 const CLIENTS: u64 = 3;
 
@@ -60,7 +61,7 @@ type Unanswered = reqwest::Error;
 
 fn text(word: &str) -> String {
     (0..SECTIONS)
-        .map(|section| format!("# Part {section}\n\nThis is what {word} says in part {section}.\n\n"))
+        .map(|section| format!("# Part {section}\n\nSo says {word}.\n\n"))
         .collect()
 }
 
@@ -90,7 +91,7 @@ impl Client {
 
     /// Ids of the documents in which a word is found, by word and by meaning, and how many passages there are.
     async fn found(&self, word: &str) -> (Vec<String>, usize) {
-        let query = format!("This is what {word} says in part 0.");
+        let query = format!("So says {word}.");
         let mut ids = Vec::new();
         let mut passages = 0;
         for mode in ["lexical", "dense"] {
@@ -141,13 +142,15 @@ async fn start(data: &TempDir) -> (Served, Client) {
 async fn disturb(client: Client, ledger: Arc<Ledger>, mut random: StdRng) {
     loop {
         let number = ledger.next.fetch_add(1, Ordering::Relaxed);
-        let word = format!("zq{number}x");
+        // Words of one length have as many tokens, and their documents as many chunks.
+        let word = format!("zq{number:06}x");
         let picked = {
             let mut documents = ledger.documents.lock();
             let free: Vec<u64> = documents.iter().filter(|(_, known)| !known.in_doubt).map(|(key, _)| *key).collect();
             let picked = (!free.is_empty()).then(|| free[random.random_range(0..free.len())]);
             let draw: f64 = random.random();
-            let picked = picked.filter(|_| draw < 0.5);
+            // Enough of them, and rather one fewer.
+            let picked = picked.filter(|_| draw < 0.5 || documents.len() > DOCUMENTS_MAX);
             if let Some(known) = picked.and_then(|key| documents.get_mut(&key)) {
                 known.in_doubt = true;
             }
