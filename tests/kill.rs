@@ -60,9 +60,7 @@ struct Client {
 type Unanswered = reqwest::Error;
 
 fn text(word: &str) -> String {
-    (0..SECTIONS)
-        .map(|section| format!("# Part {section}\n\nSo says {word}.\n\n"))
-        .collect()
+    (0..SECTIONS).map(|section| format!("# Part {section}\n\nSo says {word}.\n\n")).collect()
 }
 
 impl Client {
