@@ -126,3 +126,31 @@ fn what_is_not_there_is_said() {
         assert!(said.contains(reason), "{arguments:?}: {said}");
     }
 }
+
+#[test]
+fn a_damaged_database_says_what_to_do_and_doing_it_brings_the_documents_back() {
+    let desk = Desk::new();
+    let papers = desk.papers();
+    desk.succeed(&["ingest", papers.to_str().expect("UTF-8")]);
+    let database = desk.home.path().join("data/hearth.sqlite3");
+    for damage in [
+        // A page in the middle, and then all of it.
+        (|bytes: &mut Vec<u8>| bytes[4096 * 2..4096 * 6].fill(0xa5)) as fn(&mut Vec<u8>),
+        |bytes| bytes.fill(0xa5),
+    ] {
+        // The last connection that is closed moves all pages from the log to the file.
+        let connection = rusqlite::Connection::open(&database).expect("a database");
+        connection.query_row("SELECT count(*) FROM files", [], |row| row.get::<_, i64>(0)).expect("a table");
+        connection.close().expect("it closes");
+        let mut bytes = fs::read(&database).expect("a database");
+        damage(&mut bytes);
+        fs::write(&database, bytes).expect("a writable directory");
+        let (output, _, said) = desk.run(&["search", "How high is an oak?"]);
+        assert!(!output.status.success() && said.contains("hearth recover"), "{said}");
+        let (_, said) = desk.succeed(&["recover"]);
+        assert!(said.contains(" 2 documents and 2 files were saved"), "{said}");
+        let recovered = ["search", "How high is an oak?", "-k", "1", "--collection"];
+        let found = ["default", "recovered"].map(|collection| desk.run(&[&recovered[..], &[collection]].concat()).1);
+        assert!(found.iter().any(|found| found.contains("forty metres")), "{found:?}");
+    }
+}

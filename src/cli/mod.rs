@@ -43,6 +43,8 @@ enum Command {
     Collections(Box<documents::collections::Args>),
     /// Make a collection's vectors anew with the embedding model that is served now
     Reindex(Box<documents::reindex::Args>),
+    /// Save what can be read of a damaged data directory
+    Recover(Box<documents::recover::Args>),
     /// Fetch a model from the hub
     Pull(pull::Args),
     /// List, show and import models
@@ -72,6 +74,7 @@ impl Cli {
             Command::Search(args) => documents::search::run(*args),
             Command::Collections(args) => documents::collections::run(*args),
             Command::Reindex(args) => documents::reindex::run(*args),
+            Command::Recover(args) => documents::recover::run(*args),
             Command::Pull(args) => pull::run(args),
             Command::Models(args) => models::run(args),
             Command::Bench(args) => bench::run(*args),

@@ -10,9 +10,9 @@ use super::{
 };
 use crate::domain::documents::{Collection, EmbeddingIdentity};
 
-const COLUMNS: &str = "id, name, metadata, embedding, dimensions, created";
+pub(super) const COLUMNS: &str = "id, name, metadata, embedding, dimensions, created";
 
-fn read_row(row: &Row<'_>) -> rusqlite::Result<Collection> {
+pub(super) fn read_row(row: &Row<'_>) -> rusqlite::Result<Collection> {
     let (name, dimensions): (Option<String>, Option<usize>) = (row.get(3)?, row.get(4)?);
     Ok(Collection {
         id: row.get(0)?,

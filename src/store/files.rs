@@ -10,7 +10,7 @@ use std::{
     path::PathBuf,
 };
 
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 use sha2::{Digest, Sha256};
 
 use super::{Result, Store, StoreError, documents::cancel_ingest, new_id, now_ms};
@@ -19,7 +19,7 @@ use crate::domain::documents::StoredFile;
 pub(super) const FOLDER: &str = "files";
 const INCOMPLETE: &str = "incomplete";
 
-const COLUMNS: &str = "id, filename, purpose, bytes, sha256, created";
+pub(super) const COLUMNS: &str = "id, filename, purpose, bytes, sha256, created";
 
 /// A file that is being received. Dropped, it is gone.
 #[derive(Debug)]
@@ -71,6 +71,14 @@ pub(super) fn read_row(row: &Row<'_>) -> rusqlite::Result<StoredFile> {
     })
 }
 
+pub(super) fn insert(connection: &Connection, file: &StoredFile) -> Result<()> {
+    connection.execute(
+        "INSERT INTO files (id, filename, purpose, bytes, sha256, created) VALUES (?, ?, ?, ?, ?, ?)",
+        params![file.id, file.filename, file.purpose, file.bytes, file.sha256, file.created_ms],
+    )?;
+    Ok(())
+}
+
 impl Store {
     fn file_folder(&self) -> PathBuf {
         self.directory.join(FOLDER)
@@ -114,13 +122,7 @@ impl Store {
             created_ms: now_ms(),
         };
         let row = stored.clone();
-        self.write(move |transaction| {
-            transaction.execute(
-                "INSERT INTO files (id, filename, purpose, bytes, sha256, created) VALUES (?, ?, ?, ?, ?, ?)",
-                params![row.id, row.filename, row.purpose, row.bytes, row.sha256, row.created_ms],
-            )?;
-            Ok(())
-        })?;
+        self.write(move |transaction| insert(transaction, &row))?;
         Ok(stored)
     }
 

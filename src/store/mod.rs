@@ -11,6 +11,7 @@ mod collections;
 mod documents;
 mod files;
 mod jobs;
+mod recover;
 mod reembedded;
 mod schema;
 mod search;
@@ -32,6 +33,7 @@ pub use self::{
     documents::{INGEST, Replaced, Upload},
     files::Incoming,
     jobs::{Job, JobState, NewJob},
+    recover::{Recovered, recover},
     search::{LexicalHit, Scope},
 };
 
@@ -62,8 +64,8 @@ pub enum StoreError {
     #[error("{path} is not a database of Hearth; move it away, or choose another --data-dir", path = .path.display())]
     Foreign { path: PathBuf },
     #[error(
-        "the database {path} is damaged ({problem}): stop the server and bring the directory back from a backup, or move \
-         it away and ingest the documents again",
+        "the database {path} is damaged ({problem}): stop the server and run `hearth recover` with the same --data-dir, which \
+         saves what can be read and reads all documents again, or bring the directory back from a backup",
         path = .path.display()
     )]
     Corrupt { path: PathBuf, problem: String },
@@ -73,7 +75,7 @@ pub enum StoreError {
     NameTaken(String),
     #[error(
         "the collection's vectors were made with {stored}, and the embedding model is now {asked}: start with the model \
-         that made them, or ingest the documents into another collection"
+         that made them, or make them anew with `hearth reindex`"
     )]
     OtherEmbedding { stored: String, asked: String },
     #[error("the store's thread ended")]
@@ -114,12 +116,7 @@ impl Store {
         };
         let files = directory.join(files::FOLDER);
         fs::create_dir_all(&files).map_err(io_error(&files))?;
-        let lock_path = directory.join("lock");
-        let lock = File::create(&lock_path).map_err(io_error(&lock_path))?;
-        lock.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => StoreError::Locked { path: directory.to_owned() },
-            TryLockError::Error(source) => StoreError::Io { path: lock_path.clone(), source },
-        })?;
+        let lock = take_lock(directory)?;
         let path = directory.join(DATABASE);
         let mut connection = Connection::open(&path)?;
         let opened = configure(&connection).map_err(StoreError::from);
@@ -203,6 +200,17 @@ impl Drop for Store {
             tracing::error!("the store's thread failed");
         }
     }
+}
+
+/// Makes sure that no other process uses the directory while the file is held.
+fn take_lock(directory: &Path) -> Result<File> {
+    let path = directory.join("lock");
+    let lock = File::create(&path).map_err(|source| StoreError::Io { path: path.clone(), source })?;
+    lock.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => StoreError::Locked { path: directory.to_owned() },
+        TryLockError::Error(source) => StoreError::Io { path, source },
+    })?;
+    Ok(lock)
 }
 
 fn configure(connection: &Connection) -> rusqlite::Result<()> {

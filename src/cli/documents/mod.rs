@@ -4,6 +4,7 @@
 pub mod ask;
 pub mod collections;
 pub mod ingest;
+pub mod recover;
 pub mod reindex;
 pub mod search;
 
