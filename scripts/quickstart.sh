@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# From a fresh clone to a model that answers: build the release binary, get the models, start the server,
-# stream an answer through it. Needs cargo, a C compiler, python3 and pip; takes no arguments.
+# From a fresh clone to answers from documents: build the release binary, get the models, start the server, put this
+# project's own pages in, ask three questions about them, and stream an answer as any client does. Needs cargo, a C
+# compiler, python3 and pip; takes no arguments.
 #
 # Everything it makes is in target/ and models/. Run it again and it only does what is missing.
 set -euo pipefail
@@ -36,77 +37,56 @@ fi
 
 say "Starting the server on a free port of this machine"
 log=target/quickstart.log
-"$hearth" serve --port 0 --offline > "$log" 2>&1 &
+data=target/quickstart
+"$hearth" serve --port 0 --offline --data-dir "$data" > "$log" 2>&1 &
 server=$!
 trap 'kill "$server" 2>/dev/null; wait "$server" 2>/dev/null || true' EXIT
-python3 - "$log" "$server" <<'PYTHON'
-"""Waits for the server, then asks it through the same HTTP calls that any client makes."""
-import json, os, re, sys, time, urllib.request
+until url=$(grep -om1 'http://[0-9.:]*' "$log"); do
+  kill -0 "$server" 2>/dev/null || { cat "$log"; exit 1; }
+  sleep 0.1
+done
+echo "$url"
 
-log, server = sys.argv[1], int(sys.argv[2])
+say "Putting this project's own pages in"
+"$hearth" ingest --data-dir "$data" README.md ARCHITECTURE.md CONTRIBUTING.md CHANGELOG.md docs models/hearth-embed.md
 
+say "Three questions about them"
+for question in "What happens to a document that cannot be read?" \
+  "How was the small embedding model trained?" \
+  "What is done with a field that is not honoured?"; do
+  printf '\n> %s\n' "$question"
+  "$hearth" ask --data-dir "$data" --top-k 3 --max-tokens 120 "$question"
+done
 
-def address():
-    found = re.search(r"listening on (http://\S+)", open(log).read())
-    return found and found.group(1)
+say "A conversation over HTTP, streamed, as any client of OpenAI's contract has it"
+python3 - "$url" <<'PYTHON'
+import json, sys, urllib.request
 
-
-def is_ready(url):
-    try:
-        return urllib.request.urlopen(url + "/health/ready").status == 200
-    except OSError:
-        return False
-
-
-for _ in range(600):
-    url = address()
-    if url and is_ready(url):
-        break
-    try:
-        os.kill(server, 0)
-    except ProcessLookupError:
-        sys.exit("The server did not start:\n" + open(log).read())
-    time.sleep(0.1)
-else:
-    sys.exit("The server did not become ready within a minute:\n" + open(log).read())
-
-
-def post(path, body):
-    request = urllib.request.Request(url + path, json.dumps(body).encode(), {"content-type": "application/json"})
-    return urllib.request.urlopen(request)
-
-
+url = sys.argv[1]
 models = json.load(urllib.request.urlopen(url + "/v1/models"))["data"]
-print("Serving", ", ".join(model["id"] for model in models), "at", url)
-embedding, chat = (next(model["id"] for model in models if model["capabilities"][what]) for what in ("embeddings", "chat"))
-
-texts = ["How do I install it?", "Setting the program up", "The weather is fine today."]
-vectors = [item["embedding"] for item in json.load(post("/v1/embeddings", {"model": embedding, "input": texts}))["data"]]
-print("\n> POST /v1/embeddings")
-for text, vector in zip(texts[1:], vectors[1:]):
-    print(f"  {sum(a * b for a, b in zip(vectors[0], vector)):5.2f}  {texts[0]!r} and {text!r}")
-
-question = "What is Hearth?"
-print(f"\n> POST /v1/chat/completions, streamed: {question}\n  ", end="")
+chat = next(model["id"] for model in models if model["capabilities"]["chat"])
 body = {
-    "model": chat, "messages": [{"role": "user", "content": question}], "stream": True, "max_tokens": 80,
+    "model": chat, "messages": [{"role": "user", "content": "Hello"}], "stream": True, "max_tokens": 80,
     "temperature": 0.5, "top_p": 0.8, "seed": 1, "stream_options": {"include_usage": True},
 }
-for line in post("/v1/chat/completions", body):
+request = urllib.request.Request(url + "/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"})
+print("> Hello")
+for line in urllib.request.urlopen(request):
     if not line.startswith(b"data: ") or line.strip() == b"data: [DONE]":
         continue
     chunk = json.loads(line[6:])
     for choice in chunk["choices"]:
         print(choice["delta"].get("content") or "", end="", flush=True)
     if chunk.get("usage"):
-        timings = chunk.get("timings") or {}
-        rate = timings.get("predicted_per_second")
-        print(f"\n\n  {chunk['usage']['completion_tokens']} tokens" + (f", {rate:.0f} a second" if rate else ""))
+        rate = (chunk.get("timings") or {}).get("predicted_per_second")
+        print(f"\n\n{chunk['usage']['completion_tokens']} tokens by {chat}" + (f", {rate:.0f} a second" if rate else ""))
 PYTHON
 
 say "It works. Go on with:"
 cat <<TEXT
   $hearth serve                       # the same server on http://127.0.0.1:8080, until Ctrl-C
+  $hearth ingest DIRECTORY            # your own documents
+  $hearth ask QUESTION                # answered from them, with sources
   $hearth chat                        # a conversation in this terminal
   $hearth pull REPOSITORY:QUANT       # a real chat model from the hub, such as Qwen/Qwen3-0.6B-GGUF:Q8_0
 TEXT

@@ -113,23 +113,23 @@ impl Client {
 
 async fn start(data: &TempDir) -> (Served, Client) {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
-    let mut child = hearth()
+    let mut command = hearth();
+    command
         .args(["serve", "--port", "0", "--offline", "--threads", "1", "--models-dir"])
         .arg(fixtures.join("no-models"))
         .arg("--embedding-model")
         .arg(fixtures.join("embeddings/bert-mean"))
         .env("HEARTH_DATA_DIR", data.path())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("it starts");
+        .stderr(Stdio::null());
+    let mut server = Served(command.spawn().expect("it starts"));
     let mut line = String::new();
-    BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
+    BufReader::new(server.0.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
     let url = line.split_whitespace().last().unwrap_or_default().to_owned();
     let client = Client { http: reqwest::Client::new(), url };
     for _ in 0..2000 {
         let answer = client.http.get(format!("{}/health/ready", client.url)).send().await;
         if answer.is_ok_and(|answer| answer.status().is_success()) {
-            return (Served(child), client);
+            return (server, client);
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -213,11 +213,13 @@ async fn check(client: &Client, ledger: &Ledger, context: &str) {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "how long a test goes on is no setting of the server")]
+fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name).map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name}: {value}")))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_acknowledged_is_lost_and_nothing_is_half_there() {
-    let setting = |name: &str, default: u64| {
-        std::env::var(name).map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name}: {value}")))
-    };
     let (kills, seed) = (setting("KILLS", KILLS_DEFAULT), setting("KILL_SEED", 1));
     let mut random = StdRng::seed_from_u64(seed);
     let data = tempfile::tempdir().expect("a temporary directory");

@@ -78,12 +78,14 @@ fn a_new_version_takes_the_place_of_the_old_in_one_step() {
         old_chunks,
         "the old version is searched until the new one is ready"
     );
-    let replaced = store.replace_chunks(&collection, &new, vec![chunk("the new text")], &[old.clone()]).unwrap();
+    let replaced =
+        store.replace_chunks(&collection, &new, vec![chunk("the new text")], std::slice::from_ref(&old)).unwrap();
     assert_eq!(replaced.removed, old_chunks);
     assert_eq!(words(&store, &collection, "text"), replaced.added);
     assert!(words(&store, &collection, "old").is_empty());
     assert!(matches!(store.document(&collection, &old), Err(StoreError::NotFound { .. })));
-    let again = store.replace_chunks(&collection, &new, vec![chunk("a third text")], &[new.clone()]).unwrap();
+    let again =
+        store.replace_chunks(&collection, &new, vec![chunk("a third text")], std::slice::from_ref(&new)).unwrap();
     assert_eq!(again.removed, replaced.added);
     assert!(again.added[0] > replaced.added[0], "an id is never used again");
 }
