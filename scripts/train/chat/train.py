@@ -187,6 +187,9 @@ def main():
     parser.add_argument("--adam-rate", type=float, default=3e-3)
     parser.add_argument("--port", type=int, default=29541)
     options = parser.parse_args()
+    # Batches have hundreds of shapes, and oneDNN would keep what it made for each: gigabytes within an hour.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
+    os.environ.setdefault("LRU_CACHE_CAPACITY", "16")
     torch.multiprocessing.spawn(work, (options,), nprocs=options.workers)
 
 
