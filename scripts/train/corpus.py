@@ -155,6 +155,18 @@ def passages(source, licence, root, path):
     return found
 
 
+def debian_package(folder, package):
+    """Version of a package, and where it is unpacked."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not list(folder.glob(f"{package}_*.deb")):
+        subprocess.run(["apt-get", "download", "-qq", package], cwd=folder, check=True)
+    archive = next(folder.glob(f"{package}_*.deb"))
+    unpacked = folder / package
+    if not unpacked.exists():
+        subprocess.run(["dpkg-deb", "-x", archive, unpacked], check=True)
+    return archive.name.split("_")[1].replace("%3a", ":"), unpacked
+
+
 def sources(folder):
     """(source, version, licence, root, files) of everything there is."""
     sysroot = subprocess.run(["rustc", "--print", "sysroot"], capture_output=True, text=True, check=True).stdout.strip()
@@ -163,40 +175,38 @@ def sources(folder):
     for name in RUST_FOLDERS:
         files = [p for p in sorted((root / name).rglob("*.html")) if not re.search(RUST_WITHOUT, str(p))]
         yield f"rust-{name}", version, RUST_LICENCE, root, files
-    folder.mkdir(parents=True, exist_ok=True)
     for package, (licence, below, without) in DEBIAN.items():
-        if not list(folder.glob(f"{package}_*.deb")):
-            subprocess.run(["apt-get", "download", "-qq", package], cwd=folder, check=True)
-        archive = next(folder.glob(f"{package}_*.deb"))
-        unpacked = folder / package
-        if not unpacked.exists():
-            subprocess.run(["dpkg-deb", "-x", archive, unpacked], check=True)
+        version, unpacked = debian_package(folder, package)
         root = unpacked / "usr/share" / below
         files = [p for p in sorted(root.rglob("*")) if p.is_file() and not re.search(without, str(p.relative_to(unpacked)))]
         files = [p for p in files if re.search(r"\.html?$|/man\d/.*\.gz$", str(p)) or p.name.endswith(".html.en")]
-        yield package, archive.name.split("_")[1].replace("%3a", ":"), licence, root, files
+        yield package, version, licence, root, files
 
 
-def main():
-    out = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else "target/train")
-    seen, listing, total = set(), [], 0
-    with open(out / "passages.jsonl", "w") as file, concurrent.futures.ProcessPoolExecutor(3) as pool:
-        for source, version, licence, root, files in sources(out / "debs"):
-            kept = 0
-            count = len(files)
+def write_passages(out, name, sources, changed=lambda passage: passage):
+    """Writes OUT/NAME.jsonl, each passage once, and what each source gave; returns how many there are."""
+    seen, listing = set(), []
+    with open(out / f"{name}.jsonl", "w", encoding="utf-8") as file, concurrent.futures.ProcessPoolExecutor(3) as pool:
+        for source, version, licence, root, files in sources:
+            kept, count = 0, len(files)
             for found in pool.map(passages, [source] * count, [licence] * count, [root] * count, files, chunksize=8):
                 for passage in found:
                     key = hashlib.sha256(re.sub(r"\W+", " ", passage["text"].lower())[:400].encode()).digest()
                     if key in seen:
                         continue
                     seen.add(key)
-                    file.write(json.dumps(passage, ensure_ascii=False) + "\n")
+                    file.write(json.dumps(changed(passage), ensure_ascii=False) + "\n")
                     kept += 1
             listing.append(dict(source=source, version=version, licence=licence, documents=count, passages=kept))
-            total += kept
             print(f"{source} {version}: {count} documents, {kept} passages", flush=True)
-    (out / "sources.json").write_text(json.dumps(listing, indent=2) + "\n")
-    print(f"{total} passages")
+    listing_name = "sources.json" if name == "passages" else f"{name}-sources.json"
+    (out / listing_name).write_text(json.dumps(listing, indent=2) + "\n")
+    return len(seen)
+
+
+def main():
+    out = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else "target/train")
+    print(f"{write_passages(out, 'passages', sources(out / 'debs'))} passages")
 
 
 if __name__ == "__main__":
