@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Measures how well /api/v1/search finds the passage that answers a question: by meaning (dense), by words (lexical), by
-both (fused), and reranked where the server can, as hit@1, hit@5 and MRR@10 with 95 % intervals.
+"""Measures how well /api/v1/search finds the passage that answers a question: by meaning (dense), by words (lexical),
+by both (fused), and reranked where the server can, as hit@1, hit@5 and MRR@10 with 95 % intervals.
 
 Two parts, one collection:
 - "project": this project's own pages and benches/retrieval/questions.tsv, questions written by hand in a user's words.
@@ -124,7 +124,8 @@ def ingest(url, documents):
         upload(url, name, text)
     call(url + "/api/v1/search", {"query": "documents", "collections": [COLLECTION], "wait": True})
     listed = call(f"{url}/api/v1/documents?collection={urllib.parse.quote(COLLECTION)}")
-    failed = [item for items in listed.values() if isinstance(items, list) for item in items if item["status"] != "ready"]
+    listed = [item for items in listed.values() if isinstance(items, list) for item in items]
+    failed = [item for item in listed if item["status"] != "ready"]
     if failed:
         sys.exit(f"not every document was read: {json.dumps(failed, indent=2)}")
 
@@ -133,7 +134,8 @@ def ingest(url, documents):
 def server(binary, model):
     with tempfile.TemporaryDirectory(prefix="hearth-retrieval-") as folder:
         log = pathlib.Path(folder) / "log"
-        command = [binary, "serve", "--port", "0", "--offline", "--data-dir", f"{folder}/data", "--embedding-model", model]
+        command = [binary, "serve", "--port", "0", "--offline", "--data-dir", folder + "/data"]
+        command += ["--embedding-model", model]
         with open(log, "wb") as out:
             process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
         try:
@@ -196,7 +198,8 @@ def reciprocal(place):
 def report(asked, modes):
     for part in ["project", "perlfaq", "all"]:
         rows = [row for row in asked if part in (row["part"], "all")]
-        print(f"\n{part}: {len(rows)} questions\n\n| | hit@1 | hit@5 | MRR@10 | fused less this, MRR |\n|---|---|---|---|---|")
+        print(f"\n{part}: {len(rows)} questions\n")
+        print("| | hit@1 | hit@5 | MRR@10 | fused less this, MRR |\n|---|---|---|---|---|")
         for mode in modes:
             places = [row["ranks"][mode] for row in rows]
             cells = []
