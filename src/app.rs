@@ -39,6 +39,7 @@ use crate::{
         Embedder,
         local::{LocalChat, Parts},
         local_embedder::{EmbedderSettings, LocalEmbedder},
+        local_reranker::LocalReranker,
     },
     retrieval::search::Retriever,
     service::{
@@ -158,6 +159,21 @@ pub fn load_embedder(config: &Config) -> anyhow::Result<Option<LocalEmbedder>> {
         prompts: None,
     };
     LocalEmbedder::load(&path, settings).map(Some)
+}
+
+/// Loads the rerank model that the configuration names; `None` if it names none.
+///
+/// # Errors
+/// If the files are not a cross-encoder that Hearth runs.
+fn load_reranker(config: &Config) -> anyhow::Result<Option<LocalReranker>> {
+    let Some(path) = &config.rerank_model else { return Ok(None) };
+    let settings = EmbedderSettings {
+        name: file_name(path),
+        device: config.device,
+        queue: EncoderConfig { max_waiting_texts: config.engine.max_waiting_embeddings, ..EncoderConfig::default() },
+        prompts: None,
+    };
+    LocalReranker::load(path, settings).map(Some)
 }
 
 fn default_model(config: &Config, kind: Kind) -> anyhow::Result<Option<PathBuf>> {
@@ -392,8 +408,9 @@ fn cannot_listen(address: SocketAddr, kind: std::io::ErrorKind) -> String {
 /// Loads what the configuration asks for and puts it before the callers.
 fn load(config: &Config, models: &Models, documents: &Documents, state: &ServerState) -> anyhow::Result<()> {
     let embedder = load_embedder(config)?;
+    let reranker = load_reranker(config)?;
     let chat = load_chat(config)?;
-    if chat.is_none() && embedder.is_none() {
+    if chat.is_none() && embedder.is_none() && reranker.is_none() {
         bail!(
             "there is no model in {}: name a chat model with -m or an embedding model with --embedding-model, or fetch \
              one with `hearth pull`",
@@ -403,7 +420,7 @@ fn load(config: &Config, models: &Models, documents: &Documents, state: &ServerS
     if let Some(chat) = chat {
         serve_chat(config, chat, models, state);
     } else {
-        tracing::warn!("{}; serving embeddings only", no_chat_model(config));
+        tracing::warn!("{}; nothing is generated", no_chat_model(config));
     }
     match embedder {
         Some(embedder) => {
@@ -412,6 +429,10 @@ fn load(config: &Config, models: &Models, documents: &Documents, state: &ServerS
             models.add_embedder(Arc::new(embedder), Vec::new());
         }
         None => tracing::info!("no embedding model: /v1/embeddings answers 404 until one is given"),
+    }
+    if let Some(reranker) = reranker {
+        state.set_reranker(reranker.clone());
+        models.add_reranker(Arc::new(reranker), Vec::new());
     }
     state.ready();
     tracing::info!("ready");
@@ -469,6 +490,7 @@ struct Inner {
     device_in_use: &'static str,
     engine: Option<Engine>,
     embedder: Option<LocalEmbedder>,
+    reranker: Option<LocalReranker>,
 }
 
 impl Inner {
@@ -485,7 +507,8 @@ impl Inner {
 
 impl ServerState {
     fn new(device_asked: DeviceChoice) -> Self {
-        let inner = Inner { status: ServerStatus::Loading, device_in_use: "", engine: None, embedder: None };
+        let inner =
+            Inner { status: ServerStatus::Loading, device_in_use: "", engine: None, embedder: None, reranker: None };
         Self { device_asked, started: Instant::now(), inner: RwLock::new(inner) }
     }
 
@@ -499,6 +522,10 @@ impl ServerState {
         self.inner.write().embedder = Some(embedder);
     }
 
+    fn set_reranker(&self, reranker: LocalReranker) {
+        self.inner.write().reranker = Some(reranker);
+    }
+
     fn ready(&self) {
         let mut inner = self.inner.write();
         // A server that was told to stop while it loaded does not come back.
@@ -509,10 +536,10 @@ impl ServerState {
 
     /// Refuses new requests at once, and ends the running ones within the grace time.
     async fn drain(&self, grace: Duration) {
-        let (engine, embedder) = {
+        let (engine, embedder, reranker) = {
             let mut inner = self.inner.write();
             inner.status = ServerStatus::Draining;
-            (inner.engine.clone(), inner.embedder.clone())
+            (inner.engine.clone(), inner.embedder.clone(), inner.reranker.clone())
         };
         let engine = async {
             if let Some(engine) = engine {
@@ -524,7 +551,12 @@ impl ServerState {
                 embedder.drain(grace).await;
             }
         };
-        tokio::join!(engine, embedder);
+        let reranker = async {
+            if let Some(reranker) = reranker {
+                reranker.drain(grace).await;
+            }
+        };
+        tokio::join!(engine, embedder, reranker);
     }
 }
 

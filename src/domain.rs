@@ -260,6 +260,23 @@ pub struct EmbedResponse {
     pub timings: Timings,
 }
 
+/// Texts to rate by how well they answer a query.
+#[derive(Clone, Debug)]
+pub struct RerankRequest {
+    pub query: String,
+    pub documents: Vec<String>,
+    pub caller: String,
+    pub deadline: Option<Instant>,
+}
+
+#[derive(Clone, Debug)]
+pub struct RerankResponse {
+    /// Relevance, 0 to 1, in the order of the documents.
+    pub scores: Vec<f32>,
+    /// Of all pairs, the query counted in each.
+    pub prompt_tokens: usize,
+}
+
 /// What `/v1/models` says of a model.
 #[derive(Clone, Debug)]
 pub struct ModelInfo {
@@ -287,6 +304,7 @@ pub struct ModelInfo {
 pub enum ModelKind {
     Chat,
     Embedding,
+    Rerank,
 }
 
 /// Decides which tokens may come next. One lives with each constrained sequence; the engine asks it for a

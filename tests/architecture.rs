@@ -174,12 +174,12 @@ fn every_file_says_what_it_is_and_can_be_read_to_its_end() {
 #[test]
 fn every_field_of_a_request_is_documented() {
     use hearth::wire::policy::{
-        ANALYSIS, APP_CHAT, APP_GENERATE, ASK, CHAT, COMPLETION, EMBEDDINGS, GENERATION, LOOKUP, SEARCH,
+        ANALYSIS, APP_CHAT, APP_GENERATE, ASK, CHAT, COMPLETION, EMBEDDINGS, GENERATION, LOOKUP, RERANK, SEARCH,
     };
 
     let documented = fs::read_to_string(root().join("docs/API.md")).expect("docs/API.md is there");
     let missing: Vec<_> =
-        [GENERATION, CHAT, COMPLETION, EMBEDDINGS, LOOKUP, ASK, APP_CHAT, APP_GENERATE, SEARCH, ANALYSIS]
+        [GENERATION, CHAT, COMPLETION, EMBEDDINGS, RERANK, LOOKUP, ASK, APP_CHAT, APP_GENERATE, SEARCH, ANALYSIS]
             .concat()
             .iter()
             .map(|field| format!("| `{}` | {} |", field.name, field.note.replace('|', "\\|")))

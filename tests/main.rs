@@ -19,6 +19,7 @@ mod malformed;
 mod metrics;
 mod openapi;
 mod pull;
+mod rerank;
 mod server;
 mod startup;
 mod store;

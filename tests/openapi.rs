@@ -1,7 +1,7 @@
 //! The OpenAPI document against the router and against what the routes really answer.
 
 use hearth::wire::policy::{
-    self, ANALYSIS, APP_CHAT, APP_GENERATE, ASK, CHAT, COMPLETION, EMBEDDINGS, GENERATION, LOOKUP, SEARCH,
+    self, ANALYSIS, APP_CHAT, APP_GENERATE, ASK, CHAT, COMPLETION, EMBEDDINGS, GENERATION, LOOKUP, RERANK, SEARCH,
 };
 use serde_json::{Value, json};
 
@@ -74,7 +74,7 @@ fn the_tables_schemas_are_json() {
         policy::VECTOR_STORE_SEARCH,
     ];
     let of_documents = [LOOKUP, ASK, APP_CHAT, APP_GENERATE, SEARCH, ANALYSIS];
-    let generating = [GENERATION, CHAT, COMPLETION, EMBEDDINGS];
+    let generating = [GENERATION, CHAT, COMPLETION, EMBEDDINGS, RERANK];
     for field in generating.into_iter().chain(of_documents).chain(stores).flatten() {
         serde_json::from_str::<Value>(field.schema).unwrap_or_else(|error| panic!("{}: {error}", field.name));
     }

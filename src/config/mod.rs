@@ -37,6 +37,7 @@ pub struct Config {
     pub model: Option<PathBuf>,
     /// The embedding model's directory or file, which is there; `None` takes the best one of `models_dir`.
     pub embedding_model: Option<PathBuf>,
+    pub rerank_model: Option<PathBuf>,
     /// Names under which the chat model is served, beside its own.
     pub aliases: Vec<String>,
     /// Any model name in a request means the served one.
@@ -124,6 +125,7 @@ impl Config {
         };
         let model = resolve("model", settings.model)?;
         let embedding_model = resolve("embedding-model", settings.embedding_model)?;
+        let rerank_model = resolve("rerank-model", settings.rerank_model)?;
         let host = settings.host.unwrap_or_else(|| "127.0.0.1".to_owned());
         let address = SocketAddr::new(parse_host(&host)?, settings.port.unwrap_or(8080));
         let mut api_keys = settings.api_key.unwrap_or_default();
@@ -161,6 +163,7 @@ impl Config {
         Ok(Self {
             model,
             embedding_model,
+            rerank_model,
             aliases: settings.alias.unwrap_or_default(),
             accept_any_model: settings.accept_any_model.unwrap_or(false),
             models_dir,

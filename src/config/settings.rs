@@ -48,6 +48,9 @@ settings! {
     /// Embedding model: a directory with config.json, tokenizer.json and model.safetensors, a GGUF file, or a name
     #[arg(long, env = "HEARTH_EMBEDDING_MODEL", value_name = "PATH", help_heading = "Models")]
     embedding_model: PathBuf,
+    /// Rerank model, a cross-encoder: a directory with config.json, tokenizer.json and model.safetensors, or a name
+    #[arg(long, env = "HEARTH_RERANK_MODEL", value_name = "PATH", help_heading = "Models")]
+    rerank_model: PathBuf,
     /// Serve the chat model under this name, too; several with commas
     #[arg(short, long, env = "HEARTH_ALIAS", value_name = "NAME", value_delimiter = ',', help_heading = "Models")]
     alias: Vec<String>,

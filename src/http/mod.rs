@@ -23,6 +23,7 @@ mod health;
 mod ignored;
 mod models;
 mod openapi;
+mod rerank;
 mod serve;
 mod settings;
 mod sse;
@@ -61,6 +62,8 @@ pub fn router(state: AppState) -> Router {
         .route("/v1/chat/completions", post(chat::create_chat_completion))
         .route("/v1/completions", post(completions::create_completion))
         .route("/v1/embeddings", post(embeddings::create_embeddings))
+        .route("/v1/rerank", post(rerank::rerank))
+        .route("/rerank", post(rerank::rerank))
         .route("/v1/models", get(models::list_models))
         .route("/v1/models/{*id}", get(models::retrieve_model))
         .route("/v1/files", post(files::upload_file).get(files::list_files).layer(DefaultBodyLimit::disable()))

@@ -6,7 +6,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::{error::ApiError, settings::HttpSettings};
 use crate::{
-    providers::{ChatModel, Embedder},
+    providers::{ChatModel, Embedder, Reranker},
     service::{
         analysis::Analyses,
         documents::Documents,
@@ -49,5 +49,10 @@ impl AppState {
     pub(super) fn embedder(&self, name: Option<&str>) -> Result<Arc<dyn Embedder>, ApiError> {
         refuse_unless_ready(&self.health.status())?;
         Ok(self.models.embedder(name)?)
+    }
+
+    pub(super) fn reranker(&self, name: Option<&str>) -> Result<Arc<dyn Reranker>, ApiError> {
+        refuse_unless_ready(&self.health.status())?;
+        Ok(self.models.reranker(name)?)
     }
 }

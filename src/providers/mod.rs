@@ -1,4 +1,4 @@
-//! The waist of the house: two traits that everything above generates and embeds through, and that a local
+//! The waist of the house: three traits that everything above generates, embeds and reranks through, and that a local
 //! engine, a hosted upstream and a scripted test double all implement.
 //!
 //! An `Err` before the stream is a status; an `Err` within it is an error event. Dropping the stream, or
@@ -6,14 +6,15 @@
 
 pub mod local;
 pub mod local_embedder;
+pub mod local_reranker;
 pub mod scripted;
 
 use futures_util::{future::BoxFuture, stream::BoxStream};
 
 use crate::{
     domain::{
-        ChatPrompt, EmbedRequest, EmbedResponse, GenerateEvent, GenerateRequest, ModelInfo,
-        documents::EmbeddingIdentity,
+        ChatPrompt, EmbedRequest, EmbedResponse, GenerateEvent, GenerateRequest, ModelInfo, RerankRequest,
+        RerankResponse, documents::EmbeddingIdentity,
     },
     error::Result,
 };
@@ -52,4 +53,11 @@ pub trait Embedder: Send + Sync {
 
     /// Tokens of a text under this model's tokenizer.
     fn tokenize(&self, text: &str, add_special: bool) -> Result<Vec<u32>>;
+}
+
+/// Rates texts by how well they answer a query, reading both together.
+pub trait Reranker: Send + Sync {
+    fn info(&self) -> &ModelInfo;
+
+    fn rerank(&self, request: RerankRequest) -> BoxFuture<'_, Result<RerankResponse>>;
 }

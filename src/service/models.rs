@@ -7,7 +7,7 @@ use parking_lot::RwLock;
 use crate::{
     domain::{ModelInfo, ModelKind},
     error::{Error, ErrorKind, Result},
-    providers::{ChatModel, Embedder},
+    providers::{ChatModel, Embedder, Reranker},
 };
 
 /// Which model a name means. Models are added when they have been loaded, which may be after the server
@@ -29,6 +29,7 @@ struct Served {
 enum Model {
     Chat(Arc<dyn ChatModel>),
     Embedding(Arc<dyn Embedder>),
+    Rerank(Arc<dyn Reranker>),
 }
 
 impl Served {
@@ -36,6 +37,7 @@ impl Served {
         match &self.model {
             Model::Chat(model) => model.info(),
             Model::Embedding(model) => model.info(),
+            Model::Rerank(model) => model.info(),
         }
     }
 
@@ -64,11 +66,15 @@ impl Models {
         self.served.write().push(Served { model: Model::Embedding(model), aliases });
     }
 
+    pub fn add_reranker(&self, model: Arc<dyn Reranker>, aliases: Vec<String>) {
+        self.served.write().push(Served { model: Model::Rerank(model), aliases });
+    }
+
     /// The chat model that `name` means. `None` is a request that names no model.
     pub fn chat(&self, name: Option<&str>) -> Result<Arc<dyn ChatModel>> {
         self.resolve(name, ModelKind::Chat, |model| match model {
             Model::Chat(model) => Some(Arc::clone(model)),
-            Model::Embedding(_) => None,
+            Model::Embedding(_) | Model::Rerank(_) => None,
         })
     }
 
@@ -76,8 +82,23 @@ impl Models {
     pub fn embedder(&self, name: Option<&str>) -> Result<Arc<dyn Embedder>> {
         self.resolve(name, ModelKind::Embedding, |model| match model {
             Model::Embedding(model) => Some(Arc::clone(model)),
-            Model::Chat(_) => None,
+            Model::Chat(_) | Model::Rerank(_) => None,
         })
+    }
+
+    /// The rerank model that `name` means; the first where none is named, as not every client names one.
+    pub fn reranker(&self, name: Option<&str>) -> Result<Arc<dyn Reranker>> {
+        let pick = |model: &Model| match model {
+            Model::Rerank(model) => Some(Arc::clone(model)),
+            Model::Chat(_) | Model::Embedding(_) => None,
+        };
+        match name {
+            Some(name) => self.resolve(Some(name), ModelKind::Rerank, pick),
+            None => {
+                let served = self.served.read();
+                served.iter().find_map(|entry| pick(&entry.model)).ok_or_else(|| unknown("", &served))
+            }
+        }
     }
 
     fn resolve<T>(&self, name: Option<&str>, kind: ModelKind, pick: impl Fn(&Model) -> Option<T>) -> Result<T> {
@@ -114,14 +135,14 @@ impl Models {
     pub fn first_chat(&self) -> Option<Arc<dyn ChatModel>> {
         self.served.read().iter().find_map(|entry| match &entry.model {
             Model::Chat(model) => Some(Arc::clone(model)),
-            Model::Embedding(_) => None,
+            Model::Embedding(_) | Model::Rerank(_) => None,
         })
     }
 
     pub fn first_embedder(&self) -> Option<Arc<dyn Embedder>> {
         self.served.read().iter().find_map(|entry| match &entry.model {
             Model::Embedding(model) => Some(Arc::clone(model)),
-            Model::Chat(_) => None,
+            Model::Chat(_) | Model::Rerank(_) => None,
         })
     }
 
@@ -156,8 +177,9 @@ fn unknown(name: &str, served: &[Served]) -> Error {
 
 fn wrong_kind(name: &str, needed: ModelKind) -> Error {
     let message = match needed {
-        ModelKind::Chat => format!("`{name}` is an embedding model; it serves /v1/embeddings."),
-        ModelKind::Embedding => format!("`{name}` is a chat model; /v1/embeddings needs an embedding model."),
+        ModelKind::Chat => format!("`{name}` is no chat model; GET /v1/models says what it can be asked for."),
+        ModelKind::Embedding => format!("`{name}` is no embedding model; /v1/embeddings needs one."),
+        ModelKind::Rerank => format!("`{name}` is no rerank model; /v1/rerank needs one."),
     };
     Error::invalid("model", message).with_code("model_not_supported")
 }

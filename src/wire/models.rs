@@ -37,6 +37,7 @@ pub struct Capabilities {
     pub chat: bool,
     pub completions: bool,
     pub embeddings: bool,
+    pub rerank: bool,
     pub tools: bool,
     pub reasoning: bool,
     pub structured_outputs: bool,
@@ -69,7 +70,8 @@ impl Model {
             capabilities: Capabilities {
                 chat,
                 completions: chat,
-                embeddings: !chat,
+                embeddings: info.kind == ModelKind::Embedding,
+                rerank: info.kind == ModelKind::Rerank,
                 tools: info.supports_tools,
                 reasoning: info.supports_reasoning,
                 structured_outputs: chat,

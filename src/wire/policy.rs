@@ -276,6 +276,26 @@ pub const EMBEDDINGS: &[FieldPolicy] = &[
     refused("embd_normalize", &["2"], "The model's own files decide."),
 ];
 
+/// Fields of `/v1/rerank` and `/rerank`.
+pub const RERANK: &[FieldPolicy] = &[
+    honoured("model", STRING, "A served rerank model or one of its aliases. Default the first."),
+    honoured("query", r#"{"type":"string","minLength":1}"#, "What the documents are to answer."),
+    honoured(
+        "documents",
+        r#"{"type":"array","minItems":1,"maxItems":1000,"items":{"anyOf":[{"type":"string"},{"type":"object","required":["text"],"properties":{"text":{"type":"string"}}}]}}"#,
+        "Texts, or objects with a `text`; what does not fit the model is cut off.",
+    ),
+    honoured("top_n", r#"{"type":"integer","minimum":1,"maximum":2147483647}"#, "Results at most. Default all."),
+    honoured("return_documents", BOOLEAN, "Repeat each document's text in its result. Default false."),
+    honoured(
+        "timeout",
+        r#"{"type":"number","exclusiveMinimum":0}"#,
+        "Seconds after which the server ends the request.",
+    ),
+    ignored("user", "No account is kept per end user."),
+    ignored("priority", "Callers share the engine evenly."),
+];
+
 /// Fields of every route that looks for passages in documents.
 pub const LOOKUP: &[FieldPolicy] = &[
     honoured("collections", NAMES, "Names or ids of collections; they are searched together. Default `default`."),
@@ -487,7 +507,7 @@ mod tests {
     fn every_schema_and_harmless_value_is_json_and_no_name_stands_twice() {
         let of_documents =
             [[LOOKUP, ASK], [LOOKUP, APP_CHAT], [LOOKUP, SEARCH], [GENERATION, APP_GENERATE], [LOOKUP, ANALYSIS]];
-        let of_openai = [[GENERATION, CHAT], [GENERATION, COMPLETION], [EMBEDDINGS, &[]]];
+        let of_openai = [[GENERATION, CHAT], [GENERATION, COMPLETION], [EMBEDDINGS, &[]], [RERANK, &[]]];
         let of_vector_stores = [
             FILE_UPLOAD,
             VECTOR_STORE_CREATE,

@@ -53,6 +53,7 @@ impl Health for FixedHealth {
 pub struct ScriptedServer {
     pub router: Router,
     pub chat: Arc<ScriptedChat>,
+    pub models: Arc<Models>,
     pub health: Arc<FixedHealth>,
     pub settings: Arc<HttpSettings>,
     _data: tempfile::TempDir,
@@ -126,13 +127,13 @@ impl ScriptedServer {
         let documents = Documents::new(Arc::new(Store::open(data.path()).expect("a new store")));
         let router = hearth::http::router(AppState {
             analyses: Analyses::new(documents.clone(), models.clone(), WebhookSettings::default()),
-            models,
+            models: models.clone(),
             documents,
             health: health.clone(),
             metrics: None,
             settings: settings.clone(),
         });
-        Self { router, chat, health, settings, _data: data }
+        Self { router, chat, models, health, settings, _data: data }
     }
 
     pub async fn send(&self, request: Request<Body>) -> Answer {

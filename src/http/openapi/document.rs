@@ -6,7 +6,7 @@
 use serde_json::{Map, Value, json};
 
 use super::{analysis, application, schemas, vector_stores};
-use crate::wire::policy::{CHAT, COMPLETION, EMBEDDINGS, FieldPolicy, GENERATION, Policy};
+use crate::wire::policy::{CHAT, COMPLETION, EMBEDDINGS, FieldPolicy, GENERATION, Policy, RERANK};
 
 /// The whole document. `tests/contract.rs` holds its paths against the router.
 pub(super) fn document() -> Value {
@@ -73,6 +73,10 @@ pub(super) fn chat_request() -> Value {
 
 pub(super) fn completion_request() -> Value {
     request(&[GENERATION, COMPLETION], &["model", "prompt"])
+}
+
+pub(super) fn rerank_request() -> Value {
+    request(&[RERANK], &["query", "documents"])
 }
 
 pub(super) fn embeddings_request() -> Value {
@@ -173,6 +177,10 @@ fn paths() -> Value {
         json_answer("One vector per input, in their order.", "Embeddings"),
         &GENERATING,
     );
+    let rerank = |id| {
+        let answer = json_answer("The documents, most relevant first.", "Ranking");
+        post(id, "Order documents by how well they answer a query", "RerankRequest", answer, &GENERATING)
+    };
     let mut model = get("retrieveModel", "One model", json_answer("The model.", "Model"), &[401, 404]);
     model["parameters"] = json!([{"name": "id", "in": "path", "required": true, "schema": {"type": "string"}}]);
     let mut docs_file = get("docsFile", "A part of the pages", text_answer("The file.", "*/*"), &[404]);
@@ -187,6 +195,8 @@ fn paths() -> Value {
         "/v1/chat/completions": {"post": chat},
         "/v1/completions": {"post": completion},
         "/v1/embeddings": {"post": embeddings},
+        "/v1/rerank": {"post": rerank("createRerank")},
+        "/rerank": {"post": rerank("rerank")},
         "/v1/models": {"get": get("listModels", "What is served", json_answer("The models.", "ModelList"), &[401])},
         "/v1/models/{id}": {"get": model},
         "/tokenize": {"post": post("tokenize", "Token ids of a text", "TokenizeRequest",

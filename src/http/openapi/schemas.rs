@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::document::{chat_request, completion_request, embeddings_request};
+use super::document::{chat_request, completion_request, embeddings_request, rerank_request};
 
 pub(super) fn all() -> Value {
     let count = json!({"type": "integer", "minimum": 0});
@@ -74,6 +74,7 @@ pub(super) fn all() -> Value {
         "ChatRequest": chat_request(),
         "CompletionRequest": completion_request(),
         "EmbeddingsRequest": embeddings_request(),
+        "RerankRequest": rerank_request(),
         "ChatMessage": {
             "type": "object",
             "required": ["role"],
@@ -156,6 +157,23 @@ pub(super) fn all() -> Value {
                     },
                 }},
                 "model": {"type": "string"},
+                "usage": {"type": "object", "properties": {"prompt_tokens": count, "total_tokens": count}},
+            },
+        },
+        "Ranking": {
+            "type": "object",
+            "required": ["model", "results", "usage"],
+            "properties": {
+                "model": {"type": "string"},
+                "results": {"type": "array", "items": {
+                    "type": "object",
+                    "required": ["index", "relevance_score"],
+                    "properties": {
+                        "index": count,
+                        "relevance_score": {"type": "number", "minimum": 0, "maximum": 1},
+                        "document": {"type": "object", "required": ["text"], "properties": {"text": {"type": "string"}}},
+                    },
+                }},
                 "usage": {"type": "object", "properties": {"prompt_tokens": count, "total_tokens": count}},
             },
         },

@@ -26,6 +26,8 @@ use crate::kernels::{
 pub struct Bert {
     words: Embedding,
     positions: PositionTable,
+    /// `[2, hidden]`: what to add for a token of type 0, which is nothing, and of type 1, where the model has that.
+    type_shifts: Option<Tensor>,
     norm: LayerNorm,
     layers: Vec<Layer>,
     n_heads: usize,
@@ -96,6 +98,7 @@ impl Bert {
         Ok(Self {
             words: Embedding::new(&weights.tensor("token_embd.weight", &[config.vocab, hidden])?, device)?,
             positions,
+            type_shifts: load.type_shifts()?,
             norm: load.norm("token_embd_norm")?,
             layers: (0..config.n_layers).map(|layer| load.layer(layer)).collect::<Result<_, _>>()?,
             n_heads: config.n_heads,
@@ -109,6 +112,17 @@ impl Bert {
     /// Lengths that do not sum to the number of tokens, a text longer than the model's positions, or a token
     /// outside the vocabulary.
     pub fn forward(&self, tokens: &[u32], lengths: &[usize]) -> candle_core::Result<Tensor> {
+        self.forward_typed(tokens, lengths, None)
+    }
+
+    /// The same with each token's type, 0 or 1, for models that tell the two texts of a pair apart by it; the others
+    /// do without. `None` is type 0 throughout.
+    pub fn forward_typed(
+        &self,
+        tokens: &[u32],
+        lengths: &[usize],
+        types: Option<&[u32]>,
+    ) -> candle_core::Result<Tensor> {
         let positions: Vec<u32> = lengths.iter().flat_map(|&length| 0..length as u32).collect();
         if positions.len() != tokens.len() {
             candle_core::bail!("the lengths sum to {}, but there are {} tokens", positions.len(), tokens.len());
@@ -121,6 +135,9 @@ impl Bert {
             }
             PositionTable::Rotary { token_type: Some(row), .. } => x = x.broadcast_add(row)?,
             PositionTable::Rotary { token_type: None, .. } => {}
+        }
+        if let (Some(shifts), Some(types)) = (&self.type_shifts, types) {
+            x = (x + shifts.index_select(&Tensor::from_slice(types, types.len(), shifts.device())?, 0)?)?;
         }
         x = self.norm.forward(&x)?;
         for layer in &self.layers {
@@ -241,6 +258,15 @@ impl Loader<'_> {
             Ok(Tensor::from_vec(self.weights.floats(&format!("{name}.{kind}"), &[hidden])?, hidden, self.device)?)
         };
         Ok(LayerNorm { weight: floats("weight")?, bias: floats("bias")?, eps: self.config.layer_norm_eps })
+    }
+
+    /// Of a table of two rows, the second less the first, which is in every token already.
+    fn type_shifts(&self) -> Result<Option<Tensor>, EncoderError> {
+        let hidden = self.config.hidden;
+        let Ok(Some(rows)) = self.weights.optional_floats("token_types.weight", &[2, hidden]) else { return Ok(None) };
+        let (zero, one) = rows.split_at(hidden);
+        let shifts = zero.iter().map(|_| 0.0).chain(one.iter().zip(zero).map(|(one, zero)| one - zero));
+        Ok(Some(Tensor::from_vec(shifts.collect::<Vec<f32>>(), (2, hidden), self.device)?))
     }
 
     /// Every token of a text that stands alone is of type 0: `[hidden]`, where the model has token types.

@@ -14,6 +14,7 @@ use candle_core::{Device, Tensor};
 
 pub mod bert;
 pub mod config;
+pub mod cross_encoder;
 pub mod package;
 pub mod pooling;
 pub mod weights;

@@ -187,7 +187,7 @@ fn read_prompts(directory: &Path) -> Result<Prompts, EncoderError> {
 }
 
 /// `model_max_length` of `tokenizer_config.json`; the huge number that means "none" is none.
-fn tokenizer_limit(directory: &Path) -> Result<Option<usize>, EncoderError> {
+pub(super) fn tokenizer_limit(directory: &Path) -> Result<Option<usize>, EncoderError> {
     let config = read_json(&directory.join("tokenizer_config.json"))?.unwrap_or_default();
     let limit = config.get("model_max_length").and_then(Value::as_u64);
     Ok(limit.and_then(|limit| usize::try_from(limit).ok()).filter(|limit| *limit < 1 << 28))

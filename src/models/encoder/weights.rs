@@ -36,11 +36,16 @@ pub struct SafetensorsWeights {
 }
 
 /// GGUF's name of a module, and the names it goes by in safetensors files.
-const MODULES: [(&str, &[&str]); 4] = [
+const MODULES: [(&str, &[&str]); 8] = [
     ("token_embd", &["embeddings.word_embeddings"]),
     ("position_embd", &["embeddings.position_embeddings"]),
     ("token_types", &["embeddings.token_type_embeddings"]),
     ("token_embd_norm", &["embeddings.LayerNorm", "emb_ln"]),
+    // The classification heads of BERT and of RoBERTa.
+    ("pooler", &["pooler.dense"]),
+    ("classifier", &["classifier"]),
+    ("cls", &["classifier.dense"]),
+    ("cls.output", &["classifier.out_proj"]),
 ];
 
 /// The same for the modules of a layer. First the names of BERT, then those of nomic-bert.
@@ -187,7 +192,8 @@ impl SafetensorsWeights {
     fn own_name(&self, name: &str) -> Option<String> {
         own_names(name)
             .into_iter()
-            .map(|candidate| format!("{}{candidate}", self.prefix))
+            // A head stands beside the network, not within it.
+            .flat_map(|candidate| [format!("{}{candidate}", self.prefix), candidate])
             .find(|candidate| self.tensors.contains_key(candidate) || self.unsupported.contains_key(candidate))
     }
 }

@@ -1,0 +1,29 @@
+//! `POST /v1/rerank`, and the same as `/rerank`.
+
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+
+use super::{context::Caller, error::ApiError, extract::JsonBody, ignored::name_ignored, state::AppState};
+use crate::{
+    service::deadline,
+    wire::{
+        Parsed,
+        rerank::{Ranking, RerankBody},
+    },
+};
+
+pub(super) async fn rerank(
+    State(state): State<AppState>,
+    caller: Caller,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
+    let Parsed { request: body, ignored } = RerankBody::read(body, &caller.envelope(&state, false))?;
+    let model = state.reranker(body.model.as_deref())?;
+    let documents = body.return_documents.then(|| body.request.documents.clone());
+    let answer = deadline::within(body.request.deadline, model.rerank(body.request)).await?;
+    let ranking = Ranking::new(model.info().id.clone(), &answer, body.top_n, documents.as_deref());
+    Ok(name_ignored(Json(ranking).into_response(), &ignored))
+}

@@ -1,0 +1,277 @@
+//! Documents rated on this machine: the text side of a cross-encoder's thread.
+//!
+//! A pair is the query and a document with the model's own special tokens around them. What does not fit the model
+//! is cut off the document, as `transformers` does with `only_second`; a query that leaves a document no room is
+//! refused. Special tokens written out in a text are plain words here: a document must not be able to close the
+//! query and begin another. The score is the logit's sigmoid, 0 to 1.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use anyhow::{Context, ensure};
+use futures_util::future::{BoxFuture, FutureExt};
+use rayon::prelude::*;
+
+use super::{Reranker, local_embedder::EmbedderSettings};
+use crate::{
+    domain::{ModelInfo, ModelKind, RerankRequest, RerankResponse},
+    engine::{
+        StepError,
+        encoder::{EncodeRequest, EncoderHandle, EncoderModel, Priority},
+    },
+    error::{Error, ErrorKind, Result},
+    kernels::device::open_device,
+    models::encoder::{EncoderSource, cross_encoder::CrossEncoder},
+    text::tokenizer::Tokenizer,
+};
+
+/// A rerank model that runs in this process. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct LocalReranker {
+    pairs: Arc<PairSide>,
+    encoder: EncoderHandle,
+    info: Arc<ModelInfo>,
+}
+
+/// What turns a query and documents into tokens.
+#[derive(Debug)]
+struct PairSide {
+    tokenizer: Tokenizer,
+    opening: Vec<u32>,
+    /// Between the two: `[SEP]`, or RoBERTa's two.
+    between: Vec<u32>,
+    closing: Vec<u32>,
+    max_tokens: usize,
+}
+
+/// The thread's model: its vectors have one number, the logit.
+struct PairScorer {
+    model: CrossEncoder,
+    separator: u32,
+}
+
+impl EncoderModel for PairScorer {
+    fn embed(&mut self, tokens: &[u32], lengths: &[usize]) -> Result<Vec<Vec<f32>>, StepError> {
+        let logits = self.model.logits(tokens, lengths, self.separator);
+        let logits = logits.map_err(|error| StepError::Failed(error.to_string()))?;
+        Ok(logits.into_iter().map(|logit| vec![logit]).collect())
+    }
+}
+
+impl LocalReranker {
+    /// Loads a directory as `transformers` writes it and starts the model's thread. Prompts are not for pairs.
+    ///
+    /// # Errors
+    /// One sentence that says what is missing, damaged or not supported, and where.
+    pub fn load(path: &Path, settings: EmbedderSettings) -> anyhow::Result<Self> {
+        Self::load_from(path, settings).with_context(|| format!("the rerank model {}", path.display()))
+    }
+
+    fn load_from(path: &Path, settings: EmbedderSettings) -> anyhow::Result<Self> {
+        let source = EncoderSource::open(path)?;
+        let model = CrossEncoder::load(&source, &open_device(settings.device)?)?;
+        let EncoderSource::Directory { transformer, .. } = &source else {
+            anyhow::bail!("a rerank model is a directory");
+        };
+        let tokenizer = Tokenizer::from_file(&transformer.join("tokenizer.json"))?;
+        let config = model.config();
+        let is_bert = config.architecture == "bert";
+        let pairs = PairSide::new(tokenizer, model.max_tokens(), is_bert)?;
+        let separator = pairs.closing[0];
+        let info = ModelInfo {
+            id: settings.name,
+            kind: ModelKind::Rerank,
+            architecture: config.architecture.clone(),
+            context_length: model.max_tokens(),
+            vocab_size: config.vocab,
+            embedding_length: None,
+            parameters: model.facts().parameters,
+            quantization: model.facts().dominant_type.clone(),
+            size_bytes: model.facts().file_bytes,
+            supports_tools: false,
+            supports_reasoning: false,
+            created: source.modified(),
+        };
+        tracing::info!(
+            model = info.id,
+            architecture = info.architecture,
+            max_tokens = info.context_length,
+            "rerank model loaded"
+        );
+        let encoder = EncoderHandle::start(Box::new(PairScorer { model, separator }), settings.queue)?;
+        Ok(Self { pairs: Arc::new(pairs), encoder, info: Arc::new(info) })
+    }
+
+    /// Refuses new requests, finishes the accepted ones within `grace`, and stops the thread.
+    pub async fn drain(&self, grace: Duration) {
+        self.encoder.drain(grace).await;
+    }
+
+    async fn rerank_texts(&self, request: RerankRequest) -> Result<RerankResponse> {
+        let RerankRequest { query, documents, caller, deadline } = request;
+        if documents.is_empty() {
+            return Ok(RerankResponse { scores: Vec::new(), prompt_tokens: 0 });
+        }
+        let pairs = self.pairs.clone();
+        let texts = tokio::task::spawn_blocking(move || pairs.tokens_of_all(&query, &documents))
+            .await
+            .map_err(Error::internal)??;
+        let prompt_tokens = texts.iter().map(Vec::len).sum();
+        let request = EncodeRequest { texts, priority: Priority::Interactive, caller, deadline };
+        let encoded = self.encoder.submit(request)?.await?;
+        let sigmoid = |logit: f32| 1.0 / (1.0 + (-logit).exp());
+        let scores: Vec<f32> = encoded.vectors.iter().flatten().map(|logit| sigmoid(*logit)).collect();
+        if scores.iter().any(|score| score.is_nan()) {
+            return Err(Error::internal(anyhow::anyhow!("the rerank model's logits are not numbers")));
+        }
+        Ok(RerankResponse { scores, prompt_tokens })
+    }
+}
+
+impl Reranker for LocalReranker {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn rerank(&self, request: RerankRequest) -> BoxFuture<'_, Result<RerankResponse>> {
+        self.rerank_texts(request).boxed()
+    }
+}
+
+impl PairSide {
+    fn new(tokenizer: Tokenizer, max_tokens: usize, is_bert: bool) -> anyhow::Result<Self> {
+        let with_special = tokenizer.encode("a", true, false)?;
+        let without = tokenizer.encode("a", false, false)?;
+        let start = with_special.windows(without.len().max(1)).position(|window| window == without);
+        let start = start.context("its tokenizer does not put special tokens around a text")?;
+        let (opening, rest) = with_special.split_at(start);
+        let closing = rest[without.len()..].to_vec();
+        ensure!(!closing.is_empty(), "its tokenizer does not close a text with a special token");
+        let between = if is_bert { closing.clone() } else { closing.repeat(2) };
+        let specials = opening.len() + between.len() + closing.len();
+        ensure!(specials + 2 <= max_tokens, "its longest pair is {max_tokens} tokens, which leaves no room for words");
+        Ok(Self { opening: opening.to_vec(), between, closing, tokenizer, max_tokens })
+    }
+
+    fn tokens_of_all(&self, query: &str, documents: &[String]) -> Result<Vec<Vec<u32>>> {
+        let encode = |text: &str| self.tokenizer.encode(text, false, false).map_err(Error::internal);
+        let query = encode(query)?;
+        let front: Vec<u32> = [self.opening.as_slice(), &query, &self.between].concat();
+        let used = front.len() + self.closing.len();
+        if used >= self.max_tokens {
+            let limit = self.max_tokens - (used - query.len()) - 1;
+            return Err(Error::new(
+                ErrorKind::ContextLengthExceeded,
+                format!(
+                    "The query has {} tokens, but with a document beside it this model takes at most {limit}. Shorten it.",
+                    query.len()
+                ),
+            )
+            .with_context(query.len(), limit)
+            .with_param("query"));
+        }
+        let one = |document: &String| -> Result<Vec<u32>> {
+            let mut passage = encode(document)?;
+            passage.truncate(self.max_tokens - used);
+            Ok([front.as_slice(), &passage, &self.closing].concat())
+        };
+        documents.par_iter().map(one).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use serde::Deserialize;
+
+    use super::*;
+
+    /// One pair under one tiny model, as transformers has it.
+    #[derive(Deserialize)]
+    struct Case {
+        query: String,
+        passage: String,
+        ids: Vec<u32>,
+        logit: f32,
+    }
+
+    fn fixture(name: &str) -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/rerank").join(name)
+    }
+
+    fn cases(name: &str) -> Vec<Case> {
+        let text = std::fs::read_to_string(fixture(&format!("{name}.json"))).expect("the fixture is committed");
+        serde_json::from_str(&text).expect("the fixture is valid")
+    }
+
+    fn load(name: &str) -> LocalReranker {
+        LocalReranker::load(
+            &fixture(name),
+            EmbedderSettings { device: crate::kernels::device::DeviceChoice::Cpu, ..Default::default() },
+        )
+        .expect("the model loads")
+    }
+
+    #[tokio::test]
+    async fn pairs_and_logits_are_those_of_transformers() {
+        for name in ["bert", "xlm-roberta"] {
+            let reranker = load(name);
+            let source = EncoderSource::open(&fixture(name)).expect("the model opens");
+            let model = CrossEncoder::load(&source, &Device::Cpu).expect("the model loads");
+            let separator = reranker.pairs.closing[0];
+            let cases = cases(name);
+            let check = |logits: &[f32], cases: &[Case]| {
+                for (logit, case) in logits.iter().zip(cases) {
+                    let difference = (logit - case.logit).abs();
+                    assert!(difference < 1e-4, "{name}: {:?} and {:?}: {difference}", case.query, case.passage);
+                }
+            };
+            for case in &cases {
+                let tokens = reranker.pairs.tokens_of_all(&case.query, std::slice::from_ref(&case.passage));
+                assert_eq!(tokens.expect("it fits").concat(), case.ids, "{name}: {:?}", case.passage);
+                let alone = model.logits(&case.ids, &[case.ids.len()], separator).expect("it runs");
+                check(&alone, std::slice::from_ref(case));
+            }
+            let tokens: Vec<u32> = cases.iter().flat_map(|case| case.ids.clone()).collect();
+            let lengths: Vec<usize> = cases.iter().map(|case| case.ids.len()).collect();
+            let together = model.logits(&tokens, &lengths, separator).expect("it runs");
+            assert_eq!(together.len(), cases.len());
+            check(&together, &cases);
+        }
+    }
+
+    #[tokio::test]
+    async fn scores_are_sigmoids_in_the_order_of_the_documents() {
+        let cases: Vec<Case> = cases("bert").into_iter().take(6).collect();
+        let request = RerankRequest {
+            query: cases[0].query.clone(),
+            documents: cases.iter().map(|case| case.passage.clone()).collect(),
+            caller: String::new(),
+            deadline: None,
+        };
+        let answer = load("bert").rerank(request).await.expect("it fits");
+        for (score, case) in answer.scores.iter().zip(&cases) {
+            assert!((score - 1.0 / (1.0 + (-case.logit).exp())).abs() < 1e-4, "{:?}", case.passage);
+        }
+        assert_eq!(answer.prompt_tokens, cases.iter().map(|case| case.ids.len()).sum::<usize>());
+    }
+
+    #[test]
+    fn what_is_no_rerank_model_is_refused_with_its_reason() {
+        let embeddings = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/embeddings");
+        for (path, reason) in [("bert-cls", "no classification head"), ("bert-mean.gguf", "GGUF files are not read")] {
+            let error = LocalReranker::load(&embeddings.join(path), EmbedderSettings::default());
+            let error = format!("{:#}", error.expect_err("an embedding model"));
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_query_without_room_for_a_document_is_refused_and_written_specials_are_words() {
+        let reranker = load("bert");
+        let error = reranker.pairs.tokens_of_all(&"water ".repeat(50), &["fox".to_owned()]).expect_err("too long");
+        assert_eq!(error.kind(), ErrorKind::ContextLengthExceeded);
+        let pairs = reranker.pairs.tokens_of_all("a [SEP] fox", &["dog".to_owned()]).expect("it fits");
+        let separator = reranker.pairs.closing[0];
+        assert_eq!(pairs[0].iter().filter(|token| **token == separator).count(), 2);
+    }
+}
