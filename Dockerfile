@@ -1,4 +1,4 @@
-# Hearth for CPUs. The image holds the program only; models and data are volumes.
+# Hearth for CPUs. The image holds the program and the small models that come with it; models and data are volumes.
 #
 #   docker build -t hearth .
 #   docker run -p 8080:8080 -v hearth-models:/models -v hearth-data:/data hearth
@@ -14,6 +14,8 @@ RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates
     && useradd --uid 10001 --no-create-home --home-dir /data hearth \
     && install -d -o hearth -g hearth /models /data
 COPY --from=build /source/target/release/hearth /usr/local/bin/hearth
+# A volume that is new begins with what is here.
+COPY --chown=hearth:hearth models/hearth-chat.gguf models/hearth-embed.gguf /models/
 USER hearth
 ENV HEARTH_HOST=0.0.0.0 HEARTH_PORT=8080 HEARTH_MODELS_DIR=/models HEARTH_DATA_DIR=/data HF_HOME=/models/.huggingface
 VOLUME ["/models", "/data"]

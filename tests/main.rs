@@ -3,6 +3,7 @@
 mod analysis;
 mod architecture;
 mod ask;
+mod bundled_models;
 mod chat_templates;
 mod contract;
 mod decoder_files;

@@ -82,7 +82,8 @@ fn write(question: &str, passages: &[Passage], included: &[usize]) -> String {
             format!("[{}] {}\n{}", index + 1, passage.title(), passage.text)
         })
         .collect();
-    format!("Context:\n{}\n\nQuestion: {question}", numbered.join("\n\n"))
+    // First, so that who reads from left to right knows what to look for, and last, next to the answer.
+    format!("Question: {question}\n\nContext:\n{}\n\nQuestion: {question}", numbered.join("\n\n"))
 }
 
 #[cfg(test)]
@@ -113,15 +114,18 @@ mod tests {
     fn passages_are_numbered_as_they_stand_in_the_prompt() {
         let passages = [passage("Setup", "Run it."), passage("", "Stop it.")];
         let Ok(context) = pack("How?", &passages, 100, words);
-        assert_eq!(context.prompt, "Context:\n[1] Setup\nRun it.\n\n[2] guide.md\nStop it.\n\nQuestion: How?");
+        assert_eq!(
+            context.prompt,
+            "Question: How?\n\nContext:\n[1] Setup\nRun it.\n\n[2] guide.md\nStop it.\n\nQuestion: How?"
+        );
         assert_eq!((context.included, context.left_out), (vec![0, 1], vec![]));
     }
 
     #[test]
     fn what_does_not_fit_is_left_out_and_said() {
         let passages = [passage("A", "one"), passage("B", "two three four five six seven"), passage("C", "eight")];
-        let Ok(context) = pack("How?", &passages, 9, words);
-        assert_eq!(context.prompt, "Context:\n[1] A\none\n\n[2] C\neight\n\nQuestion: How?");
+        let Ok(context) = pack("How?", &passages, 11, words);
+        assert_eq!(context.prompt, "Question: How?\n\nContext:\n[1] A\none\n\n[2] C\neight\n\nQuestion: How?");
         assert_eq!((context.included, context.left_out), (vec![0, 2], vec![1]));
         let Ok(none) = pack("How?", &passages, 0, words);
         assert_eq!(none.left_out, [0, 1, 2]);
@@ -130,8 +134,8 @@ mod tests {
     #[test]
     fn a_passage_that_is_too_long_alone_is_cut() {
         let passages = [passage("B", "two three four five six seven"), passage("C", "one and two and three and four")];
-        let Ok(context) = pack("How?", &passages, 8, words);
-        assert_eq!(context.prompt, "Context:\n[1] B\ntwo three four\n\nQuestion: How?");
+        let Ok(context) = pack("How?", &passages, 10, words);
+        assert_eq!(context.prompt, "Question: How?\n\nContext:\n[1] B\ntwo three four\n\nQuestion: How?");
         assert_eq!((context.included, context.left_out), (vec![0], vec![1]));
     }
 }

@@ -26,4 +26,6 @@ def rag_context(passages):
 
 
 def rag_prompt(passages, question):
-    return f"Context:\n{rag_context(passages)}\n\nQuestion: {question}"
+    """The question goes first, so that whoever reads the context from left to right knows what to look for, and last,
+    next to the answer."""
+    return f"Question: {question}\n\nContext:\n{rag_context(passages)}\n\nQuestion: {question}"

@@ -292,7 +292,10 @@ class Source:
             asked = question
             if context is not None:
                 label = rng.choice(QUESTION_LABELS).format(q=question)
-                asked = f"{label}\n\n{context}" if rng.random() < 0.03 else f"{context}\n\n{label}"
+                draw = rng.random()
+                before = "" if draw < 0.08 else f"{label}\n\n"
+                after = "" if 0.08 <= draw < 0.11 else f"\n\n{label}"
+                asked = before + context + after
                 context = None
             elif rng.random() < 0.5:
                 asked = f"Question: {question}"
@@ -305,7 +308,7 @@ class Source:
     def invented(self, progress):
         rng = self.rng
         most = 2 + round(3 * min(1.0, progress / 0.3))
-        asked = rng.choice([2, 3, 4, 5, 6]) if progress < 0.6 else rng.choice([1, 1, 2, 3])
+        asked = rng.choice([1, 1, 1, 1, 1, 2, 3])
         passages, questions = self.inventor.reading(
             rng.randint(1, most), rng.randint(1, most), asked, answerable=1 if progress < REFUSE_FROM else 0.8
         )
@@ -361,7 +364,7 @@ class Source:
         everything = " ".join(f"{title} {text}" for title, text in passages)
         known = set(terms(everything))
         questions = []
-        for _ in range(rng.choice([2, 3, 4, 5, 6]) if progress < 0.6 else rng.choice([1, 1, 2, 3])):
+        for _ in range(rng.choice([1, 1, 1, 1, 1, 2, 3])):
             if missing and rng.random() < 0.45:
                 other = rng.choice(missing)
                 found = self.questioner.about_heading(other)

@@ -10,9 +10,9 @@ import re
 
 from facts import COMPANY, DEVICE, FACTS, FILLERS, KIND_NOUN, PERSON, PLACE, PLAIN, PLAIN_QUESTIONS, PLAIN_STATEMENTS
 
-ONSETS = "b br c ch cl d dr f fl g gl gr h j k kr l m n p pr qu r s sh sk st str t th tr v w y z".split() + [""]
-NUCLEI = "a e i o u a e i o ai ea ia io oo ou y".split()
-CODAS = ["", "", "", "", "l", "m", "n", "r", "s", "x", "nd", "rk", "st", "th", "ll", "ck", "rn", "lt"]
+ONSETS = "b br c ch d dr f g gr h j k l l m m n p pl r r s s st t t tr v w z".split() + [""]
+NUCLEI = "a e i o u a e i o ai ea oo".split()
+CODAS = ["", "", "", "", "l", "m", "n", "n", "r", "s", "x", "nd", "rk", "st"]
 PLACE_ENDS = ["", "", "", "ia", "ton", "burg", "stad", "mouth", "ford", "haven", "vale", " Island", " Bay", " Valley"]
 COMPANY_ENDS = [" Ltd", " Systems", " Works", " Labs", " Group", " Industries", " Software", "", "", " & Sons"]
 THING_ENDS = ["", "", " X2", " 300", " Pro", " Mark 4", " 7", "DB", " Engine", "-9", " Mini", "OS"]
@@ -47,9 +47,9 @@ class Inventor:
         while True:
             word = "".join(
                 rng.choice(ONSETS) + rng.choice(NUCLEI) + rng.choice(CODAS)
-                for _ in range(syllables or rng.choice([1, 2, 2, 2, 3]))
+                for _ in range(syllables or rng.choice([1, 2, 2, 2, 2, 3]))
             )
-            if 3 <= len(word) <= 12 and is_unseen(word) == self.unseen and not RUDE.search(word):
+            if 3 <= len(word) <= 8 and is_unseen(word) == self.unseen and not RUDE.search(word):
                 return word
 
     def subject(self, kind):
