@@ -72,14 +72,14 @@ fn documents_go_in_and_answers_come_out_without_a_server() {
     let (_, said) = desk.succeed(&["ingest", papers]);
     assert!(said.contains("2 of 2 files can be searched"), "{said}");
     let (found, _) = desk.succeed(&["search", "How high is an oak?", "-k", "1"]);
-    assert!(found.starts_with("[1] Oak, trees/oak.md:") && found.contains("forty metres"), "{found}");
+    assert!(found.starts_with("[1] Oak, papers/trees/oak.md:") && found.contains("forty metres"), "{found}");
     let (answer, _) = desk.succeed(&["ask", "What is a birch felled for?", "-n", "4"]);
-    assert!(answer.contains("\n\n[1] trees/birch.txt"), "{answer}");
+    assert!(answer.contains("\n\n[1] papers/trees/birch.txt"), "{answer}");
     // What has changed takes its place, what has not stays, and a file that cannot be read is named.
     desk.write("trees/oak.md", "# Oak\n\nThe oak grows to a height of fifty metres.\n");
     desk.write("trees/scan.pdf", "%PDF-1.4 and nothing else");
     let (_, said) = desk.succeed(&["ingest", papers]);
-    assert!(said.contains("trees/scan.pdf: ") && said.contains("2 of 3 files"), "{said}");
+    assert!(said.contains("papers/trees/scan.pdf: ") && said.contains("2 of 3 files"), "{said}");
     let (found, _) = desk.succeed(&["search", "How high is an oak?", "--json"]);
     assert!(found.contains("fifty") && !found.contains("forty"), "{found}");
     let (_, said) = desk.succeed(&["reindex"]);
@@ -108,7 +108,7 @@ fn beside_a_server_the_commands_ask_it() {
     assert!(said.contains(url) && said.contains("2 of 2 files can be searched in \"trees\""), "{said}");
     let (answer, _) =
         desk.succeed(&["ask", "How high is an oak?", "-n", "4", "--collection", "trees", "--api-key", "a-secret"]);
-    assert!(answer.contains("[1] Oak, trees/oak.md"), "{answer}");
+    assert!(answer.contains("[1] Oak, papers/trees/oak.md"), "{answer}");
 }
 
 #[test]

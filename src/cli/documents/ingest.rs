@@ -1,12 +1,12 @@
 //! `hearth ingest`: files and directories into a collection.
 //!
-//! A file is known by its path below what was named: one that has changed takes the place of its earlier version, and
+//! A file is known by its path as it was named, or as it is below what was named: one that has changed takes the place of its earlier version, and
 //! one that has not is left as it is, so that a run that was cut off is gone on with by running it again.
 
 use std::{
     collections::{BTreeMap, HashMap},
     io::Write,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use anyhow::{Context, bail, ensure};
@@ -42,25 +42,36 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 /// Every file by the name under which it is known.
 fn files(paths: &[PathBuf]) -> anyhow::Result<BTreeMap<String, PathBuf>> {
     let mut found = BTreeMap::new();
+    let mut add = |short: &Path, path: PathBuf| {
+        let name = if found.contains_key(&name(short)) { name(&path) } else { name(short) };
+        found.insert(name, path);
+    };
     for path in paths {
         ensure!(path.exists(), "{} does not exist", path.display());
+        // Of an absolute path, what is above it says nothing about it.
+        let parent = if path.is_absolute() { path.parent().unwrap_or(path) } else { Path::new("") };
+        let below = |path: &Path| path.strip_prefix(parent).unwrap_or(path).to_owned();
         if path.is_file() {
-            found.insert(name(path.file_name().map_or(path.as_path(), Path::new)), path.clone());
+            add(&below(path), path.clone());
             continue;
         }
         for entry in WalkBuilder::new(path).require_git(false).sort_by_file_name(Ord::cmp).build() {
             let entry = entry.with_context(|| format!("reading {}", path.display()))?;
             if entry.file_type().is_some_and(|kind| kind.is_file()) {
-                let below = entry.path().strip_prefix(path).unwrap_or(entry.path());
-                found.insert(name(below), entry.path().to_owned());
+                add(&below(entry.path()), entry.path().to_owned());
             }
         }
     }
     Ok(found)
 }
 
+/// A path's names, without what stands for a place.
 fn name(path: &Path) -> String {
-    path.components().map(|part| part.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/")
+    let names = path.components().filter_map(|part| match part {
+        Component::Normal(name) => Some(name.to_string_lossy()),
+        _ => None,
+    });
+    names.collect::<Vec<_>>().join("/")
 }
 
 async fn ingest(client: &Client, collection: &str, files: BTreeMap<String, PathBuf>) -> anyhow::Result<()> {
@@ -147,4 +158,23 @@ async fn upload(
     let form = form.part("file", file.file_name(name.to_owned()));
     let answer = client.json(client.request(Method::POST, "/api/v1/documents/upload").multipart(form)).await?;
     Ok(answer["document_id"].as_str().unwrap_or_default().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_of_one_name_in_two_places_are_two() {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        for folder in ["a", "b"] {
+            std::fs::create_dir(home.path().join(folder)).expect("a writable directory");
+            std::fs::write(home.path().join(folder).join("README.md"), folder).expect("a writable directory");
+        }
+        let path = |name: &str| home.path().join(name);
+        let names = |paths: &[PathBuf]| files(paths).expect("files").into_keys().collect::<Vec<_>>();
+        assert_eq!(names(&[path("a"), path("b")]), ["a/README.md", "b/README.md"]);
+        assert_eq!(names(&[path("a/README.md"), path("b/README.md")]).len(), 2);
+        assert_eq!(name(Path::new("./docs/../API.md")), "docs/API.md");
+    }
 }
