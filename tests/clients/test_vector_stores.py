@@ -1,4 +1,4 @@
-"""The SDK's own calls for files and vector stores, polling helpers included."""
+"""The SDK's own calls for files and vector stores, those that poll included."""
 
 import io
 
