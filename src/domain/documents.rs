@@ -122,7 +122,7 @@ pub enum SearchMode {
     Dense,
     /// By words: BM25.
     Lexical,
-    /// Both, fused by rank.
+    /// Both, their scores fused.
     #[default]
     Fused,
 }
