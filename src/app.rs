@@ -36,7 +36,7 @@ use crate::{
         manifest::Kind,
     },
     providers::{
-        Embedder,
+        Embedder, Reranker,
         local::{LocalChat, Parts},
         local_embedder::{EmbedderSettings, LocalEmbedder},
         local_reranker::LocalReranker,
@@ -425,7 +425,7 @@ fn load(config: &Config, models: &Models, documents: &Documents, state: &ServerS
     match embedder {
         Some(embedder) => {
             state.set_embedder(embedder.clone());
-            read_documents(config, documents, &embedder)?;
+            read_documents(config, documents, &embedder, reranker.as_ref())?;
             models.add_embedder(Arc::new(embedder), Vec::new());
         }
         None => tracing::info!("no embedding model: /v1/embeddings answers 404 until one is given"),
@@ -439,8 +439,14 @@ fn load(config: &Config, models: &Models, documents: &Documents, state: &ServerS
     Ok(())
 }
 
-/// Begins to read and search documents with this embedding model.
-fn read_documents(config: &Config, documents: &Documents, embedder: &LocalEmbedder) -> anyhow::Result<()> {
+/// Begins to read and search documents with this embedding model, and to put what is found in order with that rerank
+/// model.
+fn read_documents(
+    config: &Config,
+    documents: &Documents,
+    embedder: &LocalEmbedder,
+    reranker: Option<&LocalReranker>,
+) -> anyhow::Result<()> {
     let (store, indexes) = (documents.store().clone(), documents.indexes().clone());
     let background: Arc<dyn Embedder> = Arc::new(embedder.in_background());
     let sandbox = match &config.documents.reader {
@@ -456,7 +462,9 @@ fn read_documents(config: &Config, documents: &Documents, embedder: &LocalEmbedd
         limits: config.documents.limits.clone(),
     };
     let reindex = Reindex { store: store.clone(), indexes: indexes.clone(), embedder: background };
-    documents.begin(Retriever::new(store, indexes, Arc::new(embedder.clone())), ingest, reindex);
+    let reranker = reranker.map(|reranker| Arc::new(reranker.clone()) as Arc<dyn Reranker>);
+    let retriever = Retriever::new(store, indexes, Arc::new(embedder.clone())).with_reranker(reranker);
+    documents.begin(retriever, ingest, reindex);
     Ok(())
 }
 

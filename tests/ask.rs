@@ -316,3 +316,35 @@ async fn generate_answers_a_prompt() {
         assert_eq!((status.as_u16(), &error["error"]["param"]), (400, &json!(param)));
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reranked_passages_are_in_the_order_of_the_rerank_models_scores() {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/rerank/bert");
+    let server = Running::start(Settings { rerank_model: Some(model), ..settings() }).await;
+    server.upload("trees.md", OAKS).await;
+    server.upload("engines.md", ENGINES).await;
+    let query = "Which trees are there, and which engines?";
+    let body = json!({"query": query, "wait": true, "min_similarity": 0.0, "rerank": true, "top_k": 3});
+    let (status, answer) = server.call(Method::POST, "/api/v1/search", Some(body)).await;
+    assert_eq!(status, 200, "{answer}");
+    let passages = answer["passages"].as_array().expect("passages");
+    let scores: Vec<f64> = passages.iter().map(|passage| passage["rerank_score"].as_f64().expect("a score")).collect();
+    assert!(scores.len() == 3 && scores.is_sorted_by(|a, b| a >= b), "{answer}");
+    // They are what the route gives for the same texts.
+    let texts: Vec<&Value> = passages.iter().map(|passage| &passage["text"]).collect();
+    let body = json!({"query": query, "documents": texts});
+    let (_, ranking) = server.call(Method::POST, "/v1/rerank", Some(body)).await;
+    let ranked: Vec<f64> = ranking["results"]
+        .as_array()
+        .expect("results")
+        .iter()
+        .map(|one| one["relevance_score"].as_f64().expect("a score"))
+        .collect();
+    assert!(scores.iter().zip(&ranked).all(|(a, b)| (a - b).abs() < 1e-5), "{scores:?} {ranked:?}");
+    // Without such a model it is a mistake of the caller's.
+    let server = Running::start(settings()).await;
+    server.upload("trees.md", OAKS).await;
+    let body = json!({"question": "How high is an oak?", "wait": true, "rerank": true});
+    let (status, error) = server.call(Method::POST, "/ask", Some(body)).await;
+    assert_eq!((status.as_u16(), &error["error"]["param"]), (400, &json!("rerank")), "{error}");
+}

@@ -76,6 +76,7 @@ async fn answer_question(
             collections,
             filter,
             mode: request.lookup.mode,
+            rerank: request.lookup.rerank,
             top_k: request.lookup.top_k,
             min_similarity: request.lookup.min_similarity,
             max_tokens: request.max_tokens,
@@ -151,6 +152,7 @@ async fn converse(
         collections: Vec::new(),
         filter: None,
         mode: lookup.mode,
+        rerank: lookup.rerank,
         top_k: lookup.top_k,
         min_similarity: lookup.min_similarity,
         max_tokens: request.max_tokens,
@@ -217,6 +219,7 @@ pub(super) async fn search(
             top_k: request.lookup.top_k,
             min_similarity: request.lookup.min_similarity,
             mode: request.lookup.mode,
+            rerank: request.lookup.rerank,
             caller: envelope.caller,
         })
         .await?;

@@ -124,6 +124,7 @@ pub(super) async fn search_vector_store(
         top_k: request.max_num_results,
         min_similarity: request.score_threshold,
         mode: if request.dense_only { SearchMode::Dense } else { SearchMode::Fused },
+        rerank: false,
         caller: caller.envelope(&state, false).caller,
     };
     let found = state.documents.search_for_any(request.queries.clone(), search).await?;

@@ -102,6 +102,7 @@ mod tests {
             chunks: (0, 0),
             place: None,
             similarity: 0.5,
+            rerank_score: None,
             attributes: BTreeMap::new(),
         }
     }

@@ -20,6 +20,8 @@ pub struct Passage {
     pub place: Option<u32>,
     /// Cosine of the best of its chunks and the query, 0 to 1.
     pub similarity: f32,
+    /// How well it answers the query, 0 to 1, where a rerank model was asked.
+    pub rerank_score: Option<f32>,
     pub attributes: BTreeMap<String, AttributeValue>,
 }
 
@@ -66,6 +68,7 @@ pub(super) fn merge(found: Vec<(Chunk, f32)>) -> Vec<Passage> {
                 chunks: (chunk.position, chunk.position),
                 place: chunk.place,
                 similarity,
+                rerank_score: None,
                 attributes: chunk.attributes,
             }),
         }

@@ -14,12 +14,12 @@ use super::{
 };
 use crate::{
     domain::{
-        EmbedInput, EmbedInputType, EmbedRequest,
+        EmbedInput, EmbedInputType, EmbedRequest, RerankRequest,
         documents::{AttributeFilter, Chunk, Collection, SearchMode},
     },
     error::{Error, Result},
     index::{Keys, SearchParameters},
-    providers::Embedder,
+    providers::{Embedder, Reranker},
     store::{Scope, Store, StoreError},
 };
 
@@ -40,6 +40,8 @@ pub struct SearchRequest {
     /// Passages less similar to the query than this, by the cosine, are not answers to it.
     pub min_similarity: f32,
     pub mode: SearchMode,
+    /// Have the rerank model put the passages in order.
+    pub rerank: bool,
     pub caller: String,
 }
 
@@ -54,7 +56,7 @@ pub struct Found {
 }
 
 /// The passages that several searches found, best first: what is high in several of them comes first.
-pub fn passages(searches: Vec<Vec<Found>>, top_k: usize) -> Vec<Passage> {
+fn passages(searches: Vec<Vec<Found>>, top_k: usize) -> Vec<Passage> {
     let mut by_chunk: HashMap<u64, Found> = HashMap::new();
     for found in searches.into_iter().flatten() {
         match by_chunk.entry(found.chunk.id) {
@@ -76,12 +78,16 @@ pub fn passages(searches: Vec<Vec<Found>>, top_k: usize) -> Vec<Passage> {
     passages
 }
 
+/// Passages that the rerank model reads for every one that is asked for.
+const RERANKED_PER_RESULT: usize = 4;
+
 /// Looks for passages.
 #[derive(Clone)]
 pub struct Retriever {
     store: Arc<Store>,
     indexes: Arc<Indexes>,
     embedder: Arc<dyn Embedder>,
+    reranker: Option<Arc<dyn Reranker>>,
 }
 
 impl std::fmt::Debug for Retriever {
@@ -92,19 +98,56 @@ impl std::fmt::Debug for Retriever {
 
 impl Retriever {
     pub fn new(store: Arc<Store>, indexes: Arc<Indexes>, embedder: Arc<dyn Embedder>) -> Self {
-        Self { store, indexes, embedder }
+        Self { store, indexes, embedder, reranker: None }
+    }
+
+    /// Can put passages in order with this model, too.
+    #[must_use]
+    pub fn with_reranker(self, reranker: Option<Arc<dyn Reranker>>) -> Self {
+        Self { reranker, ..self }
     }
 
     /// The passages that may answer the query, best first.
     ///
     /// # Errors
-    /// If the query cannot be embedded, a collection's vectors are of another embedding model, or the store fails.
+    /// If the query cannot be embedded, a collection's vectors are of another embedding model, there is no model to
+    /// rerank with, or the store fails.
     pub async fn search(&self, request: SearchRequest) -> Result<Vec<Passage>> {
-        let top_k = request.top_k;
-        Ok(passages(vec![self.find(request).await?], top_k))
+        let found = self.find(request.clone()).await?;
+        self.best(vec![found], &request).await
     }
 
-    /// What [`Self::search`] makes passages of, in no order; [`passages`] makes them of several.
+    /// The passages that several searches found for what `request` asks, best first.
+    ///
+    /// # Errors
+    /// If there is no model to rerank with, or it fails.
+    pub async fn best(&self, searches: Vec<Vec<Found>>, request: &SearchRequest) -> Result<Vec<Passage>> {
+        if !request.rerank {
+            return Ok(passages(searches, request.top_k));
+        }
+        let reranker = self.reranker.as_ref().ok_or_else(|| {
+            let message = "No rerank model is served: start the server with --rerank-model, or leave `rerank` out.";
+            Error::invalid("rerank", message).with_code("model_not_found")
+        })?;
+        let mut passages = passages(searches, request.top_k * RERANKED_PER_RESULT);
+        if passages.is_empty() {
+            return Ok(passages);
+        }
+        let rated = reranker.rerank(RerankRequest {
+            query: request.query.clone(),
+            documents: passages.iter().map(|passage| passage.text.clone()).collect(),
+            caller: request.caller.clone(),
+            deadline: None,
+        });
+        for (passage, score) in passages.iter_mut().zip(rated.await?.scores) {
+            passage.rerank_score = Some(score);
+        }
+        passages.sort_by(|a, b| b.rerank_score.unwrap_or_default().total_cmp(&a.rerank_score.unwrap_or_default()));
+        passages.truncate(request.top_k);
+        Ok(passages)
+    }
+
+    /// What [`Self::search`] makes passages of, in no order; [`Self::best`] makes them of several.
     ///
     /// # Errors
     /// As [`Self::search`].

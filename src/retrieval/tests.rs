@@ -80,6 +80,7 @@ impl House {
             top_k: 3,
             min_similarity: 0.0,
             mode,
+            rerank: false,
             caller: String::new(),
         };
         Ok(retriever.search(request).await?.into_iter().map(|passage| passage.text).collect())

@@ -49,6 +49,8 @@ pub struct AskRequest {
     pub collections: Vec<Collection>,
     pub filter: Option<AttributeFilter>,
     pub mode: SearchMode,
+    /// Have the rerank model put the passages in order.
+    pub rerank: bool,
     pub top_k: usize,
     pub min_similarity: f32,
     pub max_tokens: usize,
@@ -114,6 +116,7 @@ pub async fn ask(model: &Arc<dyn ChatModel>, retriever: &Retriever, request: Ask
             top_k: request.top_k,
             min_similarity: request.min_similarity,
             mode: request.mode,
+            rerank: request.rerank,
             caller: request.caller.clone(),
         })
         .await?;
@@ -143,6 +146,7 @@ pub fn source(passage: &Passage) -> Source {
         title: passage.title().to_owned(),
         content_preview: preview(&passage.text),
         similarity_score: passage.similarity,
+        rerank_score: passage.rerank_score,
         document_id: passage.file_id.clone(),
         filename: passage.filename.clone(),
         chunks: passage.chunks,

@@ -201,6 +201,9 @@ pub struct Source {
     pub content_preview: String,
     /// Cosine of the question and the passage, 0 to 1.
     pub similarity_score: f32,
+    /// How well it answers the question, 0 to 1, where `rerank` was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rerank_score: Option<f32>,
     pub document_id: String,
     pub filename: String,
     /// Positions of its first and last chunk in the document.

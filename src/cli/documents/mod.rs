@@ -154,6 +154,9 @@ pub(super) struct LookupArgs {
     /// How to look: fused, dense or lexical
     #[arg(long, default_value = "fused", value_name = "MODE")]
     mode: String,
+    /// Have the model of --rerank-model put the passages in order
+    #[arg(long)]
+    rerank: bool,
 }
 
 impl LookupArgs {
@@ -163,6 +166,7 @@ impl LookupArgs {
         body["top_k"] = self.top_k.into();
         body["min_similarity"] = self.min_similarity.into();
         body["search_mode"] = self.mode.clone().into();
+        body["rerank"] = self.rerank.into();
         body["wait"] = true.into();
     }
 }

@@ -50,6 +50,7 @@ pub(super) fn schemas() -> Value {
             "title": text,
             "content_preview": {"type": "string", "maxLength": 200},
             "similarity_score": share,
+            "rerank_score": share,
             "document_id": text,
             "filename": text,
         },

@@ -25,7 +25,7 @@ use crate::{
     providers::GenerateStream,
     retrieval::{
         passages::Passage,
-        search::{Retriever, SearchRequest, passages},
+        search::{Retriever, SearchRequest},
     },
     service::{
         ask::{AskRequest, Asked, Confidence, ask_over, source},
@@ -126,6 +126,7 @@ impl Analyst {
             collections,
             filter: filter(&request),
             mode: request.lookup.mode,
+            rerank: request.lookup.rerank,
             top_k: request.lookup.top_k,
             min_similarity: request.lookup.min_similarity,
             max_tokens: request.max_tokens,
@@ -219,21 +220,22 @@ async fn search(
     queries: &[String],
     progress: &Progress,
 ) -> Result<Vec<Passage>, Error> {
+    let request = SearchRequest {
+        query: asked.question.clone(),
+        collections: asked.collections.clone(),
+        filter: asked.filter.clone(),
+        top_k: asked.top_k,
+        min_similarity: asked.min_similarity,
+        mode: asked.mode,
+        rerank: asked.rerank,
+        caller: asked.caller.clone(),
+    };
     let mut searches = Vec::with_capacity(queries.len());
     for query in queries {
         progress.report(json!({"type": "searching", "query": query})).await;
-        let request = SearchRequest {
-            query: query.clone(),
-            collections: asked.collections.clone(),
-            filter: asked.filter.clone(),
-            top_k: asked.top_k,
-            min_similarity: asked.min_similarity,
-            mode: asked.mode,
-            caller: asked.caller.clone(),
-        };
-        searches.push(retriever.find(request).await?);
+        searches.push(retriever.find(SearchRequest { query: query.clone(), ..request.clone() }).await?);
     }
-    let passages = passages(searches, asked.top_k);
+    let passages = retriever.best(searches, &request).await?;
     let titles: Vec<&str> = passages.iter().map(Passage::title).collect();
     progress.report(json!({"type": "passages", "found": passages.len(), "titles": titles})).await;
     Ok(passages)
