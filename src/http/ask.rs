@@ -35,6 +35,7 @@ use crate::{
     service::{
         ask::{AskRequest, Asked, Confidence, ask as ask_service, source},
         chat::{gather, start},
+        deadline,
     },
     wire::{
         self, Envelope, Parsed,
@@ -90,11 +91,7 @@ async fn answer_question(
     let sources = request.include_sources.then(|| asked.sources.iter().map(source).collect::<Vec<_>>());
     let (rated, events) = rated_at_the_end(asked.events, asked.confidence);
     let shape = AskShape { began, model: model.info().id.clone(), sources, left_out: asked.left_out, rated };
-    let response = if streams {
-        stream_response(events, AppStreamWriter(shape), state.settings.keep_alive_interval)
-    } else {
-        whole(events, &shape).await?
-    };
+    let response = answered(events, shape, streams, &state).await?;
     Ok(name_ignored(response, &ignored))
 }
 
@@ -128,11 +125,7 @@ async fn answer_conversation(
     let asked = converse(&state, &model, &envelope, request).await?;
     let citations = asked.sources.iter().map(citation).collect();
     let shape = ChatShape { began, model: model.info().id.clone(), citations };
-    let response = if streams {
-        stream_response(asked.events, AppStreamWriter(shape), state.settings.keep_alive_interval)
-    } else {
-        whole(asked.events, &shape).await?
-    };
+    let response = answered(asked.events, shape, streams, &state).await?;
     Ok(name_ignored(response, &ignored))
 }
 
@@ -192,11 +185,7 @@ async fn continue_prompt(
     let generation: GenerateRequest = request.generation;
     let events = start(&model, generation).await?;
     let shape = GenerateShape { began, model: model.info().id.clone() };
-    let response = if streams {
-        stream_response(events, AppStreamWriter(shape), state.settings.keep_alive_interval)
-    } else {
-        whole(events, &shape).await?
-    };
+    let response = answered(events, shape, streams, &state).await?;
     Ok(name_ignored(response, &ignored))
 }
 
@@ -209,20 +198,17 @@ pub(super) async fn search(
     let envelope = caller.envelope(&state, false);
     let Parsed { request, ignored } = SearchBody::read(body, &envelope)?;
     let (collections, filter) = scope(&state, &request.lookup, request.deadline).await?;
-    let passages = state
-        .documents
-        .retriever()?
-        .search(SearchRequest {
-            query: request.query.clone(),
-            collections,
-            filter,
-            top_k: request.lookup.top_k,
-            min_similarity: request.lookup.min_similarity,
-            mode: request.lookup.mode,
-            rerank: request.lookup.rerank,
-            caller: envelope.caller,
-        })
-        .await?;
+    let search = state.documents.retriever()?.search(SearchRequest {
+        query: request.query.clone(),
+        collections,
+        filter,
+        top_k: request.lookup.top_k,
+        min_similarity: request.lookup.min_similarity,
+        mode: request.lookup.mode,
+        rerank: request.lookup.rerank,
+        caller: envelope.caller,
+    });
+    let passages = deadline::within(request.deadline, search).await?;
     let found = |passage: &Passage| FoundPassage {
         source: source(passage),
         text: passage.text.clone(),
@@ -248,12 +234,7 @@ async fn scope(
         Wait::Never => None,
     };
     let collections = state.documents.scope(&lookup.collections, &lookup.document_ids, patience, deadline).await?;
-    let files = (!lookup.document_ids.is_empty()).then(|| AttributeFilter::Files(lookup.document_ids.clone()));
-    let filter = match (lookup.filter.clone(), files) {
-        (Some(filter), Some(files)) => Some(AttributeFilter::All(vec![filter, files])),
-        (filter, files) => filter.or(files),
-    };
-    Ok((collections, filter))
+    Ok((collections, lookup.restriction()))
 }
 
 fn citation(passage: &Passage) -> Citation {
@@ -397,7 +378,16 @@ impl AppAnswer for GenerateShape {
     }
 }
 
-async fn whole(events: GenerateStream, shape: &impl AppAnswer) -> Result<Response, Error> {
+/// The answer streamed, or whole.
+async fn answered(
+    events: GenerateStream,
+    shape: impl AppAnswer,
+    streams: bool,
+    state: &AppState,
+) -> Result<Response, Error> {
+    if streams {
+        return Ok(stream_response(events, AppStreamWriter(shape), state.settings.keep_alive_interval));
+    }
     let mut generation = gather(events, 1).await?;
     let text = generation.choices.pop().map(|choice| choice.text).unwrap_or_default();
     Ok(Json(shape.answer(Some(text), generation.usage, generation.timings)).into_response())

@@ -12,7 +12,10 @@ use futures_util::{
 };
 use serde_json::{Value, json};
 
-use super::chat::{gather, start};
+use super::{
+    chat::{gather, start},
+    deadline,
+};
 use crate::{
     domain::{
         ChatPrompt, Constraint, FinishReason, GenerateEvent, GenerateRequest, Prompt, SamplingParams, Timings, Usage,
@@ -108,18 +111,17 @@ impl AskRequest {
 /// # Errors
 /// If the search fails, not even one passage fits beside the question, or the model refuses.
 pub async fn ask(model: &Arc<dyn ChatModel>, retriever: &Retriever, request: AskRequest) -> Result<Asked> {
-    let passages = retriever
-        .search(SearchRequest {
-            query: request.question.clone(),
-            collections: request.collections.clone(),
-            filter: request.filter.clone(),
-            top_k: request.top_k,
-            min_similarity: request.min_similarity,
-            mode: request.mode,
-            rerank: request.rerank,
-            caller: request.caller.clone(),
-        })
-        .await?;
+    let search = retriever.search(SearchRequest {
+        query: request.question.clone(),
+        collections: request.collections.clone(),
+        filter: request.filter.clone(),
+        top_k: request.top_k,
+        min_similarity: request.min_similarity,
+        mode: request.mode,
+        rerank: request.rerank,
+        caller: request.caller.clone(),
+    });
+    let passages = deadline::within(request.deadline, search).await?;
     ask_over(model, request, passages).await
 }
 

@@ -71,6 +71,17 @@ impl Lookup {
     }
 }
 
+impl Lookup {
+    /// What its filter and its documents leave to look in.
+    pub fn restriction(&self) -> Option<AttributeFilter> {
+        let documents = (!self.document_ids.is_empty()).then(|| AttributeFilter::Files(self.document_ids.clone()));
+        match (self.filter.clone(), documents) {
+            (Some(filter), Some(documents)) => Some(AttributeFilter::All(vec![filter, documents])),
+            (filter, documents) => filter.or(documents),
+        }
+    }
+}
+
 /// One name, or several.
 fn names(fields: &mut Fields, field: &str) -> Result<Vec<String>> {
     const NAMES_MAX: usize = 100;

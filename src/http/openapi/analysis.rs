@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::document::{get, json_answer, post, request};
+use super::document::{get, json_answer, post, reference, request};
 use crate::wire::policy::{ANALYSIS, LOOKUP};
 
 pub(super) fn paths() -> Value {
@@ -43,24 +43,12 @@ pub(super) fn schemas() -> Value {
     let count = json!({"type": "integer", "minimum": 0});
     let text = json!({"type": "string"});
     let share = json!({"type": "number", "minimum": 0, "maximum": 1});
-    let source = json!({
-        "type": "object",
-        "required": ["title", "content_preview", "similarity_score", "document_id"],
-        "properties": {
-            "title": text,
-            "content_preview": {"type": "string", "maxLength": 200},
-            "similarity_score": share,
-            "rerank_score": share,
-            "document_id": text,
-            "filename": text,
-        },
-    });
     let result = json!({
         "type": ["object", "null"],
         "required": ["summary", "sources", "confidence", "confidence_is_rated", "finish_reason", "model"],
         "properties": {
             "summary": text,
-            "sources": {"type": "array", "items": source},
+            "sources": {"type": "array", "items": reference("Source")},
             "sources_left_out": count,
             "confidence": share,
             "confidence_is_rated": {"type": "boolean"},

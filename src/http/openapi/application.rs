@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::document::{Answer, GENERATING, get, json_answer, operation, post, request};
+use super::document::{Answer, GENERATING, get, json_answer, operation, post, reference, request};
 use crate::wire::policy::{APP_CHAT, APP_GENERATE, ASK, GENERATION, LOOKUP, SEARCH};
 
 /// Of one that looks into documents: they may still be being read, or be of another embedding model.
@@ -171,12 +171,13 @@ pub(super) fn schemas() -> Value {
         "AppChatRequest": request(&[LOOKUP, APP_CHAT], &["messages"]),
         "GenerateRequest": request(&[GENERATION, APP_GENERATE], &["prompt"]),
         "SearchRequest": request(&[LOOKUP, SEARCH], &["query"]),
+        "Source": source,
         "AskAnswer": {
             "type": "object",
             "required": ["answer", "model", "tokens_used", "latency_ms"],
             "properties": {
                 "answer": text,
-                "sources": {"type": "array", "items": source},
+                "sources": {"type": "array", "items": reference("Source")},
                 "sources_left_out": count,
                 "model": text,
                 "tokens_used": count,
@@ -204,7 +205,7 @@ pub(super) fn schemas() -> Value {
         "SearchAnswer": {
             "type": "object",
             "required": ["query", "passages"],
-            "properties": {"query": text, "passages": {"type": "array", "items": source}, "latency_ms": count},
+            "properties": {"query": text, "passages": {"type": "array", "items": reference("Source")}, "latency_ms": count},
         },
         "Document": document,
         "DocumentList": {

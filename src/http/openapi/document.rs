@@ -111,7 +111,7 @@ fn streamed(mut answer: Answer, chunk: &str) -> Answer {
     answer
 }
 
-fn reference(schema: &str) -> Value {
+pub(super) fn reference(schema: &str) -> Value {
     json!({"$ref": format!("#/components/schemas/{schema}")})
 }
 

@@ -17,10 +17,7 @@ use serde_json::{Value, json};
 
 use super::{ANALYSIS, Payload};
 use crate::{
-    domain::{
-        FinishReason, GenerateEvent, Usage,
-        documents::{AttributeFilter, Collection},
-    },
+    domain::{FinishReason, GenerateEvent, Usage, documents::Collection},
     error::{Error, ErrorKind},
     providers::GenerateStream,
     retrieval::{
@@ -124,7 +121,7 @@ impl Analyst {
             question: about(&request.company_name, &request.question),
             history: Vec::new(),
             collections,
-            filter: filter(&request),
+            filter: request.lookup.restriction(),
             mode: request.lookup.mode,
             rerank: request.lookup.rerank,
             top_k: request.lookup.top_k,
@@ -177,16 +174,6 @@ impl Analyst {
             }
             searchable => searchable,
         }
-    }
-}
-
-/// The attributes and the documents that are asked for.
-fn filter(request: &AnalysisBody) -> Option<AttributeFilter> {
-    let ids = &request.lookup.document_ids;
-    let files = (!ids.is_empty()).then(|| AttributeFilter::Files(ids.clone()));
-    match (request.lookup.filter.clone(), files) {
-        (Some(filter), Some(files)) => Some(AttributeFilter::All(vec![filter, files])),
-        (filter, files) => filter.or(files),
     }
 }
 
