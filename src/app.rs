@@ -17,7 +17,7 @@ use parking_lot::RwLock;
 
 use crate::{
     config::Config,
-    domain::{ModelInfo, ModelKind},
+    domain::{ModelInfo, ModelKind, account::Books},
     engine::{
         self, Engine, EngineConfig,
         encoder::EncoderConfig,
@@ -26,9 +26,10 @@ use crate::{
     },
     http::{self, AppState, HttpSettings},
     kernels::{
-        device::{DeviceChoice, cpu_features, open_device, set_threads, threads},
+        device::{DeviceChoice, cpu_features, device_name, open_device, set_threads, threads},
         kv::BLOCK_TOKENS,
     },
+    metering::Metering,
     models::{
         decoder::{Decoder, DecoderConfig},
         gguf::Gguf,
@@ -44,6 +45,7 @@ use crate::{
     retrieval::search::Retriever,
     service::{
         analysis::Analyses,
+        callers::Callers,
         documents::{Documents, ingest::Ingest, reindex::Reindex},
         health::{EngineReport, Health, HealthReport, ServerStatus},
         models::Models,
@@ -259,30 +261,29 @@ pub fn available_memory() -> u64 {
     system.cgroup_limits().map_or(machine, |limits| machine.min(limits.free_memory))
 }
 
-fn device_name(device: &candle_core::Device) -> &'static str {
-    match device.location() {
-        candle_core::DeviceLocation::Cpu => "cpu",
-        candle_core::DeviceLocation::Cuda { .. } => "cuda",
-        candle_core::DeviceLocation::Metal { .. } => "metal",
-    }
-}
-
 /// The file of a data directory in which the server that has it says where it listens, for commands that need it.
 pub const URL_FILE: &str = "server-url";
 
 /// A server whose port is bound.
-#[derive(Debug)]
 pub struct Server {
     config: Config,
     listener: TcpListener,
     models: Arc<Models>,
     documents: Arc<Documents>,
+    callers: Arc<Callers>,
+    books: Arc<dyn Books>,
     state: Arc<ServerState>,
 }
 
 /// After the grace every answer has its end, and all that is left is to deliver it: whoever does not read holds the
 /// process no longer than this.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("listener", &self.listener).finish_non_exhaustive()
+    }
+}
 
 impl Server {
     /// Takes the port and the data directory. Models are loaded by [`Server::run`].
@@ -296,14 +297,17 @@ impl Server {
             let reason = cannot_listen(config.address, error.kind());
             anyhow::Error::new(error).context(reason)
         })?;
-        let documents = Documents::new(Arc::new(Store::open(&config.data_dir)?));
+        let store = Arc::new(Store::open(&config.data_dir)?);
+        let callers = Callers::new(store.clone());
+        let books: Arc<dyn Books> = Arc::new(Metering::default());
+        let documents = Documents::new(store, callers.clone(), books.clone());
         let scheme = if config.http.tls.is_some() { "https" } else { "http" };
         let url_file = config.data_dir.join(URL_FILE);
         std::fs::write(&url_file, format!("{scheme}://{}\n", listener.local_addr()?))
             .with_context(|| format!("writing {}", url_file.display()))?;
         let models = Arc::new(Models::new(config.accept_any_model));
         let state = Arc::new(ServerState::new(config.device));
-        Ok(Self { config, listener, models, documents, state })
+        Ok(Self { config, listener, models, documents, callers, books, state })
     }
 
     /// The address that is listened on, with the port that port 0 became.
@@ -324,7 +328,7 @@ impl Server {
     /// # Errors
     /// If no model could be loaded, or the listener fails.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
-        let Self { config, listener, models, documents, state } = self;
+        let Self { config, listener, models, documents, callers, books, state } = self;
         let metrics = telemetry::init_metrics()?;
         engine::metrics::describe();
         http::context::describe_metrics();
@@ -333,6 +337,8 @@ impl Server {
             models: models.clone(),
             documents: documents.clone(),
             analyses: analyses.clone(),
+            callers,
+            books,
             health: state.clone(),
             metrics: Some(metrics),
             settings: Arc::new(config.http.clone()),

@@ -4,17 +4,27 @@
 //! depend on the contract it arrived under. Whoever serves a request, locally or through a hosted
 //! provider, takes a [`GenerateRequest`] or an [`EmbedRequest`] and answers in these words.
 
+pub mod account;
+mod caller;
 pub mod documents;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
+
+pub use self::{
+    account::Account,
+    caller::{Budget, Caller, CallerLimits, LOCAL, Policy, Scope},
+};
 
 /// One generation, before any text has become tokens.
 #[derive(Clone, Debug)]
 pub struct GenerateRequest {
-    /// Appears as `x-request-id`, in the log span and in the receipt.
-    pub request_id: String,
+    /// Whose request it is, and where what it uses is written down.
+    pub account: Arc<Account>,
     /// The model's name as the caller wrote it; already resolved to a served model.
     pub model: String,
     pub prompt: Prompt,
@@ -39,8 +49,6 @@ pub struct GenerateRequest {
     pub return_token_ids: bool,
     /// What the text must conform to.
     pub constraint: Option<Constraint>,
-    /// Whose turn it is: the scheduler shares the engine fairly between callers.
-    pub caller: String,
     /// The instant after which the server ends the request with a timeout.
     pub deadline: Option<Instant>,
 }
@@ -223,7 +231,7 @@ pub struct Timings {
 /// Texts to embed, in the order the answer keeps.
 #[derive(Clone, Debug)]
 pub struct EmbedRequest {
-    pub request_id: String,
+    pub account: Arc<Account>,
     pub model: String,
     pub inputs: Vec<EmbedInput>,
     /// What the texts are, for models that put a prefix before one or the other.
@@ -232,7 +240,6 @@ pub struct EmbedRequest {
     pub dimensions: Option<usize>,
     /// Cut texts that are too long instead of refusing them.
     pub truncate: bool,
-    pub caller: String,
     pub deadline: Option<Instant>,
 }
 
@@ -263,9 +270,9 @@ pub struct EmbedResponse {
 /// Texts to rate by how well they answer a query.
 #[derive(Clone, Debug)]
 pub struct RerankRequest {
+    pub account: Arc<Account>,
     pub query: String,
     pub documents: Vec<String>,
-    pub caller: String,
     pub deadline: Option<Instant>,
 }
 

@@ -50,8 +50,10 @@ pub enum ErrorKind {
     PayloadTooLarge,
     /// Not JSON where JSON is needed. 415
     UnsupportedMediaType,
-    /// The caller is over a limit. 429
+    /// The caller is over a limit, and waiting helps. 429
     RateLimited,
+    /// The caller's budget is used up. 429, not to be tried again soon
+    QuotaExceeded,
     /// The queue is full. 503, retry
     Overloaded,
     /// The model is still loading or failed to load. 503
@@ -62,6 +64,10 @@ pub enum ErrorKind {
     OutOfMemory,
     /// The request's deadline passed. 504
     DeadlineExceeded,
+    /// A hosted upstream failed or could not be reached. 502
+    UpstreamFailed,
+    /// A hosted upstream did not answer in time. 504
+    UpstreamTimeout,
     /// A bug or a fault of the machine. 500
     Internal,
 }

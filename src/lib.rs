@@ -9,6 +9,7 @@ pub mod error;
 pub mod http;
 pub mod index;
 pub mod kernels;
+pub mod metering;
 pub mod models;
 pub mod providers;
 pub mod retrieval;

@@ -13,7 +13,7 @@ const LAYERS: [(u8, &[&str]); 9] = [
     (2, &["models", "text"]),
     (3, &["engine", "index", "store"]),
     (4, &["providers"]),
-    (5, &["retrieval"]),
+    (5, &["metering", "retrieval"]),
     (6, &["service"]),
     (7, &["http"]),
     (8, &["config", "app", "cli", "main"]),

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use hearth::{
-    domain::{EmbedInput, EmbedInputType, EmbedRequest},
+    domain::{Account, EmbedInput, EmbedInputType, EmbedRequest},
     error::ErrorKind,
     models::encoder::{Encoder, EncoderSource},
     providers::{
@@ -108,13 +108,12 @@ fn embedder(path: &Path) -> LocalEmbedder {
 
 fn request(inputs: Vec<EmbedInput>) -> EmbedRequest {
     EmbedRequest {
-        request_id: "test".into(),
+        account: Account::unrecorded(),
         model: "embedder".into(),
         inputs,
         input_type: EmbedInputType::Plain,
         dimensions: None,
         truncate: true,
-        caller: "test".into(),
         deadline: None,
     }
 }

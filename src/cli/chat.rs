@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 use crate::{
     app,
     config::{Config, Settings},
-    domain::{ChatPrompt, GenerateEvent, GenerateRequest, Prompt, SamplingParams, Timings, Usage},
+    domain::{Account, ChatPrompt, GenerateEvent, GenerateRequest, Prompt, SamplingParams, Timings, Usage},
     error::sentence,
     providers::{ChatModel, local::LocalChat},
     telemetry,
@@ -190,7 +190,7 @@ impl Dialogue {
 
     fn request(&self) -> GenerateRequest {
         GenerateRequest {
-            request_id: uuid::Uuid::now_v7().to_string(),
+            account: Account::unrecorded(),
             model: self.model.info().id.clone(),
             prompt: Prompt::Chat(ChatPrompt {
                 messages: self.messages.clone(),
@@ -208,7 +208,6 @@ impl Dialogue {
             echo: false,
             return_token_ids: false,
             constraint: None,
-            caller: String::new(),
             deadline: None,
         }
     }

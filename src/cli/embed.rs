@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::{
     app,
     config::{Config, Settings},
-    domain::{EmbedInput, EmbedInputType, EmbedRequest},
+    domain::{Account, EmbedInput, EmbedInputType, EmbedRequest},
     models::{manifest::Kind, selection::kind_of},
     providers::Embedder,
     telemetry,
@@ -67,13 +67,12 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         // An empty line has no meaning to embed; it keeps its place, so that lines of output are lines of input.
         let inputs = texts.iter().filter(|text| !text.is_empty()).cloned().map(EmbedInput::Text).collect();
         let response = runtime.block_on(embedder.embed(EmbedRequest {
-            request_id: uuid::Uuid::now_v7().to_string(),
+            account: Account::unrecorded(),
             model: embedder.info().id.clone(),
             inputs,
             input_type,
             dimensions: args.dimensions,
             truncate: args.truncate,
-            caller: String::new(),
             deadline: None,
         }))?;
         let mut embeddings = response.embeddings.into_iter();

@@ -258,13 +258,14 @@ impl Core {
                 // A step that failed says nothing of how long one takes.
                 self.chunk_size.observe(step.num_tokens(), now.elapsed());
             }
-            Err(error) => self.step_failed(&step, &error),
+            Err(error) => {
+                self.charge(&step, now.elapsed());
+                self.step_failed(&step, &error);
+            }
         }
         self.shared.stats.step_ends();
-        let duration = now.elapsed();
-        metrics::step(duration);
+        metrics::step(now.elapsed());
         self.stats.steps += 1;
-        self.stats.busy += duration;
         true
     }
 
@@ -326,21 +327,29 @@ impl Core {
             (sampler, request.prompt.clone(), request.prompt_logprobs)
         });
         let now = Instant::now();
-        let per_token = (now - began) / u32::try_from(step.num_tokens()).unwrap_or(u32::MAX).max(1);
+        self.charge(step, now - began);
         for (scheduled, outcome) in step.sequences.iter().zip(outcomes) {
             // Another choice's failure may have taken the request already.
             if self.scheduler.get(scheduled.id).is_some() {
-                let share = per_token * u32::try_from(scheduled.num_tokens).unwrap_or(u32::MAX);
-                self.emit(scheduled.id, scheduled.logits, outcome, share, now);
+                self.emit(scheduled.id, scheduled.logits, outcome, now);
             }
         }
     }
 
+    /// Splits a step's time over the requests that took part, by their tokens. All of it is somebody's.
+    fn charge(&mut self, step: &ScheduledStep, elapsed: Duration) {
+        let num_tokens = step.num_tokens().max(1) as f64;
+        for scheduled in &step.sequences {
+            let (_, request) = Self::request_of(&mut self.requests, scheduled.id);
+            request.took_part(elapsed.mul_f64(scheduled.num_tokens as f64 / num_tokens));
+        }
+        self.stats.busy += elapsed;
+    }
+
     /// Takes one sequence's outcome of a step to its reader.
-    fn emit(&mut self, id: SequenceId, logits: LogitsWanted, outcome: StepOutcome, share: Duration, now: Instant) {
+    fn emit(&mut self, id: SequenceId, logits: LogitsWanted, outcome: StepOutcome, now: Instant) {
         let (first, request) = Self::request_of(&mut self.requests, id);
         let choice = choice_of(first, id);
-        request.took_part(share);
         request.choices[choice].sampler = outcome.sampler;
         if logits == LogitsWanted::All {
             // After a preemption some tokens are computed a second time.

@@ -14,7 +14,7 @@ use super::{
     sequence::SequenceId,
 };
 use crate::{
-    domain::{FinishReason, Timings},
+    domain::{FinishReason, Timings, account::Leg},
     error::{Error, Result},
 };
 
@@ -43,6 +43,7 @@ pub(super) struct OpenRequest {
     first_token: Option<Instant>,
     last_token: Option<Instant>,
     compute: Duration,
+    leg: Leg,
 }
 
 impl OpenRequest {
@@ -75,6 +76,7 @@ impl OpenRequest {
             first_token: None,
             last_token: None,
             compute: Duration::ZERO,
+            leg: request.leg,
         }
     }
 
@@ -113,12 +115,14 @@ impl OpenRequest {
         }
         self.admitted = Some(now);
         self.cached_tokens = cached_tokens;
+        self.leg.prompt(self.prompt.len(), cached_tokens);
         metrics::queued(now.duration_since(self.submitted));
         true
     }
 
     pub(super) fn took_part(&mut self, share: Duration) {
         self.compute += share;
+        self.leg.computed(share);
     }
 
     /// The whole prompt has been computed. True the first time, which is when the other choices may start.
@@ -148,6 +152,7 @@ impl OpenRequest {
         self.output.send(TokenEvent::Token { choice, id: sampled.token, logprob: sampled.logprob, top: sampled.top });
         let state = &mut self.choices[choice];
         state.num_generated += 1;
+        self.leg.generated();
         if sampled.completes {
             self.finish(choice, FinishReason::Stop, None);
             None
@@ -174,6 +179,7 @@ impl OpenRequest {
     /// Sends the last event. Returns how long the request held the engine.
     pub(super) fn done(self, now: Instant) -> Duration {
         let timings = self.timings(now);
+        self.leg.took(&timings);
         metrics::finished(timings.decode);
         self.output.send(TokenEvent::Done { timings });
         timings.prefill + timings.decode

@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 
 use super::{Command, EngineConfig, Shared};
 use crate::{
-    domain::{FinishReason, SamplingParams, Timings, TokenConstraint},
+    domain::{FinishReason, SamplingParams, Timings, TokenConstraint, account::Leg},
     error::{Error, ErrorKind, Result},
 };
 
@@ -51,6 +51,8 @@ pub struct SequenceRequest {
     pub constraints: Vec<Box<dyn TokenConstraint>>,
     /// Whose turn it is: the scheduler shares the engine between callers.
     pub caller: String,
+    /// Where the request's share of each step, and its tokens, are written down.
+    pub leg: Leg,
     /// The request ends with an error at this instant, wherever it is.
     pub deadline: Option<Instant>,
     /// Choices, at least 1. The prompt is computed once and its blocks are shared.
@@ -72,6 +74,7 @@ impl SequenceRequest {
             prompt_logprobs: false,
             constraints: Vec::new(),
             caller: String::new(),
+            leg: Leg::default(),
             deadline: None,
             n: 1,
         }

@@ -40,7 +40,7 @@ pub(super) async fn create(
     let envelope = caller.envelope(&state, false);
     let Parsed { request, ignored } = AnalysisBody::read(body.clone(), &envelope)?;
     state.chat_or_first(request.model.as_deref())?;
-    let job = state.analyses.submit(&request, body, envelope).await?;
+    let job = state.analyses.submit(&request, body, caller.account()).await?;
     let location = HeaderValue::try_from(format!("/analysis/{}", job.job_id)).map_err(Error::internal)?;
     let response = (StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(job)).into_response();
     Ok(name_ignored(response, &ignored))

@@ -71,7 +71,7 @@ async fn answer_question(
         &model,
         state.documents.retriever()?,
         AskRequest {
-            request_id: envelope.request_id,
+            account: envelope.account,
             question: request.question,
             history: Vec::new(),
             collections,
@@ -83,7 +83,6 @@ async fn answer_question(
             max_tokens: request.max_tokens,
             temperature: request.temperature,
             confidence: request.confidence,
-            caller: envelope.caller,
             deadline: request.deadline,
         },
     )
@@ -139,7 +138,7 @@ async fn converse(
     let ChatBody { mut messages, lookup, deadline, .. } = request;
     let question = messages.pop().and_then(|last| last["content"].as_str().map(str::to_owned)).unwrap_or_default();
     let asked = AskRequest {
-        request_id: envelope.request_id.clone(),
+        account: envelope.account.clone(),
         question,
         history: messages,
         collections: Vec::new(),
@@ -151,7 +150,6 @@ async fn converse(
         max_tokens: request.max_tokens,
         temperature: request.temperature,
         confidence: false,
-        caller: envelope.caller.clone(),
         deadline,
     };
     if !request.use_rag {
@@ -206,7 +204,7 @@ pub(super) async fn search(
         min_similarity: request.lookup.min_similarity,
         mode: request.lookup.mode,
         rerank: request.lookup.rerank,
-        caller: envelope.caller,
+        account: envelope.account,
     });
     let passages = deadline::within(request.deadline, search).await?;
     let found = |passage: &Passage| FoundPassage {

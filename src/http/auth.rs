@@ -1,5 +1,7 @@
 //! API keys: `Authorization: Bearer KEY`, or `x-api-key`.
 
+use std::sync::Arc;
+
 use axum::{
     extract::{Request, State},
     http::{HeaderMap, header},
@@ -9,11 +11,18 @@ use axum::{
 use subtle::ConstantTimeEq;
 
 use super::{error::ApiError, state::AppState};
-use crate::error::{Error, ErrorKind};
+use crate::{
+    domain::Caller,
+    error::{Error, ErrorKind},
+};
 
-/// Who calls, without the key itself: the first bytes of its hash.
+/// Who calls, and whose turn it is in fair queues: a key without the key itself, or the peer.
 #[derive(Clone, Debug)]
-pub(super) struct ApiKeyFingerprint(pub(super) String);
+pub(super) struct Authenticated {
+    pub(super) caller: Arc<Caller>,
+    /// `None`: the peer's address.
+    pub(super) turn: Option<String>,
+}
 
 /// Routes that need no key: probes and documentation tell nothing of anyone's text.
 fn is_public(path: &str) -> bool {
@@ -27,13 +36,19 @@ fn is_public(path: &str) -> bool {
 /// Lets a request pass that carries one of the keys, or all if there are none.
 pub(super) async fn require_api_key(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     let keys = &state.settings.api_keys;
-    if keys.is_empty() || is_public(request.uri().path()) {
+    if is_public(request.uri().path()) {
+        return next.run(request).await;
+    }
+    if keys.is_empty() {
+        request.extensions_mut().insert(Authenticated { caller: Arc::new(Caller::local()), turn: None });
         return next.run(request).await;
     }
     match presented_key(request.headers()) {
         Some(presented) if is_among(presented, keys) => {
             let fingerprint = blake3::hash(presented.as_bytes()).to_hex()[..16].to_owned();
-            request.extensions_mut().insert(ApiKeyFingerprint(format!("key-{fingerprint}")));
+            let key_id = format!("key-{fingerprint}");
+            let caller = Caller { key_id: Some(key_id.clone()), ..Caller::local() };
+            request.extensions_mut().insert(Authenticated { caller: Arc::new(caller), turn: Some(key_id) });
             next.run(request).await
         }
         Some(_) => refuse("Incorrect API key provided. Use one of the keys that the server was started with."),

@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,8 +14,8 @@ use axum::{
 };
 use tracing::Instrument;
 
-use super::{auth::ApiKeyFingerprint, error::ApiError, state::AppState};
-use crate::{error::Error, wire::Envelope};
+use super::{error::ApiError, state::AppState};
+use crate::{domain::Account, error::Error, wire::Envelope};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms");
@@ -39,23 +40,19 @@ pub fn describe_metrics() {
 #[derive(Clone, Debug)]
 pub(super) struct RequestContext {
     request_id: String,
-    /// The peer's address; the key's fingerprint, where there are keys, goes before it.
+    /// The peer's address.
     peer: String,
     read_timeout: Option<Duration>,
     received: Instant,
 }
 
 impl RequestContext {
-    /// `streams`: an SDK's read timeout bounds the wait for each chunk then, and not the whole answer.
-    pub(super) fn envelope(&self, key: Option<&ApiKeyFingerprint>, state: &AppState, streams: bool) -> Envelope {
-        let hint = self.read_timeout.filter(|_| !streams);
-        let limit = [state.settings.request_deadline, hint].into_iter().flatten().min();
-        Envelope {
-            request_id: self.request_id.clone(),
-            caller: key.map_or_else(|| self.peer.clone(), |key| key.0.clone()),
-            deadline: limit.map(|limit| self.received + limit),
-            strict: state.settings.strict,
-        }
+    pub(super) fn request_id(&self) -> &str {
+        &self.request_id
+    }
+
+    pub(super) fn peer(&self) -> &str {
+        &self.peer
     }
 }
 
@@ -63,12 +60,23 @@ impl RequestContext {
 #[derive(Debug)]
 pub(super) struct Caller {
     context: RequestContext,
-    key: Option<ApiKeyFingerprint>,
+    account: Arc<Account>,
 }
 
 impl Caller {
+    /// `streams`: an SDK's read timeout bounds the wait for each chunk then, and not the whole answer.
     pub(super) fn envelope(&self, state: &AppState, streams: bool) -> Envelope {
-        self.context.envelope(self.key.as_ref(), state, streams)
+        let hint = self.context.read_timeout.filter(|_| !streams);
+        let limit = [state.settings.request_deadline, hint].into_iter().flatten().min();
+        Envelope {
+            account: self.account.clone(),
+            deadline: limit.map(|limit| self.context.received + limit),
+            strict: state.settings.strict,
+        }
+    }
+
+    pub(super) fn account(&self) -> &Arc<Account> {
+        &self.account
     }
 }
 
@@ -76,12 +84,12 @@ impl FromRequestParts<AppState> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _state: &AppState) -> Result<Self, ApiError> {
-        let context = parts
-            .extensions
-            .get::<RequestContext>()
-            .cloned()
-            .ok_or_else(|| Error::internal(anyhow::anyhow!("the route lacks the context layer")))?;
-        Ok(Self { context, key: parts.extensions.get::<ApiKeyFingerprint>().cloned() })
+        let context = parts.extensions.get::<RequestContext>().cloned();
+        let account = parts.extensions.get::<Arc<Account>>().cloned();
+        match (context, account) {
+            (Some(context), Some(account)) => Ok(Self { context, account }),
+            _ => Err(Error::internal(anyhow::anyhow!("the route lacks the layers of context and account")).into()),
+        }
     }
 }
 

@@ -54,11 +54,14 @@ fn contract(kind: ErrorKind) -> (StatusCode, &'static str, Option<&'static str>)
             (StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, Some("unsupported_media_type"))
         }
         ErrorKind::RateLimited => (StatusCode::TOO_MANY_REQUESTS, "requests", Some("rate_limit_exceeded")),
+        ErrorKind::QuotaExceeded => (StatusCode::TOO_MANY_REQUESTS, "insufficient_quota", Some("insufficient_quota")),
         ErrorKind::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("overloaded")),
         ErrorKind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("unavailable")),
         ErrorKind::Draining => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("draining")),
         ErrorKind::OutOfMemory => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("out_of_memory")),
         ErrorKind::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, SERVER, Some("deadline_exceeded")),
+        ErrorKind::UpstreamFailed => (StatusCode::BAD_GATEWAY, SERVER, Some("upstream_error")),
+        ErrorKind::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, SERVER, Some("upstream_timeout")),
         ErrorKind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, SERVER, Some("internal_error")),
     }
 }
@@ -105,7 +108,7 @@ impl IntoResponse for ApiError {
         let headers = response.headers_mut();
         let passes = status == StatusCode::CONFLICT && error.retry_after().is_some();
         if passes || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            let permanent = matches!(error.code(), Some("model_failed" | "insufficient_quota"));
+            let permanent = error.kind() == ErrorKind::QuotaExceeded || error.code() == Some("model_failed");
             let wait = error.retry_after().unwrap_or(RETRY_AFTER_DEFAULT);
             let whole_seconds = wait.as_millis().div_ceil(1000).max(1);
             // Decimal digits are always a valid header value.

@@ -21,6 +21,7 @@ mod files;
 mod head_limit;
 mod health;
 mod ignored;
+mod metered;
 mod models;
 mod openapi;
 mod rerank;
@@ -131,6 +132,7 @@ pub fn router(state: AppState) -> Router {
             body_room::BodyRoom::new(state.settings.body_limit_bytes),
             body_room::with_body_share,
         ))
+        .layer(middleware::from_fn_with_state(state.clone(), metered::with_account))
         .layer(middleware::from_fn_with_state(state.clone(), auth::require_api_key))
         .layer(cors(&state.settings.cors_origins))
         .layer(middleware::from_fn_with_state(state.clone(), head_limit::limit_head))

@@ -6,9 +6,11 @@ use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::{error::ApiError, settings::HttpSettings};
 use crate::{
+    domain::account::Books,
     providers::{ChatModel, Embedder, Reranker},
     service::{
         analysis::Analyses,
+        callers::Callers,
         documents::Documents,
         health::{Health, refuse_unless_ready},
         models::Models,
@@ -21,6 +23,9 @@ pub struct AppState {
     pub models: Arc<Models>,
     pub documents: Arc<Documents>,
     pub analyses: Arc<Analyses>,
+    pub callers: Arc<Callers>,
+    /// Where what requests use is written down.
+    pub books: Arc<dyn Books>,
     pub health: Arc<dyn Health>,
     /// `None`: `/metrics` is empty.
     pub metrics: Option<PrometheusHandle>,

@@ -125,7 +125,7 @@ pub(super) async fn search_vector_store(
         min_similarity: request.score_threshold,
         mode: if request.dense_only { SearchMode::Dense } else { SearchMode::Fused },
         rerank: false,
-        caller: caller.envelope(&state, false).caller,
+        account: caller.envelope(&state, false).account,
     };
     let found = state.documents.search_for_any(request.queries.clone(), search).await?;
     let results = found.into_iter().map(|passage| {

@@ -5,7 +5,7 @@
 
 use std::{fmt, str::FromStr};
 
-use candle_core::Device;
+use candle_core::{Device, DeviceLocation};
 
 pub use super::cpu::features::{CpuFeatures, cpu_features};
 pub use super::pool::{set_threads, threads};
@@ -55,6 +55,15 @@ pub enum DeviceError {
     NotBuilt(DeviceChoice),
     #[error("{choice} cannot be used on this machine ({source}): check the driver, or use --device cpu")]
     Unusable { choice: DeviceChoice, source: candle_core::Error },
+}
+
+/// `cpu`, `cuda` or `metal`.
+pub fn device_name(device: &Device) -> &'static str {
+    match device.location() {
+        DeviceLocation::Cpu => "cpu",
+        DeviceLocation::Cuda { .. } => "cuda",
+        DeviceLocation::Metal { .. } => "metal",
+    }
 }
 
 /// Opens the device; [`DeviceChoice::Auto`] never fails on a machine without an accelerator.

@@ -15,12 +15,12 @@ use rayon::prelude::*;
 use super::Embedder;
 use crate::{
     domain::{
-        EmbedInput, EmbedInputType, EmbedRequest, EmbedResponse, ModelInfo, ModelKind, Timings,
+        EmbedInput, EmbedInputType, EmbedRequest, EmbedResponse, ModelInfo, ModelKind, Timings, account::ServedBy,
         documents::EmbeddingIdentity,
     },
     engine::encoder::{EncodeRequest, EncoderConfig, EncoderHandle, EncoderStats, Priority},
     error::{Error, ErrorKind, Result},
-    kernels::device::{DeviceChoice, open_device},
+    kernels::device::{DeviceChoice, device_name, open_device},
     models::encoder::{Encoder, EncoderSource, package::Prompts, pooling::truncate_dimensions},
     text::tokenizer::Tokenizer,
 };
@@ -43,6 +43,7 @@ pub struct LocalEmbedder {
     encoder: EncoderHandle,
     info: Arc<ModelInfo>,
     identity: Arc<EmbeddingIdentity>,
+    device: &'static str,
     priority: Priority,
 }
 
@@ -74,7 +75,8 @@ impl LocalEmbedder {
             EncoderSource::Directory { transformer, .. } => Tokenizer::from_file(&transformer.join("tokenizer.json"))?,
             EncoderSource::Gguf(gguf) => Tokenizer::from_gguf(gguf.metadata())?,
         };
-        let encoder = Encoder::load(&source, &open_device(settings.device)?)?;
+        let device = open_device(settings.device)?;
+        let encoder = Encoder::load(&source, &device)?;
         let (config, package) = (encoder.config(), encoder.package());
         let texts = TextSide {
             num_closing: num_closing_tokens(&tokenizer)?,
@@ -124,7 +126,8 @@ impl LocalEmbedder {
         };
         let encoder = EncoderHandle::start(Box::new(Arc::new(encoder)), settings.queue)?;
         let (texts, info, identity) = (Arc::new(texts), Arc::new(info), Arc::new(identity));
-        Ok(Self { texts, encoder, info, identity, priority: Priority::Interactive })
+        let device = device_name(&device);
+        Ok(Self { texts, encoder, info, identity, device, priority: Priority::Interactive })
     }
 
     /// The same model for work that nobody waits for, such as indexing: it runs when interactive texts do not.
@@ -156,7 +159,7 @@ impl LocalEmbedder {
                 format!("dimensions is {dimensions}, but this model's embeddings have 1 to {length}."),
             ));
         }
-        let EmbedRequest { inputs, input_type, dimensions, truncate, caller, deadline, .. } = request;
+        let EmbedRequest { account, inputs, input_type, dimensions, truncate, deadline, .. } = request;
         let text_side = self.texts.clone();
         let texts = tokio::task::spawn_blocking(move || text_side.tokens_of_all(inputs, input_type, truncate))
             .await
@@ -165,7 +168,11 @@ impl LocalEmbedder {
             return Ok(EmbedResponse { embeddings: Vec::new(), prompt_tokens: 0, timings: Timings::default() });
         }
         let prompt_tokens = texts.iter().map(Vec::len).sum();
-        let encoded = self.encoder.submit(EncodeRequest { texts, priority: self.priority, caller, deadline })?.await?;
+        let leg = account.leg(&self.info.id, ServedBy::Local { device: self.device.to_owned() });
+        leg.prompt(prompt_tokens, 0);
+        let (caller, priority) = (account.turn().to_owned(), self.priority);
+        let request = EncodeRequest { texts, priority, caller, leg: leg.clone(), deadline };
+        let encoded = self.encoder.submit(request)?.await?;
         let mut embeddings = encoded.vectors;
         if let Some(dimensions) = dimensions {
             for vector in &mut embeddings {
@@ -178,6 +185,7 @@ impl LocalEmbedder {
             decode: Duration::ZERO,
             compute: encoded.compute,
         };
+        leg.took(&timings);
         Ok(EmbedResponse { embeddings, prompt_tokens, timings })
     }
 }

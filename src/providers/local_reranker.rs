@@ -13,13 +13,13 @@ use rayon::prelude::*;
 
 use super::{Reranker, local_embedder::EmbedderSettings};
 use crate::{
-    domain::{ModelInfo, ModelKind, RerankRequest, RerankResponse},
+    domain::{ModelInfo, ModelKind, RerankRequest, RerankResponse, account::ServedBy},
     engine::{
         StepError,
         encoder::{EncodeRequest, EncoderHandle, EncoderModel, Priority},
     },
     error::{Error, ErrorKind, Result},
-    kernels::device::open_device,
+    kernels::device::{device_name, open_device},
     models::encoder::{EncoderSource, cross_encoder::CrossEncoder},
     text::tokenizer::Tokenizer,
 };
@@ -30,6 +30,7 @@ pub struct LocalReranker {
     pairs: Arc<PairSide>,
     encoder: EncoderHandle,
     info: Arc<ModelInfo>,
+    device: &'static str,
 }
 
 /// What turns a query and documents into tokens.
@@ -68,7 +69,8 @@ impl LocalReranker {
 
     fn load_from(path: &Path, settings: EmbedderSettings) -> anyhow::Result<Self> {
         let source = EncoderSource::open(path)?;
-        let model = CrossEncoder::load(&source, &open_device(settings.device)?)?;
+        let device = open_device(settings.device)?;
+        let model = CrossEncoder::load(&source, &device)?;
         let EncoderSource::Directory { transformer, .. } = &source else {
             anyhow::bail!("a rerank model is a directory");
         };
@@ -98,7 +100,7 @@ impl LocalReranker {
             "rerank model loaded"
         );
         let encoder = EncoderHandle::start(Box::new(PairScorer { model, separator }), settings.queue)?;
-        Ok(Self { pairs: Arc::new(pairs), encoder, info: Arc::new(info) })
+        Ok(Self { pairs: Arc::new(pairs), encoder, info: Arc::new(info), device: device_name(&device) })
     }
 
     /// Refuses new requests, finishes the accepted ones within `grace`, and stops the thread.
@@ -107,7 +109,7 @@ impl LocalReranker {
     }
 
     async fn rerank_texts(&self, request: RerankRequest) -> Result<RerankResponse> {
-        let RerankRequest { query, documents, caller, deadline } = request;
+        let RerankRequest { account, query, documents, deadline } = request;
         if documents.is_empty() {
             return Ok(RerankResponse { scores: Vec::new(), prompt_tokens: 0 });
         }
@@ -116,7 +118,10 @@ impl LocalReranker {
             .await
             .map_err(Error::internal)??;
         let prompt_tokens = texts.iter().map(Vec::len).sum();
-        let request = EncodeRequest { texts, priority: Priority::Interactive, caller, deadline };
+        let leg = account.leg(&self.info.id, ServedBy::Local { device: self.device.to_owned() });
+        leg.prompt(prompt_tokens, 0);
+        let caller = account.turn().to_owned();
+        let request = EncodeRequest { texts, priority: Priority::Interactive, caller, leg, deadline };
         let encoded = self.encoder.submit(request)?.await?;
         let sigmoid = |logit: f32| 1.0 / (1.0 + (-logit).exp());
         let scores: Vec<f32> = encoded.vectors.iter().flatten().map(|logit| sigmoid(*logit)).collect();
@@ -245,7 +250,7 @@ mod tests {
         let request = RerankRequest {
             query: cases[0].query.clone(),
             documents: cases.iter().map(|case| case.passage.clone()).collect(),
-            caller: String::new(),
+            account: crate::domain::Account::unrecorded(),
             deadline: None,
         };
         let answer = load("bert").rerank(request).await.expect("it fits");

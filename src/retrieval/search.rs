@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     domain::{
-        EmbedInput, EmbedInputType, EmbedRequest, RerankRequest,
+        Account, EmbedInput, EmbedInputType, EmbedRequest, RerankRequest,
         documents::{AttributeFilter, Chunk, Collection, SearchMode},
     },
     error::{Error, Result},
@@ -42,7 +42,7 @@ pub struct SearchRequest {
     pub mode: SearchMode,
     /// Have the rerank model put the passages in order.
     pub rerank: bool,
-    pub caller: String,
+    pub account: Arc<Account>,
 }
 
 /// A chunk that a search found.
@@ -136,7 +136,7 @@ impl Retriever {
         let rated = reranker.rerank(RerankRequest {
             query: request.query.clone(),
             documents: passages.iter().map(|passage| passage.text.clone()).collect(),
-            caller: request.caller.clone(),
+            account: request.account.clone(),
             deadline: None,
         });
         for (passage, score) in passages.iter_mut().zip(rated.await?.scores) {
@@ -155,13 +155,12 @@ impl Retriever {
         let embedded = self
             .embedder
             .embed(EmbedRequest {
-                request_id: String::new(),
+                account: request.account.clone(),
                 model: self.embedder.info().id.clone(),
                 inputs: vec![EmbedInput::Text(request.query.clone())],
                 input_type: EmbedInputType::Query,
                 dimensions: None,
                 truncate: true,
-                caller: request.caller.clone(),
                 deadline: None,
             })
             .await?;

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     domain::{
-        EmbedInput, EmbedInputType, EmbedRequest,
+        Account, EmbedInput, EmbedInputType, EmbedRequest,
         documents::{AttributeFilter, Collection, NewChunk, SearchMode},
     },
     providers::{Embedder, scripted::ScriptedEmbedder},
@@ -32,13 +32,12 @@ impl House {
 
     async fn vector(&self, text: &str) -> Vec<f32> {
         let request = EmbedRequest {
-            request_id: String::new(),
+            account: Account::unrecorded(),
             model: String::new(),
             inputs: vec![EmbedInput::Text(text.to_owned())],
             input_type: EmbedInputType::Passage,
             dimensions: None,
             truncate: false,
-            caller: String::new(),
             deadline: None,
         };
         self.embedder.embed(request).await.unwrap().embeddings.remove(0)
@@ -81,7 +80,7 @@ impl House {
             min_similarity: 0.0,
             mode,
             rerank: false,
-            caller: String::new(),
+            account: Account::unrecorded(),
         };
         Ok(retriever.search(request).await?.into_iter().map(|passage| passage.text).collect())
     }

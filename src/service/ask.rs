@@ -18,7 +18,8 @@ use super::{
 };
 use crate::{
     domain::{
-        ChatPrompt, Constraint, FinishReason, GenerateEvent, GenerateRequest, Prompt, SamplingParams, Timings, Usage,
+        Account, ChatPrompt, Constraint, FinishReason, GenerateEvent, GenerateRequest, Prompt, SamplingParams, Timings,
+        Usage,
         documents::{AttributeFilter, Collection, SearchMode},
     },
     error::{Error, Result},
@@ -45,7 +46,7 @@ const UNKNOWN_CONFIDENCE: f32 = 0.5;
 /// A question and where to look for its answer.
 #[derive(Clone, Debug)]
 pub struct AskRequest {
-    pub request_id: String,
+    pub account: Arc<Account>,
     pub question: String,
     /// Earlier turns of the conversation, as the chat template sees them.
     pub history: Vec<Value>,
@@ -60,7 +61,6 @@ pub struct AskRequest {
     pub temperature: f32,
     /// Rate how far the passages answer the question.
     pub confidence: bool,
-    pub caller: String,
     pub deadline: Option<Instant>,
 }
 
@@ -119,7 +119,7 @@ pub async fn ask(model: &Arc<dyn ChatModel>, retriever: &Retriever, request: Ask
         min_similarity: request.min_similarity,
         mode: request.mode,
         rerank: request.rerank,
-        caller: request.caller.clone(),
+        account: request.account.clone(),
     });
     let passages = deadline::within(request.deadline, search).await?;
     ask_over(model, request, passages).await
@@ -220,7 +220,7 @@ fn chat_prompt(messages: Vec<Value>) -> ChatPrompt {
 
 fn generation(request: &AskRequest, messages: Vec<Value>) -> GenerateRequest {
     GenerateRequest {
-        request_id: request.request_id.clone(),
+        account: request.account.clone(),
         model: String::new(),
         prompt: Prompt::Chat(chat_prompt(messages)),
         sampling: SamplingParams { temperature: request.temperature, ..SamplingParams::default() },
@@ -234,7 +234,6 @@ fn generation(request: &AskRequest, messages: Vec<Value>) -> GenerateRequest {
         echo: false,
         return_token_ids: false,
         constraint: None,
-        caller: request.caller.clone(),
         deadline: request.deadline,
     }
 }

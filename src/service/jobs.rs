@@ -11,7 +11,9 @@ use futures_util::future::{BoxFuture, FutureExt};
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
 
+use super::callers::Callers;
 use crate::{
+    domain::account::{Account, Books, Opening, Outcome},
     error::{Error, ErrorKind, Result},
     store::{Job, JobState, NewJob, Store, StoreError},
 };
@@ -61,9 +63,15 @@ pub trait Worker: Send + Sync + 'static {
 pub struct Progress {
     jobs: Arc<Jobs>,
     job: Job,
+    account: Arc<Account>,
 }
 
 impl Progress {
+    /// Where what the attempt uses is written down.
+    pub fn account(&self) -> &Arc<Account> {
+        &self.account
+    }
+
     /// Adds to what the job has said. A report that cannot be stored is no reason to stop.
     pub async fn report(&self, event: Value) {
         let (jobs, job) = (self.jobs.clone(), self.job.clone());
@@ -76,26 +84,34 @@ impl Progress {
 }
 
 /// The jobs of a store, and who works at them.
-#[derive(Debug)]
 pub struct Jobs {
     store: Arc<Store>,
+    callers: Arc<Callers>,
+    books: Arc<dyn Books>,
     new_work: Notify,
     /// Counts changes of any job, so that whoever waits for one can look again.
     changed: watch::Sender<u64>,
     stopping: watch::Sender<bool>,
 }
 
+impl std::fmt::Debug for Jobs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Jobs").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
 impl Jobs {
-    pub fn new(store: Arc<Store>) -> Arc<Self> {
+    pub fn new(store: Arc<Store>, callers: Arc<Callers>, books: Arc<dyn Books>) -> Arc<Self> {
         let (changed, _) = watch::channel(0);
         let (stopping, _) = watch::channel(false);
-        Arc::new(Self { store, new_work: Notify::new(), changed, stopping })
+        Arc::new(Self { store, callers, books, new_work: Notify::new(), changed, stopping })
     }
 
     /// # Errors
     /// If the store cannot keep it.
-    pub async fn enqueue(self: &Arc<Self>, kind: &'static str, payload: Value) -> Result<Job> {
-        self.enqueue_job(NewJob { kind: kind.to_owned(), payload, followed_by: None }).await
+    pub async fn enqueue(self: &Arc<Self>, kind: &'static str, payload: Value, owner: &str) -> Result<Job> {
+        let (kind, owner) = (kind.to_owned(), owner.to_owned());
+        self.enqueue_job(NewJob { kind, payload, owner, followed_by: None }).await
     }
 
     /// [`Self::enqueue`] for a job that another one follows.
@@ -215,7 +231,8 @@ impl Jobs {
     }
 
     async fn attempt(self: &Arc<Self>, worker: &dyn Worker, job: Job, stopping: &mut watch::Receiver<bool>) {
-        let progress = Progress { jobs: self.clone(), job: job.clone() };
+        let account = self.open_account(&job);
+        let progress = Progress { jobs: self.clone(), job: job.clone(), account: account.clone() };
         // A panic ends the attempt and not the worker, which has other jobs to do.
         let work = AssertUnwindSafe(async { worker.work(job.clone(), progress).await }).catch_unwind();
         let outcome = tokio::select! {
@@ -223,6 +240,7 @@ impl Jobs {
             () = self.hold(&job) => Err(Failure::Moot),
             _ = stopping.changed() => Err(Failure::Interrupted),
         };
+        account.ended(how_it_ended(&outcome), None);
         let ended = match outcome {
             Ok(result) => self.end(&job, move |store, job| store.finish_job(job, result)).await,
             Err(Failure::Interrupted) => self.end(&job, Store::forget_attempt).await,
@@ -249,6 +267,19 @@ impl Jobs {
         self.look();
     }
 
+    /// Each attempt has an account of its own, in the name of the job's owner.
+    fn open_account(&self, job: &Job) -> Arc<Account> {
+        let opening = Opening {
+            request_id: job.id.clone(),
+            route: format!("job {}", job.kind),
+            caller: self.callers.of_id(&job.owner),
+            turn: job.kind.clone(),
+            policy: None,
+            is_recorded: true,
+        };
+        Account::open(self.books.clone(), opening)
+    }
+
     async fn end(
         self: &Arc<Self>,
         job: &Job,
@@ -267,6 +298,14 @@ impl Jobs {
                 return;
             }
         }
+    }
+}
+
+fn how_it_ended(outcome: &Result<Value, Failure>) -> Outcome {
+    match outcome {
+        Ok(_) => Outcome::Finished,
+        Err(Failure::Passing(_) | Failure::Lasting(_)) => Outcome::Failed,
+        Err(Failure::Moot | Failure::Interrupted) => Outcome::Cancelled,
     }
 }
 
@@ -312,6 +351,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::domain::{LOCAL, account::NoBooks};
 
     /// Panics at its first job, does the second, and is interrupted at the third.
     #[derive(Debug, Default)]
@@ -352,15 +392,16 @@ mod tests {
     #[tokio::test]
     async fn a_panic_fails_its_job_alone_and_a_stop_leaves_the_job_as_it_is() {
         let directory = tempfile::tempdir().unwrap();
-        let jobs = Jobs::new(Arc::new(Store::open(directory.path()).unwrap()));
+        let store = Arc::new(Store::open(directory.path()).unwrap());
+        let jobs = Jobs::new(store.clone(), Callers::new(store), Arc::new(NoBooks));
         jobs.start(Arc::new(Clumsy::default()), 1);
-        let first = jobs.enqueue("clumsy", json!(1)).await.unwrap();
+        let first = jobs.enqueue("clumsy", json!(1), LOCAL).await.unwrap();
         let reason = "a fault of Hearth's own: assertion `left != right` failed: not my day";
         assert!(matches!(ended(&jobs, &first.id).await.state, JobState::Failed { error } if error.starts_with(reason)));
-        let second = jobs.enqueue("clumsy", json!(2)).await.unwrap();
+        let second = jobs.enqueue("clumsy", json!(2), LOCAL).await.unwrap();
         assert_eq!(ended(&jobs, &second.id).await.state, JobState::Done { result: json!(1) });
 
-        let third = jobs.enqueue("clumsy", json!("endless")).await.unwrap();
+        let third = jobs.enqueue("clumsy", json!("endless"), LOCAL).await.unwrap();
         let mut changes = jobs.changes();
         while jobs.events(&third.id, 0).await.unwrap().is_empty() {
             changes.changed().await.unwrap();

@@ -4,6 +4,7 @@
 
 pub mod analysis;
 pub mod ask;
+pub mod callers;
 pub mod chat;
 pub mod completions;
 pub mod deadline;

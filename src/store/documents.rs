@@ -126,7 +126,9 @@ pub(super) fn enqueue(
         superseded.retain(|id| id != file_id);
     }
     let payload = json!({"collection_id": collection_id, "file_id": file_id, "supersedes": superseded});
-    jobs::enqueue(transaction, &NewJob { kind: INGEST.to_owned(), payload, followed_by: None })?;
+    let owned = "SELECT owner FROM collections WHERE id = ?";
+    let owner = transaction.query_row(owned, [collection_id], |row| row.get(0))?;
+    jobs::enqueue(transaction, &NewJob { kind: INGEST.to_owned(), payload, owner, followed_by: None })?;
     Ok(())
 }
 

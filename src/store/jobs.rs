@@ -17,6 +17,8 @@ pub struct NewJob {
     pub kind: String,
     /// What the worker needs to know.
     pub payload: Value,
+    /// The caller in whose name it is done.
+    pub owner: String,
     /// The kind of the job that begins when this one has ended, in whatever way, with the payload `{"job_id": ...}`.
     pub followed_by: Option<String>,
 }
@@ -26,6 +28,7 @@ pub struct Job {
     pub id: String,
     pub kind: String,
     pub payload: Value,
+    pub owner: String,
     pub state: JobState,
     /// How often it was begun.
     pub attempts: u32,
@@ -42,7 +45,7 @@ pub enum JobState {
     Cancelled,
 }
 
-const COLUMNS: &str = "id, kind, payload, state, attempts, result, error, created, updated";
+const COLUMNS: &str = "id, kind, payload, state, attempts, result, error, created, updated, owner";
 
 fn read_row(row: &Row<'_>) -> rusqlite::Result<Job> {
     let json = |text: Option<String>| text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default();
@@ -61,6 +64,7 @@ fn read_row(row: &Row<'_>) -> rusqlite::Result<Job> {
         attempts: row.get(4)?,
         created_ms: row.get(7)?,
         updated_ms: row.get(8)?,
+        owner: row.get(9)?,
     })
 }
 
@@ -73,19 +77,20 @@ fn find(connection: &Connection, id: &str) -> Result<Job> {
 pub(super) fn enqueue(connection: &Connection, job: &NewJob) -> Result<Job> {
     let (id, now) = (new_id("job_"), now_ms());
     connection.execute(
-        "INSERT INTO jobs (id, kind, payload, state, run_after, created, updated, followed_by)
-         VALUES (?1, ?2, ?3, 'queued', ?4, ?4, ?4, ?5)",
-        params![id, job.kind, job.payload.to_string(), now, job.followed_by],
+        "INSERT INTO jobs (id, kind, payload, state, run_after, created, updated, followed_by, owner)
+         VALUES (?1, ?2, ?3, 'queued', ?4, ?4, ?4, ?5, ?6)",
+        params![id, job.kind, job.payload.to_string(), now, job.followed_by, job.owner],
     )?;
     find(connection, &id)
 }
 
 /// A job has ended: what follows it is to be done.
 fn enqueue_follower(connection: &Connection, id: &str) -> Result<()> {
-    let asked = "SELECT followed_by FROM jobs WHERE id = ?";
-    let kind: Option<String> = connection.query_row(asked, [id], |row| row.get(0))?;
+    let asked = "SELECT followed_by, owner FROM jobs WHERE id = ?";
+    let (kind, owner): (Option<String>, String) =
+        connection.query_row(asked, [id], |row| Ok((row.get(0)?, row.get(1)?)))?;
     if let Some(kind) = kind {
-        enqueue(connection, &NewJob { kind, payload: json!({"job_id": id}), followed_by: None })?;
+        enqueue(connection, &NewJob { kind, payload: json!({"job_id": id}), owner, followed_by: None })?;
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use super::{Result, StoreError};
 pub(super) const APPLICATION_ID: i64 = 0x4852_5448;
 
 /// Each step brings the schema from its index to the next number. A step that was released is never changed.
-pub(super) const MIGRATIONS: [&str; 4] = [INITIAL, REEMBEDDED, FOLLOWED_BY, BATCHES];
+pub(super) const MIGRATIONS: [&str; 7] = [INITIAL, REEMBEDDED, FOLLOWED_BY, BATCHES, OWNERS, KEYS, LEDGER];
 
 /// Times are milliseconds since 1970; attributes and metadata are JSON objects; vectors are little-endian floats of
 /// unit length. A chunk's id is never used again, so that an index can be held against the table by ids alone.
@@ -143,6 +143,65 @@ CREATE TABLE batch_documents (
     FOREIGN KEY (collection_id, file_id) REFERENCES documents (collection_id, file_id) ON DELETE CASCADE
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX batch_documents_by_document ON batch_documents (collection_id, file_id);
+";
+
+/// Whose it is. What was there before there were callers belongs to the one who needs no key.
+const OWNERS: &str = "
+ALTER TABLE collections ADD COLUMN owner TEXT NOT NULL DEFAULT 'local';
+ALTER TABLE files ADD COLUMN owner TEXT NOT NULL DEFAULT 'local';
+ALTER TABLE jobs ADD COLUMN owner TEXT NOT NULL DEFAULT 'local';
+DROP INDEX collections_by_name;
+CREATE INDEX collections_by_owner ON collections (owner, name);
+DROP INDEX files_by_hash;
+CREATE INDEX files_by_owner ON files (owner, sha256);
+CREATE INDEX jobs_by_owner ON jobs (owner, kind);
+";
+
+/// API keys. A key itself is nowhere: `hash` is keyed with a secret that is not in the database. `rights` is JSON.
+const KEYS: &str = "
+CREATE TABLE keys (
+    id TEXT PRIMARY KEY,
+    caller TEXT NOT NULL,
+    name TEXT NOT NULL DEFAULT '',
+    hash BLOB NOT NULL UNIQUE,
+    rights TEXT NOT NULL,
+    created INTEGER NOT NULL,
+    expires INTEGER,
+    revoked INTEGER,
+    last_used INTEGER
+) STRICT;
+";
+
+/// One row a request, however it ended. Money is in millionths of a US dollar, durations in microseconds.
+const LEDGER: &str = "
+CREATE TABLE ledger (
+    id INTEGER PRIMARY KEY,
+    request_id TEXT NOT NULL,
+    caller TEXT NOT NULL,
+    key_id TEXT,
+    route TEXT NOT NULL,
+    model TEXT NOT NULL,
+    served_by TEXT NOT NULL,
+    fallback_reason TEXT,
+    attempts INTEGER NOT NULL,
+    cache TEXT,
+    outcome TEXT NOT NULL,
+    error_code TEXT,
+    prompt_tokens INTEGER NOT NULL,
+    cached_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL,
+    reasoning_tokens INTEGER NOT NULL,
+    queue_us INTEGER NOT NULL,
+    prefill_us INTEGER NOT NULL,
+    decode_us INTEGER NOT NULL,
+    compute_us INTEGER NOT NULL,
+    latency_us INTEGER NOT NULL,
+    bytes_out INTEGER NOT NULL,
+    cost_micro_usd INTEGER NOT NULL,
+    began INTEGER NOT NULL
+) STRICT;
+CREATE INDEX ledger_by_time ON ledger (began);
+CREATE INDEX ledger_by_caller ON ledger (caller, began);
 ";
 
 /// Brings the database to the newest schema, in one transaction.

@@ -227,7 +227,7 @@ fn a_collection_keeps_to_one_embedding_and_names_are_taken_once() {
 fn a_job_is_held_by_one_worker_and_survives_it() {
     let directory = TempDir::new().unwrap();
     let store = open(&directory);
-    let new = |n: i32| NewJob { kind: "ingest".into(), payload: json!({"n": n}), followed_by: None };
+    let new = |n: i32| NewJob { kind: "ingest".into(), payload: json!({"n": n}), ..NewJob::default() };
     let first = store.enqueue(new(1)).unwrap();
     store.enqueue(new(2)).unwrap();
     let held = store.lease_job("ingest", 60_000).unwrap().unwrap();
@@ -261,7 +261,7 @@ fn a_job_is_held_by_one_worker_and_survives_it() {
 fn however_a_job_ends_what_follows_it_begins_once() {
     let directory = TempDir::new().unwrap();
     let store = open(&directory);
-    let new = || NewJob { kind: "analysis".into(), payload: json!({}), followed_by: Some("webhook".into()) };
+    let new = || NewJob { kind: "analysis".into(), followed_by: Some("webhook".into()), ..NewJob::default() };
     let lease = |kind: &str| store.lease_job(kind, 60_000).unwrap();
     let ends: [fn(&Store, &Job); 4] = [
         |store, job| assert!(store.finish_job(job, json!({})).unwrap()),

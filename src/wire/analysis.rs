@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn names_and_questions_have_their_bounds_and_the_rest_its_defaults() {
-        let envelope = Envelope { request_id: "r".into(), caller: "c".into(), deadline: None, strict: true };
+        let envelope = Envelope { account: crate::domain::Account::unrecorded(), deadline: None, strict: true };
         let read = |body: Value| AnalysisBody::read(body, &envelope);
         let request = read(json!({"company_name": "ä".repeat(200), "question": "a".repeat(2000)})).unwrap().request;
         assert_eq!((request.max_tokens, request.lookup.top_k, request.webhook_url), (1024, 10, None));

@@ -150,7 +150,7 @@ impl GenerateBody {
         let ignored = policy::apply(fields.rest(), &[policy::GENERATION, policy::APP_GENERATE], envelope.strict)?;
         let messages = vec![json!({"role": "user", "content": prompt})];
         let generation = GenerateRequest {
-            request_id: envelope.request_id.clone(),
+            account: envelope.account.clone(),
             model: String::new(),
             prompt: Prompt::Chat(ChatPrompt { messages, add_generation_prompt: true, ..ChatPrompt::default() }),
             sampling: common.sampling,
@@ -164,7 +164,6 @@ impl GenerateBody {
             echo: false,
             return_token_ids: false,
             constraint: common.constraint,
-            caller: envelope.caller.clone(),
             deadline: common.deadline,
         };
         Ok(Parsed { request: Self { model: common.model, generation }, ignored })
@@ -326,7 +325,7 @@ mod tests {
     use super::*;
 
     fn envelope() -> Envelope {
-        Envelope { request_id: "r".into(), caller: "c".into(), deadline: None, strict: false }
+        Envelope { account: crate::domain::Account::unrecorded(), deadline: None, strict: false }
     }
 
     #[test]

@@ -38,7 +38,7 @@ impl ChatCompletionRequest {
             include_usage: common.include_usage,
             return_token_ids: common.return_token_ids,
             generation: GenerateRequest {
-                request_id: envelope.request_id.clone(),
+                account: envelope.account.clone(),
                 model: String::new(),
                 prompt: Prompt::Chat(prompt),
                 sampling: common.sampling,
@@ -52,7 +52,6 @@ impl ChatCompletionRequest {
                 echo: false,
                 return_token_ids: common.return_token_ids,
                 constraint: common.constraint,
-                caller: envelope.caller.clone(),
                 deadline: common.deadline,
             },
         };

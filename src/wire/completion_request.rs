@@ -43,7 +43,7 @@ impl CompletionRequest {
         let echo = fields.boolean("echo")?.unwrap_or(false);
         let ignored = policy::apply(fields.rest(), &[policy::GENERATION, policy::COMPLETION], envelope.strict)?;
         let generation = GenerateRequest {
-            request_id: envelope.request_id.clone(),
+            account: envelope.account.clone(),
             model: String::new(),
             prompt: Prompt::Tokens(Vec::new()),
             sampling: common.sampling,
@@ -57,7 +57,6 @@ impl CompletionRequest {
             echo,
             return_token_ids: common.return_token_ids,
             constraint: common.constraint,
-            caller: envelope.caller.clone(),
             deadline: common.deadline,
         };
         let generations =
@@ -119,7 +118,7 @@ mod tests {
     use super::*;
 
     fn read(body: Value) -> Result<CompletionRequest> {
-        let envelope = Envelope { request_id: "r".to_owned(), caller: "c".to_owned(), deadline: None, strict: false };
+        let envelope = Envelope { account: crate::domain::Account::unrecorded(), deadline: None, strict: false };
         Ok(CompletionRequest::read(body, &envelope)?.request)
     }
 

@@ -67,13 +67,12 @@ impl EmbeddingsRequest {
             }
         };
         let request = EmbedRequest {
-            request_id: envelope.request_id.clone(),
+            account: envelope.account.clone(),
             model: String::new(),
             inputs,
             input_type,
             dimensions: fields.count("dimensions", 1)?,
             truncate: fields.boolean("truncate")?.unwrap_or(false),
-            caller: envelope.caller.clone(),
             deadline: generation::read_deadline(&mut fields, envelope)?,
         };
         let ignored = policy::apply(fields.rest(), &[policy::EMBEDDINGS], envelope.strict)?;

@@ -34,14 +34,14 @@ pub mod tools;
 pub mod usage;
 pub mod vector_stores;
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
+
+use crate::domain::Account;
 
 /// What the transport knows about a request and its body does not say.
 #[derive(Clone, Debug)]
 pub struct Envelope {
-    pub request_id: String,
-    /// Whose turn it is in the fair queue: a key's fingerprint, or the peer's address.
-    pub caller: String,
+    pub account: Arc<Account>,
     /// The server's own bound on how long this request may take; a body's `timeout` can only shorten it.
     pub deadline: Option<Instant>,
     /// Refuse what would otherwise be accepted and ignored.

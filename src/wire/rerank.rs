@@ -40,7 +40,7 @@ impl RerankBody {
             request: RerankRequest {
                 query,
                 documents: read_documents(fields.required("documents")?)?,
-                caller: envelope.caller.clone(),
+                account: envelope.account.clone(),
                 deadline: generation::read_deadline(&mut fields, envelope)?,
             },
         };

@@ -12,10 +12,12 @@ use axum::{
     http::{HeaderMap, Method, Request, StatusCode},
 };
 use hearth::{
+    domain::account::{Books, NoBooks},
     http::{AppState, HttpSettings},
     providers::scripted::{ScriptedChat, ScriptedEmbedder},
     service::{
         analysis::Analyses,
+        callers::Callers,
         documents::Documents,
         health::{EngineReport, Health, HealthReport, ServerStatus},
         models::Models,
@@ -124,11 +126,16 @@ impl ScriptedServer {
         let settings = Arc::new(settings);
         let data = tempfile::tempdir().expect("a temporary directory");
         let models = Arc::new(models);
-        let documents = Documents::new(Arc::new(Store::open(data.path()).expect("a new store")));
+        let store = Arc::new(Store::open(data.path()).expect("a new store"));
+        let callers = Callers::new(store.clone());
+        let books: Arc<dyn Books> = Arc::new(NoBooks);
+        let documents = Documents::new(store, callers.clone(), books.clone());
         let router = hearth::http::router(AppState {
             analyses: Analyses::new(documents.clone(), models.clone(), WebhookSettings::default()),
             models: models.clone(),
             documents,
+            callers,
+            books,
             health: health.clone(),
             metrics: None,
             settings: settings.clone(),

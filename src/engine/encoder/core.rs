@@ -19,6 +19,7 @@ use super::{
     stats::add,
 };
 use crate::{
+    domain::account::Leg,
     engine::StepError,
     error::{Error, ErrorKind, Result},
 };
@@ -46,6 +47,7 @@ struct Open {
     submitted: Instant,
     started: Option<Instant>,
     compute: Duration,
+    leg: Leg,
     places: OpenTexts,
 }
 
@@ -105,6 +107,7 @@ impl Core {
                     submitted,
                     started: None,
                     compute: Duration::ZERO,
+                    leg: request.leg,
                     places,
                 };
                 self.open.insert(id, open);
@@ -173,6 +176,14 @@ impl Core {
         let elapsed = started.elapsed();
         self.shared.stats.batch_ended(elapsed);
         metrics::batch(elapsed);
+        // Also where the batch failed: the device has worked for it.
+        for (member, length) in batch.iter().zip(&lengths) {
+            if let Some(open) = self.open.get_mut(&member.request) {
+                let share = elapsed.mul_f64(*length as f64 / tokens.len().max(1) as f64);
+                open.compute += share;
+                open.leg.computed(share);
+            }
+        }
 
         let vectors = match outcome {
             Ok(Ok(vectors)) if vectors.len() == batch.len() => vectors,
@@ -184,10 +195,9 @@ impl Core {
             Err(panic) => return self.fail_batch(batch, &StepError::Failed(panic_message(panic.as_ref()))),
         };
         self.shared.stats.batch_succeeded(batch.len(), tokens.len());
-        for ((member, vector), length) in batch.iter().zip(vectors).zip(lengths) {
+        for (member, vector) in batch.iter().zip(vectors) {
             let Some(open) = self.open.get_mut(&member.request) else { continue };
             open.vectors[member.text] = vector;
-            open.compute += elapsed.mul_f64(length as f64 / tokens.len().max(1) as f64);
             open.remaining -= 1;
             if open.remaining == 0 {
                 self.answer(member.request);

@@ -30,6 +30,7 @@ pub use self::{
 };
 use super::{Heartbeat, StepError};
 use crate::{
+    domain::account::Leg,
     error::{Error, ErrorKind, Result},
     models::encoder::Encoder,
 };
@@ -69,6 +70,8 @@ pub struct EncodeRequest {
     pub priority: Priority,
     /// Whose turn it is: callers share the model fairly.
     pub caller: String,
+    /// Where the request's share of each batch is written down.
+    pub leg: Leg,
     /// The request ends with an error at this instant, unless its last batch is being computed.
     pub deadline: Option<Instant>,
 }

@@ -10,7 +10,7 @@ use futures_util::{Stream, StreamExt};
 
 use super::choice::{Choice, scored};
 use crate::{
-    domain::{FinishReason, GenerateEvent, TokenLogprob, Usage},
+    domain::{FinishReason, GenerateEvent, TokenLogprob, Usage, account::Leg},
     engine::{ScoredToken, TokenEvent, TokenStream},
     error::Result,
     text::tokenizer::Tokenizer,
@@ -31,6 +31,8 @@ pub(super) struct PromptFacts {
     pub(super) num_tokens: usize,
     pub(super) echo: Option<Echo>,
     pub(super) tokenizer: Tokenizer,
+    /// Where the final counts are written down.
+    pub(super) leg: Leg,
 }
 
 /// The prompt, to be repeated before the answer.
@@ -72,6 +74,7 @@ impl Answer {
                     cached_tokens: self.cached_tokens,
                     reasoning_tokens: self.choices.iter().map(|choice| choice.reasoning_tokens).sum(),
                 };
+                self.prompt.leg.used(&usage);
                 self.ready.push_back(GenerateEvent::Done { usage, timings });
             }
         }

@@ -15,7 +15,7 @@ use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use self::answer::Answer;
 use super::{ChatModel, GenerateStream};
 use crate::{
-    domain::{ChatPrompt, GenerateRequest, ModelInfo, Prompt, TokenConstraint, ToolChoice},
+    domain::{ChatPrompt, GenerateRequest, ModelInfo, Prompt, TokenConstraint, ToolChoice, account::ServedBy},
     engine::{Engine, SequenceRequest},
     error::{Error, Result},
     kernels::kv::KvType,
@@ -94,10 +94,12 @@ impl Parts {
         let constraints = self.constraints(&request, thinking, thinking_tokens)?;
         let choices =
             (0..request.n).map(|index| self.choice(index, &request, thinking, tokens.last().copied())).collect();
+        let leg = request.account.leg(&self.info.id, ServedBy::Local { device: self.device.to_owned() });
         let prompt = answer::PromptFacts {
             num_tokens: tokens.len(),
             echo: request.echo.then(|| answer::Echo { text, token_ids: tokens.clone() }),
             tokenizer: self.tokenizer.clone(),
+            leg: leg.clone(),
         };
         let sequence = SequenceRequest {
             prompt: tokens,
@@ -110,7 +112,8 @@ impl Parts {
             logprobs: request.logprobs,
             prompt_logprobs: request.echo && request.logprobs.is_some(),
             constraints,
-            caller: request.caller,
+            caller: request.account.turn().to_owned(),
+            leg,
             deadline: request.deadline,
             n: request.n,
         };

@@ -21,12 +21,10 @@ use super::{
     webhook::WebhookSettings,
 };
 use crate::{
+    domain::Account,
     error::{Error, ErrorKind, Result},
     store::{Job, JobState, NewJob},
-    wire::{
-        Envelope,
-        analysis::{AnalysisBody, AnalysisJob},
-    },
+    wire::analysis::{AnalysisBody, AnalysisJob},
 };
 
 /// The kind of job that an analysis is.
@@ -53,8 +51,6 @@ pub struct Analyses {
 #[derive(Debug, Deserialize, Serialize)]
 struct Payload {
     body: Value,
-    caller: String,
-    request_id: String,
 }
 
 /// An analysis as it is now.
@@ -86,7 +82,7 @@ impl Analyses {
     /// # Errors
     /// If it could not be worked at as things are now: no embedding model, no such collection, an address that is not
     /// told; and 503 if too many are waiting.
-    pub async fn submit(&self, request: &AnalysisBody, body: Value, envelope: Envelope) -> Result<AnalysisJob> {
+    pub async fn submit(&self, request: &AnalysisBody, body: Value, account: &Account) -> Result<AnalysisJob> {
         if let Some(url) = &request.webhook_url {
             self.webhooks.check(url).map_err(|reason| {
                 Error::invalid("webhook_url", format!("`webhook_url` cannot be used. {reason}"))
@@ -99,10 +95,11 @@ impl Analyses {
             let message = format!("{UNENDED_MAX} analyses wait already. Come back later, or cancel some.");
             return Err(Error::new(ErrorKind::Overloaded, message).with_retry_after(RETRY_FULL));
         }
-        let payload = Payload { body, caller: envelope.caller, request_id: envelope.request_id };
+        let payload = Payload { body };
         let job = NewJob {
             kind: ANALYSIS.to_owned(),
             payload: serde_json::to_value(payload).map_err(Error::internal)?,
+            owner: account.caller().id.clone(),
             followed_by: request.webhook_url.is_some().then(|| WEBHOOK.to_owned()),
         };
         Ok(told(self.jobs().enqueue_job(job).await?, Some(Vec::new())))

@@ -108,16 +108,15 @@ fn failure(job: &Job, error: &Error) -> Failure {
 
 impl Analyst {
     async fn analyse(&self, job: &Job, progress: &Progress) -> Result<Value, Error> {
-        let Payload { body, caller, request_id } =
-            serde_json::from_value(job.payload.clone()).map_err(Error::internal)?;
+        let Payload { body } = serde_json::from_value(job.payload.clone()).map_err(Error::internal)?;
         let deadline = Some(Instant::now() + ATTEMPT_MAX);
-        let envelope = Envelope { request_id, caller, deadline, strict: false };
+        let envelope = Envelope { account: progress.account().clone(), deadline, strict: false };
         let Parsed { request, .. } = AnalysisBody::read(body, &envelope)?;
         let model = self.models.chat_or_first(request.model.as_deref())?;
         let retriever = self.documents.retriever()?;
         let collections = self.searchable(&request, progress).await?;
         let asked = AskRequest {
-            request_id: envelope.request_id,
+            account: envelope.account,
             question: about(&request.company_name, &request.question),
             history: Vec::new(),
             collections,
@@ -129,7 +128,6 @@ impl Analyst {
             max_tokens: request.max_tokens,
             temperature: request.temperature,
             confidence: true,
-            caller: envelope.caller,
             deadline: request.deadline,
         };
         let queries = queries(&request.company_name, &request.question);
@@ -215,7 +213,7 @@ async fn search(
         min_similarity: asked.min_similarity,
         mode: asked.mode,
         rerank: asked.rerank,
-        caller: asked.caller.clone(),
+        account: asked.account.clone(),
     };
     let mut searches = Vec::with_capacity(queries.len());
     for query in queries {

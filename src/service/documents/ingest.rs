@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use super::{SERVER_ERROR, set_failed};
 use crate::{
     domain::{
-        EmbedInput, EmbedInputType, EmbedRequest,
+        Account, EmbedInput, EmbedInputType, EmbedRequest,
         documents::{DocumentStatus, NewChunk},
     },
     error::{Error, ErrorKind},
@@ -161,7 +161,7 @@ impl Ingest {
             progress.report(json!({"stage": "embedding", "done": vectors.len(), "of": chunks.len()})).await;
             let texts: Vec<String> =
                 some.iter().map(|chunk| embedded_text(&heading(extracted, chunk), &chunk.text)).collect();
-            vectors.extend(embed_passages(&*self.embedder, texts).await?);
+            vectors.extend(embed_passages(&*self.embedder, texts, progress.account()).await?);
         }
         Ok(vectors)
     }
@@ -173,18 +173,21 @@ pub(super) fn embedded_text(heading: &str, text: &str) -> String {
 }
 
 /// The vectors of passages. It waits for room where interactive work leaves none.
-pub(super) async fn embed_passages(embedder: &dyn Embedder, texts: Vec<String>) -> Result<Vec<Vec<f32>>, Failure> {
+pub(super) async fn embed_passages(
+    embedder: &dyn Embedder,
+    texts: Vec<String>,
+    account: &Arc<Account>,
+) -> Result<Vec<Vec<f32>>, Failure> {
     let begun = Instant::now();
     loop {
         let request = EmbedRequest {
-            request_id: String::new(),
+            account: account.clone(),
             model: embedder.info().id.clone(),
             inputs: texts.iter().cloned().map(EmbedInput::Text).collect(),
             input_type: EmbedInputType::Passage,
             dimensions: None,
             // A chunk's heading and text together may be a little too long; its end is in the next chunk, too.
             truncate: true,
-            caller: INGEST.to_owned(),
             deadline: None,
         };
         match embedder.embed(request).await {

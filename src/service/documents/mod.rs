@@ -14,9 +14,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::jobs::{Jobs, blocking, told};
+use super::{
+    callers::Callers,
+    jobs::{Jobs, blocking, told},
+};
 use crate::{
-    domain::documents::{AttributeValue, Collection, Document, DocumentStatus, StoredFile},
+    domain::{
+        LOCAL,
+        account::Books,
+        documents::{AttributeValue, Collection, Document, DocumentStatus, StoredFile},
+    },
     error::{Error, ErrorKind, Result},
     retrieval::{indexes::Indexes, search::Retriever},
     store::{Incoming, Job, Store, StoreError, Upload},
@@ -40,8 +47,8 @@ pub struct Documents {
 }
 
 impl Documents {
-    pub fn new(store: Arc<Store>) -> Arc<Self> {
-        let (indexes, jobs) = (Arc::new(Indexes::new(store.clone())), Jobs::new(store.clone()));
+    pub fn new(store: Arc<Store>, callers: Arc<Callers>, books: Arc<dyn Books>) -> Arc<Self> {
+        let (indexes, jobs) = (Arc::new(Indexes::new(store.clone())), Jobs::new(store.clone(), callers, books));
         Arc::new(Self { store, indexes, jobs, retriever: OnceLock::new() })
     }
 
@@ -200,7 +207,8 @@ impl Documents {
     pub async fn reindex(self: &Arc<Self>, id_or_name: &str) -> Result<Job> {
         self.retriever()?;
         let collection = self.collection(id_or_name).await?;
-        self.jobs.enqueue(reindex::REINDEX, serde_json::json!({"collection_id": collection.id})).await
+        let payload = serde_json::json!({"collection_id": collection.id});
+        self.jobs.enqueue(reindex::REINDEX, payload, LOCAL).await
     }
 
     // --- files ---

@@ -90,7 +90,7 @@ impl Reindex {
                 continue;
             }
             let texts = chunks.iter().map(|chunk| embedded_text(&chunk.heading, &chunk.text)).collect();
-            let vectors = embed_passages(&*self.embedder, texts).await?;
+            let vectors = embed_passages(&*self.embedder, texts, progress.account()).await?;
             let made = chunks.iter().map(|chunk| chunk.id).zip(vectors).collect();
             let identity = embedding.clone();
             self.store(move |store| store.keep_reembedded(&identity, made)).await?;

@@ -1,0 +1,536 @@
+//! What one request uses, written down by whoever works for it.
+//!
+//! An [`Account`] is opened when a request has been let in and travels with it; each model that works for the request
+//! gets a [`Leg`] of it and adds to it as it goes: the engine its share of every step, a hosted upstream the tokens it
+//! reports. Whoever works holds the account, so the last one to let go settles it, however the request ended: answered,
+//! refused, cancelled by a caller who left, or out of time. Settling, prices and limits are the business of whoever
+//! implements [`Books`].
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use parking_lot::Mutex;
+
+use super::{Caller, Policy, Timings, Usage};
+use crate::error::{Error, Result};
+
+/// Where accounts are settled.
+pub trait Books: Send + Sync {
+    /// Sets tokens aside for a request before it runs; what it really used is settled at the end.
+    ///
+    /// # Errors
+    /// If the caller has none left.
+    fn reserve(&self, account: &Account, tokens: u64) -> Result<()>;
+
+    /// What a leg costs, in millionths of a US dollar.
+    fn price(&self, leg: &LegReceipt) -> u64;
+
+    /// The account's end. Called once, and must not block.
+    fn settle(&self, account: &Account, receipt: Receipt);
+}
+
+/// Books that nobody reads: for commands and tests.
+#[derive(Clone, Copy, Debug)]
+pub struct NoBooks;
+
+impl Books for NoBooks {
+    fn reserve(&self, _: &Account, _: u64) -> Result<()> {
+        Ok(())
+    }
+
+    fn price(&self, _: &LegReceipt) -> u64 {
+        0
+    }
+
+    fn settle(&self, _: &Account, _: Receipt) {}
+}
+
+/// Who served, of those that can.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum ServedBy {
+    /// This process, on `cpu`, `cuda` or `metal`.
+    Local { device: String },
+    /// The upstream of this name.
+    Upstream(String),
+    /// An answer that was given before; which cache it came from.
+    Cache(&'static str),
+}
+
+impl ServedBy {
+    /// `local`, the upstream's name, or `cache`.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Local { .. } => "local",
+            Self::Upstream(name) => name,
+            Self::Cache(_) => "cache",
+        }
+    }
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    Finished,
+    /// Not let in, or a mistake of the caller's: a 4xx.
+    Refused,
+    Failed,
+    /// The caller left, or cancelled it.
+    Cancelled,
+    TimedOut,
+}
+
+impl Outcome {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
+            Self::TimedOut => "timed_out",
+        }
+    }
+}
+
+/// One request's account; see the module.
+pub struct Account {
+    books: Arc<dyn Books>,
+    request_id: String,
+    route: String,
+    caller: Arc<Caller>,
+    turn: String,
+    policy: Option<Policy>,
+    is_recorded: bool,
+    began: SystemTime,
+    clock: Instant,
+    reserved: AtomicU64,
+    bytes_out: AtomicU64,
+    legs: Mutex<Vec<Arc<LegFigures>>>,
+    facts: Mutex<Facts>,
+}
+
+/// What is said of a request rather than counted.
+#[derive(Clone, Debug, Default)]
+struct Facts {
+    is_local_only: bool,
+    fallback_reason: Option<String>,
+    attempts: u32,
+    cache: Option<&'static str>,
+    outcome: Option<Outcome>,
+    error_code: Option<String>,
+}
+
+/// What [`Account::open`] needs to know of a request.
+#[derive(Debug)]
+pub struct Opening {
+    pub request_id: String,
+    /// `POST /v1/chat/completions`, or the kind of a job.
+    pub route: String,
+    pub caller: Arc<Caller>,
+    /// Whose turn it is in fair queues: a key, or the peer's address.
+    pub turn: String,
+    /// What the request itself asks for.
+    pub policy: Option<Policy>,
+    /// Whether it leaves a row in the ledger.
+    pub is_recorded: bool,
+}
+
+impl Account {
+    pub fn open(books: Arc<dyn Books>, opening: Opening) -> Arc<Self> {
+        let Opening { request_id, route, caller, turn, policy, is_recorded } = opening;
+        Arc::new(Self {
+            books,
+            request_id,
+            route,
+            caller,
+            turn,
+            policy,
+            is_recorded,
+            began: SystemTime::now(),
+            clock: Instant::now(),
+            reserved: AtomicU64::new(0),
+            bytes_out: AtomicU64::new(0),
+            legs: Mutex::default(),
+            facts: Mutex::default(),
+        })
+    }
+
+    /// An account that nobody reads: for commands and tests.
+    pub fn unrecorded() -> Arc<Self> {
+        let opening = Opening {
+            request_id: String::new(),
+            route: String::new(),
+            caller: Arc::new(Caller::local()),
+            turn: String::new(),
+            policy: None,
+            is_recorded: false,
+        };
+        Self::open(Arc::new(NoBooks), opening)
+    }
+
+    /// Appears as `x-request-id`, in the log span and in the receipt.
+    pub fn request_id(&self) -> &str {
+        &self.request_id
+    }
+
+    pub fn route(&self) -> &str {
+        &self.route
+    }
+
+    pub fn caller(&self) -> &Arc<Caller> {
+        &self.caller
+    }
+
+    /// Whose turn it is: callers share queues fairly.
+    pub fn turn(&self) -> &str {
+        &self.turn
+    }
+
+    pub fn is_recorded(&self) -> bool {
+        self.is_recorded
+    }
+
+    /// The policy that the request or its key asks for. What is to stay on this machine stays, whoever asks otherwise.
+    pub fn policy(&self) -> Option<Policy> {
+        if self.caller.local_only || self.facts.lock().is_local_only {
+            return Some(Policy::LocalOnly);
+        }
+        self.policy.or(self.caller.policy)
+    }
+
+    /// From here on the request works on something that must stay on this machine, such as a collection's passages.
+    pub fn keep_local(&self) {
+        self.facts.lock().is_local_only = true;
+    }
+
+    /// Sets tokens aside before a model runs.
+    ///
+    /// # Errors
+    /// If the caller has none left.
+    pub fn reserve(&self, tokens: u64) -> Result<()> {
+        self.books.reserve(self, tokens)?;
+        self.reserved.fetch_add(tokens, Relaxed);
+        Ok(())
+    }
+
+    /// Tokens that were set aside.
+    pub fn reserved(&self) -> u64 {
+        self.reserved.load(Relaxed)
+    }
+
+    /// A model begins to work for the request. `model` is its name as it is served.
+    pub fn leg(self: &Arc<Self>, model: &str, served_by: ServedBy) -> Leg {
+        let figures = Arc::new(LegFigures { model: model.to_owned(), served_by, ..LegFigures::default() });
+        self.legs.lock().push(figures.clone());
+        Leg { figures, account: Some(self.clone()) }
+    }
+
+    /// Another one than the first choice serves, for this reason.
+    pub fn fell_back(&self, reason: impl Into<String>) {
+        self.facts.lock().fallback_reason = Some(reason.into());
+    }
+
+    /// One more upstream has been tried.
+    pub fn attempted(&self) {
+        self.facts.lock().attempts += 1;
+    }
+
+    /// The answer was there already, in this cache.
+    pub fn served_from_cache(&self, cache: &'static str) {
+        self.facts.lock().cache = Some(cache);
+    }
+
+    /// Bytes of the request's text that left the machine.
+    pub fn sent_out(&self, bytes: u64) {
+        self.bytes_out.fetch_add(bytes, Relaxed);
+    }
+
+    /// How the request ended. The first word counts: a failure is not made good by the answer's last byte.
+    pub fn ended(&self, outcome: Outcome, error_code: Option<&str>) {
+        let mut facts = self.facts.lock();
+        if facts.outcome.is_none() {
+            facts.outcome = Some(outcome);
+            facts.error_code = error_code.map(str::to_owned);
+        }
+    }
+
+    /// What stands in the account now.
+    pub fn receipt(&self) -> Receipt {
+        let legs: Vec<LegReceipt> = self.legs.lock().iter().map(|figures| figures.receipt()).collect();
+        let facts = self.facts.lock().clone();
+        let cost_micro_usd = legs.iter().map(|leg| self.books.price(leg)).sum();
+        Receipt {
+            legs,
+            fallback_reason: facts.fallback_reason,
+            attempts: facts.attempts,
+            cache: facts.cache,
+            bytes_out: self.bytes_out.load(Relaxed),
+            outcome: facts.outcome,
+            error_code: facts.error_code,
+            began: self.began,
+            latency: self.clock.elapsed(),
+            cost_micro_usd,
+        }
+    }
+}
+
+impl Drop for Account {
+    /// Nobody works for the request any more. Where nobody said how it ended, the caller left before anybody could.
+    fn drop(&mut self) {
+        self.ended(Outcome::Cancelled, None);
+        let books = self.books.clone();
+        books.settle(self, self.receipt());
+    }
+}
+
+impl fmt::Debug for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Account")
+            .field("request_id", &self.request_id)
+            .field("route", &self.route)
+            .field("caller", &self.caller.id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One model's work for a request. Cheap to clone; the account stays open while anybody holds one.
+#[derive(Clone, Debug, Default)]
+pub struct Leg {
+    figures: Arc<LegFigures>,
+    /// `None` in a leg of nobody's request.
+    account: Option<Arc<Account>>,
+}
+
+#[derive(Debug)]
+struct LegFigures {
+    model: String,
+    served_by: ServedBy,
+    compute_ns: AtomicU64,
+    prompt_tokens: AtomicU64,
+    cached_tokens: AtomicU64,
+    completion_tokens: AtomicU64,
+    reasoning_tokens: AtomicU64,
+    queue_ns: AtomicU64,
+    prefill_ns: AtomicU64,
+    decode_ns: AtomicU64,
+}
+
+impl Default for LegFigures {
+    fn default() -> Self {
+        Self {
+            model: String::new(),
+            served_by: ServedBy::Cache(""),
+            compute_ns: AtomicU64::default(),
+            prompt_tokens: AtomicU64::default(),
+            cached_tokens: AtomicU64::default(),
+            completion_tokens: AtomicU64::default(),
+            reasoning_tokens: AtomicU64::default(),
+            queue_ns: AtomicU64::default(),
+            prefill_ns: AtomicU64::default(),
+            decode_ns: AtomicU64::default(),
+        }
+    }
+}
+
+/// Durations beyond five centuries are not told apart.
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl Leg {
+    pub fn account(&self) -> Option<&Arc<Account>> {
+        self.account.as_ref()
+    }
+
+    /// A share of the device's time.
+    pub fn computed(&self, share: Duration) {
+        self.figures.compute_ns.fetch_add(nanoseconds(share), Relaxed);
+    }
+
+    /// The prompt has been let in.
+    pub fn prompt(&self, tokens: usize, cached: usize) {
+        self.figures.prompt_tokens.store(tokens as u64, Relaxed);
+        self.figures.cached_tokens.store(cached as u64, Relaxed);
+    }
+
+    /// One more token of the answer.
+    pub fn generated(&self) {
+        self.figures.completion_tokens.fetch_add(1, Relaxed);
+    }
+
+    /// The final counts, instead of those so far.
+    pub fn used(&self, usage: &Usage) {
+        self.prompt(usage.prompt_tokens, usage.cached_tokens);
+        self.figures.completion_tokens.store(usage.completion_tokens as u64, Relaxed);
+        self.figures.reasoning_tokens.store(usage.reasoning_tokens as u64, Relaxed);
+    }
+
+    /// Where the time went. Compute is counted by [`Leg::computed`] alone.
+    pub fn took(&self, timings: &Timings) {
+        self.figures.queue_ns.store(nanoseconds(timings.queue), Relaxed);
+        self.figures.prefill_ns.store(nanoseconds(timings.prefill), Relaxed);
+        self.figures.decode_ns.store(nanoseconds(timings.decode), Relaxed);
+    }
+}
+
+impl LegFigures {
+    fn receipt(&self) -> LegReceipt {
+        let count = |counter: &AtomicU64| counter.load(Relaxed);
+        let duration = |counter: &AtomicU64| Duration::from_nanos(counter.load(Relaxed));
+        LegReceipt {
+            model: self.model.clone(),
+            served_by: self.served_by.clone(),
+            prompt_tokens: count(&self.prompt_tokens),
+            cached_tokens: count(&self.cached_tokens),
+            completion_tokens: count(&self.completion_tokens),
+            reasoning_tokens: count(&self.reasoning_tokens),
+            queue: duration(&self.queue_ns),
+            prefill: duration(&self.prefill_ns),
+            decode: duration(&self.decode_ns),
+            compute: duration(&self.compute_ns),
+        }
+    }
+}
+
+/// What one model did for a request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LegReceipt {
+    pub model: String,
+    pub served_by: ServedBy,
+    pub prompt_tokens: u64,
+    pub cached_tokens: u64,
+    pub completion_tokens: u64,
+    pub reasoning_tokens: u64,
+    pub queue: Duration,
+    pub prefill: Duration,
+    pub decode: Duration,
+    pub compute: Duration,
+}
+
+/// What a request came to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Receipt {
+    /// In the order in which they began.
+    pub legs: Vec<LegReceipt>,
+    pub fallback_reason: Option<String>,
+    /// Upstreams tried, each retry counted.
+    pub attempts: u32,
+    pub cache: Option<&'static str>,
+    pub bytes_out: u64,
+    /// `None` while the request runs.
+    pub outcome: Option<Outcome>,
+    pub error_code: Option<String>,
+    pub began: SystemTime,
+    pub latency: Duration,
+    pub cost_micro_usd: u64,
+}
+
+impl Receipt {
+    /// The leg that the answer is of: the last that generated, or else the last.
+    pub fn main_leg(&self) -> Option<&LegReceipt> {
+        self.legs.iter().rev().find(|leg| leg.completion_tokens > 0).or_else(|| self.legs.last())
+    }
+
+    pub fn compute(&self) -> Duration {
+        self.legs.iter().map(|leg| leg.compute).sum()
+    }
+
+    pub fn prompt_tokens(&self) -> u64 {
+        self.legs.iter().map(|leg| leg.prompt_tokens).sum()
+    }
+
+    pub fn completion_tokens(&self) -> u64 {
+        self.legs.iter().map(|leg| leg.completion_tokens).sum()
+    }
+
+    pub fn total_tokens(&self) -> u64 {
+        self.prompt_tokens() + self.completion_tokens()
+    }
+}
+
+impl From<&Error> for Outcome {
+    fn from(error: &Error) -> Self {
+        use crate::error::ErrorKind;
+
+        match error.kind() {
+            ErrorKind::DeadlineExceeded | ErrorKind::RequestTimeout | ErrorKind::UpstreamTimeout => Self::TimedOut,
+            ErrorKind::Overloaded
+            | ErrorKind::Unavailable
+            | ErrorKind::Draining
+            | ErrorKind::OutOfMemory
+            | ErrorKind::UpstreamFailed
+            | ErrorKind::Internal => Self::Failed,
+            _ => Self::Refused,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct Recorded(Mutex<Vec<Receipt>>);
+
+    impl Books for Recorded {
+        fn reserve(&self, _: &Account, _: u64) -> Result<()> {
+            Ok(())
+        }
+
+        fn price(&self, leg: &LegReceipt) -> u64 {
+            leg.completion_tokens
+        }
+
+        fn settle(&self, _: &Account, receipt: Receipt) {
+            self.0.lock().push(receipt);
+        }
+    }
+
+    fn open(books: &Arc<Recorded>) -> Arc<Account> {
+        let opening = Opening {
+            request_id: "r".into(),
+            route: "POST /ask".into(),
+            caller: Arc::new(Caller::local()),
+            turn: String::new(),
+            policy: Some(Policy::HostedFirst),
+            is_recorded: true,
+        };
+        Account::open(books.clone(), opening)
+    }
+
+    #[test]
+    fn the_last_one_to_let_go_settles() {
+        let books = Arc::new(Recorded::default());
+        let account = open(&books);
+        let leg = account.leg("m", ServedBy::Local { device: "cpu".into() });
+        leg.generated();
+        drop(account);
+        assert!(books.0.lock().is_empty(), "the engine works still");
+        leg.generated();
+        leg.computed(Duration::from_millis(3));
+        drop(leg);
+        let receipts = books.0.lock();
+        assert_eq!(receipts.len(), 1);
+        assert_eq!(receipts[0].outcome, Some(Outcome::Cancelled), "nobody said how it ended");
+        assert_eq!((receipts[0].completion_tokens(), receipts[0].cost_micro_usd), (2, 2));
+        assert_eq!(receipts[0].compute(), Duration::from_millis(3));
+    }
+
+    #[test]
+    fn the_first_word_about_the_end_counts_and_what_is_local_stays() {
+        let books = Arc::new(Recorded::default());
+        let account = open(&books);
+        assert_eq!(account.policy(), Some(Policy::HostedFirst));
+        account.keep_local();
+        assert_eq!(account.policy(), Some(Policy::LocalOnly));
+        account.ended(Outcome::Failed, Some("internal_error"));
+        account.ended(Outcome::Finished, None);
+        drop(account);
+        assert_eq!(books.0.lock()[0].outcome, Some(Outcome::Failed));
+    }
+}

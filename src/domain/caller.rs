@@ -1,0 +1,125 @@
+//! Who calls, and what they may: what a key, a token or the lack of both comes to.
+
+use std::{collections::BTreeSet, time::Duration};
+
+/// The caller of a server that asks nobody for a key, and of commands on this machine.
+pub const LOCAL: &str = "local";
+
+/// A caller: owns documents and collections, has limits, and pays. Several keys may belong to one.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    pub id: String,
+    /// The key or token that was shown; `None` where none is asked for.
+    pub key_id: Option<String>,
+    pub scopes: BTreeSet<Scope>,
+    /// Models that may be named; `None` is all.
+    pub allowed_models: Option<Vec<String>>,
+    /// Nothing that this caller sends, or that is found for it, leaves the machine.
+    pub local_only: bool,
+    /// Which side is to serve, where the request does not say; `None` is the server's own policy.
+    pub policy: Option<Policy>,
+    pub limits: CallerLimits,
+}
+
+/// What a caller may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scope {
+    /// Generate, ask and rerank.
+    Chat,
+    Embed,
+    /// Upload, list, search and delete documents and collections of one's own.
+    Documents,
+    /// See everybody's usage, and manage the server.
+    Admin,
+}
+
+impl Scope {
+    pub const ALL: [Self; 4] = [Self::Chat, Self::Embed, Self::Documents, Self::Admin];
+
+    /// As it is written on the command line, in tokens and in the store.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Embed => "embed",
+            Self::Documents => "documents",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+impl std::str::FromStr for Scope {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|scope| scope.as_str() == text);
+        found.ok_or_else(|| format!("{text:?} is no scope: chat, embed, documents or admin"))
+    }
+}
+
+/// Which side serves a request: this machine, or a hosted upstream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Policy {
+    /// This machine, and an upstream where this machine cannot.
+    #[default]
+    LocalFirst,
+    LocalOnly,
+    /// An upstream, and this machine where it cannot.
+    HostedFirst,
+    HostedOnly,
+}
+
+impl Policy {
+    pub const ALL: [Self; 4] = [Self::LocalFirst, Self::LocalOnly, Self::HostedFirst, Self::HostedOnly];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::LocalFirst => "local-first",
+            Self::LocalOnly => "local-only",
+            Self::HostedFirst => "hosted-first",
+            Self::HostedOnly => "hosted-only",
+        }
+    }
+}
+
+impl std::str::FromStr for Policy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|policy| policy.as_str() == text);
+        found.ok_or_else(|| format!("{text:?} is no policy: local-first, local-only, hosted-first or hosted-only"))
+    }
+}
+
+/// What a caller may use up; `None` is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct CallerLimits {
+    pub requests_per_minute: Option<u32>,
+    /// Prompt and answer together.
+    pub tokens_per_minute: Option<u32>,
+    pub concurrent_requests: Option<u32>,
+    pub daily: Budget,
+    pub monthly: Budget,
+}
+
+/// What may be spent in a day or a month, of the calendar in UTC.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Budget {
+    /// Millionths of a US dollar.
+    pub micro_usd: Option<u64>,
+    pub compute: Option<Duration>,
+}
+
+impl Caller {
+    /// The caller of a server that asks for no key: may do everything, without limits.
+    pub fn local() -> Self {
+        Self {
+            id: LOCAL.to_owned(),
+            key_id: None,
+            scopes: Scope::ALL.into(),
+            allowed_models: None,
+            local_only: false,
+            policy: None,
+            limits: CallerLimits::default(),
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Opens an account for each request that was let in, and says how the request ended.
+//!
+//! The account is open for as long as the answer's body is: a body that was read to its end has finished, one that was
+//! dropped before was cancelled by a caller who left. An answer that says itself that it failed has done so in the
+//! account before its last byte.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use axum::{
+    body::{Body, HttpBody},
+    extract::{MatchedPath, Request, State},
+    http::{Method, StatusCode},
+    middleware::Next,
+    response::Response,
+};
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+
+use super::{auth::Authenticated, context::RequestContext, state::AppState};
+use crate::domain::account::{Account, Opening, Outcome};
+
+/// The layer itself.
+pub(super) async fn with_account(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
+    let extensions = request.extensions();
+    let (Some(authenticated), Some(context)) =
+        (extensions.get::<Authenticated>().cloned(), extensions.get::<RequestContext>().cloned())
+    else {
+        // A probe or a page of documentation.
+        return next.run(request).await;
+    };
+    let path = extensions.get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str);
+    let opening = Opening {
+        request_id: context.request_id().to_owned(),
+        route: format!("{} {path}", request.method()),
+        caller: authenticated.caller,
+        turn: authenticated.turn.unwrap_or_else(|| context.peer().to_owned()),
+        policy: None,
+        is_recorded: request.method() == Method::POST,
+    };
+    let account = Account::open(state.books.clone(), opening);
+    request.extensions_mut().insert(account.clone());
+    let response = next.run(request).await;
+    let outcome = outcome(response.status());
+    response.map(|body| Body::new(AccountBody { body, account, outcome }))
+}
+
+/// What a status says of how the request ended, if its body comes to its end.
+fn outcome(status: StatusCode) -> Outcome {
+    match status {
+        StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => Outcome::TimedOut,
+        status if status.is_server_error() => Outcome::Failed,
+        status if status.is_client_error() => Outcome::Refused,
+        _ => Outcome::Finished,
+    }
+}
+
+/// A body that holds the request's account.
+struct AccountBody {
+    body: Body,
+    account: Arc<Account>,
+    outcome: Outcome,
+}
+
+impl HttpBody for AccountBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        if matches!(polled, Poll::Ready(None)) || (polled.is_ready() && self.body.is_end_stream()) {
+            self.account.ended(self.outcome, None);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for AccountBody {
+    /// A body without bytes is never polled.
+    fn drop(&mut self) {
+        if self.body.is_end_stream() {
+            self.account.ended(self.outcome, None);
+        }
+    }
+}
