@@ -1,0 +1,292 @@
+//! The composition root: these files name concrete models, engines and providers. [`load`] makes them of files, `state`
+//! is what the server knows of itself, and [`Server`] puts all before its callers.
+//!
+//! The server listens before its models are loaded: probes get an answer, and requests a 503 that says when to come
+//! back.
+
+mod load;
+mod state;
+
+use std::{
+    future::Future,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, bail};
+
+pub use self::load::{available_memory, chat_model_path, load_chat, load_embedder, no_chat_model};
+use self::{
+    load::{file_name, load_reranker},
+    state::ServerState,
+};
+use crate::{
+    config::Config,
+    domain::account::Books,
+    engine,
+    http::{self, AppState, HttpSettings},
+    metering::Metering,
+    providers::{Embedder, Reranker, local::LocalChat, local_embedder::LocalEmbedder, local_reranker::LocalReranker},
+    retrieval::search::Retriever,
+    service::{
+        analysis::Analyses,
+        callers::Callers,
+        documents::{Documents, ingest::Ingest, reindex::Reindex},
+        health::{Health, ServerStatus},
+        models::Models,
+    },
+    store::Store,
+    telemetry,
+    text::{
+        chunker::{ChunkOptions, Chunker},
+        extract::sandbox::{self, Sandbox},
+    },
+};
+
+/// The file of a data directory in which the server that has it says where it listens, for commands that need it.
+pub const URL_FILE: &str = "server-url";
+
+/// A server whose port is bound.
+pub struct Server {
+    config: Config,
+    listener: TcpListener,
+    models: Arc<Models>,
+    documents: Arc<Documents>,
+    callers: Arc<Callers>,
+    books: Arc<dyn Books>,
+    state: Arc<ServerState>,
+}
+
+/// After the grace every answer has its end, and all that is left is to deliver it: whoever does not read holds the
+/// process no longer than this.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("listener", &self.listener).finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Takes the port and the data directory. Models are loaded by [`Server::run`].
+    ///
+    /// # Errors
+    /// If the address cannot be listened on, the TLS files cannot be used, or the data directory is in use, damaged or
+    /// of a newer version.
+    pub fn bind(config: Config) -> anyhow::Result<Self> {
+        http::check_tls(&config.http)?;
+        let listener = TcpListener::bind(config.address).map_err(|error| {
+            let reason = cannot_listen(config.address, error.kind());
+            anyhow::Error::new(error).context(reason)
+        })?;
+        let store = Arc::new(Store::open(&config.data_dir)?);
+        let callers = Callers::new(store.clone());
+        let books: Arc<dyn Books> = Arc::new(Metering::default());
+        let documents = Documents::new(store, callers.clone(), books.clone());
+        let scheme = if config.http.tls.is_some() { "https" } else { "http" };
+        let url_file = config.data_dir.join(URL_FILE);
+        std::fs::write(&url_file, format!("{scheme}://{}\n", listener.local_addr()?))
+            .with_context(|| format!("writing {}", url_file.display()))?;
+        let models = Arc::new(Models::new(config.accept_any_model));
+        let state = Arc::new(ServerState::new(config.device));
+        Ok(Self { config, listener, models, documents, callers, books, state })
+    }
+
+    /// The address that is listened on, with the port that port 0 became.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Serves this model, which is loaded already, instead of what the configuration names.
+    #[must_use]
+    pub fn with_chat(self, chat: LocalChat) -> Self {
+        serve_chat(&self.config, chat, &self.models, &self.state);
+        self.state.ready();
+        self
+    }
+
+    /// Serves until `shutdown` resolves and what is running has ended or had its grace.
+    ///
+    /// # Errors
+    /// If no model could be loaded, or the listener fails.
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
+        let Self { config, listener, models, documents, callers, books, state } = self;
+        let metrics = telemetry::init_metrics()?;
+        engine::metrics::describe();
+        http::context::describe_metrics();
+        let analyses = Analyses::new(documents.clone(), models.clone(), config.webhooks.clone());
+        let app = AppState {
+            models: models.clone(),
+            documents: documents.clone(),
+            analyses: analyses.clone(),
+            callers,
+            books,
+            health: state.clone(),
+            metrics: Some(metrics),
+            settings: Arc::new(config.http.clone()),
+        };
+        let grace = config.http.shutdown_grace;
+        let (loaded, outcome) = tokio::sync::oneshot::channel();
+        {
+            let (config, models, state) = (config.clone(), models.clone(), state.clone());
+            let documents = documents.clone();
+            tokio::task::spawn_blocking(move || {
+                let is_loaded = state.status() == ServerStatus::Ready;
+                let outcome = if is_loaded { Ok(()) } else { load_all(&config, &models, &documents, &state) };
+                if outcome.is_ok() {
+                    analyses.begin();
+                }
+                // The receiver is gone when the server has ended already: nobody waits for a load to end.
+                drop(loaded.send(outcome));
+            });
+        }
+        let (failed, failure) = tokio::sync::oneshot::channel::<anyhow::Error>();
+        let until = {
+            let state = state.clone();
+            async move {
+                if let Some(error) = told_or_failed(shutdown, outcome).await {
+                    drop(failed.send(error));
+                }
+                tokio::join!(state.drain(grace), documents.stop());
+            }
+        };
+        let http_settings = HttpSettings { shutdown_grace: grace.min(LAST_WORDS), ..config.http };
+        http::serve(listener, http::router(app), &http_settings, until).await?;
+        match failure.await {
+            Ok(error) => Err(error),
+            Err(_nothing_failed) => Ok(()),
+        }
+    }
+}
+
+/// Resolves when the server is to stop: with an error if that is because the models did not load.
+async fn told_or_failed(
+    shutdown: impl Future<Output = ()>,
+    loaded: tokio::sync::oneshot::Receiver<anyhow::Result<()>>,
+) -> Option<anyhow::Error> {
+    let mut shutdown = std::pin::pin!(shutdown);
+    tokio::select! {
+        () = &mut shutdown => None,
+        outcome = loaded => match outcome {
+            Ok(Ok(())) => {
+                shutdown.await;
+                None
+            }
+            Ok(Err(error)) => Some(error),
+            Err(_panicked) => Some(anyhow::anyhow!(
+                "loading the models failed by a fault of Hearth's own; please report it with the lines above"
+            )),
+        },
+    }
+}
+
+/// What to do about an address that cannot be listened on.
+fn cannot_listen(address: SocketAddr, kind: std::io::ErrorKind) -> String {
+    use std::io::ErrorKind::{AddrInUse, AddrNotAvailable, PermissionDenied};
+
+    let advice = match kind {
+        AddrInUse => "another server is there, choose another port with --port",
+        AddrNotAvailable => "this machine does not have that address, choose another with --host",
+        PermissionDenied => "this user may not, choose a port above 1023 with --port",
+        _ => "choose another address with --host and --port",
+    };
+    format!("cannot listen on {address}: {advice}")
+}
+
+/// Loads what the configuration asks for and puts it before the callers.
+fn load_all(config: &Config, models: &Models, documents: &Documents, state: &ServerState) -> anyhow::Result<()> {
+    let embedder = load_embedder(config)?;
+    let reranker = load_reranker(config)?;
+    let chat = load_chat(config)?;
+    if chat.is_none() && embedder.is_none() && reranker.is_none() {
+        bail!(
+            "there is no model in {}: name a chat model with -m or an embedding model with --embedding-model, or fetch \
+             one with `hearth pull`",
+            config.models_dir.display()
+        );
+    }
+    if let Some(chat) = chat {
+        serve_chat(config, chat, models, state);
+    } else {
+        tracing::warn!("{}; nothing is generated", no_chat_model(config));
+    }
+    match embedder {
+        Some(embedder) => {
+            state.set_embedder(embedder.clone());
+            read_documents(config, documents, &embedder, reranker.as_ref())?;
+            models.add_embedder(Arc::new(embedder), Vec::new());
+        }
+        None => tracing::info!("no embedding model: /v1/embeddings answers 404 until one is given"),
+    }
+    if let Some(reranker) = reranker {
+        state.set_reranker(reranker.clone());
+        models.add_reranker(Arc::new(reranker), Vec::new());
+    }
+    state.ready();
+    tracing::info!("ready");
+    Ok(())
+}
+
+/// Begins to read and search documents with this embedding model, and to put what is found in order with that rerank
+/// model.
+fn read_documents(
+    config: &Config,
+    documents: &Documents,
+    embedder: &LocalEmbedder,
+    reranker: Option<&LocalReranker>,
+) -> anyhow::Result<()> {
+    let (store, indexes) = (documents.store().clone(), documents.indexes().clone());
+    let background: Arc<dyn Embedder> = Arc::new(embedder.in_background());
+    let sandbox = match &config.documents.reader {
+        Some(program) => Sandbox::of_program(program, [sandbox::CHILD_COMMAND]),
+        None => Sandbox::of_this_program().context("finding this program, which reads documents")?,
+    };
+    let ingest = Ingest {
+        store: store.clone(),
+        indexes: indexes.clone(),
+        embedder: background.clone(),
+        chunker: Arc::new(Chunker::new(embedder.tokenizer().clone(), chunk_options(embedder))?),
+        sandbox,
+        limits: config.documents.limits.clone(),
+    };
+    let reindex = Reindex { store: store.clone(), indexes: indexes.clone(), embedder: background };
+    let reranker = reranker.map(|reranker| Arc::new(reranker.clone()) as Arc<dyn Reranker>);
+    let retriever = Retriever::new(store, indexes, Arc::new(embedder.clone())).with_reranker(reranker);
+    documents.begin(retriever, ingest, reindex);
+    Ok(())
+}
+
+/// Chunks that the model reads whole, with room for the headings above them.
+fn chunk_options(embedder: &LocalEmbedder) -> ChunkOptions {
+    let usual = ChunkOptions::default();
+    let room = embedder.info().context_length * 4 / 5;
+    let max_tokens = usual.max_tokens.min(room).max(ChunkOptions::LEAST_TOKENS);
+    ChunkOptions { max_tokens, overlap_tokens: usual.overlap_tokens.min(max_tokens / 4) }
+}
+
+fn serve_chat(config: &Config, chat: LocalChat, models: &Models, state: &ServerState) {
+    let mut aliases = config.aliases.clone();
+    aliases.extend(config.model.as_deref().map(file_name));
+    state.set_chat(&chat);
+    models.add_chat(Arc::new(chat), aliases);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_stops_while_its_models_load_and_when_loading_them_fails() {
+        let (loading, loaded) = tokio::sync::oneshot::channel();
+        assert!(told_or_failed(std::future::ready(()), loaded).await.is_none());
+        drop(loading);
+        let (loading, loaded) = tokio::sync::oneshot::channel();
+        loading.send(Err(anyhow::anyhow!("no such file"))).expect("somebody listens");
+        let error = told_or_failed(std::future::pending(), loaded).await.expect("a reason");
+        assert_eq!(error.to_string(), "no such file");
+        let (loading, loaded) = tokio::sync::oneshot::channel::<anyhow::Result<()>>();
+        drop(loading);
+        assert!(told_or_failed(std::future::pending(), loaded).await.is_some(), "a load that panicked");
+    }
+}
