@@ -264,6 +264,8 @@ pub enum EmbedInputType {
 pub struct EmbedResponse {
     pub embeddings: Vec<Vec<f32>>,
     pub prompt_tokens: usize,
+    /// Of those, each input's; empty where only their sum is known.
+    pub token_counts: Vec<usize>,
     pub timings: Timings,
 }
 

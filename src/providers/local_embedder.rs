@@ -165,9 +165,15 @@ impl LocalEmbedder {
             .await
             .map_err(Error::internal)??;
         if texts.is_empty() {
-            return Ok(EmbedResponse { embeddings: Vec::new(), prompt_tokens: 0, timings: Timings::default() });
+            return Ok(EmbedResponse {
+                embeddings: Vec::new(),
+                prompt_tokens: 0,
+                token_counts: Vec::new(),
+                timings: Timings::default(),
+            });
         }
-        let prompt_tokens = texts.iter().map(Vec::len).sum();
+        let token_counts: Vec<usize> = texts.iter().map(Vec::len).collect();
+        let prompt_tokens = token_counts.iter().sum();
         let leg = account.leg(&self.info.id, ServedBy::Local { device: self.device.to_owned() });
         leg.prompt(prompt_tokens, 0);
         let (caller, priority) = (account.turn().to_owned(), self.priority);
@@ -186,7 +192,7 @@ impl LocalEmbedder {
             compute: encoded.compute,
         };
         leg.took(&timings);
-        Ok(EmbedResponse { embeddings, prompt_tokens, timings })
+        Ok(EmbedResponse { embeddings, prompt_tokens, token_counts, timings })
     }
 }
 

@@ -322,7 +322,7 @@ impl Embedder for ScriptedEmbedder {
     }
 
     fn embed(&self, request: EmbedRequest) -> BoxFuture<'_, Result<EmbedResponse>> {
-        let mut prompt_tokens = 0;
+        let mut token_counts = Vec::with_capacity(request.inputs.len());
         let embeddings = request
             .inputs
             .iter()
@@ -331,13 +331,15 @@ impl Embedder for ScriptedEmbedder {
                     EmbedInput::Text(text) => text.clone().into_bytes(),
                     EmbedInput::Tokens(ids) => bytes_of(ids),
                 };
-                prompt_tokens += bytes.len();
+                token_counts.push(bytes.len());
                 let hash = blake3::hash(&bytes);
                 let length = request.dimensions.unwrap_or(EMBEDDING_LENGTH);
                 normalized(hash.as_bytes().iter().take(length).map(|byte| f32::from(*byte) - 127.5).collect())
             })
             .collect();
-        async move { Ok(EmbedResponse { embeddings, prompt_tokens, timings: Timings::default() }) }.boxed()
+        let prompt_tokens = token_counts.iter().sum();
+        async move { Ok(EmbedResponse { embeddings, prompt_tokens, token_counts, timings: Timings::default() }) }
+            .boxed()
     }
 
     fn tokenize(&self, text: &str, _add_special: bool) -> Result<Vec<u32>> {
