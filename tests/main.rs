@@ -20,6 +20,7 @@ mod malformed;
 mod metrics;
 mod openapi;
 mod pull;
+mod quote;
 mod rerank;
 mod server;
 mod startup;

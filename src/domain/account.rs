@@ -259,11 +259,16 @@ impl Account {
         }
     }
 
+    /// What a leg costs, in millionths of a US dollar.
+    pub fn price(&self, leg: &LegReceipt) -> u64 {
+        self.books.price(leg)
+    }
+
     /// What stands in the account now.
     pub fn receipt(&self) -> Receipt {
         let legs: Vec<LegReceipt> = self.legs.lock().iter().map(|figures| figures.receipt()).collect();
         let facts = self.facts.lock().clone();
-        let cost_micro_usd = legs.iter().map(|leg| self.books.price(leg)).sum();
+        let cost_micro_usd = legs.iter().map(|leg| self.price(leg)).sum();
         Receipt {
             legs,
             fallback_reason: facts.fallback_reason,

@@ -344,6 +344,10 @@ impl Core {
             request.took_part(elapsed.mul_f64(scheduled.num_tokens as f64 / num_tokens));
         }
         self.stats.busy += elapsed;
+        let has_prefill = step.sequences.iter().any(|scheduled| scheduled.num_tokens > 1);
+        let rate = if has_prefill { &mut self.stats.prefill_per_token } else { &mut self.stats.decode_per_token };
+        let latest = elapsed.div_f64(num_tokens);
+        *rate = if rate.is_zero() { latest } else { (*rate * 7 + latest) / 8 };
     }
 
     /// Takes one sequence's outcome of a step to its reader.

@@ -35,6 +35,10 @@ pub struct EngineStats {
     pub consecutive_failures: u64,
     /// Time spent in steps.
     pub busy: Duration,
+    /// What a token takes in steps that computed parts of prompts, over the latest of them; zero before the first.
+    pub prefill_per_token: Duration,
+    /// What a token takes in steps that only went on with answers.
+    pub decode_per_token: Duration,
     /// When a refused request may expect a place in the queue.
     pub estimated_wait: Duration,
 }

@@ -23,6 +23,9 @@ use http_body::{Frame, SizeHint};
 use super::{auth::Authenticated, context::RequestContext, state::AppState};
 use crate::domain::account::{Account, Opening, Outcome};
 
+/// Routes that take a body and only look at it: nothing is used that would have to be paid for.
+const LOOKS_ONLY: [&str; 4] = ["/v1/quote", "/tokenize", "/detokenize", "/apply-template"];
+
 /// The layer itself.
 pub(super) async fn with_account(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     let extensions = request.extensions();
@@ -39,7 +42,7 @@ pub(super) async fn with_account(State(state): State<AppState>, mut request: Req
         caller: authenticated.caller,
         turn: authenticated.turn.unwrap_or_else(|| context.peer().to_owned()),
         policy: None,
-        is_recorded: request.method() == Method::POST,
+        is_recorded: request.method() == Method::POST && !LOOKS_ONLY.contains(&path),
     };
     let account = Account::open(state.books.clone(), opening);
     request.extensions_mut().insert(account.clone());

@@ -24,6 +24,7 @@ mod ignored;
 mod metered;
 mod models;
 mod openapi;
+mod quote;
 mod rerank;
 mod serve;
 mod settings;
@@ -65,6 +66,7 @@ pub fn router(state: AppState) -> Router {
         .route("/v1/embeddings", post(embeddings::create_embeddings))
         .route("/v1/rerank", post(rerank::rerank))
         .route("/rerank", post(rerank::rerank))
+        .route("/v1/quote", post(quote::quote))
         .route("/v1/models", get(models::list_models))
         .route("/v1/models/{*id}", get(models::retrieve_model))
         .route("/v1/files", post(files::upload_file).get(files::list_files).layer(DefaultBodyLimit::disable()))

@@ -14,7 +14,7 @@ use futures_util::{future::BoxFuture, stream::BoxStream};
 use crate::{
     domain::{
         ChatPrompt, EmbedRequest, EmbedResponse, GenerateEvent, GenerateRequest, ModelInfo, RerankRequest,
-        RerankResponse, documents::EmbeddingIdentity,
+        RerankResponse, documents::EmbeddingIdentity, quote::Quote,
     },
     error::Result,
 };
@@ -29,6 +29,12 @@ pub trait ChatModel: Send + Sync {
     /// Resolves when the request has been admitted: validated, rendered, fitted into the context and
     /// given a place in the bounded queue. `n` choices are one stream.
     fn generate(&self, request: GenerateRequest) -> BoxFuture<'_, Result<GenerateStream>>;
+
+    /// What the request would come to on each side that could serve it, in the order in which they would be tried.
+    ///
+    /// # Errors
+    /// If the prompt cannot be rendered.
+    fn quotes(&self, request: &GenerateRequest) -> Result<Vec<Quote>>;
 
     /// The prompt exactly as the model would see it.
     fn render(&self, prompt: &ChatPrompt) -> Result<String>;

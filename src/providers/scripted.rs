@@ -19,7 +19,8 @@ use super::{ChatModel, Embedder, GenerateStream};
 use crate::{
     domain::{
         ChatPrompt, EmbedInput, EmbedRequest, EmbedResponse, FinishReason, GenerateEvent, GenerateRequest, ModelInfo,
-        ModelKind, Prompt, Timings, TokenLogprob, TopLogprob, Usage, documents::EmbeddingIdentity,
+        ModelKind, Prompt, Timings, TokenLogprob, TopLogprob, Usage, account::ServedBy, documents::EmbeddingIdentity,
+        quote::Quote,
     },
     error::{Error, Result},
 };
@@ -255,6 +256,12 @@ impl ChatModel for ScriptedChat {
             Ok(events.boxed())
         }
         .boxed()
+    }
+
+    fn quotes(&self, request: &GenerateRequest) -> Result<Vec<Quote>> {
+        let served_by = ServedBy::Local { device: "cpu".to_owned() };
+        let tokens = prompt_tokens(&request.prompt);
+        Ok(vec![Quote::new(served_by, &self.info, tokens, request.n, request.max_tokens)])
     }
 
     fn render(&self, prompt: &ChatPrompt) -> Result<String> {

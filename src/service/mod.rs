@@ -13,4 +13,5 @@ pub mod embed;
 pub mod health;
 pub mod jobs;
 pub mod models;
+pub mod quote;
 pub mod webhook;

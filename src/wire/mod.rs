@@ -28,6 +28,7 @@ pub mod lookup;
 pub mod messages;
 pub mod models;
 pub mod policy;
+pub mod quote;
 pub mod rerank;
 pub mod tokens;
 pub mod tools;

@@ -197,6 +197,8 @@ fn paths() -> Value {
         "/v1/embeddings": {"post": embeddings},
         "/v1/rerank": {"post": rerank("createRerank")},
         "/rerank": {"post": rerank("rerank")},
+        "/v1/quote": {"post": post("quote", "What a chat completion or a completion would take, without running it",
+            "QuoteRequest", json_answer("What each side that could serve it says.", "Quote"), &READING)},
         "/v1/models": {"get": get("listModels", "What is served", json_answer("The models.", "ModelList"), &[401])},
         "/v1/models/{id}": {"get": model},
         "/tokenize": {"post": post("tokenize", "Token ids of a text", "TokenizeRequest",

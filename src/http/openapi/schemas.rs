@@ -4,6 +4,42 @@ use serde_json::{Value, json};
 
 use super::document::{chat_request, completion_request, embeddings_request, rerank_request};
 
+fn quote() -> Value {
+    let count = json!({"type": "integer", "minimum": 0});
+    let range = json!({
+        "type": "object",
+        "description": "For the prompt alone, and with the longest answer.",
+        "required": ["at_least", "at_most"],
+        "properties": {"at_least": {"type": "number", "minimum": 0}, "at_most": {"type": "number", "minimum": 0}},
+    });
+    json!({
+        "type": "object",
+        "required": ["object", "model", "fits", "would_serve", "candidates"],
+        "properties": {
+            "object": {"const": "quote"},
+            "model": {"type": "string"},
+            "fits": {"type": "boolean"},
+            "would_serve": {"type": ["string", "null"]},
+            "candidates": {"type": "array", "items": {
+                "type": "object",
+                "required": ["served_by", "model", "prompt_tokens", "cost_usd"],
+                "properties": {
+                    "served_by": {"type": "string"},
+                    "model": {"type": "string"},
+                    "prompt_tokens": count,
+                    "prompt_tokens_exact": {"type": "boolean"},
+                    "max_completion_tokens": count,
+                    "context_length": count,
+                    "expected_wait_ms": {"type": "number", "minimum": 0},
+                    "compute_ms": range,
+                    "cost_usd": range,
+                    "refusal": {"type": ["string", "null"]},
+                },
+            }},
+        },
+    })
+}
+
 pub(super) fn all() -> Value {
     let count = json!({"type": "integer", "minimum": 0});
     let text_or_null = json!({"type": ["string", "null"]});
@@ -177,6 +213,11 @@ pub(super) fn all() -> Value {
                 "usage": {"type": "object", "properties": {"prompt_tokens": count, "total_tokens": count}},
             },
         },
+        "QuoteRequest": {"anyOf": [
+            {"$ref": "#/components/schemas/ChatRequest"},
+            {"$ref": "#/components/schemas/CompletionRequest"},
+        ]},
+        "Quote": quote(),
         "Model": model,
         "ModelList": {
             "type": "object",

@@ -8,14 +8,16 @@
 mod answer;
 mod choice;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 
 use self::answer::Answer;
 use super::{ChatModel, GenerateStream};
 use crate::{
-    domain::{ChatPrompt, GenerateRequest, ModelInfo, Prompt, TokenConstraint, ToolChoice, account::ServedBy},
+    domain::{
+        ChatPrompt, GenerateRequest, ModelInfo, Prompt, TokenConstraint, ToolChoice, account::ServedBy, quote::Quote,
+    },
     engine::{Engine, SequenceRequest},
     error::{Error, Result},
     kernels::kv::KvType,
@@ -243,6 +245,21 @@ impl ChatModel for LocalChat {
             Ok(Answer::new(tokens, prepared.choices, prepared.prompt).boxed())
         }
         .boxed()
+    }
+
+    fn quotes(&self, request: &GenerateRequest) -> Result<Vec<Quote>> {
+        let parts = &self.0;
+        let (_, tokens, _) = parts.prompt_tokens(&request.prompt)?;
+        let served_by = ServedBy::Local { device: parts.device.to_owned() };
+        let mut quote = Quote::new(served_by, &parts.info, tokens.len(), request.n, request.max_tokens);
+        let stats = parts.engine.stats();
+        let times = |per_token: Duration, tokens: usize| per_token.mul_f64(tokens as f64);
+        let prompt = times(stats.prefill_per_token, tokens.len());
+        quote.compute = (prompt, prompt + times(stats.decode_per_token, quote.max_completion_tokens));
+        if stats.waiting_requests > 0 || stats.running_sequences >= parts.engine.config().max_running_sequences {
+            quote.wait = stats.estimated_wait;
+        }
+        Ok(vec![quote])
     }
 
     fn render(&self, prompt: &ChatPrompt) -> Result<String> {

@@ -1,0 +1,76 @@
+//! A request priced without being run: what each side that could serve it would take.
+
+use std::sync::Arc;
+
+use crate::{
+    domain::{
+        GenerateRequest,
+        account::{Account, LegReceipt},
+        quote::Quote,
+    },
+    error::{Error, Result},
+    providers::ChatModel,
+};
+
+/// A quote and what it comes to in money.
+#[derive(Clone, Debug)]
+pub struct Priced {
+    pub quote: Quote,
+    /// Millionths of a US dollar, for the prompt alone and with the longest answer.
+    pub cost_micro_usd: (u64, u64),
+}
+
+/// What the model says of all generations of a request together, side by side.
+///
+/// # Errors
+/// If a prompt cannot be rendered.
+pub async fn quote(
+    model: Arc<dyn ChatModel>,
+    account: Arc<Account>,
+    generations: Vec<GenerateRequest>,
+) -> Result<Vec<Priced>> {
+    // A long prompt takes milliseconds to tokenize.
+    let quoting = tokio::task::spawn_blocking(move || {
+        let mut sides: Vec<Quote> = Vec::new();
+        for generation in &generations {
+            let quotes = model.quotes(generation)?;
+            if sides.is_empty() {
+                sides = quotes;
+            } else {
+                sides.iter_mut().zip(quotes).for_each(|(side, quote)| add(side, quote));
+            }
+        }
+        Ok(sides.into_iter().map(|quote| priced(&account, quote)).collect())
+    });
+    quoting.await.map_err(Error::internal)?
+}
+
+/// Several prompts run side by side: their tokens add up, and one that does not fit is none that fits.
+fn add(side: &mut Quote, quote: Quote) {
+    side.prompt_tokens += quote.prompt_tokens;
+    side.max_completion_tokens += quote.max_completion_tokens;
+    side.compute.0 += quote.compute.0;
+    side.compute.1 += quote.compute.1;
+    side.wait = side.wait.max(quote.wait);
+    side.is_exact &= quote.is_exact;
+    side.refusal = side.refusal.or(quote.refusal);
+}
+
+fn priced(account: &Account, quote: Quote) -> Priced {
+    let price = |completion_tokens: usize, compute| {
+        account.price(&LegReceipt {
+            model: quote.model.clone(),
+            served_by: quote.served_by.clone(),
+            prompt_tokens: quote.prompt_tokens as u64,
+            cached_tokens: 0,
+            completion_tokens: completion_tokens as u64,
+            reasoning_tokens: 0,
+            queue: quote.wait,
+            prefill: quote.compute.0,
+            decode: quote.compute.1 - quote.compute.0,
+            compute,
+        })
+    };
+    let cost_micro_usd = (price(0, quote.compute.0), price(quote.max_completion_tokens, quote.compute.1));
+    Priced { quote, cost_micro_usd }
+}
