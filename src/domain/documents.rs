@@ -16,6 +16,20 @@ pub struct Collection {
     pub embedding: Option<EmbeddingIdentity>,
 }
 
+/// The member of a collection's metadata that says whether it is to stay on this machine: `"true"` or `"false"`.
+pub const LOCAL_ONLY: &str = "local_only";
+
+impl Collection {
+    /// Whether nothing of it may leave this machine. Whatever is said of it but `false` means that it may not.
+    pub fn is_local_only(&self) -> bool {
+        match self.metadata.get(LOCAL_ONLY) {
+            None | Some(AttributeValue::Bool(false)) => false,
+            Some(AttributeValue::Text(text)) => text != "false",
+            Some(AttributeValue::Bool(true) | AttributeValue::Number(_)) => true,
+        }
+    }
+}
+
 /// What made a vector. Vectors of two identities are never compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EmbeddingIdentity {

@@ -53,6 +53,7 @@ pub(super) struct ListQuery {
 
 pub(super) async fn list(
     State(state): State<AppState>,
+    caller: Caller,
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<AnalysisList>, ApiError> {
     let Query(query) = query.map_err(|rejection| Error::invalid("limit", rejection.body_text()))?;
@@ -61,25 +62,27 @@ pub(super) async fn list(
         let message = format!("`limit` must be from 1 to {LIST_MAX}, but is {limit}.");
         return Err(Error::invalid("limit", message).with_code("invalid_value").into());
     }
-    Ok(Json(AnalysisList { jobs: state.analyses.list(limit).await? }))
+    Ok(Json(AnalysisList { jobs: state.analyses.list(caller.owner(), limit).await? }))
 }
 
 pub(super) async fn cancel(
     State(state): State<AppState>,
+    caller: Caller,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<AnalysisJob>, ApiError> {
-    Ok(Json(state.analyses.cancel(&job_id(id)?).await?))
+    Ok(Json(state.analyses.cancel(caller.owner(), &job_id(id)?).await?))
 }
 
 /// The job as it is, or, to who asks for a WebSocket, all that it says to its end.
 pub(super) async fn retrieve(
     State(state): State<AppState>,
+    caller: Caller,
     id: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
     let id = job_id(id)?;
-    let found = state.analyses.state(&id, 0).await?;
+    let found = state.analyses.state(caller.owner(), &id, 0).await?;
     // Some clients offer HTTP/2 in this header with every request.
     let asks = |value: &HeaderValue| value.as_bytes().eq_ignore_ascii_case(b"websocket");
     if !headers.get_all(header::UPGRADE).iter().any(asks) {
@@ -88,10 +91,11 @@ pub(super) async fn retrieve(
     check_origin(&headers, &state.settings.cors_origins)?;
     let upgrade =
         upgrade.map_err(|rejection| Error::new(ErrorKind::InvalidRequest, format!("{}.", rejection.body_text())))?;
-    let (analyses, ping_every) = (state.analyses.clone(), state.settings.keep_alive_interval);
+    let (analyses, owner) = (state.analyses.clone(), caller.owner().to_owned());
+    let ping_every = state.settings.keep_alive_interval;
     Ok(upgrade
         .max_message_size(MESSAGE_BYTES_MAX)
-        .on_upgrade(async move |socket| follow(socket, &analyses, &id, ping_every).await))
+        .on_upgrade(async move |socket| follow(socket, &analyses, (&owner, &id), ping_every).await))
 }
 
 fn job_id(id: Result<Path<String>, PathRejection>) -> Result<String, Error> {
@@ -113,12 +117,14 @@ fn check_origin(headers: &HeaderMap, allowed: &[String]) -> Result<(), Error> {
 }
 
 /// Says every event of a job, from its first to its end, and closes.
-async fn follow(mut socket: WebSocket, analyses: &Analyses, id: &str, ping_every: Duration) {
+async fn follow(mut socket: WebSocket, analyses: &Analyses, (owner, id): (&str, &str), ping_every: Duration) {
     let (mut changes, mut stopping) = (analyses.changes(), analyses.stopping());
     let mut next = 0;
     let (code, reason) = loop {
         changes.mark_unchanged();
-        let Ok(state) = analyses.state(id, next).await else { break (close_code::ERROR, "the job cannot be read") };
+        let Ok(state) = analyses.state(owner, id, next).await else {
+            break (close_code::ERROR, "the job cannot be read");
+        };
         let mut job = state.job;
         for event in job.events.take().unwrap_or_default() {
             next += 1;

@@ -36,6 +36,7 @@ use crate::{
         ask::{AskRequest, Asked, Confidence, ask as ask_service, source},
         chat::{gather, start},
         deadline,
+        documents::OwnedDocuments,
     },
     wire::{
         self, Envelope, Parsed,
@@ -66,7 +67,7 @@ async fn answer_question(
     let envelope = caller.envelope(&state, streams);
     let Parsed { request, ignored } = AskBody::read(body, &envelope)?;
     let model = state.chat_or_first(request.model.as_deref())?;
-    let (collections, filter) = scope(&state, &request.lookup, request.deadline).await?;
+    let (collections, filter) = scope(&caller.documents(&state), &request.lookup, request.deadline).await?;
     let asked = ask_service(
         &model,
         state.documents.retriever()?,
@@ -121,7 +122,7 @@ async fn answer_conversation(
     let envelope = caller.envelope(&state, streams);
     let Parsed { request, ignored } = ChatBody::read(body, &envelope)?;
     let model = state.chat_or_first(request.model.as_deref())?;
-    let asked = converse(&state, &model, &envelope, request).await?;
+    let asked = converse(&state, &caller.documents(&state), &model, &envelope, request).await?;
     let citations = asked.sources.iter().map(citation).collect();
     let shape = ChatShape { began, model: model.info().id.clone(), citations };
     let response = answered(asked.events, shape, streams, &state).await?;
@@ -131,6 +132,7 @@ async fn answer_conversation(
 /// The last message answered from documents, or, without them, the conversation gone on with.
 async fn converse(
     state: &AppState,
+    documents: &OwnedDocuments,
     model: &Arc<dyn ChatModel>,
     envelope: &Envelope,
     request: ChatBody,
@@ -155,7 +157,7 @@ async fn converse(
     if !request.use_rag {
         return asked.without_documents(model).await;
     }
-    let (collections, filter) = scope(state, &lookup, deadline).await?;
+    let (collections, filter) = scope(documents, &lookup, deadline).await?;
     ask_service(model, state.documents.retriever()?, AskRequest { collections, filter, ..asked }).await
 }
 
@@ -195,7 +197,7 @@ pub(super) async fn search(
     let began = Instant::now();
     let envelope = caller.envelope(&state, false);
     let Parsed { request, ignored } = SearchBody::read(body, &envelope)?;
-    let (collections, filter) = scope(&state, &request.lookup, request.deadline).await?;
+    let (collections, filter) = scope(&caller.documents(&state), &request.lookup, request.deadline).await?;
     let search = state.documents.retriever()?.search(SearchRequest {
         query: request.query.clone(),
         collections,
@@ -222,7 +224,7 @@ pub(super) async fn search(
 
 /// The collections and the filter that a lookup means.
 async fn scope(
-    state: &AppState,
+    documents: &OwnedDocuments,
     lookup: &Lookup,
     deadline: Option<Instant>,
 ) -> Result<(Vec<Collection>, Option<AttributeFilter>), Error> {
@@ -231,7 +233,7 @@ async fn scope(
         Wait::For(patience) => Some(patience),
         Wait::Never => None,
     };
-    let collections = state.documents.scope(&lookup.collections, &lookup.document_ids, patience, deadline).await?;
+    let collections = documents.scope(&lookup.collections, &lookup.document_ids, patience, deadline).await?;
     Ok((collections, lookup.restriction()))
 }
 

@@ -15,7 +15,7 @@ use axum::{
 use tracing::Instrument;
 
 use super::{error::ApiError, state::AppState};
-use crate::{domain::Account, error::Error, wire::Envelope};
+use crate::{domain::Account, error::Error, service::documents::OwnedDocuments, wire::Envelope};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms");
@@ -73,6 +73,16 @@ impl Caller {
             deadline: limit.map(|limit| self.context.received + limit),
             strict: state.settings.strict,
         }
+    }
+
+    /// The documents of this caller.
+    pub(super) fn documents(&self, state: &AppState) -> OwnedDocuments {
+        state.documents.of(&self.account)
+    }
+
+    /// Whose documents and jobs are this caller's own.
+    pub(super) fn owner(&self) -> &str {
+        &self.account.caller().id
     }
 
     pub(super) fn account(&self) -> &Arc<Account> {

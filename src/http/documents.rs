@@ -7,11 +7,11 @@ use axum::{
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::{error::ApiError, state::AppState, upload::UploadForm};
+use super::{context::Caller, error::ApiError, state::AppState, upload::UploadForm};
 use crate::{
     domain::documents::Document,
     error::{Error, ErrorKind},
-    service::documents::{DEFAULT_COLLECTION, reindex::REINDEX},
+    service::documents::{DEFAULT_COLLECTION, OwnedDocuments, reindex::REINDEX},
     store::{Job, JobState},
     wire::documents::{
         Attributes, CollectionAnswer, CollectionList, DocumentAnswer, DocumentDeleted, DocumentList, ReindexAnswer,
@@ -24,19 +24,22 @@ const PURPOSE: &str = "assistants";
 
 /// A form with `file`, and, if they are wanted, `collection`, `attributes` (a JSON object) and `replaces` (the id of the
 /// document whose place it takes).
-pub(super) async fn upload(State(state): State<AppState>, form: UploadForm) -> Result<Json<DocumentAnswer>, ApiError> {
+pub(super) async fn upload(
+    State(state): State<AppState>,
+    caller: Caller,
+    form: UploadForm,
+) -> Result<Json<DocumentAnswer>, ApiError> {
+    let own = caller.documents(&state);
     let UploadForm { file, filename, fields } = form;
     let text = |name: &str| fields.get(name).filter(|text| !text.is_empty());
     let attributes = text("attributes").map_or_else(|| Ok(Attributes::new()), |json| attributes(json))?;
     let name = text("collection").map_or(DEFAULT_COLLECTION, String::as_str);
-    let collection = match state.documents.collection(name).await {
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            state.documents.create_collection(name, Attributes::new()).await?
-        }
+    let collection = match own.collection(name).await {
+        Err(error) if error.kind() == ErrorKind::NotFound => own.create_collection(name, Attributes::new()).await?,
         found => found?,
     };
-    let file = state.documents.keep(file, &filename, PURPOSE).await?;
-    let document = state.documents.add_uploaded(&collection, &file, attributes, text("replaces").cloned()).await?;
+    let file = own.keep(file, &filename, PURPOSE).await?;
+    let document = own.add_uploaded(&collection, &file, attributes, text("replaces").cloned()).await?;
     Ok(Json(DocumentAnswer::new(document, None)))
 }
 
@@ -54,16 +57,18 @@ pub(super) struct ListQuery {
 
 pub(super) async fn list(
     State(state): State<AppState>,
+    caller: Caller,
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<DocumentList>, ApiError> {
+    let own = caller.documents(&state);
     let Query(query) = query.map_err(|rejection| Error::new(ErrorKind::InvalidRequest, rejection.body_text()))?;
     let collections = match query.collection {
-        Some(name) => vec![state.documents.collection(&name).await?],
-        None => state.documents.collections().await?,
+        Some(name) => vec![own.collection(&name).await?],
+        None => own.collections().await?,
     };
     let mut documents = Vec::new();
     for collection in collections {
-        let found = state.documents.documents(&collection.id).await?;
+        let found = own.documents(&collection.id).await?;
         documents.extend(found.into_iter().map(|document| DocumentAnswer::new(document, None)));
     }
     Ok(Json(DocumentList { total: documents.len(), documents }))
@@ -71,54 +76,64 @@ pub(super) async fn list(
 
 pub(super) async fn retrieve(
     State(state): State<AppState>,
+    caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Json<DocumentAnswer>, ApiError> {
-    let document = first_of_file(&state, &id).await?;
-    let progress = state.documents.progress(&document).await?;
+    let own = caller.documents(&state);
+    let document = first_of_file(&own, &id).await?;
+    let progress = own.progress(&document).await?;
     Ok(Json(DocumentAnswer::new(document, progress)))
 }
 
 /// A file may be a document in several collections; here it is the one that it was uploaded to.
-async fn first_of_file(state: &AppState, id: &str) -> Result<Document, Error> {
-    let mut documents = state.documents.documents_of_file(id).await?;
+async fn first_of_file(own: &OwnedDocuments, id: &str) -> Result<Document, Error> {
+    let mut documents = own.documents_of_file(id).await?;
     Ok(documents.swap_remove(0))
 }
 
 /// Deletes the document with its file, in every collection.
 pub(super) async fn delete(
     State(state): State<AppState>,
+    caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Json<DocumentDeleted>, ApiError> {
-    first_of_file(&state, &id).await?;
-    state.documents.delete_file(&id).await?;
+    let own = caller.documents(&state);
+    first_of_file(&own, &id).await?;
+    own.delete_file(&id).await?;
     Ok(Json(DocumentDeleted { document_id: id, deleted: true }))
 }
 
-pub(super) async fn collections(State(state): State<AppState>) -> Result<Json<CollectionList>, ApiError> {
-    let collections = state.documents.collections().await?;
+pub(super) async fn collections(
+    State(state): State<AppState>,
+    caller: Caller,
+) -> Result<Json<CollectionList>, ApiError> {
+    let collections = caller.documents(&state).collections().await?;
     Ok(Json(CollectionList { collections: collections.into_iter().map(CollectionAnswer::from).collect() }))
 }
 
 pub(super) async fn delete_collection(
     State(state): State<AppState>,
+    caller: Caller,
     Path(name): Path<String>,
 ) -> Result<Json<CollectionAnswer>, ApiError> {
-    Ok(Json(state.documents.delete_collection(&name).await?.into()))
+    Ok(Json(caller.documents(&state).delete_collection(&name).await?.into()))
 }
 
 pub(super) async fn reindex(
     State(state): State<AppState>,
+    caller: Caller,
     Path(name): Path<String>,
 ) -> Result<Json<ReindexAnswer>, ApiError> {
-    let job = state.documents.reindex(&name).await?;
+    let job = caller.documents(&state).reindex(&name).await?;
     Ok(Json(reindex_answer(job, None)))
 }
 
 pub(super) async fn reindex_state(
     State(state): State<AppState>,
+    caller: Caller,
     Path((_name, job_id)): Path<(String, String)>,
 ) -> Result<Json<ReindexAnswer>, ApiError> {
-    let jobs = state.documents.jobs();
+    let jobs = state.documents.jobs().of(caller.owner());
     let job = jobs.find(REINDEX, &job_id).await?;
     let last = jobs.events(&job_id, 0).await?.pop().map(|(_, event)| event);
     Ok(Json(reindex_answer(job, last)))

@@ -12,7 +12,10 @@ use axum::{
 use futures_util::stream;
 use tokio::io::AsyncReadExt;
 
-use super::{error::ApiError, extract::QueryParameters, ignored::name_ignored, state::AppState, upload::UploadForm};
+use super::{
+    context::Caller, error::ApiError, extract::QueryParameters, ignored::name_ignored, state::AppState,
+    upload::UploadForm,
+};
 use crate::{
     error::{Error, ErrorKind},
     wire::{
@@ -31,18 +34,23 @@ pub(super) fn members<T>(path: Result<Path<T>, PathRejection>) -> Result<T, ApiE
     Ok(members)
 }
 
-pub(super) async fn upload_file(State(state): State<AppState>, form: UploadForm) -> Result<Response, ApiError> {
+pub(super) async fn upload_file(
+    State(state): State<AppState>,
+    caller: Caller,
+    form: UploadForm,
+) -> Result<Response, ApiError> {
     let Parsed { request, ignored } = FileUpload::read(form.fields, state.settings.strict)?;
-    let file = state.documents.keep(form.file, &form.filename, &request.purpose).await?;
+    let file = caller.documents(&state).keep(form.file, &form.filename, &request.purpose).await?;
     Ok(name_ignored(Json(FileObject::from(file)).into_response(), &ignored))
 }
 
 pub(super) async fn list_files(
     State(state): State<AppState>,
+    caller: Caller,
     QueryParameters(parameters): QueryParameters<BTreeMap<String, String>>,
 ) -> Result<Json<List<FileObject>>, ApiError> {
     let query = FileListQuery::read(parameters)?;
-    let mut files = state.documents.files().await?;
+    let mut files = caller.documents(&state).files().await?;
     files.retain(|file| query.purpose.as_ref().is_none_or(|purpose| *purpose == file.purpose));
     let (files, has_more) = query.page.page(files, ID_PREFIX, |file| &file.id)?;
     let objects = files.into_iter().map(FileObject::from).collect();
@@ -51,26 +59,29 @@ pub(super) async fn list_files(
 
 pub(super) async fn retrieve_file(
     State(state): State<AppState>,
+    caller: Caller,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<FileObject>, ApiError> {
-    Ok(Json(state.documents.file(&members(id)?).await?.into()))
+    Ok(Json(caller.documents(&state).file(&members(id)?).await?.into()))
 }
 
 pub(super) async fn delete_file(
     State(state): State<AppState>,
+    caller: Caller,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Deleted>, ApiError> {
     let id = members(id)?;
-    state.documents.delete_file(&id).await?;
+    caller.documents(&state).delete_file(&id).await?;
     Ok(Json(Deleted::new(id, "file")))
 }
 
 /// The bytes as they came, of a type that no browser runs.
 pub(super) async fn file_content(
     State(state): State<AppState>,
+    caller: Caller,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
-    let (file, opened) = state.documents.open_file(&members(id)?).await?;
+    let (file, opened) = caller.documents(&state).open_file(&members(id)?).await?;
     let opened = tokio::fs::File::from_std(opened);
     let pieces = stream::try_unfold(opened, |mut opened| async move {
         let mut piece = vec![0; PIECE_BYTES];

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     domain::documents::{Collection, Document, DocumentStatus, SearchMode},
     retrieval::search::SearchRequest,
-    service::health::refuse_unless_ready,
+    service::{documents::OwnedDocuments, health::refuse_unless_ready},
     store::{Batch, Member},
     wire::{
         Parsed,
@@ -51,60 +51,73 @@ fn refuse_unless_read(state: &AppState) -> Result<(), ApiError> {
     Ok(())
 }
 
-async fn described(state: &AppState, collection: Collection) -> Result<VectorStoreObject, ApiError> {
-    let documents = state.documents.documents(&collection.id).await?;
-    Ok(VectorStoreObject::new(collection, &documents))
+async fn described(documents: &OwnedDocuments, collection: Collection) -> Result<VectorStoreObject, ApiError> {
+    let members = documents.documents(&collection.id).await?;
+    Ok(VectorStoreObject::new(collection, &members))
 }
 
 pub(super) async fn create_vector_store(
     State(state): State<AppState>,
+    caller: Caller,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
+    let documents = caller.documents(&state);
     let Parsed { request, ignored } = VectorStoreRequest::read_create(body, state.settings.strict)?;
     if !request.file_ids.is_empty() {
         refuse_unless_read(&state)?;
     }
     let (name, metadata) = (request.name.unwrap_or_default(), request.metadata.unwrap_or_default());
-    let created = state.documents.create_vector_store(name, metadata, request.file_ids).await?;
-    Ok(name_ignored(Json(described(&state, created).await?).into_response(), &ignored))
+    let created = documents.create_vector_store(name, metadata, request.file_ids).await?;
+    Ok(name_ignored(Json(described(&documents, created).await?).into_response(), &ignored))
 }
 
 pub(super) async fn list_vector_stores(
     State(state): State<AppState>,
+    caller: Caller,
     QueryParameters(mut parameters): Parameters,
 ) -> Result<Json<List<VectorStoreObject>>, ApiError> {
+    let documents = caller.documents(&state);
     let query = ListQuery::take(&mut parameters, PAGE)?;
-    let mut collections = state.documents.collections().await?;
+    let mut collections = documents.collections().await?;
     collections.reverse();
     let (collections, has_more) = query.page(collections, ID_PREFIX, |collection| &collection.id)?;
     let mut objects = Vec::with_capacity(collections.len());
     for collection in collections {
-        objects.push(described(&state, collection).await?);
+        objects.push(described(&documents, collection).await?);
     }
     Ok(Json(List::new(objects, has_more, |store| &store.id)))
 }
 
 pub(super) async fn retrieve_vector_store(
     State(state): State<AppState>,
+    caller: Caller,
     id: Id,
 ) -> Result<Json<VectorStoreObject>, ApiError> {
-    let collection = state.documents.vector_store(&members(id)?).await?;
-    Ok(Json(described(&state, collection).await?))
+    let documents = caller.documents(&state);
+    let collection = documents.vector_store(&members(id)?).await?;
+    Ok(Json(described(&documents, collection).await?))
 }
 
 pub(super) async fn update_vector_store(
     State(state): State<AppState>,
+    caller: Caller,
     id: Id,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
+    let documents = caller.documents(&state);
     let Parsed { request, ignored } = VectorStoreRequest::read_update(body, state.settings.strict)?;
-    let updated = state.documents.update_vector_store(&members(id)?, request.name, request.metadata).await?;
-    Ok(name_ignored(Json(described(&state, updated).await?).into_response(), &ignored))
+    let updated = documents.update_vector_store(&members(id)?, request.name, request.metadata).await?;
+    Ok(name_ignored(Json(described(&documents, updated).await?).into_response(), &ignored))
 }
 
-pub(super) async fn delete_vector_store(State(state): State<AppState>, id: Id) -> Result<Json<Deleted>, ApiError> {
-    let collection = state.documents.vector_store(&members(id)?).await?;
-    state.documents.delete_collection(&collection.id).await?;
+pub(super) async fn delete_vector_store(
+    State(state): State<AppState>,
+    caller: Caller,
+    id: Id,
+) -> Result<Json<Deleted>, ApiError> {
+    let documents = caller.documents(&state);
+    let collection = documents.vector_store(&members(id)?).await?;
+    documents.delete_collection(&collection.id).await?;
     Ok(Json(Deleted::new(collection.id, "vector_store.deleted")))
 }
 
@@ -114,8 +127,9 @@ pub(super) async fn search_vector_store(
     id: Id,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
+    let documents = caller.documents(&state);
     let Parsed { request, ignored } = VectorStoreSearchRequest::read(body, state.settings.strict)?;
-    let collection = state.documents.vector_store(&members(id)?).await?;
+    let collection = documents.vector_store(&members(id)?).await?;
     refuse_unless_read(&state)?;
     let search = SearchRequest {
         query: String::new(),
@@ -127,7 +141,7 @@ pub(super) async fn search_vector_store(
         rerank: false,
         account: caller.envelope(&state, false).account,
     };
-    let found = state.documents.search_for_any(request.queries.clone(), search).await?;
+    let found = documents.search_for_any(request.queries.clone(), search).await?;
     let results = found.into_iter().map(|passage| {
         SearchResult::new(passage.file_id, passage.filename, passage.similarity, &passage.attributes, passage.text)
     });
@@ -159,64 +173,79 @@ fn file_list(documents: Vec<Document>, has_more: bool) -> Json<List<VectorStoreF
 
 pub(super) async fn create_vector_store_file(
     State(state): State<AppState>,
+    caller: Caller,
     id: Id,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
+    let documents = caller.documents(&state);
     let Parsed { request, ignored } = VectorStoreFileRequest::read(body, state.settings.strict)?;
-    let collection = state.documents.vector_store(&members(id)?).await?;
+    let collection = documents.vector_store(&members(id)?).await?;
     refuse_unless_read(&state)?;
-    let document = state.documents.attach(&collection.id, member(request)).await?;
+    let document = documents.attach(&collection.id, member(request)).await?;
     Ok(name_ignored(file_answer(document), &ignored))
 }
 
 pub(super) async fn list_vector_store_files(
     State(state): State<AppState>,
+    caller: Caller,
     id: Id,
     QueryParameters(parameters): Parameters,
 ) -> Result<Json<List<VectorStoreFileObject>>, ApiError> {
+    let own = caller.documents(&state);
     let query = VectorStoreFileListQuery::read(parameters)?;
-    let collection = state.documents.vector_store(&members(id)?).await?;
-    let mut documents = state.documents.documents(&collection.id).await?;
+    let collection = own.vector_store(&members(id)?).await?;
+    let mut documents = own.documents(&collection.id).await?;
     documents.retain(|document| query.admits(document));
     let (documents, has_more) = query.page.page(documents, files::ID_PREFIX, |document| &document.file_id)?;
     Ok(file_list(documents, has_more))
 }
 
-pub(super) async fn retrieve_vector_store_file(State(state): State<AppState>, ids: Ids) -> Result<Response, ApiError> {
+pub(super) async fn retrieve_vector_store_file(
+    State(state): State<AppState>,
+    caller: Caller,
+    ids: Ids,
+) -> Result<Response, ApiError> {
+    let documents = caller.documents(&state);
     let (id, file_id) = members(ids)?;
-    let collection = state.documents.vector_store(&id).await?;
-    Ok(file_answer(state.documents.document(&collection.id, &file_id).await?))
+    let collection = documents.vector_store(&id).await?;
+    Ok(file_answer(documents.document(&collection.id, &file_id).await?))
 }
 
 pub(super) async fn update_vector_store_file(
     State(state): State<AppState>,
+    caller: Caller,
     ids: Ids,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
+    let documents = caller.documents(&state);
     let Parsed { request, ignored } = read_new_attributes(body, state.settings.strict)?;
     let (id, file_id) = members(ids)?;
-    let collection = state.documents.vector_store(&id).await?;
-    let document = state.documents.set_attributes(&collection.id, &file_id, request).await?;
+    let collection = documents.vector_store(&id).await?;
+    let document = documents.set_attributes(&collection.id, &file_id, request).await?;
     Ok(name_ignored(file_answer(document), &ignored))
 }
 
 pub(super) async fn delete_vector_store_file(
     State(state): State<AppState>,
+    caller: Caller,
     ids: Ids,
 ) -> Result<Json<Deleted>, ApiError> {
+    let documents = caller.documents(&state);
     let (id, file_id) = members(ids)?;
-    let collection = state.documents.vector_store(&id).await?;
-    state.documents.remove(&collection.id, &file_id).await?;
+    let collection = documents.vector_store(&id).await?;
+    documents.remove(&collection.id, &file_id).await?;
     Ok(Json(Deleted::new(file_id, "vector_store.file.deleted")))
 }
 
 pub(super) async fn vector_store_file_content(
     State(state): State<AppState>,
+    caller: Caller,
     ids: Ids,
 ) -> Result<Json<FileContentPage>, ApiError> {
+    let documents = caller.documents(&state);
     let (id, file_id) = members(ids)?;
-    let collection = state.documents.vector_store(&id).await?;
-    let (document, chunks) = state.documents.content(&collection.id, &file_id).await?;
+    let collection = documents.vector_store(&id).await?;
+    let (document, chunks) = documents.content(&collection.id, &file_id).await?;
     Ok(Json(FileContentPage::new(document, chunks)))
 }
 
@@ -232,38 +261,52 @@ fn batch_answer(batch: Batch) -> Response {
 
 pub(super) async fn create_file_batch(
     State(state): State<AppState>,
+    caller: Caller,
     id: Id,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
+    let documents = caller.documents(&state);
     let Parsed { request, ignored } = read_batch(body, state.settings.strict)?;
-    let collection = state.documents.vector_store(&members(id)?).await?;
+    let collection = documents.vector_store(&members(id)?).await?;
     refuse_unless_read(&state)?;
     let files = request.into_iter().map(member).collect();
-    let batch = state.documents.attach_batch(&collection.id, files).await?;
+    let batch = documents.attach_batch(&collection.id, files).await?;
     Ok(name_ignored(batch_answer(batch), &ignored))
 }
 
-pub(super) async fn retrieve_file_batch(State(state): State<AppState>, ids: Ids) -> Result<Response, ApiError> {
+pub(super) async fn retrieve_file_batch(
+    State(state): State<AppState>,
+    caller: Caller,
+    ids: Ids,
+) -> Result<Response, ApiError> {
+    let documents = caller.documents(&state);
     let (id, batch_id) = members(ids)?;
-    let collection = state.documents.vector_store(&id).await?;
-    Ok(batch_answer(state.documents.batch(&collection.id, &batch_id).await?))
+    let collection = documents.vector_store(&id).await?;
+    Ok(batch_answer(documents.batch(&collection.id, &batch_id).await?))
 }
 
-pub(super) async fn cancel_file_batch(State(state): State<AppState>, ids: Ids) -> Result<Response, ApiError> {
+pub(super) async fn cancel_file_batch(
+    State(state): State<AppState>,
+    caller: Caller,
+    ids: Ids,
+) -> Result<Response, ApiError> {
+    let documents = caller.documents(&state);
     let (id, batch_id) = members(ids)?;
-    let collection = state.documents.vector_store(&id).await?;
-    Ok(batch_answer(state.documents.cancel_batch(&collection.id, &batch_id).await?))
+    let collection = documents.vector_store(&id).await?;
+    Ok(batch_answer(documents.cancel_batch(&collection.id, &batch_id).await?))
 }
 
 pub(super) async fn list_file_batch_files(
     State(state): State<AppState>,
+    caller: Caller,
     ids: Ids,
     QueryParameters(parameters): Parameters,
 ) -> Result<Json<List<VectorStoreFileObject>>, ApiError> {
+    let own = caller.documents(&state);
     let query = VectorStoreFileListQuery::read(parameters)?;
     let (id, batch_id) = members(ids)?;
-    let collection = state.documents.vector_store(&id).await?;
-    let mut documents = state.documents.batch(&collection.id, &batch_id).await?.documents;
+    let collection = own.vector_store(&id).await?;
+    let mut documents = own.batch(&collection.id, &batch_id).await?.documents;
     documents.retain(|document| query.admits(document));
     let (documents, has_more) = query.page.page(documents, files::ID_PREFIX, |document| &document.file_id)?;
     Ok(file_list(documents, has_more))

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     domain::{
-        Account, EmbedInput, EmbedInputType, EmbedRequest,
+        Account, EmbedInput, EmbedInputType, EmbedRequest, LOCAL,
         documents::{AttributeFilter, Collection, NewChunk, SearchMode},
     },
     providers::{Embedder, scripted::ScriptedEmbedder},
@@ -47,15 +47,15 @@ impl House {
     async fn ingest(&self, collection: &Collection, name: &str, texts: &[&str]) -> (String, Replaced) {
         let mut incoming = self.store.receive_file().unwrap();
         incoming.write(texts.concat().as_bytes()).unwrap();
-        let file = self.store.keep_file(incoming, name, "assistants").unwrap();
-        self.store.add_document(&collection.id, &file.id, BTreeMap::new(), None).unwrap();
+        let file = self.store.of(LOCAL).keep_file(incoming, name, "assistants").unwrap();
+        self.store.of(LOCAL).add_document(&collection.id, &file.id, BTreeMap::new(), None).unwrap();
         let mut chunks = Vec::new();
         for (number, text) in texts.iter().enumerate() {
             let (text, heading) = ((*text).to_owned(), format!("Part {number}"));
             chunks.push(NewChunk { vector: self.vector(&text).await, text, heading, place: None, tokens: 3 });
         }
-        self.store.bind_collection(&collection.id, &self.embedder.identity()).unwrap();
-        let replaced = self.store.replace_chunks(&collection.id, &file.id, chunks, &[]).unwrap();
+        self.store.of(LOCAL).bind_collection(&collection.id, &self.embedder.identity()).unwrap();
+        let replaced = self.store.of(LOCAL).replace_chunks(&collection.id, &file.id, chunks, &[]).unwrap();
         self.indexes.apply(&collection.id, &self.embedder.identity(), &replaced).unwrap();
         (file.id, replaced)
     }
@@ -74,7 +74,7 @@ impl House {
         let retriever = Retriever::new(self.store.clone(), self.indexes.clone(), self.embedder.clone());
         let request = SearchRequest {
             query: query.to_owned(),
-            collections: collections.iter().map(|name| self.store.collection(name).unwrap()).collect(),
+            collections: collections.iter().map(|name| self.store.of(LOCAL).collection(name).unwrap()).collect(),
             filter,
             top_k: 3,
             min_similarity: 0.0,
@@ -90,9 +90,9 @@ impl House {
 async fn passages_are_found_by_meaning_by_words_and_by_both() {
     let directory = TempDir::new().unwrap();
     let house = House::open(&directory, "model");
-    let docs = house.store.create_collection("docs", BTreeMap::new()).unwrap();
-    let more = house.store.create_collection("more", BTreeMap::new()).unwrap();
-    let empty = house.store.create_collection("empty", BTreeMap::new()).unwrap();
+    let docs = house.store.of(LOCAL).create_collection("docs", BTreeMap::new()).unwrap();
+    let more = house.store.of(LOCAL).create_collection("more", BTreeMap::new()).unwrap();
+    let empty = house.store.of(LOCAL).create_collection("empty", BTreeMap::new()).unwrap();
     let texts = ["install it with cargo", "start the server", "a signal stops the server"];
     let (file, _) = house.ingest(&docs, "a.md", &texts).await;
     house.ingest(&more, "b.md", &["the weather is fine"]).await;
@@ -117,17 +117,17 @@ async fn passages_are_found_by_meaning_by_words_and_by_both() {
 async fn the_index_follows_the_store_through_restarts_and_crashes() {
     let directory = TempDir::new().unwrap();
     let house = House::open(&directory, "model");
-    let docs = house.store.create_collection("docs", BTreeMap::new()).unwrap();
+    let docs = house.store.of(LOCAL).create_collection("docs", BTreeMap::new()).unwrap();
     let (file, _) = house.ingest(&docs, "a.md", &["alpha one", "beta two"]).await;
     let (_, kept) = house.ingest(&docs, "b.md", &["gamma three"]).await;
     // The store has deleted it; the process dies before the index hears of it.
-    house.store.delete_document(&docs.id, &file).unwrap();
+    house.store.of(LOCAL).delete_document(&docs.id, &file).unwrap();
     assert_eq!(house.search(&["docs"], "alpha one", SearchMode::Dense).await.unwrap(), ["gamma three"]);
     drop(house);
 
     let house = House::open(&directory, "model");
     assert_eq!(house.search(&["docs"], "alpha one", SearchMode::Fused).await.unwrap(), ["gamma three"]);
-    house.store.delete_file("none").unwrap();
+    house.store.of(LOCAL).delete_file("none").unwrap();
     house.indexes.remove(&docs.id, &kept.added);
     assert!(house.search(&["docs"], "gamma three", SearchMode::Dense).await.unwrap().is_empty());
     house.indexes.forget(&docs.id);

@@ -15,7 +15,7 @@ use super::callers::Callers;
 use crate::{
     domain::account::{Account, Books, Opening, Outcome},
     error::{Error, ErrorKind, Result},
-    store::{Job, JobState, NewJob, Store, StoreError},
+    store::{Job, JobState, NewJob, Owned, Store, StoreError},
 };
 
 /// A job whose worker has been silent for this long is taken by another one.
@@ -107,57 +107,15 @@ impl Jobs {
         Arc::new(Self { store, callers, books, new_work: Notify::new(), changed, stopping })
     }
 
-    /// # Errors
-    /// If the store cannot keep it.
-    pub async fn enqueue(self: &Arc<Self>, kind: &'static str, payload: Value, owner: &str) -> Result<Job> {
-        let (kind, owner) = (kind.to_owned(), owner.to_owned());
-        self.enqueue_job(NewJob { kind, payload, owner, followed_by: None }).await
-    }
-
-    /// [`Self::enqueue`] for a job that another one follows.
-    ///
-    /// # Errors
-    /// If the store cannot keep it.
-    pub async fn enqueue_job(self: &Arc<Self>, job: NewJob) -> Result<Job> {
-        let this = self.clone();
-        let job = blocking(move || this.store.enqueue(job)).await?;
-        self.look();
-        Ok(job)
+    /// The jobs that are done in this caller's name.
+    pub fn of<'a>(self: &'a Arc<Self>, owner: &'a str) -> OwnedJobs<'a> {
+        OwnedJobs { jobs: self, owner }
     }
 
     /// Work was stored elsewhere: the workers are to look for it.
     pub fn look(&self) {
         self.new_work.notify_waiters();
         self.changed.send_modify(|changes| *changes += 1);
-    }
-
-    /// Ends a job of a kind. `false` if it has ended already.
-    ///
-    /// # Errors
-    /// 404 if there is no such job.
-    pub async fn cancel(self: &Arc<Self>, kind: &'static str, id: &str) -> Result<bool> {
-        self.find(kind, id).await?;
-        let (this, id) = (self.clone(), id.to_owned());
-        let cancelled = blocking(move || this.store.cancel_job(&id)).await?;
-        self.look();
-        Ok(cancelled)
-    }
-
-    /// # Errors
-    /// 404 if there is no such job of this kind.
-    pub async fn find(self: &Arc<Self>, kind: &'static str, id: &str) -> Result<Job> {
-        let (this, owned) = (self.clone(), id.to_owned());
-        let job = blocking(move || this.store.job(&owned)).await?;
-        if job.kind == kind { Ok(job) } else { Err(not_found("job", id)) }
-    }
-
-    /// Jobs of a kind, the newest first.
-    ///
-    /// # Errors
-    /// If the store cannot be read.
-    pub async fn list(self: &Arc<Self>, kind: &'static str, limit: usize) -> Result<Vec<Job>> {
-        let this = self.clone();
-        blocking(move || this.store.jobs(kind, limit)).await
     }
 
     /// How many jobs of a kind have not ended.
@@ -167,15 +125,6 @@ impl Jobs {
     pub async fn num_unended(self: &Arc<Self>, kind: &'static str) -> Result<usize> {
         let this = self.clone();
         blocking(move || this.store.num_unended_jobs(kind)).await
-    }
-
-    /// What a job has said, from event `first` on.
-    ///
-    /// # Errors
-    /// If the store cannot be read.
-    pub async fn events(self: &Arc<Self>, id: &str, first: u64) -> Result<Vec<(u64, Value)>> {
-        let (this, id) = (self.clone(), id.to_owned());
-        blocking(move || this.store.job_events(&id, first)).await
     }
 
     /// Changes whenever any job does.
@@ -244,10 +193,7 @@ impl Jobs {
         let ended = match outcome {
             Ok(result) => self.end(&job, move |store, job| store.finish_job(job, result)).await,
             Err(Failure::Interrupted) => self.end(&job, Store::forget_attempt).await,
-            Err(Failure::Moot) => {
-                let id = job.id.clone();
-                self.end(&job, move |store, _| store.cancel_job(&id)).await
-            }
+            Err(Failure::Moot) => self.end(&job, |store, job| store.of(&job.owner).cancel_job(&job.id)).await,
             Err(Failure::Passing(reason)) if job.attempts as usize <= worker.retries().len() => {
                 let wait = worker.retries()[(job.attempts as usize).saturating_sub(1)];
                 tracing::warn!(job = job.id, kind = job.kind, reason, retry_in = ?wait, "a job's attempt failed");
@@ -298,6 +244,75 @@ impl Jobs {
                 return;
             }
         }
+    }
+}
+
+/// The jobs of one caller. Those of others are not there.
+#[derive(Clone, Copy, Debug)]
+pub struct OwnedJobs<'a> {
+    jobs: &'a Arc<Jobs>,
+    owner: &'a str,
+}
+
+impl OwnedJobs<'_> {
+    async fn stored<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(Owned<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T> {
+        let (jobs, owner) = (self.jobs.clone(), self.owner.to_owned());
+        blocking(move || work(jobs.store.of(&owner))).await
+    }
+
+    /// # Errors
+    /// If the store cannot keep it.
+    pub async fn enqueue(&self, kind: &'static str, payload: Value) -> Result<Job> {
+        self.enqueue_job(NewJob { kind: kind.to_owned(), payload, followed_by: None }).await
+    }
+
+    /// [`Self::enqueue`] for a job that another one follows.
+    ///
+    /// # Errors
+    /// If the store cannot keep it.
+    pub async fn enqueue_job(&self, job: NewJob) -> Result<Job> {
+        let job = self.stored(move |store| store.enqueue(job)).await?;
+        self.jobs.look();
+        Ok(job)
+    }
+
+    /// Ends a job of a kind. `false` if it has ended already.
+    ///
+    /// # Errors
+    /// 404 if there is no such job.
+    pub async fn cancel(&self, kind: &'static str, id: &str) -> Result<bool> {
+        let id = self.find(kind, id).await?.id;
+        let cancelled = self.stored(move |store| store.cancel_job(&id)).await?;
+        self.jobs.look();
+        Ok(cancelled)
+    }
+
+    /// # Errors
+    /// 404 if there is no such job of this kind.
+    pub async fn find(&self, kind: &'static str, id: &str) -> Result<Job> {
+        let asked = id.to_owned();
+        let job = self.stored(move |store| store.job(&asked)).await?;
+        if job.kind == kind { Ok(job) } else { Err(not_found("job", id)) }
+    }
+
+    /// Jobs of a kind, the newest first.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn list(&self, kind: &'static str, limit: usize) -> Result<Vec<Job>> {
+        self.stored(move |store| store.jobs(kind, limit)).await
+    }
+
+    /// What a job has said, from event `first` on.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn events(&self, id: &str, first: u64) -> Result<Vec<(u64, Value)>> {
+        let id = id.to_owned();
+        self.stored(move |store| store.job_events(&id, first)).await
     }
 }
 
@@ -381,7 +396,7 @@ mod tests {
         let mut changes = jobs.changes();
         loop {
             changes.mark_unchanged();
-            let job = jobs.find("clumsy", id).await.unwrap();
+            let job = jobs.of(LOCAL).find("clumsy", id).await.unwrap();
             if has_ended(&job) {
                 return job;
             }
@@ -395,23 +410,23 @@ mod tests {
         let store = Arc::new(Store::open(directory.path()).unwrap());
         let jobs = Jobs::new(store.clone(), Callers::new(store), Arc::new(NoBooks));
         jobs.start(Arc::new(Clumsy::default()), 1);
-        let first = jobs.enqueue("clumsy", json!(1), LOCAL).await.unwrap();
+        let first = jobs.of(LOCAL).enqueue("clumsy", json!(1)).await.unwrap();
         let reason = "a fault of Hearth's own: assertion `left != right` failed: not my day";
         assert!(matches!(ended(&jobs, &first.id).await.state, JobState::Failed { error } if error.starts_with(reason)));
-        let second = jobs.enqueue("clumsy", json!(2), LOCAL).await.unwrap();
+        let second = jobs.of(LOCAL).enqueue("clumsy", json!(2)).await.unwrap();
         assert_eq!(ended(&jobs, &second.id).await.state, JobState::Done { result: json!(1) });
 
-        let third = jobs.enqueue("clumsy", json!("endless"), LOCAL).await.unwrap();
+        let third = jobs.of(LOCAL).enqueue("clumsy", json!("endless")).await.unwrap();
         let mut changes = jobs.changes();
-        while jobs.events(&third.id, 0).await.unwrap().is_empty() {
+        while jobs.of(LOCAL).events(&third.id, 0).await.unwrap().is_empty() {
             changes.changed().await.unwrap();
         }
-        assert_eq!(jobs.find("clumsy", &third.id).await.unwrap().attempts, 1);
+        assert_eq!(jobs.of(LOCAL).find("clumsy", &third.id).await.unwrap().attempts, 1);
         jobs.stop();
-        while jobs.find("clumsy", &third.id).await.unwrap().attempts != 0 {
+        while jobs.of(LOCAL).find("clumsy", &third.id).await.unwrap().attempts != 0 {
             changes.changed().await.unwrap();
         }
-        assert_eq!(jobs.find("clumsy", &third.id).await.unwrap().state, JobState::Running);
+        assert_eq!(jobs.of(LOCAL).find("clumsy", &third.id).await.unwrap().state, JobState::Running);
         assert_eq!(jobs.num_unended("clumsy").await.unwrap(), 1);
     }
 }

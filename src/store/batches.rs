@@ -6,7 +6,7 @@
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::{
-    Result, Store, StoreError,
+    Owned, Result, StoreError,
     attributes::{Attributes, to_json},
     collections,
     documents::{self, cancel_ingest},
@@ -35,9 +35,9 @@ pub struct Batch {
 }
 
 /// A member that is there already, or is about to be, gets the new attributes and is not read again.
-fn attach(transaction: &Transaction<'_>, collection_id: &str, member: &Member) -> Result<()> {
+fn attach(transaction: &Transaction<'_>, owner: &str, collection_id: &str, member: &Member) -> Result<()> {
     let Member { file_id, attributes } = member;
-    documents::check_exists(transaction, collection_id, file_id)?;
+    documents::check_exists(transaction, owner, collection_id, file_id)?;
     let changed = transaction.execute(
         "UPDATE documents SET attributes = ?, updated = ?
          WHERE collection_id = ? AND file_id = ? AND status IN ('processing', 'ready')",
@@ -49,9 +49,11 @@ fn attach(transaction: &Transaction<'_>, collection_id: &str, member: &Member) -
     Ok(())
 }
 
-fn find(connection: &Connection, collection_id: &str, id: &str) -> Result<Batch> {
-    let query = "SELECT created, cancelled FROM batches WHERE id = ? AND collection_id = ?";
-    let found = connection.query_row(query, [id, collection_id], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+fn find(connection: &Connection, owner: &str, collection_id: &str, id: &str) -> Result<Batch> {
+    let query = "SELECT batches.created, cancelled FROM batches JOIN collections ON collections.id = collection_id
+         WHERE batches.id = ? AND collection_id = ? AND owner = ?";
+    let found = connection.query_row(query, [id, collection_id, owner], |row| Ok((row.get(0)?, row.get(1)?)));
+    let found = found.optional()?;
     let (created_ms, cancelled) =
         found.ok_or_else(|| StoreError::NotFound { what: "file batch", id: id.to_owned() })?;
     let mut query = connection.prepare(&format!(
@@ -64,16 +66,17 @@ fn find(connection: &Connection, collection_id: &str, id: &str) -> Result<Batch>
     Ok(Batch { id: id.to_owned(), collection_id: collection_id.to_owned(), created_ms, cancelled, documents })
 }
 
-impl Store {
+impl Owned<'_> {
     /// A new collection with these members. Others may have its name, and it may be empty.
     ///
     /// # Errors
     /// [`StoreError::NotFound`] for a file; then nothing is made.
     pub fn create_vector_store(&self, name: String, metadata: Attributes, files: Vec<String>) -> Result<Collection> {
-        self.write(move |transaction| {
-            let collection = collections::insert(transaction, name, metadata)?;
+        let owner = self.owner.to_owned();
+        self.store.write(move |transaction| {
+            let collection = collections::insert(transaction, &owner, name, metadata)?;
             for file_id in files {
-                attach(transaction, &collection.id, &Member { file_id, attributes: Attributes::new() })?;
+                attach(transaction, &owner, &collection.id, &Member { file_id, attributes: Attributes::new() })?;
             }
             Ok(collection)
         })
@@ -89,8 +92,8 @@ impl Store {
         name: Option<String>,
         metadata: Option<Attributes>,
     ) -> Result<Collection> {
-        let id = id.to_owned();
-        self.write(move |transaction| collections::update(transaction, id, name, metadata))
+        let (owner, id) = (self.owner.to_owned(), id.to_owned());
+        self.store.write(move |transaction| collections::update(transaction, &owner, id, name, metadata))
     }
 
     /// Makes a file a document of its own, to be read by an ingest job.
@@ -98,10 +101,10 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`] for the collection or the file.
     pub fn attach_document(&self, collection_id: &str, member: Member) -> Result<Document> {
-        let collection_id = collection_id.to_owned();
-        self.write(move |transaction| {
-            attach(transaction, &collection_id, &member)?;
-            documents::find(transaction, &collection_id, &member.file_id)
+        let (owner, collection_id) = (self.owner.to_owned(), collection_id.to_owned());
+        self.store.write(move |transaction| {
+            attach(transaction, &owner, &collection_id, &member)?;
+            documents::find(transaction, &owner, &collection_id, &member.file_id)
         })
     }
 
@@ -110,28 +113,29 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`] for the collection or a file; then none is added.
     pub fn create_batch(&self, collection_id: &str, members: Vec<Member>) -> Result<Batch> {
-        let collection_id = collection_id.to_owned();
-        self.write(move |transaction| {
+        let (owner, collection_id) = (self.owner.to_owned(), collection_id.to_owned());
+        self.store.write(move |transaction| {
+            collections::check_exists(transaction, &owner, &collection_id)?;
             let id = new_id("vsfb_");
             transaction.execute(
                 "INSERT INTO batches (id, collection_id, created) VALUES (?, ?, ?)",
                 params![id, collection_id, now_ms()],
             )?;
             for member in &members {
-                attach(transaction, &collection_id, member)?;
+                attach(transaction, &owner, &collection_id, member)?;
                 transaction.execute(
                     "INSERT OR IGNORE INTO batch_documents (batch_id, collection_id, file_id) VALUES (?, ?, ?)",
                     [&id, &collection_id, &member.file_id],
                 )?;
             }
-            find(transaction, &collection_id, &id)
+            find(transaction, &owner, &collection_id, &id)
         })
     }
 
     /// # Errors
     /// [`StoreError::NotFound`]
     pub fn batch(&self, collection_id: &str, id: &str) -> Result<Batch> {
-        self.read(|connection| find(connection, collection_id, id))
+        self.store.read(|connection| find(connection, self.owner, collection_id, id))
     }
 
     /// Cancels what of a batch has not been read yet. One that is complete stays so.
@@ -139,9 +143,9 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`]
     pub fn cancel_batch(&self, collection_id: &str, id: &str) -> Result<Batch> {
-        let (collection_id, id) = (collection_id.to_owned(), id.to_owned());
-        self.write(move |transaction| {
-            let batch = find(transaction, &collection_id, &id)?;
+        let (owner, collection_id, id) = (self.owner.to_owned(), collection_id.to_owned(), id.to_owned());
+        self.store.write(move |transaction| {
+            let batch = find(transaction, &owner, &collection_id, &id)?;
             let unread = batch.documents.iter().filter(|document| document.status == DocumentStatus::Processing);
             for document in unread {
                 cancel_ingest(transaction, Some(&collection_id), Some(&document.file_id))?;
@@ -151,7 +155,7 @@ impl Store {
                 )?;
                 transaction.execute("UPDATE batches SET cancelled = 1 WHERE id = ?", [&id])?;
             }
-            find(transaction, &collection_id, &id)
+            find(transaction, &owner, &collection_id, &id)
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use rusqlite::{Row, types::Value as Sql};
 
-use super::{Result, Store, attributes::from_json};
+use super::{Owned, Result, Store, attributes::from_json};
 use crate::domain::documents::Chunk;
 
 /// Ids in one query; SQLite takes 32,766 parameters.
@@ -48,16 +48,6 @@ impl Store {
         })
     }
 
-    /// The chunks of a document from one position to another, both included.
-    pub fn chunks_between(&self, collection_id: &str, file_id: &str, first: usize, last: usize) -> Result<Vec<Chunk>> {
-        self.read(|connection| {
-            let place = "WHERE chunks.collection_id = ? AND chunks.file_id = ? AND chunks.position BETWEEN ? AND ?";
-            let mut query = connection.prepare(&format!("{SELECT} {place} ORDER BY chunks.position"))?;
-            let parameters = rusqlite::params![collection_id, file_id, first, last];
-            Ok(query.query_map(parameters, read_row)?.collect::<rusqlite::Result<_>>()?)
-        })
-    }
-
     /// Ids of all chunks of a collection, in their order: what its index must hold.
     pub fn chunk_ids(&self, collection_id: &str) -> Result<Vec<u64>> {
         self.read(|connection| {
@@ -80,6 +70,20 @@ impl Store {
                 }
             }
             Ok(found)
+        })
+    }
+}
+
+impl Owned<'_> {
+    /// The chunks of a document from one position to another, both included.
+    pub fn chunks_between(&self, collection_id: &str, file_id: &str, first: usize, last: usize) -> Result<Vec<Chunk>> {
+        self.store.read(|connection| {
+            let place = "JOIN collections ON collections.id = chunks.collection_id
+                 WHERE collections.owner = ? AND chunks.collection_id = ? AND chunks.file_id = ? AND
+                    chunks.position BETWEEN ? AND ?";
+            let mut query = connection.prepare(&format!("{SELECT} {place} ORDER BY chunks.position"))?;
+            let parameters = rusqlite::params![self.owner, collection_id, file_id, first, last];
+            Ok(query.query_map(parameters, read_row)?.collect::<rusqlite::Result<_>>()?)
         })
     }
 }

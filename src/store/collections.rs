@@ -3,7 +3,7 @@
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use super::{
-    Result, Store, StoreError,
+    Owned, Result, StoreError,
     attributes::{Attributes, from_json, to_json},
     documents::cancel_ingest,
     new_id, now_ms,
@@ -23,61 +23,76 @@ pub(super) fn read_row(row: &Row<'_>) -> rusqlite::Result<Collection> {
     })
 }
 
-fn find(connection: &Connection, id_or_name: &str) -> Result<Option<Collection>> {
+fn find(connection: &Connection, owner: &str, id_or_name: &str) -> Result<Option<Collection>> {
     // Names cannot be mistaken for ids of other collections: the id goes first. Of those that share a name, which only
     // OpenAI's clients can make, the oldest answers to it; those without one answer to their ids only.
     let query = format!(
-        "SELECT {COLUMNS} FROM collections WHERE id = ?1 OR (name = ?1 AND name <> '')
+        "SELECT {COLUMNS} FROM collections WHERE owner = ?2 AND (id = ?1 OR (name = ?1 AND name <> ''))
          ORDER BY id = ?1 DESC, created, id LIMIT 1"
     );
-    Ok(connection.query_row(&query, [id_or_name], read_row).optional()?)
+    Ok(connection.query_row(&query, [id_or_name, owner], read_row).optional()?)
 }
 
-/// Changes a collection, whoever else has its new name.
+/// Changes a collection, whichever else has its new name.
 pub(super) fn update(
     transaction: &Transaction<'_>,
+    owner: &str,
     id: String,
     name: Option<String>,
     metadata: Option<Attributes>,
 ) -> Result<Collection> {
     if let Some(name) = name {
-        transaction.execute("UPDATE collections SET name = ? WHERE id = ?", [&name, &id])?;
+        transaction.execute("UPDATE collections SET name = ? WHERE id = ? AND owner = ?", [&name, &id, owner])?;
     }
     if let Some(metadata) = metadata {
-        transaction.execute("UPDATE collections SET metadata = ? WHERE id = ?", [&to_json(&metadata), &id])?;
+        let set = "UPDATE collections SET metadata = ? WHERE id = ? AND owner = ?";
+        transaction.execute(set, [&to_json(&metadata), &id, owner])?;
     }
-    find(transaction, &id)?.ok_or(StoreError::NotFound { what: "collection", id })
+    find(transaction, owner, &id)?.ok_or(StoreError::NotFound { what: "collection", id })
 }
 
-/// A new collection, whoever else has its name.
-pub(super) fn insert(transaction: &Transaction<'_>, name: String, metadata: Attributes) -> Result<Collection> {
+/// A new collection, whichever else has its name.
+pub(super) fn insert(
+    transaction: &Transaction<'_>,
+    owner: &str,
+    name: String,
+    metadata: Attributes,
+) -> Result<Collection> {
     let (id, created_ms) = (new_id("vs_"), now_ms());
     transaction.execute(
-        "INSERT INTO collections (id, name, metadata, created) VALUES (?, ?, ?, ?)",
-        params![id, name, to_json(&metadata), created_ms],
+        "INSERT INTO collections (id, owner, name, metadata, created) VALUES (?, ?, ?, ?, ?)",
+        params![id, owner, name, to_json(&metadata), created_ms],
     )?;
     Ok(Collection { id, name, metadata, created_ms, embedding: None })
 }
 
-impl Store {
+/// Whether a collection is there for this owner.
+pub(super) fn check_exists(connection: &Connection, owner: &str, id: &str) -> Result<()> {
+    let found = connection.query_row("SELECT 1 FROM collections WHERE id = ? AND owner = ?", [id, owner], |_| Ok(()));
+    found.optional()?.ok_or_else(|| StoreError::NotFound { what: "collection", id: id.to_owned() })
+}
+
+impl Owned<'_> {
     /// # Errors
     /// [`StoreError::NameTaken`]
     pub fn create_collection(&self, name: &str, metadata: Attributes) -> Result<Collection> {
-        let name = name.to_owned();
-        self.write(move |transaction| {
-            let taken = transaction.query_row("SELECT 1 FROM collections WHERE name = ?", [&name], |_| Ok(()));
+        let (owner, name) = (self.owner.to_owned(), name.to_owned());
+        self.store.write(move |transaction| {
+            let taken = "SELECT 1 FROM collections WHERE name = ? AND owner = ?";
+            let taken = transaction.query_row(taken, [&name, &owner], |_| Ok(()));
             if taken.optional()?.is_some() {
                 return Err(StoreError::NameTaken(name));
             }
-            insert(transaction, name, metadata)
+            insert(transaction, &owner, name, metadata)
         })
     }
 
     /// All collections, the oldest first.
     pub fn collections(&self) -> Result<Vec<Collection>> {
-        self.read(|connection| {
-            let mut query = connection.prepare(&format!("SELECT {COLUMNS} FROM collections ORDER BY created, id"))?;
-            Ok(query.query_map([], read_row)?.collect::<rusqlite::Result<_>>()?)
+        self.store.read(|connection| {
+            let all = format!("SELECT {COLUMNS} FROM collections WHERE owner = ? ORDER BY created, id");
+            let mut query = connection.prepare(&all)?;
+            Ok(query.query_map([self.owner], read_row)?.collect::<rusqlite::Result<_>>()?)
         })
     }
 
@@ -87,7 +102,7 @@ impl Store {
     /// [`StoreError::NotFound`]
     pub fn collection(&self, id_or_name: &str) -> Result<Collection> {
         let not_found = || StoreError::NotFound { what: "collection", id: id_or_name.to_owned() };
-        self.read(|connection| find(connection, id_or_name))?.ok_or_else(not_found)
+        self.store.read(|connection| find(connection, self.owner, id_or_name))?.ok_or_else(not_found)
     }
 
     /// Changes a collection's name or metadata.
@@ -100,17 +115,16 @@ impl Store {
         name: Option<String>,
         metadata: Option<Attributes>,
     ) -> Result<Collection> {
-        let id = id.to_owned();
-        self.write(move |transaction| {
+        let (owner, id) = (self.owner.to_owned(), id.to_owned());
+        self.store.write(move |transaction| {
             if let Some(name) = &name {
-                let taken =
-                    transaction
-                        .query_row("SELECT 1 FROM collections WHERE name = ? AND id <> ?", [name, &id], |_| Ok(()));
+                let taken = "SELECT 1 FROM collections WHERE name = ? AND id <> ? AND owner = ?";
+                let taken = transaction.query_row(taken, [name, &id, &owner], |_| Ok(()));
                 if taken.optional()?.is_some() {
                     return Err(StoreError::NameTaken(name.clone()));
                 }
             }
-            update(transaction, id, name, metadata)
+            update(transaction, &owner, id, name, metadata)
         })
     }
 
@@ -119,9 +133,10 @@ impl Store {
     /// # Errors
     /// [`StoreError::OtherEmbedding`] if it is bound to something else.
     pub fn bind_collection(&self, id: &str, embedding: &EmbeddingIdentity) -> Result<()> {
-        let (id, embedding) = (id.to_owned(), embedding.clone());
-        self.write(move |transaction| {
-            let found = find(transaction, &id)?.ok_or(StoreError::NotFound { what: "collection", id: id.clone() })?;
+        let (owner, id, embedding) = (self.owner.to_owned(), id.to_owned(), embedding.clone());
+        self.store.write(move |transaction| {
+            let found = find(transaction, &owner, &id)?;
+            let found = found.ok_or_else(|| StoreError::NotFound { what: "collection", id: id.clone() })?;
             match found.embedding {
                 Some(stored) if stored == embedding => Ok(()),
                 Some(stored) => Err(StoreError::OtherEmbedding { stored: stored.name, asked: embedding.name }),
@@ -136,10 +151,14 @@ impl Store {
 
     /// Deletes a collection, its documents and chunks; files stay. Whether it was there.
     pub fn delete_collection(&self, id: &str) -> Result<bool> {
-        let id = id.to_owned();
-        self.write(move |transaction| {
-            cancel_ingest(transaction, Some(&id), None)?;
-            Ok(transaction.execute("DELETE FROM collections WHERE id = ?", [&id])? > 0)
+        let (owner, id) = (self.owner.to_owned(), id.to_owned());
+        self.store.write(move |transaction| {
+            let delete = "DELETE FROM collections WHERE id = ? AND owner = ?";
+            let deleted = transaction.execute(delete, [&id, &owner])? > 0;
+            if deleted {
+                cancel_ingest(transaction, Some(&id), None)?;
+            }
+            Ok(deleted)
         })
     }
 }

@@ -4,9 +4,9 @@ use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use serde_json::json;
 
 use super::{
-    NewJob, Result, Store, StoreError,
+    NewJob, Owned, Result, StoreError,
     attributes::{Attributes, Vector, from_json, to_json},
-    jobs, now_ms,
+    collections, jobs, now_ms,
 };
 use crate::domain::documents::{Document, DocumentStatus, NewChunk};
 
@@ -36,7 +36,9 @@ SELECT documents.collection_id, documents.file_id, files.filename, files.bytes, 
     documents.error_reason, documents.attributes, documents.created, documents.updated,
     (SELECT count(*) FROM chunks WHERE chunks.collection_id = documents.collection_id AND
         chunks.file_id = documents.file_id)
-FROM documents JOIN files ON files.id = documents.file_id";
+FROM documents
+    JOIN files ON files.id = documents.file_id
+    JOIN collections ON collections.id = documents.collection_id";
 
 pub(super) fn read_row(row: &Row<'_>) -> rusqlite::Result<Document> {
     let reason: Option<String> = row.get(6)?;
@@ -62,9 +64,10 @@ pub(super) fn read_row(row: &Row<'_>) -> rusqlite::Result<Document> {
     })
 }
 
-pub(super) fn find(connection: &Connection, collection_id: &str, file_id: &str) -> Result<Document> {
-    let query = format!("{SELECT} WHERE documents.collection_id = ? AND documents.file_id = ?");
-    let found = connection.query_row(&query, [collection_id, file_id], read_row).optional()?;
+pub(super) fn find(connection: &Connection, owner: &str, collection_id: &str, file_id: &str) -> Result<Document> {
+    let query =
+        format!("{SELECT} WHERE collections.owner = ? AND documents.collection_id = ? AND documents.file_id = ?");
+    let found = connection.query_row(&query, [owner, collection_id, file_id], read_row).optional()?;
     found.ok_or_else(|| StoreError::NotFound { what: "document", id: file_id.to_owned() })
 }
 
@@ -86,12 +89,19 @@ pub(super) fn cancel_ingest(
     Ok(())
 }
 
-pub(super) fn check_exists(connection: &Connection, collection_id: &str, file_id: &str) -> Result<()> {
-    for (table, what, id) in [("collections", "collection", collection_id), ("files", "file", file_id)] {
-        let found = connection.query_row(&format!("SELECT 1 FROM {table} WHERE id = ?"), [id], |_| Ok(()));
-        found.optional()?.ok_or_else(|| StoreError::NotFound { what, id: id.to_owned() })?;
-    }
-    Ok(())
+/// A document's collection and its file are of one owner.
+pub(super) fn check_exists(connection: &Connection, owner: &str, collection_id: &str, file_id: &str) -> Result<()> {
+    collections::check_exists(connection, owner, collection_id)?;
+    let found = connection.query_row("SELECT 1 FROM files WHERE id = ? AND owner = ?", [file_id, owner], |_| Ok(()));
+    found.optional()?.ok_or_else(|| StoreError::NotFound { what: "file", id: file_id.to_owned() })
+}
+
+/// Whether a document is there for this owner.
+fn check_document(connection: &Connection, owner: &str, collection_id: &str, file_id: &str) -> Result<()> {
+    let query = "SELECT 1 FROM documents JOIN collections ON collections.id = documents.collection_id
+         WHERE collections.owner = ? AND documents.collection_id = ? AND documents.file_id = ?";
+    let found = connection.query_row(query, [owner, collection_id, file_id], |_| Ok(()));
+    found.optional()?.ok_or_else(|| StoreError::NotFound { what: "document", id: file_id.to_owned() })
 }
 
 /// The documents whose place this one was to take.
@@ -127,12 +137,17 @@ pub(super) fn enqueue(
     }
     let payload = json!({"collection_id": collection_id, "file_id": file_id, "supersedes": superseded});
     let owned = "SELECT owner FROM collections WHERE id = ?";
-    let owner = transaction.query_row(owned, [collection_id], |row| row.get(0))?;
-    jobs::enqueue(transaction, &NewJob { kind: INGEST.to_owned(), payload, owner, followed_by: None })?;
+    let owner: String = transaction.query_row(owned, [collection_id], |row| row.get(0))?;
+    jobs::enqueue(transaction, &owner, &NewJob { kind: INGEST.to_owned(), payload, followed_by: None })?;
     Ok(())
 }
 
-impl Store {
+impl Owned<'_> {
+    /// The owner, and what names a document.
+    fn owned_key(&self, collection_id: &str, file_id: &str) -> (String, String, String) {
+        (self.owner.to_owned(), collection_id.to_owned(), file_id.to_owned())
+    }
+
     /// Makes a file a member of a collection, to be read by the [`INGEST`] job that is enqueued with it. The same file,
     /// or another one with the same bytes, is the document that is there already, unless reading that one failed. When
     /// it is ready it takes the place of the document `supersedes`, which is searched until then, and of those whose place
@@ -147,10 +162,10 @@ impl Store {
         attributes: Attributes,
         supersedes: Option<&str>,
     ) -> Result<Upload> {
-        let (collection_id, file_id) = (collection_id.to_owned(), file_id.to_owned());
+        let (owner, collection_id, file_id) = self.owned_key(collection_id, file_id);
         let supersedes = supersedes.map(str::to_owned);
-        self.write(move |transaction| {
-            check_exists(transaction, &collection_id, &file_id)?;
+        self.store.write(move |transaction| {
+            check_exists(transaction, &owner, &collection_id, &file_id)?;
             let same_bytes = format!(
                 "{SELECT} WHERE documents.collection_id = ? AND files.sha256 = (SELECT sha256 FROM files WHERE id = ?) AND \
                  documents.status IN ('processing', 'ready') LIMIT 1"
@@ -159,7 +174,7 @@ impl Store {
                 return Ok(Upload::Known(known));
             }
             enqueue(transaction, &collection_id, &file_id, &attributes, supersedes.as_deref())?;
-            Ok(Upload::New(find(transaction, &collection_id, &file_id)?))
+            Ok(Upload::New(find(transaction, &owner, &collection_id, &file_id)?))
         })
     }
 
@@ -176,9 +191,10 @@ impl Store {
         chunks: Vec<NewChunk>,
         supersedes: &[String],
     ) -> Result<Replaced> {
-        let (collection_id, file_id) = (collection_id.to_owned(), file_id.to_owned());
+        let (owner, collection_id, file_id) = self.owned_key(collection_id, file_id);
         let supersedes: Vec<String> = supersedes.iter().filter(|&old| *old != file_id).cloned().collect();
-        self.write(move |transaction| {
+        self.store.write(move |transaction| {
+            check_document(transaction, &owner, &collection_id, &file_id)?;
             let ready = transaction.execute(
                 "UPDATE documents SET status = 'ready', error_code = NULL, error_reason = NULL, updated = ?
                  WHERE collection_id = ? AND file_id = ? AND status <> 'cancelled'",
@@ -217,20 +233,21 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`]
     pub fn set_document_status(&self, collection_id: &str, file_id: &str, status: DocumentStatus) -> Result<Document> {
-        let (collection_id, file_id) = (collection_id.to_owned(), file_id.to_owned());
-        self.write(move |transaction| {
+        let (owner, collection_id, file_id) = self.owned_key(collection_id, file_id);
+        self.store.write(move |transaction| {
             let (name, code, reason) = match status {
                 DocumentStatus::Processing => ("processing", None, None),
                 DocumentStatus::Ready => ("ready", None, None),
                 DocumentStatus::Cancelled => ("cancelled", None, None),
                 DocumentStatus::Failed { code, reason } => ("failed", Some(code), Some(reason)),
             };
+            check_document(transaction, &owner, &collection_id, &file_id)?;
             transaction.execute(
                 "UPDATE documents SET status = ?, error_code = ?, error_reason = ?, updated = ?
                  WHERE collection_id = ? AND file_id = ?",
                 params![name, code, reason, now_ms(), collection_id, file_id],
             )?;
-            find(transaction, &collection_id, &file_id)
+            find(transaction, &owner, &collection_id, &file_id)
         })
     }
 
@@ -242,59 +259,64 @@ impl Store {
         file_id: &str,
         attributes: Attributes,
     ) -> Result<Document> {
-        let (collection_id, file_id) = (collection_id.to_owned(), file_id.to_owned());
-        self.write(move |transaction| {
+        let (owner, collection_id, file_id) = self.owned_key(collection_id, file_id);
+        self.store.write(move |transaction| {
+            check_document(transaction, &owner, &collection_id, &file_id)?;
             transaction.execute(
                 "UPDATE documents SET attributes = ?, updated = ? WHERE collection_id = ? AND file_id = ?",
                 params![to_json(&attributes), now_ms(), collection_id, file_id],
             )?;
-            find(transaction, &collection_id, &file_id)
+            find(transaction, &owner, &collection_id, &file_id)
         })
     }
 
     /// # Errors
     /// [`StoreError::NotFound`]
     pub fn document(&self, collection_id: &str, file_id: &str) -> Result<Document> {
-        self.read(|connection| find(connection, collection_id, file_id))
+        self.store.read(|connection| find(connection, self.owner, collection_id, file_id))
     }
 
     /// The documents that were made of a file, in any collection.
     pub fn documents_of_file(&self, file_id: &str) -> Result<Vec<Document>> {
-        self.read(|connection| {
+        self.store.read(|connection| {
             let order = "ORDER BY documents.created, documents.collection_id";
-            let mut query = connection.prepare(&format!("{SELECT} WHERE documents.file_id = ? {order}"))?;
-            Ok(query.query_map([file_id], read_row)?.collect::<rusqlite::Result<_>>()?)
+            let sql = format!("{SELECT} WHERE collections.owner = ? AND documents.file_id = ? {order}");
+            let mut query = connection.prepare(&sql)?;
+            Ok(query.query_map([self.owner, file_id], read_row)?.collect::<rusqlite::Result<_>>()?)
         })
     }
 
     /// What the last job that read a document has said last.
     pub fn ingest_progress(&self, collection_id: &str, file_id: &str) -> Result<Option<serde_json::Value>> {
-        self.read(|connection| {
+        self.store.read(|connection| {
             let last = "SELECT event FROM job_events WHERE job_id = (
-                    SELECT id FROM jobs WHERE kind = ? AND payload ->> 'collection_id' = ? AND payload ->> 'file_id' = ?
+                    SELECT id FROM jobs WHERE owner = ? AND kind = ? AND payload ->> 'collection_id' = ? AND
+                        payload ->> 'file_id' = ?
                     ORDER BY created DESC, id DESC LIMIT 1)
                 ORDER BY number DESC LIMIT 1";
-            let event = connection.query_row(last, [INGEST, collection_id, file_id], |row| row.get::<_, String>(0));
+            let parameters = [self.owner, INGEST, collection_id, file_id];
+            let event = connection.query_row(last, parameters, |row| row.get::<_, String>(0));
             Ok(event.optional()?.and_then(|event| serde_json::from_str(&event).ok()))
         })
     }
 
     /// Documents of a collection that are being read and have no earlier version that is searched meanwhile.
     pub fn num_unsearchable(&self, collection_id: &str) -> Result<usize> {
-        self.read(|connection| {
-            let count =
-                "SELECT count(*) FROM documents WHERE collection_id = ?1 AND status = 'processing' AND NOT EXISTS (
-                SELECT 1 FROM chunks WHERE chunks.collection_id = ?1 AND chunks.file_id = documents.file_id)";
-            Ok(connection.query_row(count, [collection_id], |row| row.get(0))?)
+        self.store.read(|connection| {
+            let count = "SELECT count(*) FROM documents JOIN collections ON collections.id = documents.collection_id
+                WHERE collections.owner = ?2 AND collection_id = ?1 AND status = 'processing' AND NOT EXISTS (
+                    SELECT 1 FROM chunks WHERE chunks.collection_id = ?1 AND chunks.file_id = documents.file_id)";
+            Ok(connection.query_row(count, [collection_id, self.owner], |row| row.get(0))?)
         })
     }
 
     /// All documents of a collection, the newest first.
     pub fn documents(&self, collection_id: &str) -> Result<Vec<Document>> {
-        self.read(|connection| {
+        self.store.read(|connection| {
             let order = "ORDER BY documents.created DESC, documents.file_id DESC";
-            let mut query = connection.prepare(&format!("{SELECT} WHERE documents.collection_id = ? {order}"))?;
-            Ok(query.query_map([collection_id], read_row)?.collect::<rusqlite::Result<_>>()?)
+            let sql = format!("{SELECT} WHERE collections.owner = ? AND documents.collection_id = ? {order}");
+            let mut query = connection.prepare(&sql)?;
+            Ok(query.query_map([self.owner, collection_id], read_row)?.collect::<rusqlite::Result<_>>()?)
         })
     }
 
@@ -303,14 +325,13 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotFound`]
     pub fn delete_document(&self, collection_id: &str, file_id: &str) -> Result<Vec<u64>> {
-        let (collection_id, file_id) = (collection_id.to_owned(), file_id.to_owned());
-        self.write(move |transaction| {
+        let (owner, collection_id, file_id) = self.owned_key(collection_id, file_id);
+        self.store.write(move |transaction| {
+            check_document(transaction, &owner, &collection_id, &file_id)?;
             let chunks = chunk_ids(transaction, &collection_id, &file_id)?;
             cancel_ingest(transaction, Some(&collection_id), Some(&file_id))?;
             let delete = "DELETE FROM documents WHERE collection_id = ? AND file_id = ?";
-            if transaction.execute(delete, [&collection_id, &file_id])? == 0 {
-                return Err(StoreError::NotFound { what: "document", id: file_id });
-            }
+            transaction.execute(delete, [&collection_id, &file_id])?;
             Ok(chunks)
         })
     }

@@ -13,7 +13,7 @@ use std::{
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use sha2::{Digest, Sha256};
 
-use super::{Result, Store, StoreError, documents::cancel_ingest, new_id, now_ms};
+use super::{Owned, Result, Store, StoreError, documents::cancel_ingest, new_id, now_ms};
 use crate::domain::documents::StoredFile;
 
 pub(super) const FOLDER: &str = "files";
@@ -71,10 +71,10 @@ pub(super) fn read_row(row: &Row<'_>) -> rusqlite::Result<StoredFile> {
     })
 }
 
-pub(super) fn insert(connection: &Connection, file: &StoredFile) -> Result<()> {
+pub(super) fn insert(connection: &Connection, owner: &str, file: &StoredFile) -> Result<()> {
     connection.execute(
-        "INSERT INTO files (id, filename, purpose, bytes, sha256, created) VALUES (?, ?, ?, ?, ?, ?)",
-        params![file.id, file.filename, file.purpose, file.bytes, file.sha256, file.created_ms],
+        "INSERT INTO files (id, owner, filename, purpose, bytes, sha256, created) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        params![file.id, owner, file.filename, file.purpose, file.bytes, file.sha256, file.created_ms],
     )?;
     Ok(())
 }
@@ -100,76 +100,12 @@ impl Store {
         Ok(Incoming { id, path, file, hasher: Sha256::new(), bytes: 0, kept: false })
     }
 
-    /// Keeps what was received. The file name is for people; it is never part of a path.
-    ///
-    /// # Errors
-    /// If the disk does not take it.
-    pub fn keep_file(&self, mut incoming: Incoming, filename: &str, purpose: &str) -> Result<StoredFile> {
-        let to = self.file_path(&incoming.id);
-        let keep = || -> io::Result<()> {
-            incoming.file.sync_all()?;
-            fs::rename(&incoming.path, &to)?;
-            File::open(self.file_folder())?.sync_all()
-        };
-        keep().map_err(|source| StoreError::Io { path: to, source })?;
-        incoming.kept = true;
-        let stored = StoredFile {
-            id: incoming.id.clone(),
-            filename: filename.to_owned(),
-            purpose: purpose.to_owned(),
-            bytes: incoming.bytes,
-            sha256: std::mem::take(&mut incoming.hasher).finalize().into(),
-            created_ms: now_ms(),
-        };
-        let row = stored.clone();
-        self.write(move |transaction| insert(transaction, &row))?;
-        Ok(stored)
-    }
-
-    /// # Errors
-    /// [`StoreError::NotFound`]
-    pub fn file(&self, id: &str) -> Result<StoredFile> {
-        let query = format!("SELECT {COLUMNS} FROM files WHERE id = ?");
-        let found = self.read(|connection| Ok(connection.query_row(&query, [id], read_row).optional()?))?;
-        found.ok_or_else(|| StoreError::NotFound { what: "file", id: id.to_owned() })
-    }
-
-    /// All files, the newest first.
-    pub fn files(&self) -> Result<Vec<StoredFile>> {
-        self.read(|connection| {
-            let mut query =
-                connection.prepare(&format!("SELECT {COLUMNS} FROM files ORDER BY created DESC, id DESC"))?;
-            Ok(query.query_map([], read_row)?.collect::<rusqlite::Result<_>>()?)
-        })
-    }
-
-    /// Deletes a file and the documents that were made of it. Returns the ids of their chunks by collection; `None` if
-    /// there is no such file.
-    pub fn delete_file(&self, id: &str) -> Result<Option<Vec<(String, u64)>>> {
-        let row_id = id.to_owned();
-        let deleted = self.write(move |transaction| {
-            let mut query = transaction.prepare("SELECT collection_id, id FROM chunks WHERE file_id = ?")?;
-            let chunks = query.query_map([&row_id], |row| Ok((row.get(0)?, row.get(1)?)))?;
-            let chunks: Vec<(String, u64)> = chunks.collect::<rusqlite::Result<_>>()?;
-            cancel_ingest(transaction, None, Some(&row_id))?;
-            transaction.execute("DELETE FROM documents WHERE file_id = ?", [&row_id])?;
-            Ok((transaction.execute("DELETE FROM files WHERE id = ?", [&row_id])? > 0).then_some(chunks))
-        })?;
-        if deleted.is_some() {
-            let path = self.file_path(id);
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::warn!(path = %path.display(), %error, "the bytes of a deleted file are still there");
-                }
-                _ => {}
-            }
-        }
-        Ok(deleted)
-    }
-
     /// Removes bytes that the database does not know of: uploads that were cut off, files that were deleted.
     pub(super) fn remove_orphaned_files(&self) -> Result<()> {
-        let known: HashSet<String> = self.files()?.into_iter().map(|file| file.id).collect();
+        let known: HashSet<String> = self.read(|connection| {
+            let mut query = connection.prepare("SELECT id FROM files")?;
+            Ok(query.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
+        })?;
         let folder = self.file_folder();
         let remove = || -> io::Result<()> {
             for entry in fs::read_dir(&folder)? {
@@ -181,5 +117,80 @@ impl Store {
             Ok(())
         };
         remove().map_err(|source| StoreError::Io { path: folder.clone(), source })
+    }
+}
+
+impl Owned<'_> {
+    /// Keeps what was received. The file name is for people; it is never part of a path.
+    ///
+    /// # Errors
+    /// If the disk does not take it.
+    pub fn keep_file(&self, mut incoming: Incoming, filename: &str, purpose: &str) -> Result<StoredFile> {
+        let to = self.store.file_path(&incoming.id);
+        let keep = || -> io::Result<()> {
+            incoming.file.sync_all()?;
+            fs::rename(&incoming.path, &to)?;
+            File::open(self.store.file_folder())?.sync_all()
+        };
+        keep().map_err(|source| StoreError::Io { path: to, source })?;
+        incoming.kept = true;
+        let stored = StoredFile {
+            id: incoming.id.clone(),
+            filename: filename.to_owned(),
+            purpose: purpose.to_owned(),
+            bytes: incoming.bytes,
+            sha256: std::mem::take(&mut incoming.hasher).finalize().into(),
+            created_ms: now_ms(),
+        };
+        let (owner, row) = (self.owner.to_owned(), stored.clone());
+        self.store.write(move |transaction| insert(transaction, &owner, &row))?;
+        Ok(stored)
+    }
+
+    /// # Errors
+    /// [`StoreError::NotFound`]
+    pub fn file(&self, id: &str) -> Result<StoredFile> {
+        let query = format!("SELECT {COLUMNS} FROM files WHERE id = ? AND owner = ?");
+        let found =
+            self.store.read(|connection| Ok(connection.query_row(&query, [id, self.owner], read_row).optional()?))?;
+        found.ok_or_else(|| StoreError::NotFound { what: "file", id: id.to_owned() })
+    }
+
+    /// All files, the newest first.
+    pub fn files(&self) -> Result<Vec<StoredFile>> {
+        self.store.read(|connection| {
+            let all = format!("SELECT {COLUMNS} FROM files WHERE owner = ? ORDER BY created DESC, id DESC");
+            let mut query = connection.prepare(&all)?;
+            Ok(query.query_map([self.owner], read_row)?.collect::<rusqlite::Result<_>>()?)
+        })
+    }
+
+    /// Deletes a file and the documents that were made of it. Returns the ids of their chunks by collection; `None` if
+    /// there is no such file.
+    pub fn delete_file(&self, id: &str) -> Result<Option<Vec<(String, u64)>>> {
+        let (owner, row_id) = (self.owner.to_owned(), id.to_owned());
+        let deleted = self.store.write(move |transaction| {
+            let found = "SELECT 1 FROM files WHERE id = ? AND owner = ?";
+            if transaction.query_row(found, [&row_id, &owner], |_| Ok(())).optional()?.is_none() {
+                return Ok(None);
+            }
+            let mut query = transaction.prepare("SELECT collection_id, id FROM chunks WHERE file_id = ?")?;
+            let chunks = query.query_map([&row_id], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            let chunks: Vec<(String, u64)> = chunks.collect::<rusqlite::Result<_>>()?;
+            cancel_ingest(transaction, None, Some(&row_id))?;
+            transaction.execute("DELETE FROM documents WHERE file_id = ?", [&row_id])?;
+            transaction.execute("DELETE FROM files WHERE id = ?", [&row_id])?;
+            Ok(Some(chunks))
+        })?;
+        if deleted.is_some() {
+            let path = self.store.file_path(id);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    tracing::warn!(path = %path.display(), %error, "the bytes of a deleted file are still there");
+                }
+                _ => {}
+            }
+        }
+        Ok(deleted)
     }
 }

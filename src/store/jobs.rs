@@ -8,7 +8,7 @@
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use serde_json::{Value, json};
 
-use super::{Result, Store, StoreError, new_id, now_ms};
+use super::{Owned, Result, Store, StoreError, new_id, now_ms};
 
 /// Work to be done.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -17,8 +17,6 @@ pub struct NewJob {
     pub kind: String,
     /// What the worker needs to know.
     pub payload: Value,
-    /// The caller in whose name it is done.
-    pub owner: String,
     /// The kind of the job that begins when this one has ended, in whatever way, with the payload `{"job_id": ...}`.
     pub followed_by: Option<String>,
 }
@@ -28,6 +26,7 @@ pub struct Job {
     pub id: String,
     pub kind: String,
     pub payload: Value,
+    /// The caller in whose name it is done.
     pub owner: String,
     pub state: JobState,
     /// How often it was begun.
@@ -74,12 +73,17 @@ fn find(connection: &Connection, id: &str) -> Result<Job> {
     found.ok_or_else(|| StoreError::NotFound { what: "job", id: id.to_owned() })
 }
 
-pub(super) fn enqueue(connection: &Connection, job: &NewJob) -> Result<Job> {
+fn find_owned(connection: &Connection, owner: &str, id: &str) -> Result<Job> {
+    let found = find(connection, id)?;
+    if found.owner == owner { Ok(found) } else { Err(StoreError::NotFound { what: "job", id: id.to_owned() }) }
+}
+
+pub(super) fn enqueue(connection: &Connection, owner: &str, job: &NewJob) -> Result<Job> {
     let (id, now) = (new_id("job_"), now_ms());
     connection.execute(
         "INSERT INTO jobs (id, kind, payload, state, run_after, created, updated, followed_by, owner)
          VALUES (?1, ?2, ?3, 'queued', ?4, ?4, ?4, ?5, ?6)",
-        params![id, job.kind, job.payload.to_string(), now, job.followed_by, job.owner],
+        params![id, job.kind, job.payload.to_string(), now, job.followed_by, owner],
     )?;
     find(connection, &id)
 }
@@ -90,7 +94,7 @@ fn enqueue_follower(connection: &Connection, id: &str) -> Result<()> {
     let (kind, owner): (Option<String>, String) =
         connection.query_row(asked, [id], |row| Ok((row.get(0)?, row.get(1)?)))?;
     if let Some(kind) = kind {
-        enqueue(connection, &NewJob { kind, payload: json!({"job_id": id}), owner, followed_by: None })?;
+        enqueue(connection, &owner, &NewJob { kind, payload: json!({"job_id": id}), followed_by: None })?;
     }
     Ok(())
 }
@@ -99,10 +103,6 @@ fn enqueue_follower(connection: &Connection, id: &str) -> Result<()> {
 const REMEMBERED_MS: i64 = 30 * 24 * 3600 * 1000;
 
 impl Store {
-    pub fn enqueue(&self, job: NewJob) -> Result<Job> {
-        self.write(move |transaction| enqueue(transaction, &job))
-    }
-
     /// No other process has this store: whatever ran here before runs no more and can be taken again. Jobs that ended
     /// long ago are forgotten.
     pub(super) fn take_over_jobs(&self) -> Result<()> {
@@ -188,39 +188,6 @@ impl Store {
         })
     }
 
-    /// Ends a job that has not ended. `false` if it has.
-    ///
-    /// # Errors
-    /// [`StoreError::NotFound`]
-    pub fn cancel_job(&self, id: &str) -> Result<bool> {
-        let id = id.to_owned();
-        self.write(move |transaction| {
-            find(transaction, &id)?;
-            let cancel =
-                "UPDATE jobs SET state = 'cancelled', updated = ? WHERE id = ? AND state IN ('queued', 'running')";
-            let ended = transaction.execute(cancel, params![now_ms(), id])? > 0;
-            if ended {
-                enqueue_follower(transaction, &id)?;
-            }
-            Ok(ended)
-        })
-    }
-
-    /// # Errors
-    /// [`StoreError::NotFound`]
-    pub fn job(&self, id: &str) -> Result<Job> {
-        self.read(|connection| find(connection, id))
-    }
-
-    /// Jobs of a kind, the newest first.
-    pub fn jobs(&self, kind: &str, limit: usize) -> Result<Vec<Job>> {
-        self.read(|connection| {
-            let sql = format!("SELECT {COLUMNS} FROM jobs WHERE kind = ? ORDER BY created DESC, id DESC LIMIT ?");
-            let mut query = connection.prepare(&sql)?;
-            Ok(query.query_map(params![kind, limit], read_row)?.collect::<rusqlite::Result<_>>()?)
-        })
-    }
-
     /// Jobs of a kind that have not ended.
     pub fn num_unended_jobs(&self, kind: &str) -> Result<usize> {
         self.read(|connection| {
@@ -245,13 +212,55 @@ impl Store {
             Ok(Some(number))
         })
     }
+}
+
+impl Owned<'_> {
+    pub fn enqueue(&self, job: NewJob) -> Result<Job> {
+        let owner = self.owner.to_owned();
+        self.store.write(move |transaction| enqueue(transaction, &owner, &job))
+    }
+
+    /// Ends a job that has not ended. `false` if it has.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`]
+    pub fn cancel_job(&self, id: &str) -> Result<bool> {
+        let (owner, id) = (self.owner.to_owned(), id.to_owned());
+        self.store.write(move |transaction| {
+            find_owned(transaction, &owner, &id)?;
+            let cancel =
+                "UPDATE jobs SET state = 'cancelled', updated = ? WHERE id = ? AND state IN ('queued', 'running')";
+            let ended = transaction.execute(cancel, params![now_ms(), id])? > 0;
+            if ended {
+                enqueue_follower(transaction, &id)?;
+            }
+            Ok(ended)
+        })
+    }
+
+    /// # Errors
+    /// [`StoreError::NotFound`]
+    pub fn job(&self, id: &str) -> Result<Job> {
+        self.store.read(|connection| find_owned(connection, self.owner, id))
+    }
+
+    /// Jobs of a kind, the newest first.
+    pub fn jobs(&self, kind: &str, limit: usize) -> Result<Vec<Job>> {
+        self.store.read(|connection| {
+            let order = "ORDER BY created DESC, id DESC LIMIT ?";
+            let sql = format!("SELECT {COLUMNS} FROM jobs WHERE owner = ? AND kind = ? {order}");
+            let mut query = connection.prepare(&sql)?;
+            Ok(query.query_map(params![self.owner, kind, limit], read_row)?.collect::<rusqlite::Result<_>>()?)
+        })
+    }
 
     /// What a job has said, from event `first` on.
     pub fn job_events(&self, id: &str, first: u64) -> Result<Vec<(u64, Value)>> {
-        self.read(|connection| {
-            let sql = "SELECT number, event FROM job_events WHERE job_id = ? AND number >= ? ORDER BY number";
+        self.store.read(|connection| {
+            let sql = "SELECT number, event FROM job_events JOIN jobs ON jobs.id = job_id
+                 WHERE job_id = ? AND owner = ? AND number >= ? ORDER BY number";
             let mut query = connection.prepare(sql)?;
-            let events = query.query_map(params![id, first], |row| {
+            let events = query.query_map(params![id, self.owner, first], |row| {
                 let event: String = row.get(1)?;
                 Ok((row.get(0)?, serde_json::from_str(&event).unwrap_or_default()))
             })?;

@@ -11,6 +11,7 @@ mod collections;
 mod documents;
 mod files;
 mod jobs;
+mod owned;
 mod recover;
 mod reembedded;
 mod schema;
@@ -33,6 +34,7 @@ pub use self::{
     documents::{INGEST, Replaced, Upload},
     files::Incoming,
     jobs::{Job, JobState, NewJob},
+    owned::Owned,
     recover::{Recovered, recover},
     search::{LexicalHit, Scope},
 };

@@ -3,10 +3,10 @@
 //! Collections, files and documents are taken over as far as their rows can be read; what was made from documents
 //! (chunks, words, vectors) is made again by reading them again, so that nothing of it is half. The bytes of files lie
 //! beside the database and are whole: one that the database no longer knows is kept under its id, in a collection of
-//! its own. The damaged database stays, under another name.
+//! its own that belongs to the caller who needs no key. The damaged database stays, under another name.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fs::{self, File},
     io::{self, Read},
     path::{Path, PathBuf},
@@ -19,8 +19,9 @@ use super::{
     DATABASE, Result, StoreError, attributes::Attributes, collections, configure, documents, files, named, new_id,
     now_ms, schema, take_lock,
 };
+use crate::domain::LOCAL;
 
-/// The collection of files that no document is known of any more.
+/// The collection, one for each owner, of files that no document is known of any more.
 const RECOVERED: &str = "recovered";
 
 /// What was taken over.
@@ -80,43 +81,49 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 fn take_over(damaged: &Path, new: &mut Connection, directory: &Path) -> Result<Recovered> {
     // What cannot even be opened has nothing to take over but the files.
     let old = Connection::open_with_flags(damaged, OpenFlags::SQLITE_OPEN_READ_ONLY).ok();
-    let (collections, _) = rows(old.as_ref(), collections::COLUMNS, "collections", collections::read_row);
-    let (known_files, _) = rows(old.as_ref(), files::COLUMNS, "files", files::read_row);
+    let (collections, _) = owned_rows(old.as_ref(), collections::COLUMNS, "collections", collections::read_row);
+    let (known_files, _) = owned_rows(old.as_ref(), files::COLUMNS, "files", files::read_row);
     let (members, all_members) = rows(old.as_ref(), "collection_id, file_id, attributes", "documents", |row| {
         let attributes: String = row.get(2)?;
         Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, super::attributes::from_json(&attributes)))
     });
     let transaction = new.transaction()?;
-    let mut collection_ids = HashSet::new();
-    for collection in &collections {
+    let mut collection_owners = HashMap::new();
+    for (collection, owner) in &collections {
         // Its vectors are made again, by the model that is there then.
-        let insert = "INSERT OR IGNORE INTO collections (id, name, metadata, created) VALUES (?, ?, ?, ?)";
+        let insert = "INSERT OR IGNORE INTO collections (id, owner, name, metadata, created) VALUES (?, ?, ?, ?, ?)";
         let metadata = super::attributes::to_json(&collection.metadata);
-        transaction.execute(insert, params![collection.id, collection.name, metadata, collection.created_ms])?;
-        collection_ids.insert(collection.id.clone());
+        transaction.execute(insert, params![collection.id, owner, collection.name, metadata, collection.created_ms])?;
+        collection_owners.entry(collection.id.clone()).or_insert_with(|| owner.clone());
     }
     let folder = directory.join(files::FOLDER);
     let mut unread: BTreeMap<String, PathBuf> =
         complete_files(&folder).map_err(|source| StoreError::Io { path: folder, source })?;
-    let mut file_ids = HashSet::new();
-    for file in &known_files {
+    let mut file_owners = HashMap::new();
+    for (file, owner) in &known_files {
         // Without its bytes it is nothing.
-        if unread.remove(&file.id).is_some() && file_ids.insert(file.id.clone()) {
-            files::insert(&transaction, file)?;
+        if unread.remove(&file.id).is_some() {
+            files::insert(&transaction, owner, file)?;
+            file_owners.insert(file.id.clone(), owner.clone());
         }
     }
     let mut enqueued = HashSet::new();
     for (collection_id, file_id, attributes) in members {
         let is_new = !enqueued.contains(&(collection_id.clone(), file_id.clone()));
-        if is_new && collection_ids.contains(&collection_id) && file_ids.contains(&file_id) {
+        let owners = (collection_owners.get(&collection_id), file_owners.get(&file_id));
+        if is_new && matches!(owners, (Some(of_collection), Some(of_file)) if of_collection == of_file) {
             documents::enqueue(&transaction, &collection_id, &file_id, &attributes, None)?;
             enqueued.insert((collection_id, file_id));
         }
     }
     let unknown_files = unread.len();
     // Files may be in no collection. Where rows of documents were lost, those are in one again that may have been.
-    let mut homeless: Vec<String> = if all_members { Vec::new() } else { file_ids.iter().cloned().collect() };
-    homeless.retain(|id| enqueued.iter().all(|(_, file_id)| file_id != id));
+    let mut homeless: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (id, owner) in file_owners.iter().filter(|_| !all_members) {
+        if enqueued.iter().all(|(_, file_id)| file_id != id) {
+            homeless.entry(owner.clone()).or_default().push(id.clone());
+        }
+    }
     for (id, path) in unread {
         let (bytes, sha256) = hash(&path).map_err(|source| StoreError::Io { path: path.clone(), source })?;
         let file = crate::domain::documents::StoredFile {
@@ -127,25 +134,38 @@ fn take_over(damaged: &Path, new: &mut Connection, directory: &Path) -> Result<R
             sha256,
             created_ms: now_ms(),
         };
-        files::insert(&transaction, &file)?;
-        homeless.push(id);
+        files::insert(&transaction, LOCAL, &file)?;
+        homeless.entry(LOCAL.to_owned()).or_default().push(id);
     }
-    if !homeless.is_empty() {
+    for (owner, files) in &homeless {
         let id = new_id("vs_");
-        let insert = "INSERT INTO collections (id, name, metadata, created) VALUES (?, ?, '{}', ?)";
-        transaction.execute(insert, params![id, RECOVERED, now_ms()])?;
-        for file_id in &homeless {
+        let insert = "INSERT INTO collections (id, owner, name, metadata, created) VALUES (?, ?, ?, '{}', ?)";
+        transaction.execute(insert, params![id, owner, RECOVERED, now_ms()])?;
+        for file_id in files {
             documents::enqueue(&transaction, &id, file_id, &Attributes::new(), None)?;
         }
     }
     transaction.commit()?;
     Ok(Recovered {
-        collections: collection_ids.len() + usize::from(!homeless.is_empty()),
-        documents: enqueued.len() + homeless.len(),
-        files: file_ids.len() + unknown_files,
+        collections: collection_owners.len() + homeless.len(),
+        documents: enqueued.len() + homeless.values().map(Vec::len).sum::<usize>(),
+        files: file_owners.len() + unknown_files,
         unknown_files,
         damaged: PathBuf::new(),
     })
+}
+
+/// [`rows`] with their owners. What a schema without owners holds belongs to the caller who needs no key.
+fn owned_rows<T>(
+    connection: Option<&Connection>,
+    columns: &str,
+    table: &str,
+    read: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
+) -> (Vec<(T, String)>, bool) {
+    let has_owners = |connection: &Connection| connection.prepare(&format!("SELECT owner FROM {table}")).is_ok();
+    let owner = if connection.is_some_and(has_owners) { "owner" } else { "'local'" };
+    let columns = format!("{columns}, {owner} AS of_whom");
+    rows(connection, &columns, table, |row| Ok((read(row)?, row.get("of_whom")?)))
 }
 
 /// The rows of a table that can be read, from its beginning to the damage and from its end back to it, some of them

@@ -6,8 +6,9 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::*;
-use crate::domain::documents::{
-    AttributeFilter, AttributeValue, Comparison, DocumentStatus, EmbeddingIdentity, NewChunk, StoredFile,
+use crate::domain::{
+    LOCAL,
+    documents::{AttributeFilter, AttributeValue, Comparison, DocumentStatus, EmbeddingIdentity, NewChunk, StoredFile},
 };
 
 fn open(directory: &TempDir) -> Store {
@@ -17,7 +18,7 @@ fn open(directory: &TempDir) -> Store {
 fn file(store: &Store, name: &str, bytes: &[u8]) -> StoredFile {
     let mut incoming = store.receive_file().unwrap();
     bytes.chunks(3).for_each(|part| incoming.write(part).unwrap());
-    store.keep_file(incoming, name, "assistants").unwrap()
+    store.of(LOCAL).keep_file(incoming, name, "assistants").unwrap()
 }
 
 fn chunk(text: &str) -> NewChunk {
@@ -32,9 +33,12 @@ fn attributes(pairs: &[(&str, AttributeValue)]) -> BTreeMap<String, AttributeVal
 /// A document that is searchable.
 fn document(store: &Store, collection: &str, name: &str, texts: &[&str]) -> (String, Vec<u64>) {
     let file = file(store, name, texts.join("\n").as_bytes());
-    assert!(matches!(store.add_document(collection, &file.id, BTreeMap::new(), None).unwrap(), Upload::New(_)));
+    assert!(matches!(
+        store.of(LOCAL).add_document(collection, &file.id, BTreeMap::new(), None).unwrap(),
+        Upload::New(_)
+    ));
     let chunks = texts.iter().map(|text| chunk(text)).collect();
-    (file.id.clone(), store.replace_chunks(collection, &file.id, chunks, &[]).unwrap().added)
+    (file.id.clone(), store.of(LOCAL).replace_chunks(collection, &file.id, chunks, &[]).unwrap().added)
 }
 
 fn words(store: &Store, collection: &str, query: &str) -> Vec<u64> {
@@ -47,14 +51,14 @@ fn what_was_acknowledged_is_there_after_a_restart() {
     let directory = TempDir::new().unwrap();
     let store = open(&directory);
     let collection =
-        store.create_collection("docs", attributes(&[("team", AttributeValue::Text("a".into()))])).unwrap();
+        store.of(LOCAL).create_collection("docs", attributes(&[("team", AttributeValue::Text("a".into()))])).unwrap();
     let (file_id, chunks) = document(&store, &collection.id, "a.md", &["install with cargo", "then start the server"]);
     drop(store);
 
     let store = open(&directory);
-    assert_eq!(store.collections().unwrap(), std::slice::from_ref(&collection));
-    assert_eq!(store.collection("docs").unwrap().id, collection.id);
-    let document = store.document(&collection.id, &file_id).unwrap();
+    assert_eq!(store.of(LOCAL).collections().unwrap(), std::slice::from_ref(&collection));
+    assert_eq!(store.of(LOCAL).collection("docs").unwrap().id, collection.id);
+    let document = store.of(LOCAL).document(&collection.id, &file_id).unwrap();
     assert_eq!((document.status, document.num_chunks, &document.filename[..]), (DocumentStatus::Ready, 2, "a.md"));
     assert_eq!(store.chunk_ids(&collection.id).unwrap(), chunks);
     assert_eq!(store.vectors(&chunks).unwrap(), [(chunks[0], vec![0.6, 0.8]), (chunks[1], vec![0.6, 0.8])]);
@@ -69,23 +73,27 @@ fn what_was_acknowledged_is_there_after_a_restart() {
 fn a_new_version_takes_the_place_of_the_old_in_one_step() {
     let directory = TempDir::new().unwrap();
     let store = open(&directory);
-    let collection = store.create_collection("docs", BTreeMap::new()).unwrap().id;
+    let collection = store.of(LOCAL).create_collection("docs", BTreeMap::new()).unwrap().id;
     let (old, old_chunks) = document(&store, &collection, "a.md", &["the old text"]);
     let new = file(&store, "a.md", b"the new text").id;
-    store.add_document(&collection, &new, BTreeMap::new(), None).unwrap();
+    store.of(LOCAL).add_document(&collection, &new, BTreeMap::new(), None).unwrap();
     assert_eq!(
         words(&store, &collection, "text"),
         old_chunks,
         "the old version is searched until the new one is ready"
     );
-    let replaced =
-        store.replace_chunks(&collection, &new, vec![chunk("the new text")], std::slice::from_ref(&old)).unwrap();
+    let replaced = store
+        .of(LOCAL)
+        .replace_chunks(&collection, &new, vec![chunk("the new text")], std::slice::from_ref(&old))
+        .unwrap();
     assert_eq!(replaced.removed, old_chunks);
     assert_eq!(words(&store, &collection, "text"), replaced.added);
     assert!(words(&store, &collection, "old").is_empty());
-    assert!(matches!(store.document(&collection, &old), Err(StoreError::NotFound { .. })));
-    let again =
-        store.replace_chunks(&collection, &new, vec![chunk("a third text")], std::slice::from_ref(&new)).unwrap();
+    assert!(matches!(store.of(LOCAL).document(&collection, &old), Err(StoreError::NotFound { .. })));
+    let again = store
+        .of(LOCAL)
+        .replace_chunks(&collection, &new, vec![chunk("a third text")], std::slice::from_ref(&new))
+        .unwrap();
     assert_eq!(again.removed, replaced.added);
     assert!(again.added[0] > replaced.added[0], "an id is never used again");
 }
@@ -94,42 +102,51 @@ fn a_new_version_takes_the_place_of_the_old_in_one_step() {
 fn the_same_bytes_are_one_document() {
     let directory = TempDir::new().unwrap();
     let store = open(&directory);
-    let collection = store.create_collection("docs", BTreeMap::new()).unwrap().id;
-    let other = store.create_collection("other", BTreeMap::new()).unwrap().id;
+    let collection = store.of(LOCAL).create_collection("docs", BTreeMap::new()).unwrap().id;
+    let other = store.of(LOCAL).create_collection("other", BTreeMap::new()).unwrap().id;
     let (first, second) = (file(&store, "a.md", b"same"), file(&store, "b.md", b"same"));
     assert_eq!(first.sha256, second.sha256);
-    assert!(matches!(store.add_document(&collection, &first.id, BTreeMap::new(), None).unwrap(), Upload::New(_)));
-    match store.add_document(&collection, &second.id, BTreeMap::new(), None).unwrap() {
+    assert!(matches!(
+        store.of(LOCAL).add_document(&collection, &first.id, BTreeMap::new(), None).unwrap(),
+        Upload::New(_)
+    ));
+    match store.of(LOCAL).add_document(&collection, &second.id, BTreeMap::new(), None).unwrap() {
         Upload::Known(known) => assert_eq!(known.file_id, first.id),
         Upload::New(_) => panic!("the same bytes twice"),
     }
-    assert!(matches!(store.add_document(&other, &second.id, BTreeMap::new(), None).unwrap(), Upload::New(_)));
+    assert!(matches!(store.of(LOCAL).add_document(&other, &second.id, BTreeMap::new(), None).unwrap(), Upload::New(_)));
     let failed = DocumentStatus::Failed { code: "invalid_file".into(), reason: "no text in it".into() };
-    let document = store.set_document_status(&collection, &first.id, failed.clone()).unwrap();
+    let document = store.of(LOCAL).set_document_status(&collection, &first.id, failed.clone()).unwrap();
     assert_eq!(document.status, failed);
-    assert!(matches!(store.add_document(&collection, &second.id, BTreeMap::new(), None).unwrap(), Upload::New(_)));
+    assert!(matches!(
+        store.of(LOCAL).add_document(&collection, &second.id, BTreeMap::new(), None).unwrap(),
+        Upload::New(_)
+    ));
 }
 
 #[test]
 fn what_is_deleted_is_gone_from_everywhere() {
     let directory = TempDir::new().unwrap();
     let store = open(&directory);
-    let collection = store.create_collection("docs", BTreeMap::new()).unwrap().id;
+    let collection = store.of(LOCAL).create_collection("docs", BTreeMap::new()).unwrap().id;
     let (a, a_chunks) = document(&store, &collection, "a.md", &["alpha"]);
     let (b, b_chunks) = document(&store, &collection, "b.md", &["beta"]);
-    assert_eq!(store.delete_document(&collection, &a).unwrap(), a_chunks);
-    assert!(matches!(store.delete_document(&collection, &a), Err(StoreError::NotFound { .. })));
+    assert_eq!(store.of(LOCAL).delete_document(&collection, &a).unwrap(), a_chunks);
+    assert!(matches!(store.of(LOCAL).delete_document(&collection, &a), Err(StoreError::NotFound { .. })));
     assert!(words(&store, &collection, "alpha").is_empty() && store.vectors(&a_chunks).unwrap().is_empty());
     assert!(store.file_path(&a).exists(), "the file stays");
-    assert_eq!(store.delete_file(&b).unwrap(), Some(vec![(collection.clone(), b_chunks[0])]));
-    assert_eq!(store.delete_file(&b).unwrap(), None);
+    assert_eq!(store.of(LOCAL).delete_file(&b).unwrap(), Some(vec![(collection.clone(), b_chunks[0])]));
+    assert_eq!(store.of(LOCAL).delete_file(&b).unwrap(), None);
     assert!(!store.file_path(&b).exists());
     assert!(store.chunk_ids(&collection).unwrap().is_empty());
     let (c, _) = document(&store, &collection, "c.md", &["gamma"]);
-    assert!(store.delete_collection(&collection).unwrap() && !store.delete_collection(&collection).unwrap());
-    assert!(matches!(store.document(&collection, &c), Err(StoreError::NotFound { .. })));
+    assert!(
+        store.of(LOCAL).delete_collection(&collection).unwrap()
+            && !store.of(LOCAL).delete_collection(&collection).unwrap()
+    );
+    assert!(matches!(store.of(LOCAL).document(&collection, &c), Err(StoreError::NotFound { .. })));
     assert!(words(&store, &collection, "gamma").is_empty());
-    let gone = store.replace_chunks(&collection, &c, vec![chunk("late")], &[]);
+    let gone = store.of(LOCAL).replace_chunks(&collection, &c, vec![chunk("late")], &[]);
     assert!(matches!(gone, Err(StoreError::NotFound { .. })), "a document deleted while it was read stays deleted");
 }
 
@@ -155,7 +172,7 @@ fn what_was_not_kept_leaves_nothing() {
 fn filters_compare_within_a_type() {
     let directory = TempDir::new().unwrap();
     let store = open(&directory);
-    let collection = store.create_collection("docs", BTreeMap::new()).unwrap().id;
+    let collection = store.of(LOCAL).create_collection("docs", BTreeMap::new()).unwrap().id;
     let text = |text: &str| AttributeValue::Text(text.to_owned());
     let odd = "a.b \"c\"";
     let sets = [
@@ -168,7 +185,7 @@ fn filters_compare_within_a_type() {
     let mut files = Vec::new();
     for (number, set) in sets.iter().enumerate() {
         let (file, chunks) = document(&store, &collection, "a.md", &[&format!("common words {number}")]);
-        store.set_document_attributes(&collection, &file, set.clone()).unwrap();
+        store.of(LOCAL).set_document_attributes(&collection, &file, set.clone()).unwrap();
         ids.push(chunks[0]);
         files.push(file);
     }
@@ -209,18 +226,21 @@ fn filters_compare_within_a_type() {
 fn a_collection_keeps_to_one_embedding_and_names_are_taken_once() {
     let directory = TempDir::new().unwrap();
     let store = open(&directory);
-    let id = store.create_collection("docs", BTreeMap::new()).unwrap().id;
-    assert!(matches!(store.create_collection("docs", BTreeMap::new()), Err(StoreError::NameTaken(_))));
+    let id = store.of(LOCAL).create_collection("docs", BTreeMap::new()).unwrap().id;
+    assert!(matches!(store.of(LOCAL).create_collection("docs", BTreeMap::new()), Err(StoreError::NameTaken(_))));
     let minilm = EmbeddingIdentity { name: "minilm".into(), dimensions: 384 };
-    store.bind_collection(&id, &minilm).unwrap();
-    store.bind_collection(&id, &minilm).unwrap();
+    store.of(LOCAL).bind_collection(&id, &minilm).unwrap();
+    store.of(LOCAL).bind_collection(&id, &minilm).unwrap();
     let bge = EmbeddingIdentity { name: "bge".into(), dimensions: 384 };
-    let refused = store.bind_collection(&id, &bge).unwrap_err().to_string();
+    let refused = store.of(LOCAL).bind_collection(&id, &bge).unwrap_err().to_string();
     assert!(refused.contains("minilm") && refused.contains("bge"), "{refused}");
-    assert_eq!(store.collection(&id).unwrap().embedding, Some(minilm));
-    let other = store.create_collection("other", BTreeMap::new()).unwrap().id;
-    assert!(matches!(store.update_collection(&other, Some("docs".into()), None), Err(StoreError::NameTaken(_))));
-    assert_eq!(store.update_collection(&other, Some("mine".into()), None).unwrap().name, "mine");
+    assert_eq!(store.of(LOCAL).collection(&id).unwrap().embedding, Some(minilm));
+    let other = store.of(LOCAL).create_collection("other", BTreeMap::new()).unwrap().id;
+    assert!(matches!(
+        store.of(LOCAL).update_collection(&other, Some("docs".into()), None),
+        Err(StoreError::NameTaken(_))
+    ));
+    assert_eq!(store.of(LOCAL).update_collection(&other, Some("mine".into()), None).unwrap().name, "mine");
 }
 
 #[test]
@@ -228,8 +248,8 @@ fn a_job_is_held_by_one_worker_and_survives_it() {
     let directory = TempDir::new().unwrap();
     let store = open(&directory);
     let new = |n: i32| NewJob { kind: "ingest".into(), payload: json!({"n": n}), ..NewJob::default() };
-    let first = store.enqueue(new(1)).unwrap();
-    store.enqueue(new(2)).unwrap();
+    let first = store.of(LOCAL).enqueue(new(1)).unwrap();
+    store.of(LOCAL).enqueue(new(2)).unwrap();
     let held = store.lease_job("ingest", 60_000).unwrap().unwrap();
     assert_eq!((&held.id, held.attempts, &held.state), (&first.id, 1, &JobState::Running));
     assert_eq!(store.lease_job("other", 60_000).unwrap(), None);
@@ -250,11 +270,11 @@ fn a_job_is_held_by_one_worker_and_survives_it() {
     }
     assert!(store.fail_job(&third, "never", None).unwrap());
     assert_eq!(store.add_job_event(&third, &json!({"step": 3})).unwrap(), None, "what has ended says nothing further");
-    assert_eq!(store.job(&first.id).unwrap().state, JobState::Failed { error: "never".into() });
-    assert!(store.cancel_job(&second.id).unwrap() && !store.cancel_job(&second.id).unwrap());
+    assert_eq!(store.of(LOCAL).job(&first.id).unwrap().state, JobState::Failed { error: "never".into() });
+    assert!(store.of(LOCAL).cancel_job(&second.id).unwrap() && !store.of(LOCAL).cancel_job(&second.id).unwrap());
     assert!(!store.finish_job(&second, json!({})).unwrap(), "a cancelled job has no result");
-    assert_eq!(store.jobs("ingest", 10).unwrap().len(), 2);
-    assert_eq!(store.job_events(&first.id, 1).unwrap(), [(1, json!({"step": 1})), (2, json!({"step": 2}))]);
+    assert_eq!(store.of(LOCAL).jobs("ingest", 10).unwrap().len(), 2);
+    assert_eq!(store.of(LOCAL).job_events(&first.id, 1).unwrap(), [(1, json!({"step": 1})), (2, json!({"step": 2}))]);
 }
 
 #[test]
@@ -266,7 +286,7 @@ fn however_a_job_ends_what_follows_it_begins_once() {
     let ends: [fn(&Store, &Job); 4] = [
         |store, job| assert!(store.finish_job(job, json!({})).unwrap()),
         |store, job| assert!(store.fail_job(job, "never", None).unwrap()),
-        |store, job| assert!(store.cancel_job(&job.id).unwrap()),
+        |store, job| assert!(store.of(LOCAL).cancel_job(&job.id).unwrap()),
         // Tried again first.
         |store, job| {
             assert!(store.fail_job(job, "not yet", Some(0)).unwrap());
@@ -276,24 +296,27 @@ fn however_a_job_ends_what_follows_it_begins_once() {
         },
     ];
     for end in ends {
-        store.enqueue(new()).unwrap();
+        store.of(LOCAL).enqueue(new()).unwrap();
         let job = lease("analysis").unwrap();
         assert_eq!(lease("webhook"), None);
         end(&store, &job);
         let follower = lease("webhook").unwrap();
         assert_eq!(follower.payload, json!({"job_id": job.id}));
-        assert!(!store.cancel_job(&job.id).unwrap() && !store.finish_job(&job, json!({})).unwrap());
+        assert!(!store.of(LOCAL).cancel_job(&job.id).unwrap() && !store.finish_job(&job, json!({})).unwrap());
         assert_eq!(lease("webhook"), None);
         assert!(store.finish_job(&follower, json!({})).unwrap());
     }
-    assert_eq!((store.num_unended_jobs("analysis").unwrap(), store.jobs("analysis", 9).unwrap().len()), (0, 4));
+    assert_eq!(
+        (store.num_unended_jobs("analysis").unwrap(), store.of(LOCAL).jobs("analysis", 9).unwrap().len()),
+        (0, 4)
+    );
 }
 
 #[test]
 fn an_attempt_that_was_broken_off_does_not_count() {
     let directory = TempDir::new().unwrap();
     let store = open(&directory);
-    store.enqueue(NewJob { kind: "ingest".into(), ..NewJob::default() }).unwrap();
+    store.of(LOCAL).enqueue(NewJob { kind: "ingest".into(), ..NewJob::default() }).unwrap();
     for _ in 0..3 {
         let job = store.lease_job("ingest", -1).unwrap().unwrap();
         assert_eq!(job.attempts, 1);
@@ -356,9 +379,9 @@ fn an_older_database_keeps_all_that_is_in_it() {
         .unwrap();
     drop(connection);
     let store = open(&directory);
-    assert_eq!(store.document("vs_1", "file-1").unwrap().num_chunks, 1);
+    assert_eq!(store.of(LOCAL).document("vs_1", "file-1").unwrap().num_chunks, 1);
     assert_eq!(words(&store, "vs_1", "words"), store.chunk_ids("vs_1").unwrap());
-    assert!(store.delete_collection("vs_1").unwrap());
+    assert!(store.of(LOCAL).delete_collection("vs_1").unwrap());
     assert!(store.chunk_ids("vs_1").unwrap().is_empty(), "what refers to a collection still goes with it");
 }
 
@@ -366,31 +389,31 @@ fn an_older_database_keeps_all_that_is_in_it() {
 fn a_batch_outlives_the_process_and_is_cancelled_as_one() {
     let directory = TempDir::new().unwrap();
     let store = open(&directory);
-    let id = store.create_vector_store(String::new(), BTreeMap::new(), Vec::new()).unwrap().id;
+    let id = store.of(LOCAL).create_vector_store(String::new(), BTreeMap::new(), Vec::new()).unwrap().id;
     let member = |file: &StoredFile| Member { file_id: file.id.clone(), attributes: BTreeMap::new() };
     let files = ["a", "b", "c"].map(|name| file(&store, name, b"same"));
     let unknown = Member { file_id: "file-none".into(), attributes: BTreeMap::new() };
-    let refused = store.create_batch(&id, vec![member(&files[0]), unknown]);
+    let refused = store.of(LOCAL).create_batch(&id, vec![member(&files[0]), unknown]);
     assert!(matches!(refused, Err(StoreError::NotFound { what: "file", .. })));
-    assert!(store.documents(&id).unwrap().is_empty() && store.lease_job(INGEST, 1000).unwrap().is_none());
-    let batch = store.create_batch(&id, files.iter().map(member).collect()).unwrap();
-    store.replace_chunks(&id, &files[0].id, vec![chunk("same")], &[]).unwrap();
+    assert!(store.of(LOCAL).documents(&id).unwrap().is_empty() && store.lease_job(INGEST, 1000).unwrap().is_none());
+    let batch = store.of(LOCAL).create_batch(&id, files.iter().map(member).collect()).unwrap();
+    store.of(LOCAL).replace_chunks(&id, &files[0].id, vec![chunk("same")], &[]).unwrap();
     drop(store);
 
     let store = open(&directory);
-    assert_eq!(store.batch(&id, &batch.id).unwrap().documents.len(), 3);
-    assert!(matches!(store.batch("vs_other", &batch.id), Err(StoreError::NotFound { .. })));
-    let cancelled = store.cancel_batch(&id, &batch.id).unwrap();
+    assert_eq!(store.of(LOCAL).batch(&id, &batch.id).unwrap().documents.len(), 3);
+    assert!(matches!(store.of(LOCAL).batch("vs_other", &batch.id), Err(StoreError::NotFound { .. })));
+    let cancelled = store.of(LOCAL).cancel_batch(&id, &batch.id).unwrap();
     let ready = cancelled.documents.iter().filter(|document| document.status == DocumentStatus::Ready).count();
     assert_eq!((cancelled.cancelled, ready), (true, 1));
-    let late = store.replace_chunks(&id, &files[1].id, vec![chunk("same")], &[]);
+    let late = store.of(LOCAL).replace_chunks(&id, &files[1].id, vec![chunk("same")], &[]);
     assert!(matches!(late, Err(StoreError::NotFound { .. })));
-    store.attach_document(&id, member(&files[1])).unwrap();
-    assert_eq!(store.document(&id, &files[1].id).unwrap().status, DocumentStatus::Processing, "added again");
-    store.delete_document(&id, &files[2].id).unwrap();
-    assert_eq!(store.batch(&id, &batch.id).unwrap().documents.len(), 2);
-    assert!(store.delete_collection(&id).unwrap());
-    assert!(matches!(store.batch(&id, &batch.id), Err(StoreError::NotFound { .. })));
+    store.of(LOCAL).attach_document(&id, member(&files[1])).unwrap();
+    assert_eq!(store.of(LOCAL).document(&id, &files[1].id).unwrap().status, DocumentStatus::Processing, "added again");
+    store.of(LOCAL).delete_document(&id, &files[2].id).unwrap();
+    assert_eq!(store.of(LOCAL).batch(&id, &batch.id).unwrap().documents.len(), 2);
+    assert!(store.of(LOCAL).delete_collection(&id).unwrap());
+    assert!(matches!(store.of(LOCAL).batch(&id, &batch.id), Err(StoreError::NotFound { .. })));
 }
 
 #[test]
@@ -398,11 +421,11 @@ fn a_shared_name_is_the_oldests_and_no_name_is_nobodys() {
     let directory = TempDir::new().unwrap();
     let store = open(&directory);
     let made: Vec<String> = ["docs", "docs", ""]
-        .map(|name| store.create_vector_store(name.to_owned(), BTreeMap::new(), Vec::new()).unwrap().id)
+        .map(|name| store.of(LOCAL).create_vector_store(name.to_owned(), BTreeMap::new(), Vec::new()).unwrap().id)
         .into();
-    assert_eq!(store.collection("docs").unwrap().id, made[0]);
-    assert!(matches!(store.collection(""), Err(StoreError::NotFound { .. })));
-    assert!(matches!(store.create_collection("docs", BTreeMap::new()), Err(StoreError::NameTaken(_))));
-    assert_eq!(store.update_vector_store(&made[2], Some("docs".into()), None).unwrap().name, "docs");
-    assert!(matches!(store.update_vector_store("vs_none", None, None), Err(StoreError::NotFound { .. })));
+    assert_eq!(store.of(LOCAL).collection("docs").unwrap().id, made[0]);
+    assert!(matches!(store.of(LOCAL).collection(""), Err(StoreError::NotFound { .. })));
+    assert!(matches!(store.of(LOCAL).create_collection("docs", BTreeMap::new()), Err(StoreError::NameTaken(_))));
+    assert_eq!(store.of(LOCAL).update_vector_store(&made[2], Some("docs".into()), None).unwrap().name, "docs");
+    assert!(matches!(store.of(LOCAL).update_vector_store("vs_none", None, None), Err(StoreError::NotFound { .. })));
 }

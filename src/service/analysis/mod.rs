@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use self::{notify::Notify, worker::Analyst};
 use super::{
     documents::Documents,
-    jobs::{Jobs, has_ended},
+    jobs::{Jobs, OwnedJobs, has_ended},
     models::Models,
     webhook::WebhookSettings,
 };
@@ -82,7 +82,7 @@ impl Analyses {
     /// # Errors
     /// If it could not be worked at as things are now: no embedding model, no such collection, an address that is not
     /// told; and 503 if too many are waiting.
-    pub async fn submit(&self, request: &AnalysisBody, body: Value, account: &Account) -> Result<AnalysisJob> {
+    pub async fn submit(&self, request: &AnalysisBody, body: Value, account: &Arc<Account>) -> Result<AnalysisJob> {
         if let Some(url) = &request.webhook_url {
             self.webhooks.check(url).map_err(|reason| {
                 Error::invalid("webhook_url", format!("`webhook_url` cannot be used. {reason}"))
@@ -90,7 +90,8 @@ impl Analyses {
             })?;
         }
         self.documents.retriever()?;
-        self.documents.scope(&request.lookup.collections, &request.lookup.document_ids, None, None).await?;
+        let documents = self.documents.of(account);
+        documents.scope(&request.lookup.collections, &request.lookup.document_ids, None, None).await?;
         if self.jobs().num_unended(ANALYSIS).await? >= UNENDED_MAX {
             let message = format!("{UNENDED_MAX} analyses wait already. Come back later, or cancel some.");
             return Err(Error::new(ErrorKind::Overloaded, message).with_retry_after(RETRY_FULL));
@@ -99,36 +100,35 @@ impl Analyses {
         let job = NewJob {
             kind: ANALYSIS.to_owned(),
             payload: serde_json::to_value(payload).map_err(Error::internal)?,
-            owner: account.caller().id.clone(),
             followed_by: request.webhook_url.is_some().then(|| WEBHOOK.to_owned()),
         };
-        Ok(told(self.jobs().enqueue_job(job).await?, Some(Vec::new())))
+        Ok(told(self.jobs().of(&account.caller().id).enqueue_job(job).await?, Some(Vec::new())))
     }
 
-    /// The newest first, without what they have said.
+    /// The caller's own, the newest first, without what they have said.
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub async fn list(&self, limit: usize) -> Result<Vec<AnalysisJob>> {
-        let jobs = self.jobs().list(ANALYSIS, limit).await?;
+    pub async fn list(&self, owner: &str, limit: usize) -> Result<Vec<AnalysisJob>> {
+        let jobs = self.jobs().of(owner).list(ANALYSIS, limit).await?;
         Ok(jobs.into_iter().map(|job| told(job, None)).collect())
     }
 
-    /// An analysis, and what it has said from event `first` on. If it has ended, that is all it will say.
+    /// An analysis of the caller's own, and what it has said from event `first` on. If it has ended, that is all it will say.
     ///
     /// # Errors
     /// 404
-    pub async fn state(&self, id: &str, first: u64) -> Result<State> {
-        state_of(self.jobs(), id, first).await
+    pub async fn state(&self, owner: &str, id: &str, first: u64) -> Result<State> {
+        state_of(self.jobs().of(owner), id, first).await
     }
 
-    /// Ends an analysis; one that has ended stays as it is.
+    /// Ends an analysis of the caller's own; one that has ended stays as it is.
     ///
     /// # Errors
     /// 404
-    pub async fn cancel(&self, id: &str) -> Result<AnalysisJob> {
-        self.jobs().cancel(ANALYSIS, id).await?;
-        Ok(self.state(id, 0).await?.job)
+    pub async fn cancel(&self, owner: &str, id: &str) -> Result<AnalysisJob> {
+        self.jobs().of(owner).cancel(ANALYSIS, id).await?;
+        Ok(self.state(owner, id, 0).await?.job)
     }
 
     /// Changes whenever an analysis may have.
@@ -142,7 +142,7 @@ impl Analyses {
     }
 }
 
-async fn state_of(jobs: &Arc<Jobs>, id: &str, first: u64) -> Result<State> {
+async fn state_of(jobs: OwnedJobs<'_>, id: &str, first: u64) -> Result<State> {
     // In this order: what has ended says nothing further, so that its events are all there.
     let job = jobs.find(ANALYSIS, id).await?;
     let events = jobs.events(id, first).await?;

@@ -60,9 +60,10 @@ impl Notify {
             ErrorKind::NotFound => Failure::Moot,
             _ => Failure::Passing(error.to_string()),
         };
-        let analysis = self.jobs.find(ANALYSIS, id).await.map_err(passing)?;
+        let jobs = self.jobs.of(&job.owner);
+        let analysis = jobs.find(ANALYSIS, id).await.map_err(passing)?;
         let Some(url) = analysis.payload["body"]["webhook_url"].as_str() else { return Err(Failure::Moot) };
-        let data = state_of(&self.jobs, id, 0).await.map_err(passing)?.job;
+        let data = state_of(jobs, id, 0).await.map_err(passing)?.job;
         let kind = match data.status {
             "done" => "analysis.completed",
             "failed" => "analysis.failed",

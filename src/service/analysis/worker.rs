@@ -158,8 +158,8 @@ impl Analyst {
     /// The collections that are asked, once what is in them can be searched.
     async fn searchable(&self, request: &AnalysisBody, progress: &Progress) -> Result<Vec<Collection>, Error> {
         let lookup = &request.lookup;
-        let within =
-            |patience| self.documents.scope(&lookup.collections, &lookup.document_ids, patience, request.deadline);
+        let documents = self.documents.of(progress.account());
+        let within = |patience| documents.scope(&lookup.collections, &lookup.document_ids, patience, request.deadline);
         let patience = match lookup.wait {
             Wait::Never => return within(None).await,
             Wait::Refuse => PATIENCE,

@@ -71,34 +71,35 @@ impl Worker for Ingest {
     }
 
     fn work(&self, job: Job, progress: Progress) -> BoxFuture<'_, Result<Value, Failure>> {
-        async move { self.read(payload(&job)?, &progress).await }.boxed()
+        async move { self.read(&job.owner, payload(&job)?, &progress).await }.boxed()
     }
 
     fn given_up(&self, job: &Job, reason: &str) {
         if let Ok(Payload { collection_id, file_id, .. }) = payload(job) {
             // What is wrong with the document itself was said more precisely when it was found.
-            let is_processing = self.store.document(&collection_id, &file_id);
+            let is_processing = self.store.of(&job.owner).document(&collection_id, &file_id);
             if is_processing.is_ok_and(|document| document.status == DocumentStatus::Processing) {
-                set_failed(&self.store, &collection_id, &file_id, SERVER_ERROR, reason);
+                set_failed(self.store.of(&job.owner), &collection_id, &file_id, SERVER_ERROR, reason);
             }
         }
     }
 }
 
 impl Ingest {
-    async fn read(&self, payload: Payload, progress: &Progress) -> Result<Value, Failure> {
+    async fn read(&self, owner: &str, payload: Payload, progress: &Progress) -> Result<Value, Failure> {
         let Payload { collection_id, file_id, supersedes } = payload;
         let begun = Instant::now();
         progress.report(json!({"stage": "extracting"})).await;
-        let (extracted, chunks) = self.extract(&collection_id, &file_id).await?;
+        let (extracted, chunks) = self.extract(owner, &collection_id, &file_id).await?;
         let vectors = self.embed(&extracted, &chunks, progress).await?;
         progress.report(json!({"stage": "indexing"})).await;
         let chunks: Vec<NewChunk> =
             chunks.into_iter().zip(vectors).map(|(chunk, vector)| stored(&extracted, chunk, vector)).collect();
         let num_chunks = chunks.len();
         let (store, indexes, embedding) = (self.store.clone(), self.indexes.clone(), self.embedder.identity());
-        let (collection, file) = (collection_id.clone(), file_id.clone());
+        let (of_whom, collection, file) = (owner.to_owned(), collection_id.clone(), file_id.clone());
         let stored = tokio::task::spawn_blocking(move || {
+            let store = store.of(&of_whom);
             store.bind_collection(&collection, &embedding)?;
             let replaced = store.replace_chunks(&collection, &file, chunks, &supersedes)?;
             indexes.apply(&collection, &embedding, &replaced)?;
@@ -114,7 +115,7 @@ impl Ingest {
             // It was deleted or cancelled meanwhile.
             StoreError::NotFound { .. } => Failure::Moot,
             StoreError::OtherEmbedding { .. } => {
-                set_failed(&self.store, &collection_id, &file_id, "other_embedding_model", &error.to_string());
+                set_failed(self.store.of(owner), &collection_id, &file_id, "other_embedding_model", &error.to_string());
                 Failure::Lasting(error.to_string())
             }
             error => Failure::Passing(error.to_string()),
@@ -124,11 +125,16 @@ impl Ingest {
         Ok(json!({"chunks": num_chunks, "skipped": extracted.skipped, "seconds": seconds}))
     }
 
-    async fn extract(&self, collection_id: &str, file_id: &str) -> Result<(Extracted, Vec<Chunk>), Failure> {
-        let (store, id) = (self.store.clone(), file_id.to_owned());
+    async fn extract(
+        &self,
+        owner: &str,
+        collection_id: &str,
+        file_id: &str,
+    ) -> Result<(Extracted, Vec<Chunk>), Failure> {
+        let (store, of_whom, id) = (self.store.clone(), owner.to_owned(), file_id.to_owned());
         let (sandbox, limits, chunker) = (self.sandbox.clone(), self.limits.clone(), self.chunker.clone());
         let extracted = tokio::task::spawn_blocking(move || {
-            let file = store.file(&id).map_err(|_deleted| Failure::Moot)?;
+            let file = store.of(&of_whom).file(&id).map_err(|_deleted| Failure::Moot)?;
             let extracted = extract(&store.file_path(&id), &file.filename, &limits, &sandbox);
             Ok(extracted.and_then(|extracted| {
                 let chunks = chunker.chunk(&extracted.blocks);
@@ -143,7 +149,7 @@ impl Ingest {
             match error {
                 ExtractError::Unreadable { .. } | ExtractError::NoReader { .. } => Failure::Passing(reason),
                 error => {
-                    set_failed(&self.store, collection_id, file_id, code(&error), &reason);
+                    set_failed(self.store.of(owner), collection_id, file_id, code(&error), &reason);
                     Failure::Lasting(reason)
                 }
             }

@@ -44,7 +44,7 @@ impl Worker for Reindex {
     fn work(&self, job: Job, progress: Progress) -> BoxFuture<'_, Result<Value, Failure>> {
         async move {
             let id = job.payload["collection_id"].as_str().unwrap_or_default().to_owned();
-            self.reindex(id, &progress).await
+            self.reindex(job.owner, id, &progress).await
         }
         .boxed()
     }
@@ -65,12 +65,12 @@ impl Reindex {
         })
     }
 
-    async fn reindex(&self, id: String, progress: &Progress) -> Result<Value, Failure> {
+    async fn reindex(&self, owner: String, id: String, progress: &Progress) -> Result<Value, Failure> {
         let embedding = self.embedder.identity();
         loop {
-            let (collection_id, identity) = (id.clone(), embedding.clone());
+            let (of_whom, collection_id, identity) = (owner.clone(), id.clone(), embedding.clone());
             let next = move |store: &Store| {
-                store.collection(&collection_id)?;
+                store.of(&of_whom).collection(&collection_id)?;
                 store.chunks_to_reembed(&collection_id, &identity, CHUNKS_AT_A_TIME)
             };
             let (chunks, left) = self.store(next).await?;

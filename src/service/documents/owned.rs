@@ -1,0 +1,394 @@
+//! The documents of one caller: files, the collections that they are members of, and what of it can be searched.
+//!
+//! Each handle is of one request's account, and sees what belongs to its caller. What belongs to others is not there: the
+//! answer is the one for what never was.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::{Attributes, DEFAULT_COLLECTION, Documents, RETRY_INDEXING, reindex};
+use crate::{
+    domain::{
+        Account,
+        documents::{Collection, Document, DocumentStatus, StoredFile},
+    },
+    error::{Error, ErrorKind, Result},
+    retrieval::indexes::Indexes,
+    service::jobs::blocking,
+    store::{Incoming, Job, Owned, StoreError, Upload},
+};
+
+/// See the module's documentation.
+#[derive(Clone, Debug)]
+pub struct OwnedDocuments {
+    pub(super) documents: Arc<Documents>,
+    pub(super) account: Arc<Account>,
+}
+
+impl OwnedDocuments {
+    fn owner(&self) -> &str {
+        &self.account.caller().id
+    }
+
+    /// Runs what blocks on the store as the owner sees it, and on the indexes that follow it.
+    pub(super) async fn stored<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(Owned<'_>, &Indexes) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T> {
+        let this = self.clone();
+        blocking(move || work(this.documents.store.of(this.owner()), &this.documents.indexes)).await
+    }
+
+    /// A collection that is to be worked on: if it is to stay on this machine, so is what the request does with it.
+    pub(super) fn heed(&self, collection: &Collection) {
+        if collection.is_local_only() {
+            self.account.keep_local();
+        }
+    }
+
+    // --- collections ---
+
+    /// # Errors
+    /// 400 if the name is taken.
+    pub async fn create_collection(&self, name: &str, metadata: Attributes) -> Result<Collection> {
+        let name = name.to_owned();
+        self.stored(move |store, _| store.create_collection(&name, metadata)).await
+    }
+
+    /// All collections, the oldest first.
+    pub async fn collections(&self) -> Result<Vec<Collection>> {
+        self.stored(move |store, _| store.collections()).await
+    }
+
+    /// By id or name. The default one is made when it is first asked for.
+    ///
+    /// # Errors
+    /// 404
+    pub async fn collection(&self, id_or_name: &str) -> Result<Collection> {
+        let id_or_name = id_or_name.to_owned();
+        self.stored(move |store, _| match store.collection(&id_or_name) {
+            Err(StoreError::NotFound { .. }) if id_or_name == DEFAULT_COLLECTION => {
+                match store.create_collection(DEFAULT_COLLECTION, Attributes::new()) {
+                    // Somebody else was first.
+                    Err(StoreError::NameTaken(name)) => store.collection(&name),
+                    made => made,
+                }
+            }
+            found => found,
+        })
+        .await
+        .inspect(|found| self.heed(found))
+    }
+
+    /// These collections, or the default one if none is named.
+    ///
+    /// # Errors
+    /// 404 for the first that is not there.
+    pub async fn collections_named(&self, names: &[String]) -> Result<Vec<Collection>> {
+        if names.is_empty() {
+            return Ok(vec![self.collection(DEFAULT_COLLECTION).await?]);
+        }
+        let mut found: Vec<Collection> = Vec::with_capacity(names.len());
+        for name in names {
+            let collection = self.collection(name).await?;
+            if found.iter().all(|other| other.id != collection.id) {
+                found.push(collection);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The collections that a question is about, once what is in them can be searched: those that are named, or else
+    /// those that the documents are in, or else the default one.
+    ///
+    /// # Errors
+    /// 404 for what is not there, and 409 `indexing` as [`Self::settled`].
+    pub async fn scope(
+        &self,
+        collections: &[String],
+        document_ids: &[String],
+        patience: Option<Duration>,
+        deadline: Option<Instant>,
+    ) -> Result<Vec<Collection>> {
+        let mut names = collections.to_vec();
+        for id in document_ids {
+            let found = self.documents_of_file(id).await?;
+            if collections.is_empty() {
+                names.extend(found.into_iter().map(|document| document.collection_id));
+            }
+        }
+        let found = self.collections_named(&names).await?;
+        if let Some(patience) = patience {
+            self.settled(&found, patience, deadline).await?;
+        }
+        // The first vectors bind a collection: what was read while this waited counts.
+        self.collections_named(&found.into_iter().map(|collection| collection.id).collect::<Vec<_>>()).await
+    }
+
+    /// # Errors
+    /// 404, and 400 if the name is taken.
+    pub async fn update_collection(
+        &self,
+        id: &str,
+        name: Option<String>,
+        metadata: Option<Attributes>,
+    ) -> Result<Collection> {
+        let id = id.to_owned();
+        self.stored(move |store, _| store.update_collection(&id, name, metadata)).await
+    }
+
+    /// Deletes a collection with the documents that are in it; their files stay.
+    ///
+    /// # Errors
+    /// 404
+    pub async fn delete_collection(&self, id_or_name: &str) -> Result<Collection> {
+        let id_or_name = id_or_name.to_owned();
+        let deleted = self
+            .stored(move |store, indexes| {
+                let collection = store.collection(&id_or_name)?;
+                store.delete_collection(&collection.id)?;
+                indexes.forget(&collection.id);
+                Ok(collection)
+            })
+            .await?;
+        self.documents.jobs.look();
+        Ok(deleted)
+    }
+
+    /// Begins to make a collection's vectors anew with the embedding model that is served now.
+    ///
+    /// # Errors
+    /// 404, and 503 without an embedding model.
+    pub async fn reindex(&self, id_or_name: &str) -> Result<Job> {
+        self.documents.retriever()?;
+        let collection = self.collection(id_or_name).await?;
+        let payload = serde_json::json!({"collection_id": collection.id});
+        self.documents.jobs.of(self.owner()).enqueue(reindex::REINDEX, payload).await
+    }
+
+    // --- files ---
+
+    /// Keeps a file that has been received whole.
+    ///
+    /// # Errors
+    /// If the disk does not take it.
+    pub async fn keep(&self, incoming: Incoming, filename: &str, purpose: &str) -> Result<StoredFile> {
+        let (filename, purpose) = (filename.to_owned(), purpose.to_owned());
+        self.stored(move |store, _| store.keep_file(incoming, &filename, &purpose)).await
+    }
+
+    /// All files, the newest first.
+    pub async fn files(&self) -> Result<Vec<StoredFile>> {
+        self.stored(move |store, _| store.files()).await
+    }
+
+    /// # Errors
+    /// 404
+    pub async fn file(&self, id: &str) -> Result<StoredFile> {
+        let id = id.to_owned();
+        self.stored(move |store, _| store.file(&id)).await
+    }
+
+    /// Deletes a file and the documents that were made of it.
+    ///
+    /// # Errors
+    /// 404
+    pub async fn delete_file(&self, id: &str) -> Result<()> {
+        let id = id.to_owned();
+        self.stored(move |store, indexes| {
+            let Some(chunks) = store.delete_file(&id)? else {
+                return Err(StoreError::NotFound { what: "file", id });
+            };
+            let mut by_collection: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+            for (collection_id, chunk) in chunks {
+                by_collection.entry(collection_id).or_default().push(chunk);
+            }
+            for (collection_id, chunks) in by_collection {
+                indexes.remove(&collection_id, &chunks);
+            }
+            Ok(())
+        })
+        .await?;
+        self.documents.jobs.look();
+        Ok(())
+    }
+
+    // --- documents ---
+
+    /// Makes a file a member of a collection; a job will read it. When it has been read, it takes the place of the
+    /// document `supersedes`.
+    ///
+    /// # Errors
+    /// 404 for the collection or the file.
+    pub async fn add(
+        &self,
+        collection_id: &str,
+        file_id: &str,
+        attributes: Attributes,
+        supersedes: Option<String>,
+    ) -> Result<Upload> {
+        let (collection_id, file_id) = (collection_id.to_owned(), file_id.to_owned());
+        let added = self
+            .stored(move |store, _| {
+                if let Some(old) = &supersedes {
+                    store.document(&collection_id, old)?;
+                }
+                store.add_document(&collection_id, &file_id, attributes, supersedes.as_deref())
+            })
+            .await?;
+        self.documents.jobs.look();
+        Ok(added)
+    }
+
+    /// [`Self::add`] for a file that was uploaded to be just this document: if its bytes are in the collection
+    /// already, the file is not kept and the document that is there is the answer.
+    ///
+    /// # Errors
+    /// As [`Self::add`].
+    pub async fn add_uploaded(
+        &self,
+        collection: &Collection,
+        file: &StoredFile,
+        attributes: Attributes,
+        supersedes: Option<String>,
+    ) -> Result<Document> {
+        match self.add(&collection.id, &file.id, attributes, supersedes).await {
+            Ok(Upload::New(document)) => Ok(document),
+            Ok(Upload::Known(document)) => {
+                if document.file_id != file.id {
+                    self.delete_file(&file.id).await?;
+                }
+                Ok(document)
+            }
+            Err(error) => {
+                self.delete_file(&file.id).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// # Errors
+    /// 404
+    pub async fn document(&self, collection_id: &str, file_id: &str) -> Result<Document> {
+        let (collection_id, file_id) = (collection_id.to_owned(), file_id.to_owned());
+        self.stored(move |store, _| store.document(&collection_id, &file_id)).await
+    }
+
+    /// How far the reading of a document is, while it is being read.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn progress(&self, document: &Document) -> Result<Option<serde_json::Value>> {
+        if document.status != DocumentStatus::Processing {
+            return Ok(None);
+        }
+        let (collection_id, file_id) = (document.collection_id.clone(), document.file_id.clone());
+        self.stored(move |store, _| store.ingest_progress(&collection_id, &file_id)).await
+    }
+
+    /// The documents that a file is, in any collection.
+    ///
+    /// # Errors
+    /// 404 if there is none.
+    pub async fn documents_of_file(&self, file_id: &str) -> Result<Vec<Document>> {
+        let file_id = file_id.to_owned();
+        self.stored(move |store, _| {
+            let found = store.documents_of_file(&file_id)?;
+            if found.is_empty() { Err(StoreError::NotFound { what: "document", id: file_id }) } else { Ok(found) }
+        })
+        .await
+    }
+
+    /// The documents of a collection, the newest first.
+    ///
+    /// # Errors
+    /// 404 if there is no such collection.
+    pub async fn documents(&self, collection_id: &str) -> Result<Vec<Document>> {
+        let collection_id = collection_id.to_owned();
+        self.stored(move |store, _| {
+            store.collection(&collection_id)?;
+            store.documents(&collection_id)
+        })
+        .await
+    }
+
+    /// # Errors
+    /// 404
+    pub async fn set_attributes(&self, collection_id: &str, file_id: &str, attributes: Attributes) -> Result<Document> {
+        let (collection_id, file_id) = (collection_id.to_owned(), file_id.to_owned());
+        self.stored(move |store, _| store.set_document_attributes(&collection_id, &file_id, attributes)).await
+    }
+
+    /// Ends the reading of a document that is not searchable yet; it stays, as cancelled.
+    ///
+    /// # Errors
+    /// 404
+    pub async fn cancel(&self, collection_id: &str, file_id: &str) -> Result<Document> {
+        let (collection_id, file_id) = (collection_id.to_owned(), file_id.to_owned());
+        let document = self
+            .stored(move |store, _| {
+                let found = store.document(&collection_id, &file_id)?;
+                if found.status != DocumentStatus::Processing {
+                    return Ok(found);
+                }
+                store.set_document_status(&collection_id, &file_id, DocumentStatus::Cancelled)
+            })
+            .await?;
+        self.documents.jobs.look();
+        Ok(document)
+    }
+
+    /// Takes a document out of a collection; its file stays.
+    ///
+    /// # Errors
+    /// 404
+    pub async fn remove(&self, collection_id: &str, file_id: &str) -> Result<()> {
+        let (collection_id, file_id) = (collection_id.to_owned(), file_id.to_owned());
+        self.stored(move |store, indexes| {
+            let chunks = store.delete_document(&collection_id, &file_id)?;
+            indexes.remove(&collection_id, &chunks);
+            Ok(())
+        })
+        .await?;
+        self.documents.jobs.look();
+        Ok(())
+    }
+
+    /// Resolves when every document of these collections can be searched or has failed. With `patience` of zero it
+    /// does not wait.
+    ///
+    /// # Errors
+    /// 409 `indexing` when that takes longer than `patience`, or than until the deadline.
+    pub async fn settled(
+        &self,
+        collections: &[Collection],
+        patience: Duration,
+        deadline: Option<Instant>,
+    ) -> Result<()> {
+        let until = Instant::now() + patience;
+        let until = deadline.map_or(until, |deadline| until.min(deadline));
+        let mut changes = self.documents.jobs.changes();
+        loop {
+            changes.mark_unchanged();
+            let ids = collections.iter().map(|found| found.id.clone()).collect::<Vec<_>>();
+            let left =
+                self.stored(move |store, _| ids.iter().map(|id| store.num_unsearchable(id)).sum::<Result<usize, _>>());
+            let left = left.await?;
+            if left == 0 {
+                return Ok(());
+            }
+            if tokio::time::timeout_at(until.into(), changes.changed()).await.is_err() {
+                let message = format!(
+                    "{left} of the documents are still being read. Ask again, send `wait` with the seconds to wait for \
+                     them, or `\"wait\": false` to ask what can be searched now."
+                );
+                return Err(Error::new(ErrorKind::Conflict, message)
+                    .with_code("indexing")
+                    .with_retry_after(RETRY_INDEXING));
+            }
+        }
+    }
+}
