@@ -26,7 +26,10 @@ use crate::{
     domain::account::Books,
     engine,
     http::{self, AppState, HttpSettings},
-    metering::Metering,
+    metering::{
+        Metering,
+        ledger::{self, Ledger},
+    },
     providers::{Embedder, Reranker, local::LocalChat, local_embedder::LocalEmbedder, local_reranker::LocalReranker},
     retrieval::search::Retriever,
     service::{
@@ -55,6 +58,7 @@ pub struct Server {
     documents: Arc<Documents>,
     callers: Arc<Callers>,
     books: Arc<dyn Books>,
+    ledger: Arc<Ledger>,
     state: Arc<ServerState>,
 }
 
@@ -82,7 +86,8 @@ impl Server {
         })?;
         let store = Arc::new(Store::open(&config.data_dir)?);
         let callers = Callers::new(store.clone());
-        let books: Arc<dyn Books> = Arc::new(Metering::default());
+        let ledger = Ledger::open(store.clone())?;
+        let books: Arc<dyn Books> = Arc::new(Metering::new(config.prices.clone(), ledger.clone()));
         let documents = Documents::new(store, callers.clone(), books.clone());
         let scheme = if config.http.tls.is_some() { "https" } else { "http" };
         let url_file = config.data_dir.join(URL_FILE);
@@ -90,7 +95,7 @@ impl Server {
             .with_context(|| format!("writing {}", url_file.display()))?;
         let models = Arc::new(Models::new(config.accept_any_model));
         let state = Arc::new(ServerState::new(config.device));
-        Ok(Self { config, listener, models, documents, callers, books, state })
+        Ok(Self { config, listener, models, documents, callers, books, ledger, state })
     }
 
     /// The address that is listened on, with the port that port 0 became.
@@ -111,10 +116,11 @@ impl Server {
     /// # Errors
     /// If no model could be loaded, or the listener fails.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
-        let Self { config, listener, models, documents, callers, books, state } = self;
+        let Self { config, listener, models, documents, callers, books, ledger, state } = self;
         let metrics = telemetry::init_metrics()?;
         engine::metrics::describe();
         http::context::describe_metrics();
+        ledger::describe_metrics();
         let analyses = Analyses::new(documents.clone(), models.clone(), config.webhooks.clone());
         let app = AppState {
             models: models.clone(),
@@ -152,7 +158,13 @@ impl Server {
             }
         };
         let http_settings = HttpSettings { shutdown_grace: grace.min(LAST_WORDS), ..config.http };
-        http::serve(listener, http::router(app), &http_settings, until).await?;
+        let served = http::serve(listener, http::router(app), &http_settings, until).await;
+        // What still holds an account is written when it lets go; this is what has ended.
+        let flushed = tokio::task::spawn_blocking(move || ledger.flush(LAST_WORDS)).await;
+        if !matches!(flushed, Ok(true)) {
+            tracing::error!("the ledger was not written to its end");
+        }
+        served?;
         match failure.await {
             Ok(error) => Err(error),
             Err(_nothing_failed) => Ok(()),

@@ -7,23 +7,28 @@
 //! environment.
 
 mod env;
+mod prices;
 mod settings;
 
 use std::{
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context, bail, ensure};
 
+use self::prices::price_list;
 pub use self::{
     env::{StoreSettings, hub_settings},
+    prices::PriceSettings,
     settings::Settings,
 };
 use crate::{
     http::{HttpSettings, TlsSettings},
     kernels::{device::DeviceChoice, kv::KvType},
+    metering::prices::Prices,
     models::store::ModelStore,
     service::webhook::WebhookSettings,
     telemetry::LogFormat,
@@ -54,6 +59,7 @@ pub struct Config {
     pub engine: EngineSettings,
     pub documents: DocumentSettings,
     pub webhooks: WebhookSettings,
+    pub prices: Arc<Prices>,
     pub address: SocketAddr,
     pub http: HttpSettings,
     pub log_filter: String,
@@ -193,6 +199,7 @@ impl Config {
                 allow_private: settings.webhook_allow_private.unwrap_or(false),
                 offline,
             },
+            prices: Arc::new(price_list(settings.usd_per_compute_hour, settings.prices)?),
             address,
             http: HttpSettings {
                 body_limit_bytes: in_range("body-limit-mib", settings.body_limit_mib, 1..=1024)?

@@ -441,6 +441,12 @@ impl Receipt {
         self.legs.iter().rev().find(|leg| leg.completion_tokens > 0).or_else(|| self.legs.last())
     }
 
+    /// Who gave the answer: `local`, an upstream's name or `cache`; `none` where nobody did.
+    pub fn served_by(&self) -> &str {
+        let nobody = if self.cache.is_some() { "cache" } else { "none" };
+        self.main_leg().map_or(nobody, |leg| leg.served_by.name())
+    }
+
     pub fn compute(&self) -> Duration {
         self.legs.iter().map(|leg| leg.compute).sum()
     }

@@ -11,6 +11,7 @@ mod collections;
 mod documents;
 mod files;
 mod jobs;
+mod ledger;
 mod owned;
 mod recover;
 mod reembedded;
@@ -34,6 +35,7 @@ pub use self::{
     documents::{INGEST, Replaced, Upload},
     files::Incoming,
     jobs::{Job, JobState, NewJob},
+    ledger::{GroupBy, LedgerRow, LedgerTotals, UsageGroup, UsageQuery},
     owned::Owned,
     recover::{Recovered, recover},
     search::{LexicalHit, Scope},

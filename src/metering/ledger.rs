@@ -1,0 +1,358 @@
+//! The ledger's writer: rows are handed over where requests end, on any thread, and written by one of their own.
+//!
+//! A row waits in memory for at most [`FLUSH_INTERVAL`] before it is written, together with what came meanwhile; so a
+//! process that is killed loses the rows of the requests that ended in that time and in that of one write. While the
+//! store cannot write, for want of room on the disk for instance, up to [`ROWS_WAITING_MAX`] rows wait; those beyond are
+//! counted as lost and said in the log. Nobody who hands over a row waits for the disk.
+//!
+//! The sums of the whole ledger are kept beside: they are read from the store once, and a row adds to them when it is
+//! taken. A row that was lost is not in them.
+
+use std::{
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant, UNIX_EPOCH},
+};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::{
+    domain::account::{Account, LegReceipt, Outcome, Receipt},
+    store::{LedgerRow, LedgerTotals, Store, StoreError},
+};
+
+/// How long a row waits for company.
+pub const FLUSH_INTERVAL: Duration = Duration::from_millis(250);
+/// Rows that are written at once although they have not waited.
+const BATCH: usize = 512;
+/// Rows that may wait in memory, at some hundreds of bytes each.
+pub const ROWS_WAITING_MAX: usize = 65_536;
+/// After a write that failed.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+pub const ROWS_TOTAL: &str = "hearth_ledger_rows_total";
+pub const ROWS_LOST_TOTAL: &str = "hearth_ledger_rows_lost_total";
+pub const COST_MICRO_USD_TOTAL: &str = "hearth_cost_micro_usd_total";
+
+/// Gives each metric its line of help.
+pub fn describe_metrics() {
+    metrics::describe_counter!(ROWS_TOTAL, "Requests that ended, by how they did.");
+    metrics::describe_counter!(ROWS_LOST_TOTAL, "Rows of the ledger that could not be kept.");
+    metrics::describe_counter!(COST_MICRO_USD_TOTAL, "What requests cost, in millionths of a US dollar.");
+}
+
+/// Where rows go; see the module.
+pub struct Ledger {
+    shared: Arc<Shared>,
+    store: Arc<Store>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ledger").field("store", &self.store).finish_non_exhaustive()
+    }
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// There are rows to write now, or it is time to end.
+    work: Condvar,
+    /// Rows were written.
+    written: Condvar,
+    rows_waiting_max: usize,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: Vec<LedgerRow>,
+    /// Being written.
+    taken: usize,
+    totals: LedgerTotals,
+    lost: u64,
+    /// Somebody waits for what is there to be written.
+    flushing: usize,
+    closing: bool,
+    has_failed: bool,
+}
+
+impl State {
+    fn is_written(&self) -> bool {
+        self.waiting.is_empty() && self.taken == 0
+    }
+
+    fn is_urgent(&self) -> bool {
+        self.closing || self.waiting.len() >= BATCH || (self.flushing > 0 && !self.waiting.is_empty())
+    }
+}
+
+impl Ledger {
+    /// # Errors
+    /// If the rows that are there cannot be read, or no thread can be started.
+    pub fn open(store: Arc<Store>) -> anyhow::Result<Arc<Self>> {
+        Self::with_room(store, ROWS_WAITING_MAX)
+    }
+
+    fn with_room(store: Arc<Store>, rows_waiting_max: usize) -> anyhow::Result<Arc<Self>> {
+        let state = State { totals: store.ledger_totals()?, ..State::default() };
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            written: Condvar::new(),
+            rows_waiting_max,
+        });
+        let (writer, writers_store) = (shared.clone(), store.clone());
+        let write = move |rows: Arc<[LedgerRow]>| writers_store.add_ledger_rows(rows);
+        let thread = std::thread::Builder::new()
+            .name("hearth-ledger".to_owned())
+            .spawn(move || write_until_closed(&writer, write))?;
+        Ok(Arc::new(Self { shared, store, thread: Some(thread) }))
+    }
+
+    pub fn store(&self) -> &Arc<Store> {
+        &self.store
+    }
+
+    /// Takes a row. Never waits for the disk.
+    pub fn record(&self, row: LedgerRow) {
+        self.shared.record(row);
+    }
+
+    /// What all rows add up to, those that wait to be written included.
+    pub fn totals(&self) -> LedgerTotals {
+        self.shared.state.lock().totals
+    }
+
+    /// Rows that could not be kept, since the start.
+    pub fn lost(&self) -> u64 {
+        self.shared.state.lock().lost
+    }
+
+    /// Waits until every row is written that was taken before. `false` if that took longer than `patience`.
+    pub fn flush(&self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        let mut state = self.shared.state.lock();
+        state.flushing += 1;
+        self.shared.work.notify_one();
+        while !state.is_written() {
+            if self.shared.written.wait_until(&mut state, until).timed_out() {
+                break;
+            }
+        }
+        state.flushing -= 1;
+        state.is_written()
+    }
+}
+
+impl Drop for Ledger {
+    /// What was taken is written before the ledger is closed.
+    fn drop(&mut self) {
+        self.shared.state.lock().closing = true;
+        self.shared.work.notify_one();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the ledger's thread failed");
+        }
+    }
+}
+
+impl Shared {
+    fn record(&self, row: LedgerRow) {
+        metrics::counter!(ROWS_TOTAL, "outcome" => row.outcome).increment(1);
+        metrics::counter!(COST_MICRO_USD_TOTAL).increment(row.cost_micro_usd);
+        let mut state = self.state.lock();
+        if state.waiting.len() + state.taken >= self.rows_waiting_max {
+            state.lost += 1;
+            let lost = state.lost;
+            drop(state);
+            metrics::counter!(ROWS_LOST_TOTAL).increment(1);
+            // Once for each doubling: the log is not to be the next disk that is full.
+            if lost.is_power_of_two() {
+                tracing::error!(lost, "the ledger cannot be written and its room is full: rows of requests are lost");
+            }
+            return;
+        }
+        state.totals.add(&row);
+        state.waiting.push(row);
+        // The writer sleeps without end while there is nothing, and for the interval from the first row on.
+        if state.waiting.len() == 1 || state.waiting.len() == BATCH {
+            drop(state);
+            self.work.notify_one();
+        }
+    }
+}
+
+/// The writer's thread.
+fn write_until_closed(shared: &Shared, write: impl Fn(Arc<[LedgerRow]>) -> Result<(), StoreError>) {
+    loop {
+        let mut state = shared.state.lock();
+        while state.waiting.is_empty() && !state.closing {
+            shared.work.wait(&mut state);
+        }
+        let until = Instant::now() + FLUSH_INTERVAL;
+        while !state.is_urgent() {
+            if shared.work.wait_until(&mut state, until).timed_out() {
+                break;
+            }
+        }
+        if state.waiting.is_empty() {
+            return;
+        }
+        let rows: Arc<[LedgerRow]> = std::mem::take(&mut state.waiting).into();
+        state.taken = rows.len();
+        drop(state);
+        let outcome = write(rows.clone());
+        let mut state = shared.state.lock();
+        state.taken = 0;
+        match outcome {
+            Ok(()) => {
+                state.has_failed = false;
+                shared.written.notify_all();
+            }
+            Err(error) => {
+                if !std::mem::replace(&mut state.has_failed, true) {
+                    tracing::error!(%error, rows = rows.len(), "the ledger cannot be written; its rows wait in memory");
+                }
+                let since = std::mem::replace(&mut state.waiting, rows.to_vec());
+                state.waiting.extend(since);
+                if state.closing {
+                    let lost = state.waiting.len();
+                    tracing::error!(lost, "the server stops with rows of the ledger that cannot be written");
+                    metrics::counter!(ROWS_LOST_TOTAL).increment(lost as u64);
+                    return;
+                }
+                shared.work.wait_for(&mut state, RETRY_AFTER);
+            }
+        }
+    }
+}
+
+/// No figure of a row is above this, which is a hundred days in microseconds and nine million dollars in cost: an
+/// upstream's word for what it used is not checked by anybody else, and the sums of all rows must fit.
+const FIGURE_MAX: u64 = 1 << 43;
+
+/// Microseconds, to the nearest: what is cut off of ten thousand short requests would be missed in their sum.
+fn microseconds(duration: Duration) -> u64 {
+    u64::try_from((duration.as_nanos() + 500) / 1000).unwrap_or(u64::MAX).min(FIGURE_MAX)
+}
+
+/// The row that a request leaves.
+pub fn row(account: &Account, receipt: &Receipt) -> LedgerRow {
+    let main = receipt.main_leg();
+    let sum =
+        |figure: fn(&LegReceipt) -> u64| receipt.legs.iter().map(figure).fold(0, u64::saturating_add).min(FIGURE_MAX);
+    let time = |figure: fn(&LegReceipt) -> Duration| {
+        microseconds(receipt.legs.iter().map(figure).fold(Duration::ZERO, Duration::saturating_add))
+    };
+    let began = receipt.began.duration_since(UNIX_EPOCH).unwrap_or_default();
+    LedgerRow {
+        request_id: account.request_id().to_owned(),
+        caller: account.caller().id.clone(),
+        key_id: account.caller().key_id.clone(),
+        route: account.route().to_owned(),
+        model: main.map(|leg| leg.model.clone()).unwrap_or_default(),
+        served_by: receipt.served_by().to_owned(),
+        fallback_reason: receipt.fallback_reason.clone(),
+        attempts: receipt.attempts,
+        cache: receipt.cache.map(str::to_owned),
+        outcome: receipt.outcome.unwrap_or(Outcome::Cancelled).as_str(),
+        error_code: receipt.error_code.clone(),
+        prompt_tokens: sum(|leg| leg.prompt_tokens),
+        cached_tokens: sum(|leg| leg.cached_tokens),
+        completion_tokens: sum(|leg| leg.completion_tokens),
+        reasoning_tokens: sum(|leg| leg.reasoning_tokens),
+        queue_us: time(|leg| leg.queue),
+        prefill_us: time(|leg| leg.prefill),
+        decode_us: time(|leg| leg.decode),
+        compute_us: time(|leg| leg.compute),
+        latency_us: microseconds(receipt.latency),
+        bytes_out: receipt.bytes_out.min(FIGURE_MAX),
+        cost_micro_usd: receipt.cost_micro_usd.min(FIGURE_MAX),
+        began_ms: i64::try_from(began.as_millis()).unwrap_or(i64::MAX),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::domain::{Usage, account::ServedBy};
+
+    fn open() -> (tempfile::TempDir, Arc<Store>) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(Store::open(directory.path()).unwrap());
+        (directory, store)
+    }
+
+    fn finished(cost_micro_usd: u64) -> LedgerRow {
+        LedgerRow { outcome: "finished", cost_micro_usd, latency_us: 3, ..LedgerRow::default() }
+    }
+
+    #[test]
+    fn rows_of_many_threads_are_all_written_and_the_sums_are_theirs() {
+        let (_directory, store) = open();
+        let ledger = Ledger::open(store.clone()).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..8 {
+                let ledger = &ledger;
+                scope.spawn(move || (0..1000).for_each(|number| ledger.record(finished(thread * number))));
+            }
+        });
+        let totals = ledger.totals();
+        assert_eq!((totals.requests, totals.cost_micro_usd), (8000, 28 * 999 * 500));
+        assert!(ledger.flush(Duration::from_secs(60)));
+        assert_eq!(store.ledger_totals().unwrap(), totals);
+        ledger.record(finished(1));
+        drop(ledger);
+        assert_eq!(store.ledger_totals().unwrap().requests, 8001, "what was taken is written before the end");
+        assert_eq!(Ledger::open(store).unwrap().totals().requests, 8001, "the sums are those of the whole ledger");
+    }
+
+    #[test]
+    fn rows_wait_for_a_disk_that_fails_and_those_beyond_the_room_are_counted() {
+        let state = State::default();
+        let shared =
+            Shared { state: Mutex::new(state), work: Condvar::new(), written: Condvar::new(), rows_waiting_max: 3 };
+        let (answers, asked) = mpsc::channel::<Result<(), StoreError>>();
+        let (written, rows_written) = mpsc::channel();
+        std::thread::scope(|scope| {
+            let shared = &shared;
+            let write = move |rows: Arc<[LedgerRow]>| {
+                written.send(rows.len()).unwrap();
+                asked.recv().unwrap()
+            };
+            scope.spawn(move || write_until_closed(shared, write));
+            shared.record(finished(1));
+            assert_eq!(rows_written.recv().unwrap(), 1, "the first try");
+            (0..4).for_each(|_| shared.record(finished(1)));
+            assert_eq!(shared.state.lock().lost, 2, "one is being written, and two wait");
+            assert_eq!(shared.state.lock().totals.requests, 3, "what was lost is in no sum");
+            answers.send(Err(StoreError::Stopped)).unwrap();
+            assert_eq!(rows_written.recv().unwrap(), 3, "nothing that was taken is lost by a failure");
+            answers.send(Ok(())).unwrap();
+            let mut state = shared.state.lock();
+            shared.written.wait_while(&mut state, |state| !state.is_written());
+            drop(state);
+            shared.record(finished(1));
+            shared.state.lock().closing = true;
+            shared.work.notify_one();
+            assert_eq!(rows_written.recv().unwrap(), 1);
+            answers.send(Ok(())).unwrap();
+        });
+        assert!(shared.state.lock().is_written());
+    }
+
+    #[test]
+    fn what_an_upstream_claims_cannot_overflow_the_sums() {
+        let account = Account::unrecorded();
+        let leg = account.leg("m", ServedBy::Upstream("up".into()));
+        let usage = Usage { prompt_tokens: usize::MAX, completion_tokens: usize::MAX, ..Usage::default() };
+        leg.used(&usage);
+        account.leg("m", ServedBy::Upstream("up".into())).used(&usage);
+        let row = row(&account, &account.receipt());
+        assert_eq!((row.prompt_tokens, row.completion_tokens), (FIGURE_MAX, FIGURE_MAX));
+        assert_eq!(row.served_by, "up");
+    }
+}

@@ -1,0 +1,303 @@
+//! The ledger: one row a request, and what the rows add up to.
+//!
+//! All sums are of whole numbers. A row is written once and never changed.
+
+use std::sync::Arc;
+
+use rusqlite::{Row, params, params_from_iter, types::Value as Sql};
+
+use super::{Result, Store};
+
+/// What one request came to. Money is in millionths of a US dollar, durations in microseconds, times in milliseconds
+/// since 1970.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LedgerRow {
+    pub request_id: String,
+    pub caller: String,
+    pub key_id: Option<String>,
+    pub route: String,
+    /// Of the leg that the answer is of; empty where no model worked.
+    pub model: String,
+    /// `local`, an upstream's name, `cache`, or `none` where nobody served.
+    pub served_by: String,
+    pub fallback_reason: Option<String>,
+    pub attempts: u32,
+    pub cache: Option<String>,
+    pub outcome: &'static str,
+    pub error_code: Option<String>,
+    pub prompt_tokens: u64,
+    pub cached_tokens: u64,
+    pub completion_tokens: u64,
+    pub reasoning_tokens: u64,
+    pub queue_us: u64,
+    pub prefill_us: u64,
+    pub decode_us: u64,
+    pub compute_us: u64,
+    pub latency_us: u64,
+    pub bytes_out: u64,
+    pub cost_micro_usd: u64,
+    pub began_ms: i64,
+}
+
+/// What rows add up to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LedgerTotals {
+    pub requests: u64,
+    pub finished: u64,
+    pub refused: u64,
+    pub failed: u64,
+    pub cancelled: u64,
+    pub timed_out: u64,
+    pub prompt_tokens: u64,
+    pub cached_tokens: u64,
+    pub completion_tokens: u64,
+    pub reasoning_tokens: u64,
+    pub compute_us: u64,
+    pub latency_us: u64,
+    pub bytes_out: u64,
+    pub cost_micro_usd: u64,
+}
+
+impl LedgerTotals {
+    pub fn add(&mut self, row: &LedgerRow) {
+        self.requests += 1;
+        let ended = match row.outcome {
+            "finished" => &mut self.finished,
+            "refused" => &mut self.refused,
+            "failed" => &mut self.failed,
+            "cancelled" => &mut self.cancelled,
+            _ => &mut self.timed_out,
+        };
+        *ended += 1;
+        self.prompt_tokens += row.prompt_tokens;
+        self.cached_tokens += row.cached_tokens;
+        self.completion_tokens += row.completion_tokens;
+        self.reasoning_tokens += row.reasoning_tokens;
+        self.compute_us += row.compute_us;
+        self.latency_us += row.latency_us;
+        self.bytes_out += row.bytes_out;
+        self.cost_micro_usd += row.cost_micro_usd;
+    }
+}
+
+/// In the order of the fields of [`LedgerTotals`].
+const SUMS: &str = "count(*), total_if('finished'), total_if('refused'), total_if('failed'), total_if('cancelled'), \
+     total_if('timed_out'), sum(prompt_tokens), sum(cached_tokens), sum(completion_tokens), sum(reasoning_tokens), \
+     sum(compute_us), sum(latency_us), sum(bytes_out), sum(cost_micro_usd)";
+
+/// [`SUMS`] in SQL.
+fn sums() -> String {
+    SUMS.replace("total_if(", "count(*) FILTER (WHERE outcome = ")
+}
+
+fn read_totals(row: &Row<'_>, first: usize) -> rusqlite::Result<LedgerTotals> {
+    // The sum of no rows is NULL.
+    let number = |column: usize| row.get::<_, Option<u64>>(first + column).map(Option::unwrap_or_default);
+    Ok(LedgerTotals {
+        requests: number(0)?,
+        finished: number(1)?,
+        refused: number(2)?,
+        failed: number(3)?,
+        cancelled: number(4)?,
+        timed_out: number(5)?,
+        prompt_tokens: number(6)?,
+        cached_tokens: number(7)?,
+        completion_tokens: number(8)?,
+        reasoning_tokens: number(9)?,
+        compute_us: number(10)?,
+        latency_us: number(11)?,
+        bytes_out: number(12)?,
+        cost_micro_usd: number(13)?,
+    })
+}
+
+/// What rows are added up by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupBy {
+    /// Of the calendar in UTC.
+    Day,
+    Caller,
+    Model,
+    /// Who served.
+    Provider,
+}
+
+impl GroupBy {
+    pub const ALL: [Self; 4] = [Self::Day, Self::Caller, Self::Model, Self::Provider];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Day => "day",
+            Self::Caller => "caller",
+            Self::Model => "model",
+            Self::Provider => "provider",
+        }
+    }
+
+    fn expression(self) -> &'static str {
+        match self {
+            Self::Day => "strftime('%Y-%m-%d', began / 1000, 'unixepoch')",
+            Self::Caller => "caller",
+            Self::Model => "model",
+            Self::Provider => "served_by",
+        }
+    }
+}
+
+impl std::str::FromStr for GroupBy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|group| group.as_str() == text);
+        found.ok_or_else(|| format!("{text:?} is no group: day, caller, model or provider"))
+    }
+}
+
+/// Which rows, and how they are added up.
+#[derive(Clone, Debug, Default)]
+pub struct UsageQuery {
+    /// From this millisecond on.
+    pub from_ms: i64,
+    /// Up to, but without, this one.
+    pub to_ms: i64,
+    /// Of one caller alone.
+    pub caller: Option<String>,
+    pub group_by: Vec<GroupBy>,
+    /// Groups at most.
+    pub limit: usize,
+}
+
+/// Rows that have the same keys, in the order of [`UsageQuery::group_by`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsageGroup {
+    pub keys: Vec<String>,
+    pub totals: LedgerTotals,
+}
+
+impl Store {
+    /// Adds rows, all or none. When it returns well, they are on the disk.
+    pub fn add_ledger_rows(&self, rows: Arc<[LedgerRow]>) -> Result<()> {
+        self.write(move |transaction| {
+            let mut insert = transaction.prepare(
+                "INSERT INTO ledger (request_id, caller, key_id, route, model, served_by, fallback_reason, attempts, cache,
+                    outcome, error_code, prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens, queue_us,
+                    prefill_us, decode_us, compute_us, latency_us, bytes_out, cost_micro_usd, began)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            )?;
+            for row in rows.iter() {
+                insert.execute(params![
+                    row.request_id,
+                    row.caller,
+                    row.key_id,
+                    row.route,
+                    row.model,
+                    row.served_by,
+                    row.fallback_reason,
+                    row.attempts,
+                    row.cache,
+                    row.outcome,
+                    row.error_code,
+                    row.prompt_tokens,
+                    row.cached_tokens,
+                    row.completion_tokens,
+                    row.reasoning_tokens,
+                    row.queue_us,
+                    row.prefill_us,
+                    row.decode_us,
+                    row.compute_us,
+                    row.latency_us,
+                    row.bytes_out,
+                    row.cost_micro_usd,
+                    row.began_ms,
+                ])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// What all rows add up to.
+    pub fn ledger_totals(&self) -> Result<LedgerTotals> {
+        self.read(|connection| {
+            let sql = format!("SELECT {} FROM ledger", sums());
+            Ok(connection.query_row(&sql, [], |row| read_totals(row, 0))?)
+        })
+    }
+
+    /// What the rows of a time add up to, in groups that are sorted by their keys.
+    pub fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageGroup>> {
+        let keys: Vec<&str> = query.group_by.iter().map(|group| group.expression()).collect();
+        let numbers: Vec<String> = (1..=keys.len()).map(|number| number.to_string()).collect();
+        let columns: String = keys.iter().map(|key| format!("{key}, ")).collect();
+        let mut parameters = vec![Sql::Integer(query.from_ms), Sql::Integer(query.to_ms)];
+        let mut sql = format!("SELECT {columns}{} FROM ledger WHERE began >= ? AND began < ?", sums());
+        if let Some(caller) = &query.caller {
+            sql.push_str(" AND caller = ?");
+            parameters.push(Sql::Text(caller.clone()));
+        }
+        if !keys.is_empty() {
+            let numbers = numbers.join(", ");
+            sql.push_str(&format!(" GROUP BY {numbers} ORDER BY {numbers}"));
+        }
+        sql.push_str(&format!(" LIMIT {}", query.limit));
+        self.read(|connection| {
+            let mut statement = connection.prepare(&sql)?;
+            let groups = statement.query_map(params_from_iter(parameters), |row| {
+                let keys = (0..keys.len()).map(|column| row.get(column)).collect::<rusqlite::Result<_>>()?;
+                Ok(UsageGroup { totals: read_totals(row, numbers.len())?, keys })
+            })?;
+            Ok(groups.collect::<rusqlite::Result<_>>()?)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY_MS: i64 = 24 * 3600 * 1000;
+
+    fn row(caller: &str, model: &str, day: i64, cost_micro_usd: u64) -> LedgerRow {
+        LedgerRow {
+            caller: caller.to_owned(),
+            model: model.to_owned(),
+            served_by: "local".to_owned(),
+            outcome: "finished",
+            prompt_tokens: 7,
+            cost_micro_usd,
+            began_ms: day * DAY_MS + 5,
+            ..LedgerRow::default()
+        }
+    }
+
+    #[test]
+    fn rows_are_added_up_by_what_is_asked_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path()).unwrap();
+        assert_eq!(store.ledger_totals().unwrap(), LedgerTotals::default());
+        let cancelled = LedgerRow { outcome: "cancelled", ..row("a", "m", 1, 0) };
+        let rows = vec![row("a", "m", 0, 1), row("a", "n", 1, 2), row("b", "m", 1, 4), cancelled];
+        let mut expected = LedgerTotals::default();
+        rows.iter().for_each(|row| expected.add(row));
+        store.add_ledger_rows(rows.into()).unwrap();
+        assert_eq!(store.ledger_totals().unwrap(), expected);
+        assert_eq!((expected.requests, expected.finished, expected.cancelled, expected.cost_micro_usd), (4, 3, 1, 7));
+
+        let all = UsageQuery { to_ms: 10 * DAY_MS, limit: 10, ..UsageQuery::default() };
+        let costs = |query: &UsageQuery| {
+            let groups = store.usage(query).unwrap();
+            groups.into_iter().map(|group| (group.keys.join(" "), group.totals.cost_micro_usd)).collect::<Vec<_>>()
+        };
+        let expect =
+            |wanted: &[(&str, u64)]| wanted.iter().map(|&(keys, cost)| (keys.to_owned(), cost)).collect::<Vec<_>>();
+        assert_eq!(costs(&all), expect(&[("", 7)]), "without groups there is one");
+        let by = |group_by: &[GroupBy]| UsageQuery { group_by: group_by.to_vec(), ..all.clone() };
+        assert_eq!(costs(&by(&[GroupBy::Day])), expect(&[("1970-01-01", 1), ("1970-01-02", 6)]));
+        assert_eq!(costs(&by(&[GroupBy::Caller, GroupBy::Model])), expect(&[("a m", 1), ("a n", 2), ("b m", 4)]));
+        assert_eq!(
+            costs(&UsageQuery { caller: Some("a".into()), ..by(&[GroupBy::Provider]) }),
+            expect(&[("local", 3)])
+        );
+        assert_eq!(costs(&UsageQuery { from_ms: DAY_MS, ..by(&[GroupBy::Model]) }), expect(&[("m", 4), ("n", 2)]));
+        assert_eq!(costs(&UsageQuery { limit: 1, ..by(&[GroupBy::Day]) }).len(), 1);
+    }
+}
