@@ -2,7 +2,7 @@
 //!
 //! After each restart whatever was acknowledged holds: an uploaded document is searchable, whole and in its newest
 //! version, a deleted one is gone, and nothing is half there. What was under way when the process died may have
-//! happened or not. `KILLS` sets how often, `KILL_SEED` what happens.
+//! happened or not. Graphs and their snapshots are made anew every few documents. `KILLS` sets how often, `KILL_SEED` what happens.
 
 use std::{
     collections::BTreeMap,
@@ -115,7 +115,8 @@ async fn start(data: &TempDir) -> (Served, Client) {
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
     let mut command = hearth();
     command
-        .args(["serve", "--port", "0", "--offline", "--threads", "1", "--models-dir"])
+        // So few chunks make a graph that its building, and the writing of its snapshot, is always under way.
+        .args(["serve", "--port", "0", "--offline", "--threads", "1", "--graph-min", "12", "--models-dir"])
         .arg(fixtures.join("no-models"))
         .arg("--embedding-model")
         .arg(fixtures.join("embeddings/bert-mean"))
@@ -240,4 +241,6 @@ async fn nothing_acknowledged_is_lost_and_nothing_is_half_there() {
     let (_server, client) = start(&data).await;
     check(&client, &ledger, &format!("seed {seed}, at the end")).await;
     assert!(ledger.next.load(Ordering::Relaxed) > kills, "something was under way");
+    let snapshots = std::fs::read_dir(data.path().join("index")).expect("a folder of snapshots");
+    assert!(snapshots.count() > 0, "graphs were built");
 }

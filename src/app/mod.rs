@@ -88,7 +88,7 @@ impl Server {
         let callers = Callers::new(store.clone());
         let ledger = Ledger::open(store.clone())?;
         let books: Arc<dyn Books> = Arc::new(Metering::new(config.prices.clone(), ledger.clone()));
-        let documents = Documents::new(store, callers.clone(), books.clone());
+        let documents = Documents::new(store, config.documents.graphs, callers.clone(), books.clone());
         let scheme = if config.http.tls.is_some() { "https" } else { "http" };
         let url_file = config.data_dir.join(URL_FILE);
         std::fs::write(&url_file, format!("{scheme}://{}\n", listener.local_addr()?))

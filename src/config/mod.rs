@@ -27,6 +27,7 @@ pub use self::{
 };
 use crate::{
     http::{HttpSettings, TlsSettings},
+    index::{GRAPH_MIN, GraphParameters},
     kernels::{device::DeviceChoice, kv::KvType},
     metering::prices::Prices,
     models::store::ModelStore,
@@ -91,6 +92,8 @@ pub struct EngineSettings {
 #[derive(Clone, Debug, Default)]
 pub struct DocumentSettings {
     pub limits: Limits,
+    /// How collections' vectors are searched.
+    pub graphs: GraphParameters,
     /// The program that reads PDF and Office files in a process of its own; `None` is this one.
     pub reader: Option<PathBuf>,
 }
@@ -192,6 +195,10 @@ impl Config {
             },
             documents: DocumentSettings {
                 limits: Limits { file_bytes: upload_limit_bytes as u64, ..Limits::default() },
+                graphs: GraphParameters {
+                    graph_min: in_range("graph-min", settings.graph_min, 2..=100_000_000)?.unwrap_or(GRAPH_MIN),
+                    ..GraphParameters::default()
+                },
                 reader: None,
             },
             webhooks: WebhookSettings {

@@ -86,6 +86,9 @@ settings! {
     /// Texts that may wait to be embedded; more are refused with 503 [default: 16384]
     #[arg(long, env = "HEARTH_MAX_EMBEDDING_QUEUE", value_name = "N", help_heading = "Engine")]
     max_embedding_queue: usize,
+    /// Chunks from which a collection is searched through a graph instead of one by one [default: 20000]
+    #[arg(long, env = "HEARTH_GRAPH_MIN", value_name = "N", help_heading = "Engine")]
+    graph_min: usize,
     /// Memory for the KV cache, in MiB [default: what context and sequences need, up to half of the free memory]
     #[arg(long, env = "HEARTH_KV_CACHE_MIB", value_name = "MIB", help_heading = "Engine")]
     kv_cache_mib: usize,

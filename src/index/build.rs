@@ -27,13 +27,16 @@ use crate::kernels::{
 pub struct GraphParameters {
     /// Candidates kept while a node's links are chosen: more makes a better graph, slowly.
     pub build_candidates: usize,
-    /// Build a graph however few vectors there are. For tests and measurements.
-    pub always: bool,
+    /// Below this many different vectors no graph is built, and no snapshot written: all are looked at.
+    pub graph_min: usize,
 }
+
+/// The exact scan of fewer takes less than a millisecond, and building a graph takes seconds.
+pub const GRAPH_MIN: usize = 20_000;
 
 impl Default for GraphParameters {
     fn default() -> Self {
-        Self { build_candidates: 200, always: false }
+        Self { build_candidates: 200, graph_min: GRAPH_MIN }
     }
 }
 
@@ -44,16 +47,15 @@ const SEED: u64 = 0x4845_4152_5448;
 /// `hnsw_rs` has no more.
 const LEVELS_MAX: usize = 16;
 
-/// Freezes unit vectors, `[keys, padded]`; a graph is built over at least `graph_min` different ones.
+/// Freezes unit vectors, `[keys, padded]`.
 pub(super) fn freeze(
     dim: usize,
     keys: &[u64],
     vectors: &[f32],
     parameters: GraphParameters,
-    graph_min: usize,
 ) -> Result<Frozen, IndexError> {
     let (mut shape, mut parts) = gather(dim, keys, vectors);
-    if shape.nodes < 2 || (shape.nodes < graph_min && !parameters.always) {
+    if shape.nodes < parameters.graph_min.max(2) {
         return Ok(Frozen::new(shape, &parts));
     }
     // Half of the cores: a build is no hurry of anybody who waits for an answer.

@@ -19,7 +19,10 @@ use std::{collections::HashSet, path::Path, sync::Arc};
 use ahash::RandomState;
 use parking_lot::{Mutex, RwLock};
 
-pub use self::{build::GraphParameters, snapshot::SnapshotError};
+pub use self::{
+    build::{GRAPH_MIN, GraphParameters},
+    snapshot::SnapshotError,
+};
 use self::{
     exact::{Delta, scan_listed},
     frozen::Frozen,
@@ -28,8 +31,6 @@ use self::{
 };
 use crate::kernels::distance::padded_floats;
 
-/// Below this many vectors no graph is built: the exact scan takes less than a millisecond, and building takes seconds.
-const GRAPH_MIN: usize = 20_000;
 /// Changes since the last build, as a share of it, that make another build worth its time.
 const REBUILD_SHARE: f64 = 0.2;
 /// Fewer vectors than this are never worth a build: the exact scan of them takes no time.
@@ -243,7 +244,8 @@ impl VectorIndex {
     pub fn wants_rebuild(&self) -> bool {
         let state = self.state.read();
         let changed = state.delta.len() + state.num_removed;
-        changed >= REBUILD_MIN && changed as f64 > REBUILD_SHARE * state.frozen.num_members() as f64
+        let least = REBUILD_MIN.min(self.parameters.graph_min);
+        changed >= least && changed as f64 > REBUILD_SHARE * state.frozen.num_members() as f64
     }
 
     /// Freezes everything that is in the index now, on this thread and some of rayon's. Searches and changes go on
@@ -265,7 +267,7 @@ impl VectorIndex {
             keys.extend_from_slice(state.delta.keys());
             vectors.extend_from_slice(state.delta.vectors());
         }
-        let frozen = build::freeze(self.dim, &keys, &vectors, self.parameters, GRAPH_MIN)?;
+        let frozen = build::freeze(self.dim, &keys, &vectors, self.parameters)?;
         drop(vectors);
         let mut state = self.state.write();
         let mut removed = vec![0; frozen.num_members().div_ceil(64)];

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use super::*;
 
-const GRAPH: GraphParameters = GraphParameters { build_candidates: 100, always: true };
+const GRAPH: GraphParameters = GraphParameters { build_candidates: 100, graph_min: 2 };
 const GRAPH_SEARCH: SearchParameters = SearchParameters { candidates: 100, exact: false };
 const EXACT: SearchParameters = SearchParameters { candidates: 100, exact: true };
 

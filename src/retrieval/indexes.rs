@@ -24,6 +24,7 @@ const VECTORS_AT_A_TIME: usize = 4096;
 pub struct Indexes {
     store: Arc<Store>,
     folder: PathBuf,
+    parameters: GraphParameters,
     open: Mutex<HashMap<String, Arc<Entry>>>,
 }
 
@@ -39,9 +40,10 @@ struct Entry {
 }
 
 impl Indexes {
-    pub fn new(store: Arc<Store>) -> Self {
+    /// Graphs are grown by these parameters.
+    pub fn new(store: Arc<Store>, parameters: GraphParameters) -> Self {
         let folder = store.directory().join(FOLDER);
-        Self { store, folder, open: Mutex::default() }
+        Self { store, folder, parameters, open: Mutex::default() }
     }
 
     /// Runs `work` on a collection's index, opened if need be. It blocks.
@@ -120,7 +122,7 @@ impl Indexes {
             return Ok(entry.clone());
         }
         let snapshot = self.snapshot_path(collection_id);
-        let parameters = GraphParameters::default();
+        let parameters = self.parameters;
         let loaded = VectorIndex::load(&snapshot, &embedding.name, embedding.dimensions, parameters);
         let index = loaded.unwrap_or_else(|error| {
             if snapshot.exists() {

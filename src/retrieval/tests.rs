@@ -13,6 +13,7 @@ use crate::{
         Account, EmbedInput, EmbedInputType, EmbedRequest, LOCAL,
         documents::{AttributeFilter, Collection, NewChunk, SearchMode},
     },
+    index::GraphParameters,
     providers::{Embedder, scripted::ScriptedEmbedder},
     store::{Replaced, Store},
 };
@@ -26,7 +27,7 @@ struct House {
 impl House {
     fn open(directory: &TempDir, model: &str) -> Self {
         let store = Arc::new(Store::open(directory.path()).unwrap());
-        let indexes = Arc::new(Indexes::new(store.clone()));
+        let indexes = Arc::new(Indexes::new(store.clone(), GraphParameters::default()));
         Self { store, indexes, embedder: Arc::new(ScriptedEmbedder::new(model)) }
     }
 

@@ -14,6 +14,7 @@ use axum::{
 use hearth::{
     domain::account::{Books, NoBooks},
     http::{AppState, HttpSettings},
+    index::GraphParameters,
     providers::scripted::{ScriptedChat, ScriptedEmbedder},
     service::{
         analysis::Analyses,
@@ -129,7 +130,7 @@ impl ScriptedServer {
         let store = Arc::new(Store::open(data.path()).expect("a new store"));
         let callers = Callers::new(store.clone());
         let books: Arc<dyn Books> = Arc::new(NoBooks);
-        let documents = Documents::new(store, callers.clone(), books.clone());
+        let documents = Documents::new(store, GraphParameters::default(), callers.clone(), books.clone());
         let router = hearth::http::router(AppState {
             analyses: Analyses::new(documents.clone(), models.clone(), WebhookSettings::default()),
             models: models.clone(),

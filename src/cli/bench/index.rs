@@ -90,7 +90,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         write_npy(&vectors, &directory.join("vectors.npy"))?;
         write_npy(&queries, &directory.join("queries.npy"))?;
     }
-    let index = VectorIndex::new(dim, GraphParameters { always: true, ..GraphParameters::default() });
+    let index = VectorIndex::new(dim, GraphParameters { graph_min: 2, ..GraphParameters::default() });
     let entries: Vec<(u64, &[f32])> = (0..).zip(vectors.iter().map(Vec::as_slice)).collect();
     for entries in entries.chunks(INSERTED_AT_A_TIME) {
         index.insert(entries)?;

@@ -25,6 +25,7 @@ use crate::{
         documents::{AttributeValue, DocumentStatus},
     },
     error::{Error, ErrorKind, Result},
+    index::GraphParameters,
     retrieval::{indexes::Indexes, search::Retriever},
     store::{Incoming, Owned, Store, StoreError},
 };
@@ -49,8 +50,9 @@ pub struct Documents {
 }
 
 impl Documents {
-    pub fn new(store: Arc<Store>, callers: Arc<Callers>, books: Arc<dyn Books>) -> Arc<Self> {
-        let (indexes, jobs) = (Arc::new(Indexes::new(store.clone())), Jobs::new(store.clone(), callers, books));
+    pub fn new(store: Arc<Store>, graphs: GraphParameters, callers: Arc<Callers>, books: Arc<dyn Books>) -> Arc<Self> {
+        let indexes = Arc::new(Indexes::new(store.clone(), graphs));
+        let jobs = Jobs::new(store.clone(), callers, books);
         Arc::new(Self { store, indexes, jobs, retriever: OnceLock::new() })
     }
 
