@@ -166,6 +166,8 @@ pub enum FinishReason {
     /// `max_tokens` or the end of the context.
     Length,
     ToolCalls,
+    /// A hosted model's provider withheld the rest.
+    ContentFilter,
 }
 
 impl FinishReason {
@@ -175,6 +177,7 @@ impl FinishReason {
             Self::Stop => "stop",
             Self::Length => "length",
             Self::ToolCalls => "tool_calls",
+            Self::ContentFilter => "content_filter",
         }
     }
 }

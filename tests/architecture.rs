@@ -40,8 +40,8 @@ const CONFINED: [(&str, &[&str]); 20] = [
     ("pulldown_cmark", &["text"]),
     ("encoding_rs", &["text"]),
     ("text_splitter", &["text"]),
-    // Webhooks go out from `service/webhook.rs`.
-    ("reqwest", &["cli", "models", "service"]),
+    // Webhooks go out from `service/webhook.rs`, requests to upstreams from `providers/hosted`.
+    ("reqwest", &["cli", "models", "providers", "service"]),
     ("hf_hub", &["models"]),
 ];
 

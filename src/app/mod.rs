@@ -30,7 +30,9 @@ use crate::{
         Metering,
         ledger::{self, Ledger},
     },
-    providers::{Embedder, Reranker, local::LocalChat, local_embedder::LocalEmbedder, local_reranker::LocalReranker},
+    providers::{
+        Embedder, Reranker, hosted, local::LocalChat, local_embedder::LocalEmbedder, local_reranker::LocalReranker,
+    },
     retrieval::search::Retriever,
     service::{
         analysis::Analyses,
@@ -119,6 +121,7 @@ impl Server {
         let Self { config, listener, models, documents, callers, books, ledger, state } = self;
         let metrics = telemetry::init_metrics()?;
         engine::metrics::describe();
+        hosted::describe_metrics();
         http::context::describe_metrics();
         ledger::describe_metrics();
         let analyses = Analyses::new(documents.clone(), models.clone(), config.webhooks.clone());

@@ -1,0 +1,104 @@
+//! Which fields an upstream understands beyond OpenAI's own, and what it assumes where a field is absent.
+//!
+//! Sources: OpenAI's API reference; vLLM's `protocol.py` (`ChatCompletionRequest`, `SamplingParams`, whose defaults come
+//! from the model's `generation_config.json`); llama-server's README ("Using the CLI", sampling defaults of its own).
+
+/// What kind of server an upstream is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    /// OpenAI itself.
+    OpenAi,
+    /// Anybody who follows OpenAI's contract; nothing beyond it is asked for.
+    Compatible,
+    Vllm,
+    LlamaServer,
+    Hearth,
+}
+
+impl Dialect {
+    pub const ALL: [Self; 5] = [Self::OpenAi, Self::Compatible, Self::Vllm, Self::LlamaServer, Self::Hearth];
+
+    /// As it is written in the settings.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::OpenAi => "openai",
+            Self::Compatible => "compatible",
+            Self::Vllm => "vllm",
+            Self::LlamaServer => "llama-server",
+            Self::Hearth => "hearth",
+        }
+    }
+
+    /// The usual one of an address: OpenAI's own host speaks OpenAI's, any other the part that all have.
+    pub fn of_host(host: &str) -> Self {
+        let is_openai = host == "api.openai.com" || host.ends_with(".api.openai.com");
+        if is_openai { Self::OpenAi } else { Self::Compatible }
+    }
+
+    /// Samples in its own way unless told otherwise, so everything must be said.
+    pub(super) fn has_own_defaults(self) -> bool {
+        matches!(self, Self::Vllm | Self::LlamaServer)
+    }
+
+    /// What a chat's bound on tokens is called. OpenAI's reasoning models refuse the old name, and others do not know the
+    /// new one.
+    pub(super) fn max_tokens_field(self) -> &'static str {
+        if self == Self::OpenAi { "max_completion_tokens" } else { "max_tokens" }
+    }
+
+    /// `top_k` and `min_p`.
+    pub(super) fn has_top_k(self) -> bool {
+        self.is_self_hosted()
+    }
+
+    pub(super) fn has_typical_p(self) -> bool {
+        matches!(self, Self::LlamaServer | Self::Hearth)
+    }
+
+    /// The name of the repetition penalty.
+    pub(super) fn repetition_penalty_field(self) -> Option<&'static str> {
+        match self {
+            Self::Vllm | Self::Hearth => Some("repetition_penalty"),
+            Self::LlamaServer => Some("repeat_penalty"),
+            Self::OpenAi | Self::Compatible => None,
+        }
+    }
+
+    /// `min_tokens`, `stop_token_ids`, `return_token_ids`, and `structured_outputs`.
+    pub(super) fn has_token_fields(self) -> bool {
+        matches!(self, Self::Vllm | Self::Hearth)
+    }
+
+    pub(super) fn has_ignore_eos(self) -> bool {
+        self.is_self_hosted()
+    }
+
+    /// `chat_template_kwargs` and `add_generation_prompt`.
+    pub(super) fn has_template_fields(self) -> bool {
+        self.is_self_hosted()
+    }
+
+    /// `response_format` on `/completions`, too.
+    pub(super) fn constrains_completions(self) -> bool {
+        self.is_self_hosted()
+    }
+
+    /// A grammar in llguidance's dialect.
+    pub(super) fn has_lark(self) -> bool {
+        self == Self::Hearth
+    }
+
+    fn is_self_hosted(self) -> bool {
+        matches!(self, Self::Vllm | Self::LlamaServer | Self::Hearth)
+    }
+}
+
+impl std::str::FromStr for Dialect {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|dialect| dialect.as_str() == text);
+        found
+            .ok_or_else(|| format!("{text:?} is no kind of upstream: openai, compatible, vllm, llama-server or hearth"))
+    }
+}

@@ -1,0 +1,186 @@
+//! An embedding model that an upstream serves.
+
+use std::{sync::Arc, time::Instant};
+
+use base64::{Engine, prelude::BASE64_STANDARD};
+use bytes::Bytes;
+use futures_util::{FutureExt, future::BoxFuture};
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::{
+    answer::{Fault, estimated_input_tokens},
+    breaker::Breaker,
+    chat::no_tokenizer,
+    chunk::usage,
+    failure::Failure,
+    metrics, request,
+    retry::with_retries,
+    upstream::Upstream,
+};
+use crate::{
+    domain::{EmbedRequest, EmbedResponse, ModelInfo, Timings, Usage, account::ServedBy, documents::EmbeddingIdentity},
+    error::Result,
+    providers::Embedder,
+};
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub struct HostedEmbedder {
+    upstream: Arc<Upstream>,
+    upstream_model: String,
+    info: ModelInfo,
+    identity: EmbeddingIdentity,
+}
+
+impl HostedEmbedder {
+    /// `identity` is as configured: this server cannot look at the weights. Where it equals a local model's, vectors
+    /// of both are compared.
+    pub fn new(upstream: Arc<Upstream>, upstream_model: String, info: ModelInfo, identity: EmbeddingIdentity) -> Self {
+        Self { upstream, upstream_model, info, identity }
+    }
+
+    pub fn upstream(&self) -> &Arc<Upstream> {
+        &self.upstream
+    }
+
+    /// Whether this model of the upstream is left alone at present.
+    pub fn breaker(&self) -> Arc<Breaker> {
+        self.upstream.breaker(&self.upstream_model)
+    }
+
+    async fn attempt(&self, request: &EmbedRequest, path: &str, body: Bytes) -> Result<EmbedResponse, Failure> {
+        let sent_at = Instant::now();
+        let response = self.upstream.send(path, body, &request.account).await?;
+        let answer = self.upstream.read_whole(response).await?;
+        let dimensions = request.dimensions.unwrap_or(self.identity.dimensions);
+        let (embeddings, reported) = read(&answer, request.inputs.len(), dimensions)
+            .map_err(|what| Failure::of_stream(&self.upstream, Fault::Malformed(what)))?;
+        let prompt_tokens = reported.filter(|&tokens| tokens > 0).unwrap_or_else(|| {
+            metrics::estimated(self.upstream.name());
+            estimated_input_tokens(&request.inputs)
+        });
+        let timings = Timings { prefill: sent_at.elapsed(), ..Timings::default() };
+        let leg = request.account.leg(&self.info.id, ServedBy::Upstream(self.upstream.name().to_owned()));
+        leg.used(&Usage { prompt_tokens, ..Usage::default() });
+        leg.took(&timings);
+        Ok(EmbedResponse { embeddings, prompt_tokens, token_counts: Vec::new(), timings })
+    }
+}
+
+impl Embedder for HostedEmbedder {
+    fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    fn identity(&self) -> EmbeddingIdentity {
+        self.identity.clone()
+    }
+
+    fn embed(&self, request: EmbedRequest) -> BoxFuture<'_, Result<EmbedResponse>> {
+        async move {
+            let translated = request::embedding(&request, &self.upstream_model, self.upstream.dialect())?;
+            let body = Bytes::from(translated.body.to_string());
+            let (response, permit) =
+                with_retries(&self.upstream, &self.upstream_model, &request.account, request.deadline, || {
+                    self.attempt(&request, translated.path, body.clone())
+                })
+                .await?;
+            permit.succeeded();
+            Ok(response)
+        }
+        .boxed()
+    }
+
+    fn tokenize(&self, _: &str, _: bool) -> Result<Vec<u32>> {
+        Err(no_tokenizer("count its tokens", &self.info.id))
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct EmbeddingList {
+    data: Vec<Embedding>,
+    #[serde(default)]
+    usage: Option<Value>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Embedding {
+    index: usize,
+    embedding: Vector,
+}
+
+/// Numbers, or little-endian f32 in base64 from upstreams that do not ask which.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Vector {
+    Numbers(Vec<f32>),
+    Base64(String),
+}
+
+/// The vectors in the order of the inputs, each there once, with as many dimensions as expected; and the tokens.
+fn read(answer: &[u8], num_inputs: usize, dimensions: usize) -> Result<(Vec<Vec<f32>>, Option<usize>), String> {
+    let list: EmbeddingList = serde_json::from_slice(answer).map_err(|error| format!("not embeddings: {error}"))?;
+    let mut vectors: Vec<Option<Vec<f32>>> = vec![None; num_inputs];
+    for Embedding { index, embedding } in list.data {
+        let vector = match embedding {
+            Vector::Numbers(numbers) => numbers,
+            Vector::Base64(text) => {
+                let bytes = BASE64_STANDARD.decode(text).map_err(|_| format!("embedding {index} is no base64"))?;
+                let (values, rest) = bytes.as_chunks::<4>();
+                if !rest.is_empty() {
+                    return Err(format!("embedding {index} has {} bytes", bytes.len()));
+                }
+                values.iter().map(|value| f32::from_le_bytes(*value)).collect()
+            }
+        };
+        if vector.len() != dimensions {
+            return Err(format!("embedding {index} has {} dimensions, expected are {dimensions}", vector.len()));
+        }
+        if !vector.iter().all(|value| value.is_finite()) {
+            return Err(format!("embedding {index} is not of finite numbers"));
+        }
+        match vectors.get_mut(index) {
+            Some(place @ None) => *place = Some(vector),
+            Some(Some(_)) => return Err(format!("embedding {index} comes twice")),
+            None => return Err(format!("embedding {index} of {num_inputs}")),
+        }
+    }
+    let num_found = vectors.iter().flatten().count();
+    let vectors: Option<Vec<_>> = vectors.into_iter().collect();
+    let vectors = vectors.ok_or_else(|| format!("{num_found} embeddings of {num_inputs}"))?;
+    Ok((vectors, list.usage.as_ref().and_then(|reported| usage(reported).prompt_tokens)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_text(text: &str, num_inputs: usize) -> Result<Vec<Vec<f32>>, String> {
+        read(text.as_bytes(), num_inputs, 2).map(|(vectors, _)| vectors)
+    }
+
+    #[test]
+    fn vectors_come_in_the_order_of_the_inputs_in_either_form() {
+        let text = r#"{"data":[{"index":1,"embedding":[0.5,1]},{"index":0,"embedding":"AACAPwAAAEA="}],"usage":{"prompt_tokens":7}}"#;
+        let (vectors, tokens) = read(text.as_bytes(), 2, 2).unwrap();
+        assert_eq!(vectors, [[1.0, 2.0], [0.5, 1.0]]);
+        assert_eq!(tokens, Some(7));
+    }
+
+    #[test]
+    fn what_is_not_one_vector_for_each_input_is_refused() {
+        for wrong in [
+            "[]",
+            r#"{"data":[]}"#,
+            r#"{"data":[{"index":0,"embedding":[1]}]}"#,
+            r#"{"data":[{"index":0,"embedding":[1,2]},{"index":0,"embedding":[1,2]}]}"#,
+            r#"{"data":[{"index":1,"embedding":[1,2]}]}"#,
+            r#"{"data":[{"index":0,"embedding":"AAAA"}]}"#,
+            r#"{"data":[{"index":0,"embedding":"?"}]}"#,
+            r#"{"data":[{"index":0,"embedding":"AADAfwAAAEA="}]}"#,
+        ] {
+            assert!(read_text(wrong, 1).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Models that run elsewhere: any upstream that speaks OpenAI's contract, behind the same traits as a local one.
+//!
+//! One [`Upstream`] is one address with its key, its timeouts and its pool of connections. [`HostedChat`] and
+//! [`HostedEmbedder`] are one of its models each. A request is translated ([`request`](self)) and sent, again if that
+//! may help, until the first event of the answer has arrived; from then on nothing is tried again, so that no token
+//! comes twice. What an upstream cannot be asked for is refused by name, never left out.
+//!
+//! Which side serves a request is not decided here: see `providers/fallback.rs`.
+
+mod answer;
+mod breaker;
+mod chat;
+mod chunk;
+mod dialect;
+mod embedder;
+mod event_decoder;
+mod failure;
+mod metrics;
+mod request;
+mod retry;
+mod stream;
+mod tool_calls;
+mod upstream;
+
+use std::{path::PathBuf, time::Duration};
+
+pub use self::{
+    breaker::{Breaker, BreakerState},
+    chat::HostedChat,
+    dialect::Dialect,
+    embedder::HostedEmbedder,
+    metrics::describe as describe_metrics,
+    upstream::Upstream,
+};
+use crate::domain::{ModelInfo, ModelKind};
+
+/// What an upstream is, as configured.
+#[derive(Clone, Debug)]
+pub struct UpstreamSettings {
+    /// Appears in receipts, logs and metrics.
+    pub name: String,
+    /// Up to and with `/v1`, without a slash at the end.
+    pub base_url: url::Url,
+    pub api_key: Option<ApiKey>,
+    /// Sent with every request, beside the key.
+    pub headers: Vec<(String, String)>,
+    pub dialect: Dialect,
+    pub timeouts: Timeouts,
+    pub retries: Retries,
+    /// Certificates to trust beside the system's own, PEM.
+    pub ca_file: Option<PathBuf>,
+    pub breaker: BreakerSettings,
+}
+
+/// A key that no log and no error shows.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ApiKey(String);
+
+impl ApiKey {
+    /// `None` if it is empty or cannot stand in a header.
+    pub fn new(key: &str) -> Option<Self> {
+        let is_header = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic());
+        is_header.then(|| Self(key.to_owned()))
+    }
+
+    /// For the header, and for nothing else.
+    fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ApiKey(..)")
+    }
+}
+
+/// How long an upstream may be silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// Until the connection stands, TLS included.
+    pub connect: Duration,
+    /// From the request to the head of its answer.
+    pub first_byte: Duration,
+    /// Between two packets of an answer, signs of life included.
+    pub idle: Duration,
+}
+
+impl Default for Timeouts {
+    /// A long prompt may take a minute and more before its first token.
+    fn default() -> Self {
+        Self { connect: Duration::from_secs(5), first_byte: Duration::from_secs(120), idle: Duration::from_secs(60) }
+    }
+}
+
+/// How often a request that failed before its first event is sent again, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retries {
+    /// Attempts after the first one.
+    pub max: u32,
+    /// The wait before attempt `n` is drawn from 0 to this times `2^n`, where the upstream does not say.
+    pub base: Duration,
+    /// And never longer than this.
+    pub longest: Duration,
+}
+
+impl Default for Retries {
+    fn default() -> Self {
+        Self { max: 2, base: Duration::from_millis(500), longest: Duration::from_secs(8) }
+    }
+}
+
+/// When an upstream's model is left alone for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BreakerSettings {
+    /// Failures in a row.
+    pub failures: u32,
+    /// How long it is left alone before one request may try again.
+    pub rest: Duration,
+}
+
+impl Default for BreakerSettings {
+    fn default() -> Self {
+        Self { failures: 5, rest: Duration::from_secs(30) }
+    }
+}
+
+/// One model of an upstream, as configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostedModel {
+    /// The upstream's own name for it.
+    pub upstream_model: String,
+    pub kind: ModelKind,
+    /// Tokens, prompt and answer together.
+    pub context_length: usize,
+    /// Length of an embedding.
+    pub dimensions: Option<usize>,
+    /// What the vectors depend on: where it equals a local model's identity, vectors of both may be compared.
+    pub identity: Option<String>,
+}
+
+/// What is assumed of a hosted model's context where nobody says, in tokens.
+pub const CONTEXT_LENGTH_ASSUMED: usize = 32_768;
+
+impl HostedModel {
+    /// A chat model of which nothing is known but its name.
+    pub fn chat(upstream_model: impl Into<String>) -> Self {
+        Self {
+            upstream_model: upstream_model.into(),
+            kind: ModelKind::Chat,
+            context_length: CONTEXT_LENGTH_ASSUMED,
+            dimensions: None,
+            identity: None,
+        }
+    }
+
+    /// What `/v1/models` says of it under the name that it is served by. The shape is that of local models; what
+    /// only the upstream knows is 0 or empty.
+    pub fn info(&self, served_name: &str) -> ModelInfo {
+        ModelInfo {
+            id: served_name.to_owned(),
+            kind: self.kind,
+            architecture: "hosted".to_owned(),
+            context_length: self.context_length,
+            vocab_size: 0,
+            embedding_length: self.dimensions,
+            parameters: 0,
+            quantization: String::new(),
+            size_bytes: 0,
+            supports_tools: self.kind == ModelKind::Chat,
+            supports_reasoning: false,
+            created: 0,
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Trying again: exponential backoff with full jitter, the upstream's own wishes, and the request's deadline.
+//!
+//! See Brooker, "Exponential Backoff and Jitter" (2015), for why the whole wait is drawn and not only a part of it.
+
+use std::{
+    future::Future,
+    time::{Duration, Instant},
+};
+
+use rand::Rng;
+
+use super::{Retries, breaker::Permit, failure::Failure, metrics, upstream::Upstream};
+use crate::{
+    domain::Account,
+    error::{Error, ErrorKind, Result},
+};
+
+/// Whoever asks for a longer wait than this is not waited for.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+
+/// Calls `attempt` until it succeeds, cannot succeed, or there is no time left. What succeeded comes with the permit
+/// that is to be settled when it has ended.
+pub(super) async fn with_retries<T, F>(
+    upstream: &Upstream,
+    upstream_model: &str,
+    account: &Account,
+    deadline: Option<Instant>,
+    mut attempt: impl FnMut() -> F,
+) -> Result<(T, Permit)>
+where
+    F: Future<Output = Result<T, Failure>>,
+{
+    let breaker = upstream.breaker(upstream_model);
+    let mut earlier: Option<Error> = None;
+    for number in 0.. {
+        let permit = match breaker.admit() {
+            Ok(permit) => permit,
+            Err(wait) => return Err(earlier.unwrap_or_else(|| left_alone(upstream.name(), wait))),
+        };
+        account.attempted();
+        metrics::attempted(upstream.name());
+        let outcome = match deadline {
+            Some(deadline) => match tokio::time::timeout_at(deadline.into(), attempt()).await {
+                Ok(outcome) => outcome,
+                // The caller had little patience, which says nothing of the upstream.
+                Err(_elapsed) => return Err(out_of_time(upstream.name())),
+            },
+            None => attempt().await,
+        };
+        let failure = match outcome {
+            Ok(done) => return Ok((done, permit)),
+            Err(failure) => failure,
+        };
+        if failure.is_upstreams {
+            metrics::failed(upstream.name());
+            permit.failed();
+        } else {
+            permit.succeeded();
+        }
+        let Some(wait) = wait_before(number, &failure, upstream.retries(), deadline) else { return Err(failure.error) };
+        tracing::debug!(
+            upstream = upstream.name(),
+            attempt = number + 1,
+            wait_ms = wait.as_millis(),
+            error = ?failure.error,
+            "the upstream failed; it is asked again"
+        );
+        earlier = Some(failure.error);
+        tokio::time::sleep(wait).await;
+    }
+    unreachable!("the loop has no end of its own")
+}
+
+/// How long to wait before attempt `number + 1`; `None` is not to try again.
+fn wait_before(number: u32, failure: &Failure, retries: Retries, deadline: Option<Instant>) -> Option<Duration> {
+    if !failure.is_passing || number >= retries.max {
+        return None;
+    }
+    let wait = match failure.retry_after {
+        Some(asked) if asked > LONGEST_WAIT => return None,
+        Some(asked) => asked,
+        None => {
+            let factor = 1u32.checked_shl(number).unwrap_or(u32::MAX);
+            let most = retries.base.saturating_mul(factor).min(retries.longest);
+            most.mul_f64(rand::rng().random::<f64>())
+        }
+    };
+    let fits = deadline.is_none_or(|deadline| Instant::now() + wait < deadline);
+    fits.then_some(wait)
+}
+
+fn left_alone(upstream: &str, wait: Duration) -> Error {
+    let message = format!("The hosted upstream `{upstream}` has failed several times and is left alone for now.");
+    Error::new(ErrorKind::Unavailable, message).with_code("upstream_unavailable").with_retry_after(wait)
+}
+
+fn out_of_time(upstream: &str) -> Error {
+    let message = format!(
+        "The request's deadline passed while the hosted upstream `{upstream}` had not begun to answer. Raise `timeout` or \
+         the server's limit."
+    );
+    Error::new(ErrorKind::DeadlineExceeded, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failure(retry_after: Option<Duration>) -> Failure {
+        Failure { retry_after, ..Failure::passing(Error::new(ErrorKind::UpstreamFailed, "")) }
+    }
+
+    #[test]
+    fn waits_grow_to_their_bound_and_are_drawn() {
+        let retries = Retries { max: 40, base: Duration::from_millis(100), longest: Duration::from_secs(1) };
+        for (number, most) in [(0, 100), (1, 200), (3, 800), (4, 1000), (35, 1000)] {
+            for _ in 0..50 {
+                let wait = wait_before(number, &failure(None), retries, None).expect("attempts are left");
+                assert!(wait <= Duration::from_millis(most), "attempt {number}: {wait:?}");
+            }
+        }
+        assert_eq!(wait_before(40, &failure(None), retries, None), None);
+    }
+
+    #[test]
+    fn what_the_upstream_asks_for_counts_if_there_is_time_for_it() {
+        let retries = Retries::default();
+        let second = Duration::from_secs(1);
+        let asked = failure(Some(7 * second));
+        assert_eq!(wait_before(0, &asked, retries, None), Some(7 * second));
+        assert_eq!(wait_before(0, &asked, retries, Some(Instant::now() + 20 * second)), Some(7 * second));
+        assert_eq!(wait_before(0, &asked, retries, Some(Instant::now() + 3 * second)), None);
+        assert_eq!(wait_before(0, &failure(Some(61 * second)), retries, None), None);
+        let lasting = Failure::lasting(Error::new(ErrorKind::UpstreamFailed, ""));
+        assert_eq!(wait_before(0, &lasting, retries, None), None);
+    }
+}
