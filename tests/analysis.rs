@@ -318,6 +318,28 @@ async fn a_webhook_is_signed_and_sent_again_until_it_is_taken() {
     assert!(message["data"]["error"].as_str().is_some_and(|said| said.contains("deadline")), "{message}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_says_nothing_of_what_is_to_stay_on_this_machine() {
+    let server = Running::start(signing(true)).await;
+    let api = Api::of(&server);
+    let stores = format!("{}/v1/vector_stores", api.url);
+    let made =
+        api.client.post(stores).json(&json!({"name": "secret", "metadata": {"local_only": "true"}})).send().await;
+    assert_eq!(made.expect("an answer").status(), 200);
+    let (receiver, url) = Receiver::start().await;
+    let id = api.begin(json!({"webhook_url": url, "collections": ["secret"]})).await;
+    eventually("the message was sent again", || receiver.0.lock().len() == 2).await;
+    let body = receiver.0.lock()[1].1.clone();
+    let message: Value = serde_json::from_str(&body).expect("JSON");
+    let job = api.get(&format!("/{id}")).await;
+    let at = |key: &str| job[key].clone();
+    let data = json!({
+        "job_id": id, "status": "done", "created_at": at("created_at"), "updated_at": at("updated_at"), "local_only": true
+    });
+    assert_eq!((&message["type"], &message["data"]), (&json!("analysis.completed"), &data));
+    assert!(!body.contains("Acme") && job["question"] == "Who runs it? What does it sell?", "{body}");
+}
+
 /// A reader of documents that goes on for as long as a file is there.
 #[cfg(unix)]
 struct SlowReader(tempfile::TempDir);

@@ -112,7 +112,31 @@ pub struct AnalysisMessage {
     pub kind: &'static str,
     /// When it ended, as RFC 3339 writes it.
     pub timestamp: String,
-    pub data: AnalysisJob,
+    pub data: MessageData,
+}
+
+/// What a message says of a job.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum MessageData {
+    Whole(AnalysisJob),
+    /// Of a job whose texts are to stay on this machine: where to ask for them.
+    Kept {
+        job_id: String,
+        status: &'static str,
+        created_at: i64,
+        updated_at: i64,
+        /// `true`
+        local_only: bool,
+    },
+}
+
+impl AnalysisJob {
+    /// The job without a word of what was asked, found or said.
+    pub fn kept(self) -> MessageData {
+        let Self { job_id, status, created_at, updated_at, .. } = self;
+        MessageData::Kept { job_id, status, created_at, updated_at, local_only: true }
+    }
 }
 
 #[cfg(test)]

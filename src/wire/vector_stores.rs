@@ -14,7 +14,7 @@ use super::{
     policy,
 };
 use crate::{
-    domain::documents::{AttributeFilter, Chunk, Collection, Document, DocumentStatus},
+    domain::documents::{AttributeFilter, AttributeValue, Chunk, Collection, Document, DocumentStatus, LOCAL_ONLY},
     error::Result,
 };
 
@@ -57,9 +57,21 @@ impl VectorStoreRequest {
             return Err(bad_value("name", format!("`name` is longer than {NAME_CHARS_MAX} characters.")));
         }
         let metadata = fields.map("metadata")?.map(|found| read_attributes(found, "metadata")).transpose()?;
+        metadata.as_ref().map_or(Ok(()), check_local_only)?;
         let ignored = policy::apply(fields.rest(), &[table], strict)?;
         Ok(Parsed { request: Self { name, metadata, file_ids }, ignored })
     }
+}
+
+/// What is to keep texts on this machine must not be misspelt.
+fn check_local_only(metadata: &Attributes) -> Result<()> {
+    let is_clear = match metadata.get(LOCAL_ONLY) {
+        None | Some(AttributeValue::Bool(_)) => true,
+        Some(AttributeValue::Text(text)) => ["true", "false"].contains(&text.as_str()),
+        Some(AttributeValue::Number(_)) => false,
+    };
+    let message = || "`metadata.local_only` must be \"true\" or \"false\".".to_owned();
+    if is_clear { Ok(()) } else { Err(bad_value("metadata.local_only", message())) }
 }
 
 fn read_file_ids(fields: &mut Fields) -> Result<Option<Vec<String>>> {
@@ -503,6 +515,7 @@ mod tests {
                 search(json!({"query": "a", "ranking_options": {"score_threshold": 2}})),
                 "ranking_options.score_threshold",
             ),
+            (create(json!({"metadata": {"local_only": "yes"}})), "metadata.local_only"),
             (batch(json!({})), "file_ids"),
             (batch(json!({"file_ids": []})), "file_ids"),
             (batch(json!({"file_ids": ["a", 1]})), "file_ids[1]"),

@@ -21,7 +21,7 @@ use super::{
     webhook::WebhookSettings,
 };
 use crate::{
-    domain::Account,
+    domain::{Account, Policy},
     error::{Error, ErrorKind, Result},
     store::{Job, JobState, NewJob},
     wire::analysis::{AnalysisBody, AnalysisJob},
@@ -51,6 +51,9 @@ pub struct Analyses {
 #[derive(Debug, Deserialize, Serialize)]
 struct Payload {
     body: Value,
+    /// Its texts are to stay on this machine, also when the request and what it said of that are over.
+    #[serde(default)]
+    is_local_only: bool,
 }
 
 /// An analysis as it is now.
@@ -73,7 +76,7 @@ impl Analyses {
     pub fn begin(&self) {
         let analyst = Analyst { documents: self.documents.clone(), models: self.models.clone() };
         self.jobs().start(Arc::new(analyst), AT_A_TIME);
-        let notify = Notify { jobs: self.jobs().clone(), webhooks: self.webhooks.clone() };
+        let notify = Notify { documents: self.documents.clone(), webhooks: self.webhooks.clone() };
         self.jobs().start(Arc::new(notify), WEBHOOKS_AT_A_TIME);
     }
 
@@ -96,7 +99,7 @@ impl Analyses {
             let message = format!("{UNENDED_MAX} analyses wait already. Come back later, or cancel some.");
             return Err(Error::new(ErrorKind::Overloaded, message).with_retry_after(RETRY_FULL));
         }
-        let payload = Payload { body };
+        let payload = Payload { body, is_local_only: account.policy() == Some(Policy::LocalOnly) };
         let job = NewJob {
             kind: ANALYSIS.to_owned(),
             payload: serde_json::to_value(payload).map_err(Error::internal)?,

@@ -1,22 +1,28 @@
 //! Tells the address that an analysis named that it has ended.
 //!
 //! It is a job that begins in the transaction that ends the analysis: neither is there without the other, whenever the
-//! process is killed. A receiver may get the same message twice, and knows it by its id.
+//! process is killed. A receiver may get the same message twice, and knows it by its id. Of an analysis whose texts are to
+//! stay on this machine it says only that it has ended.
 
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::{BoxFuture, FutureExt};
 use serde_json::{Value, json};
 
-use super::{ANALYSIS, WEBHOOK, state_of};
+use super::{ANALYSIS, Payload, WEBHOOK, state_of};
 use crate::{
+    domain::{Account, Policy},
     error::ErrorKind,
     service::{
-        jobs::{Failure, Jobs, Progress, Worker},
+        documents::Documents,
+        jobs::{Failure, Progress, Worker},
         webhook::WebhookSettings,
     },
     store::Job,
-    wire::analysis::AnalysisMessage,
+    wire::{
+        Envelope, Parsed,
+        analysis::{AnalysisBody, AnalysisMessage, MessageData},
+    },
 };
 
 /// A receiver that is down is tried again for most of a day.
@@ -34,7 +40,7 @@ const RETRIES: [Duration; 8] = [
 /// Sends the messages.
 #[derive(Debug)]
 pub(super) struct Notify {
-    pub(super) jobs: Arc<Jobs>,
+    pub(super) documents: Arc<Documents>,
     pub(super) webhooks: Arc<WebhookSettings>,
 }
 
@@ -43,8 +49,8 @@ impl Worker for Notify {
         WEBHOOK
     }
 
-    fn work(&self, job: Job, _progress: Progress) -> BoxFuture<'_, Result<Value, Failure>> {
-        async move { self.tell(&job).await }.boxed()
+    fn work(&self, job: Job, progress: Progress) -> BoxFuture<'_, Result<Value, Failure>> {
+        async move { self.tell(&job, progress.account()).await }.boxed()
     }
 
     fn retries(&self) -> &[Duration] {
@@ -53,14 +59,14 @@ impl Worker for Notify {
 }
 
 impl Notify {
-    async fn tell(&self, job: &Job) -> Result<Value, Failure> {
+    async fn tell(&self, job: &Job, account: &Arc<Account>) -> Result<Value, Failure> {
         let id = job.payload["job_id"].as_str().unwrap_or_default();
         let passing = |error: crate::error::Error| match error.kind() {
             // It ended so long ago that it is forgotten.
             ErrorKind::NotFound => Failure::Moot,
             _ => Failure::Passing(error.to_string()),
         };
-        let jobs = self.jobs.of(&job.owner);
+        let jobs = self.documents.jobs().of(&job.owner);
         let analysis = jobs.find(ANALYSIS, id).await.map_err(passing)?;
         let Some(url) = analysis.payload["body"]["webhook_url"].as_str() else { return Err(Failure::Moot) };
         let data = state_of(jobs, id, 0).await.map_err(passing)?.job;
@@ -71,10 +77,24 @@ impl Notify {
         };
         let lasting = |error: &dyn std::fmt::Display| Failure::Lasting(error.to_string());
         let ended = jiff::Timestamp::from_millisecond(analysis.updated_ms).map_err(|error| lasting(&error))?;
+        let data = if self.is_kept(&analysis, account).await { data.kept() } else { MessageData::Whole(data) };
         let message = AnalysisMessage { kind, timestamp: ended.to_string(), data };
         let body = serde_json::to_string(&message).map_err(|error| lasting(&error))?;
         self.webhooks.send(url, &job.id, jiff::Timestamp::now().as_second(), body).await?;
         tracing::info!(job = id, message = job.id, "told of an analysis that has ended");
         Ok(json!({}))
+    }
+
+    /// Whether the texts of an analysis are to stay on this machine: because its request or its caller said so, or a
+    /// collection says so that it was asked of.
+    async fn is_kept(&self, analysis: &Job, account: &Arc<Account>) -> bool {
+        let Ok(Payload { body, is_local_only }) = serde_json::from_value(analysis.payload.clone()) else { return true };
+        let envelope = Envelope { account: account.clone(), deadline: None, strict: false };
+        if let Ok(Parsed { request, .. }) = AnalysisBody::read(body, &envelope) {
+            let lookup = &request.lookup;
+            // What is there no more said what it had to say when the analysis was asked for.
+            let _ = self.documents.of(account).scope(&lookup.collections, &lookup.document_ids, None, None).await;
+        }
+        is_local_only || account.policy() == Some(Policy::LocalOnly)
     }
 }

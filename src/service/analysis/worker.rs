@@ -108,7 +108,10 @@ fn failure(job: &Job, error: &Error) -> Failure {
 
 impl Analyst {
     async fn analyse(&self, job: &Job, progress: &Progress) -> Result<Value, Error> {
-        let Payload { body } = serde_json::from_value(job.payload.clone()).map_err(Error::internal)?;
+        let Payload { body, is_local_only } = serde_json::from_value(job.payload.clone()).map_err(Error::internal)?;
+        if is_local_only {
+            progress.account().keep_local();
+        }
         let deadline = Some(Instant::now() + ATTEMPT_MAX);
         let envelope = Envelope { account: progress.account().clone(), deadline, strict: false };
         let Parsed { request, .. } = AnalysisBody::read(body, &envelope)?;

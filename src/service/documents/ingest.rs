@@ -12,7 +12,7 @@ use futures_util::future::{BoxFuture, FutureExt};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{SERVER_ERROR, set_failed};
+use super::{SERVER_ERROR, heed, set_failed};
 use crate::{
     domain::{
         Account, EmbedInput, EmbedInputType, EmbedRequest,
@@ -90,7 +90,7 @@ impl Ingest {
         let Payload { collection_id, file_id, supersedes } = payload;
         let begun = Instant::now();
         progress.report(json!({"stage": "extracting"})).await;
-        let (extracted, chunks) = self.extract(owner, &collection_id, &file_id).await?;
+        let (extracted, chunks) = self.extract(owner, &collection_id, &file_id, progress.account()).await?;
         let vectors = self.embed(&extracted, &chunks, progress).await?;
         progress.report(json!({"stage": "indexing"})).await;
         let chunks: Vec<NewChunk> =
@@ -130,11 +130,15 @@ impl Ingest {
         owner: &str,
         collection_id: &str,
         file_id: &str,
+        account: &Arc<Account>,
     ) -> Result<(Extracted, Vec<Chunk>), Failure> {
-        let (store, of_whom, id) = (self.store.clone(), owner.to_owned(), file_id.to_owned());
+        let (store, account) = (self.store.clone(), account.clone());
+        let (of_whom, collection, id) = (owner.to_owned(), collection_id.to_owned(), file_id.to_owned());
         let (sandbox, limits, chunker) = (self.sandbox.clone(), self.limits.clone(), self.chunker.clone());
         let extracted = tokio::task::spawn_blocking(move || {
-            let file = store.of(&of_whom).file(&id).map_err(|_deleted| Failure::Moot)?;
+            let own = store.of(&of_whom);
+            heed(&own.collection(&collection).map_err(|_deleted| Failure::Moot)?, &account);
+            let file = own.file(&id).map_err(|_deleted| Failure::Moot)?;
             let extracted = extract(&store.file_path(&id), &file.filename, &limits, &sandbox);
             Ok(extracted.and_then(|extracted| {
                 let chunks = chunker.chunk(&extracted.blocks);

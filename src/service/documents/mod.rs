@@ -22,7 +22,7 @@ use super::{
 use crate::{
     domain::{
         account::{Account, Books},
-        documents::{AttributeValue, DocumentStatus},
+        documents::{AttributeValue, Collection, DocumentStatus},
     },
     error::{Error, ErrorKind, Result},
     index::GraphParameters,
@@ -117,6 +117,13 @@ impl Documents {
                            fetch one with `hearth pull`.";
             Error::new(ErrorKind::Unavailable, message).with_code("no_embedding_model")
         })
+    }
+}
+
+/// What is done with a collection that is to stay on this machine stays there, too.
+fn heed(collection: &Collection, account: &Account) {
+    if collection.is_local_only() {
+        account.keep_local();
     }
 }
 

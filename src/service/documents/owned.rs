@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Attributes, DEFAULT_COLLECTION, Documents, RETRY_INDEXING, reindex};
+use super::{Attributes, DEFAULT_COLLECTION, Documents, RETRY_INDEXING, heed, reindex};
 use crate::{
     domain::{
         Account,
@@ -44,9 +44,7 @@ impl OwnedDocuments {
 
     /// A collection that is to be worked on: if it is to stay on this machine, so is what the request does with it.
     pub(super) fn heed(&self, collection: &Collection) {
-        if collection.is_local_only() {
-            self.account.keep_local();
-        }
+        heed(collection, &self.account);
     }
 
     // --- collections ---
@@ -390,5 +388,95 @@ impl OwnedDocuments {
                     .with_retry_after(RETRY_INDEXING));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::{
+        domain::{
+            Caller, Policy,
+            account::{NoBooks, Opening},
+            documents::{AttributeValue, LOCAL_ONLY},
+        },
+        index::GraphParameters,
+        service::callers::Callers,
+        store::Store,
+    };
+
+    fn documents(directory: &TempDir) -> Arc<Documents> {
+        let store = Arc::new(Store::open(directory.path()).unwrap());
+        Documents::new(store.clone(), GraphParameters::default(), Callers::new(store), Arc::new(NoBooks))
+    }
+
+    /// Of a caller who asks for an upstream.
+    fn account(id: &str) -> Arc<Account> {
+        let opening = Opening {
+            request_id: String::new(),
+            route: String::new(),
+            caller: Arc::new(Caller { id: id.to_owned(), ..Caller::local() }),
+            turn: String::new(),
+            policy: Some(Policy::HostedFirst),
+            is_recorded: false,
+        };
+        Account::open(Arc::new(NoBooks), opening)
+    }
+
+    fn metadata(local_only: AttributeValue) -> Attributes {
+        Attributes::from([(LOCAL_ONLY.to_owned(), local_only)])
+    }
+
+    #[tokio::test]
+    async fn a_request_that_touches_a_local_only_collection_stays_on_this_machine() {
+        let directory = TempDir::new().unwrap();
+        let documents = documents(&directory);
+        let text = |text: &str| metadata(AttributeValue::Text(text.to_owned()));
+        let own = documents.of(&account("a"));
+        for (name, metadata) in [
+            ("secret", text("true")),
+            ("also", metadata(AttributeValue::Bool(true))),
+            ("misspelt", text("ture")),
+            ("open", text("false")),
+            ("plain", Attributes::new()),
+        ] {
+            own.create_collection(name, metadata).await.unwrap();
+        }
+        let policy_of = async |names: &[&str]| {
+            let account = account("a");
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            documents.of(&account).scope(&names, &[], None, None).await.unwrap();
+            account.policy().unwrap()
+        };
+        for names in [&["secret"][..], &["also"], &["misspelt"], &["open", "secret"]] {
+            assert_eq!(policy_of(names).await, Policy::LocalOnly, "{names:?}");
+        }
+        for names in [&["open"][..], &["plain", "open"], &[]] {
+            assert_eq!(policy_of(names).await, Policy::HostedFirst, "{names:?}");
+        }
+        // As a vector store, and by a document of it.
+        let secret = own.collection("secret").await.unwrap();
+        let store = account("a");
+        documents.of(&store).vector_store(&secret.id).await.unwrap();
+        assert_eq!(store.policy(), Some(Policy::LocalOnly));
+        let mut incoming = documents.receive().await.unwrap();
+        incoming.write(b"mine").unwrap();
+        let file = own.keep(incoming, "a.md", "assistants").await.unwrap();
+        own.add(&secret.id, &file.id, Attributes::new(), None).await.unwrap();
+        let document = account("a");
+        documents.of(&document).scope(&[], &[file.id], None, None).await.unwrap();
+        assert_eq!(document.policy(), Some(Policy::LocalOnly));
+    }
+
+    #[tokio::test]
+    async fn the_default_collection_is_each_callers_own() {
+        let directory = TempDir::new().unwrap();
+        let documents = documents(&directory);
+        let (a, b) = (documents.of(&account("a")), documents.of(&account("b")));
+        let default = a.collection(DEFAULT_COLLECTION).await.unwrap();
+        assert_ne!(b.collection(DEFAULT_COLLECTION).await.unwrap().id, default.id);
+        assert_eq!(a.collections().await.unwrap(), [default]);
     }
 }

@@ -9,7 +9,10 @@ use std::sync::Arc;
 use futures_util::future::{BoxFuture, FutureExt};
 use serde_json::{Value, json};
 
-use super::ingest::{embed_passages, embedded_text};
+use super::{
+    heed,
+    ingest::{embed_passages, embedded_text},
+};
 use crate::{
     error::Error,
     providers::Embedder,
@@ -68,9 +71,10 @@ impl Reindex {
     async fn reindex(&self, owner: String, id: String, progress: &Progress) -> Result<Value, Failure> {
         let embedding = self.embedder.identity();
         loop {
+            let account = progress.account().clone();
             let (of_whom, collection_id, identity) = (owner.clone(), id.clone(), embedding.clone());
             let next = move |store: &Store| {
-                store.of(&of_whom).collection(&collection_id)?;
+                heed(&store.of(&of_whom).collection(&collection_id)?, &account);
                 store.chunks_to_reembed(&collection_id, &identity, CHUNKS_AT_A_TIME)
             };
             let (chunks, left) = self.store(next).await?;
