@@ -116,6 +116,24 @@ impl Error {
         error
     }
 
+    /// A model that will be there soon.
+    pub fn model_loading() -> Self {
+        Self::new(ErrorKind::Unavailable, "The model is still loading; try again shortly.")
+            .with_code("model_loading")
+            .with_retry_after(Duration::from_secs(2))
+    }
+
+    /// A model that cannot be used, for this reason.
+    pub fn model_failed(reason: &str) -> Self {
+        Self::new(ErrorKind::Unavailable, format!("The model cannot be used: {reason}")).with_code("model_failed")
+    }
+
+    /// One more sentence for the caller.
+    pub fn with_note(mut self, note: &str) -> Self {
+        self.message = format!("{} {note}", self.message);
+        self
+    }
+
     pub fn with_param(mut self, param: impl Into<String>) -> Self {
         self.param = Some(param.into());
         self

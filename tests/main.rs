@@ -22,6 +22,7 @@ mod openapi;
 mod pull;
 mod quote;
 mod rerank;
+mod routing;
 mod server;
 mod startup;
 mod store;

@@ -13,18 +13,27 @@ use std::{
 use axum::{
     body::{Body, HttpBody},
     extract::{MatchedPath, Request, State},
-    http::{Method, StatusCode},
+    http::{HeaderMap, HeaderName, Method, StatusCode},
     middleware::Next,
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
-use super::{auth::Authenticated, context::RequestContext, state::AppState};
-use crate::domain::account::{Account, Opening, Outcome};
+use super::{auth::Authenticated, context::RequestContext, error::ApiError, state::AppState};
+use crate::{
+    domain::{
+        Policy,
+        account::{Account, Opening, Outcome},
+    },
+    error::{Error, Result},
+};
 
 /// Routes that take a body and only look at it: nothing is used that would have to be paid for.
 const LOOKS_ONLY: [&str; 4] = ["/v1/quote", "/tokenize", "/detokenize", "/apply-template"];
+
+/// Which side is to serve: a [`Policy`].
+const POLICY: HeaderName = HeaderName::from_static("x-hearth-policy");
 
 /// The layer itself.
 pub(super) async fn with_account(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
@@ -36,19 +45,35 @@ pub(super) async fn with_account(State(state): State<AppState>, mut request: Req
         return next.run(request).await;
     };
     let path = extensions.get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str);
+    let policy = asked_policy(request.headers());
     let opening = Opening {
         request_id: context.request_id().to_owned(),
         route: format!("{} {path}", request.method()),
         caller: authenticated.caller,
         turn: authenticated.turn.unwrap_or_else(|| context.peer().to_owned()),
-        policy: None,
+        policy: policy.as_ref().ok().copied().flatten(),
         is_recorded: request.method() == Method::POST && !LOOKS_ONLY.contains(&path),
     };
     let account = Account::open(state.books.clone(), opening);
     request.extensions_mut().insert(account.clone());
-    let response = next.run(request).await;
+    let response = match policy {
+        Ok(_) => next.run(request).await,
+        Err(error) => ApiError(error).into_response(),
+    };
     let outcome = outcome(response.status());
     response.map(|body| Body::new(AccountBody { body, account, outcome }))
+}
+
+/// Which side the request itself wants to be served by.
+fn asked_policy(headers: &HeaderMap) -> Result<Option<Policy>> {
+    let Some(value) = headers.get(POLICY) else { return Ok(None) };
+    let value = value.to_str().unwrap_or_default().trim();
+    value.parse().map(Some).map_err(|_unknown: String| {
+        let known = Policy::ALL.map(Policy::as_str).join(", ");
+        let shown: String = value.chars().take(40).collect();
+        Error::invalid("x-hearth-policy", format!("The header x-hearth-policy is {shown:?}; it may be one of {known}."))
+            .with_code("invalid_value")
+    })
 }
 
 /// What a status says of how the request ended, if its body comes to its end.

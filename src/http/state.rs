@@ -6,13 +6,14 @@ use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::{error::ApiError, settings::HttpSettings};
 use crate::{
-    domain::account::Books,
+    domain::{ModelKind, account::Books},
+    error::Error,
     providers::{ChatModel, Embedder, Reranker},
     service::{
         analysis::Analyses,
         callers::Callers,
         documents::Documents,
-        health::{Health, refuse_unless_ready},
+        health::{Health, ServerStatus, refuse_unless_ready},
         models::Models,
     },
 };
@@ -39,20 +40,29 @@ impl std::fmt::Debug for AppState {
 }
 
 impl AppState {
+    /// Lets a request pass while the local models load, and after that failed, if an upstream may serve it.
+    fn refuse_unless_served(&self, kind: ModelKind, name: Option<&str>) -> Result<(), Error> {
+        let status = self.health.status();
+        if status != ServerStatus::Draining && self.models.has_hosted(kind, name) {
+            return Ok(());
+        }
+        refuse_unless_ready(&status)
+    }
+
     /// The chat model that a request names, if the server takes requests at all.
     pub(super) fn chat(&self, name: Option<&str>) -> Result<Arc<dyn ChatModel>, ApiError> {
-        refuse_unless_ready(&self.health.status())?;
+        self.refuse_unless_served(ModelKind::Chat, name)?;
         Ok(self.models.chat(name)?)
     }
 
     /// The chat model for a route where naming one is optional.
     pub(super) fn chat_or_first(&self, name: Option<&str>) -> Result<Arc<dyn ChatModel>, ApiError> {
-        refuse_unless_ready(&self.health.status())?;
+        self.refuse_unless_served(ModelKind::Chat, name)?;
         Ok(self.models.chat_or_first(name)?)
     }
 
     pub(super) fn embedder(&self, name: Option<&str>) -> Result<Arc<dyn Embedder>, ApiError> {
-        refuse_unless_ready(&self.health.status())?;
+        self.refuse_unless_served(ModelKind::Embedding, name)?;
         Ok(self.models.embedder(name)?)
     }
 

@@ -21,6 +21,7 @@ use crate::{
         Account, ChatPrompt, Constraint, FinishReason, GenerateEvent, GenerateRequest, Prompt, SamplingParams, Timings,
         Usage,
         documents::{AttributeFilter, Collection, SearchMode},
+        quote::estimated_tokens,
     },
     error::{Error, Result},
     providers::{ChatModel, GenerateStream},
@@ -185,7 +186,15 @@ async fn packed(
     let packed = tokio::task::spawn_blocking(move || {
         let count = |prompt: &str| {
             let chat = chat_prompt(messages(&*model, &history, prompt));
-            Ok::<_, Error>(model.tokenize(&model.render(&chat)?, false, true)?.len())
+            let counted = model.render(&chat).and_then(|text| model.tokenize(&text, false, true));
+            match counted {
+                Ok(tokens) => Ok(tokens.len()),
+                Err(error) if is_elsewhere(&error) => {
+                    let text: usize = chat.messages.iter().map(|message| message.to_string().len()).sum();
+                    Ok(estimated_tokens(text))
+                }
+                Err(error) => Err(error),
+            }
         };
         let context = pack(&question, &passages, budget, count)?;
         if context.included.is_empty() {
@@ -195,6 +204,11 @@ async fn packed(
         Ok((context, passages))
     });
     packed.await.map_err(Error::internal)?
+}
+
+/// The template and the tokenizer of a hosted model are not here, so that its tokens can only be estimated.
+fn is_elsewhere(error: &Error) -> bool {
+    error.code() == Some("unsupported_model")
 }
 
 /// The conversation that the model continues. Where its template has no place for a system turn, the instructions go
@@ -210,6 +224,7 @@ fn messages(model: &dyn ChatModel, history: &[Value], prompt: &str) -> Vec<Value
     let usual = with(Some(json!({"role": "system", "content": SYSTEM})), prompt.to_owned());
     match model.render(&chat_prompt(usual.clone())) {
         Ok(_) => usual,
+        Err(error) if is_elsewhere(&error) => usual,
         Err(_no_system_turn) => with(None, format!("{SYSTEM}\n\n{prompt}")),
     }
 }

@@ -62,15 +62,8 @@ impl HealthReport {
 pub fn refuse_unless_ready(status: &ServerStatus) -> Result<()> {
     match status {
         ServerStatus::Ready => Ok(()),
-        ServerStatus::Loading => {
-            Err(Error::new(ErrorKind::Unavailable, "The model is still loading; try again shortly.")
-                .with_code("model_loading")
-                .with_retry_after(Duration::from_secs(2)))
-        }
-        ServerStatus::Failed(reason) => {
-            Err(Error::new(ErrorKind::Unavailable, format!("The model cannot be used: {reason}"))
-                .with_code("model_failed"))
-        }
+        ServerStatus::Loading => Err(Error::model_loading()),
+        ServerStatus::Failed(reason) => Err(Error::model_failed(reason)),
         ServerStatus::Draining => {
             Err(Error::new(ErrorKind::Draining, "The server is shutting down; try another or try again.")
                 .with_retry_after(Duration::from_secs(5)))

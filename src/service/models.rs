@@ -23,6 +23,8 @@ pub struct Models {
 struct Served {
     model: Model,
     aliases: Vec<String>,
+    /// An upstream may serve it, so that it needs no local model.
+    has_hosted: bool,
 }
 
 #[derive(Clone)]
@@ -59,15 +61,38 @@ impl Models {
     }
 
     pub fn add_chat(&self, model: Arc<dyn ChatModel>, aliases: Vec<String>) {
-        self.served.write().push(Served { model: Model::Chat(model), aliases });
+        self.add(Model::Chat(model), aliases, false);
+    }
+
+    /// A chat model that an upstream may serve: it is served while the local models load.
+    pub fn add_hosted_chat(&self, model: Arc<dyn ChatModel>, aliases: Vec<String>) {
+        self.add(Model::Chat(model), aliases, true);
     }
 
     pub fn add_embedder(&self, model: Arc<dyn Embedder>, aliases: Vec<String>) {
-        self.served.write().push(Served { model: Model::Embedding(model), aliases });
+        self.add(Model::Embedding(model), aliases, false);
+    }
+
+    /// An embedding model that an upstream may serve.
+    pub fn add_hosted_embedder(&self, model: Arc<dyn Embedder>, aliases: Vec<String>) {
+        self.add(Model::Embedding(model), aliases, true);
     }
 
     pub fn add_reranker(&self, model: Arc<dyn Reranker>, aliases: Vec<String>) {
-        self.served.write().push(Served { model: Model::Rerank(model), aliases });
+        self.add(Model::Rerank(model), aliases, false);
+    }
+
+    fn add(&self, model: Model, aliases: Vec<String>, has_hosted: bool) {
+        self.served.write().push(Served { model, aliases, has_hosted });
+    }
+
+    /// Whether an upstream may serve what the name means to a route of this kind.
+    pub fn has_hosted(&self, kind: ModelKind, name: Option<&str>) -> bool {
+        let served = self.served.read();
+        let mut of_kind = served.iter().filter(|entry| entry.info().kind == kind);
+        let named = name.and_then(|name| of_kind.clone().find(|entry| entry.is_named(name)));
+        let meant = named.or_else(|| if name.is_none() || self.accept_any_model { of_kind.next() } else { None });
+        meant.is_some_and(|entry| entry.has_hosted)
     }
 
     /// The chat model that `name` means. `None` is a request that names no model.

@@ -1,0 +1,148 @@
+//! A chat model that is several: the first of its candidates that can serve does.
+
+use std::sync::{Arc, OnceLock};
+
+use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
+
+use super::{Candidate, ChatModel, Policies, Search, give_up};
+use crate::{
+    domain::{ChatPrompt, GenerateRequest, ModelInfo, quote::Quote},
+    error::{Error, ErrorKind, Result},
+    providers::GenerateStream,
+};
+
+/// See the module's documentation.
+pub struct FallbackChat {
+    candidates: Vec<Candidate<dyn ChatModel>>,
+    policies: Policies,
+    /// The name that callers use, and what is told of the model until the local one is there.
+    before: ModelInfo,
+    /// The local model's own, under that name.
+    known: OnceLock<ModelInfo>,
+}
+
+impl std::fmt::Debug for FallbackChat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FallbackChat").field("name", &self.before.id).field("candidates", &self.candidates).finish()
+    }
+}
+
+impl FallbackChat {
+    /// `name` is what callers name it by, whoever serves.
+    ///
+    /// # Panics
+    /// If there is neither a hosted candidate nor a local one that is loaded: nothing could be told of the model.
+    pub fn new(name: &str, candidates: Vec<Candidate<dyn ChatModel>>, policies: Policies) -> Self {
+        let described = candidates.iter().find_map(Candidate::model).expect("a candidate that exists");
+        let before = ModelInfo { id: name.to_owned(), ..described.info().clone() };
+        Self { candidates, policies, before, known: OnceLock::new() }
+    }
+
+    fn local(&self) -> Option<Arc<dyn ChatModel>> {
+        self.candidates.iter().filter(|candidate| matches!(candidate, Candidate::Local(_))).find_map(Candidate::model)
+    }
+
+    /// Who knows the tokens: the local model, or whoever else there is.
+    fn tokenizer(&self) -> Result<Arc<dyn ChatModel>> {
+        let model = self.local().or_else(|| self.candidates.iter().find_map(Candidate::model));
+        model.ok_or_else(|| Error::new(ErrorKind::Unavailable, "No model is there yet; try again shortly."))
+    }
+}
+
+/// Asks one candidate after the other. What a stream says first is part of the asking: a request that fails before its
+/// first event has not begun.
+fn ask(mut search: Search<dyn ChatModel>, request: GenerateRequest) -> BoxFuture<'static, Result<GenerateStream>> {
+    async move {
+        while let Some((candidate, model)) = search.next() {
+            let mut asked = request.clone();
+            asked.model.clone_from(&model.info().id);
+            match model.generate(asked).await {
+                Ok(events) => {
+                    search.serves(&candidate, &request.account);
+                    return Ok(if search.is_exhausted() { events } else { begun(events, candidate, search, request) });
+                }
+                Err(error) => search.refused(&candidate, error)?,
+            }
+        }
+        Err(give_up(search.failures))
+    }
+    .boxed()
+}
+
+/// The candidate's events; those of the next one if the first is an error for which there is one.
+fn begun(
+    mut events: GenerateStream,
+    candidate: Candidate<dyn ChatModel>,
+    mut search: Search<dyn ChatModel>,
+    request: GenerateRequest,
+) -> GenerateStream {
+    let first = async move {
+        match events.next().await {
+            Some(Err(error)) => {
+                drop(events);
+                match search.refused(&candidate, error) {
+                    Ok(()) => match ask(search, request).await {
+                        Ok(events) => events,
+                        Err(error) => stream::once(async { Err(error) }).boxed(),
+                    },
+                    Err(error) => stream::once(async { Err(error) }).boxed(),
+                }
+            }
+            first => stream::iter(first).chain(events).boxed(),
+        }
+    };
+    stream::once(first).flatten().boxed()
+}
+
+impl ChatModel for FallbackChat {
+    fn info(&self) -> &ModelInfo {
+        if let Some(known) = self.known.get() {
+            return known;
+        }
+        match self.local() {
+            Some(local) => self.known.get_or_init(|| ModelInfo { id: self.before.id.clone(), ..local.info().clone() }),
+            None => &self.before,
+        }
+    }
+
+    fn generate(&self, request: GenerateRequest) -> BoxFuture<'_, Result<GenerateStream>> {
+        match self.policies.order(&self.candidates, &request.account) {
+            Ok(ordered) => ask(Search::new(ordered), request),
+            Err(error) => std::future::ready(Err(error)).boxed(),
+        }
+    }
+
+    fn quotes(&self, request: &GenerateRequest) -> Result<Vec<Quote>> {
+        let mut sides = Vec::new();
+        for candidate in self.policies.order(&self.candidates, &request.account)? {
+            // Of a model that is not there nothing can be said.
+            let Some(model) = candidate.model() else { continue };
+            let obstacle = match &candidate {
+                Candidate::Local(place) => place.obstacle(),
+                Candidate::Hosted { .. } => None,
+            };
+            let mut quotes = model.quotes(request)?;
+            for quote in &mut quotes {
+                quote.refusal = quote.refusal.or(obstacle.as_ref().map(|obstacle| obstacle.reason.as_str()));
+            }
+            sides.extend(quotes);
+        }
+        Ok(sides)
+    }
+
+    fn render(&self, prompt: &ChatPrompt) -> Result<String> {
+        self.tokenizer()?.render(prompt)
+    }
+
+    fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>> {
+        self.tokenizer()?.tokenize(text, add_special, parse_special)
+    }
+
+    fn detokenize(&self, tokens: &[u32]) -> Result<String> {
+        self.tokenizer()?.detokenize(tokens)
+    }
+
+    fn token_bytes(&self, token: u32) -> Option<Vec<u8>> {
+        self.tokenizer().ok()?.token_bytes(token)
+    }
+}

@@ -1,0 +1,249 @@
+//! An embedding model that is served here and elsewhere.
+//!
+//! Vectors of two models must not be compared, so an embedding falls back to the same model only. A route says that an
+//! upstream serves the same one; that is verified before the upstream is used in the local model's stead: fixed texts are
+//! embedded on both sides, and the vectors must be as long and point the same way. The local vectors are made when the
+//! local model has been loaded, so that they are there when it is not. What came of it is remembered.
+
+use std::sync::{Arc, OnceLock};
+
+use futures_util::{FutureExt, future::BoxFuture};
+use tokio::sync::Mutex;
+
+use super::{Candidate, Embedder, Place, Policies, Search, Side, give_up};
+use crate::{
+    domain::{
+        Account, EmbedInput, EmbedInputType, EmbedRequest, EmbedResponse, ModelInfo, documents::EmbeddingIdentity,
+    },
+    error::{Error, ErrorKind, Result},
+};
+
+/// What both sides embed: words, figures, marks and other scripts, so that a tokenizer, a casing or a pooling of another
+/// kind shows.
+const PROBE: &str =
+    "The Quick brown fox read 1,984 pages; naïve café-goers (all 42 %) wrote \"東京 – Zürich\" back: why not?";
+/// Vectors of one model on two machines differ in their last bits only; those of another precision or quantization of
+/// the same weights differ by more than this allows.
+const LEAST_COSINE: f64 = 0.999;
+
+/// See the module's documentation.
+pub struct FallbackEmbedder {
+    candidates: Vec<Candidate<dyn Embedder>>,
+    policies: Policies,
+    before: ModelInfo,
+    known: OnceLock<ModelInfo>,
+    /// The local model's vectors of the probe, by the kind of text that it is taken for.
+    probes: OnceLock<[Vec<f32>; 3]>,
+    /// By the hosted candidate's name.
+    verdicts: Mutex<std::collections::HashMap<(String, usize), Verdict>>,
+}
+
+/// What came of a comparison.
+#[derive(Clone, Debug)]
+enum Verdict {
+    Same,
+    Other(String),
+}
+
+const INPUT_TYPES: [EmbedInputType; 3] = [EmbedInputType::Plain, EmbedInputType::Query, EmbedInputType::Passage];
+
+impl std::fmt::Debug for FallbackEmbedder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FallbackEmbedder").field("name", &self.before.id).field("candidates", &self.candidates).finish()
+    }
+}
+
+impl FallbackEmbedder {
+    /// `name` is what callers name it by, whoever serves.
+    ///
+    /// # Panics
+    /// If there is neither a hosted candidate nor a local one that is loaded: nothing could be told of the model.
+    pub fn new(name: &str, candidates: Vec<Candidate<dyn Embedder>>, policies: Policies) -> Self {
+        let described = candidates.iter().find_map(Candidate::model).expect("a candidate that exists");
+        let before = ModelInfo { id: name.to_owned(), ..described.info().clone() };
+        Self {
+            candidates,
+            policies,
+            before,
+            known: OnceLock::new(),
+            probes: OnceLock::new(),
+            verdicts: Mutex::default(),
+        }
+    }
+
+    fn place(&self) -> Option<&Arc<Place<dyn Embedder>>> {
+        self.candidates.iter().find_map(|candidate| match candidate {
+            Candidate::Local(place) => Some(place),
+            Candidate::Hosted { .. } => None,
+        })
+    }
+
+    fn local(&self) -> Option<&Arc<dyn Embedder>> {
+        self.place()?.model()
+    }
+
+    /// Embeds the probe with the local model, for comparisons to come. To be called when it has been loaded.
+    ///
+    /// # Errors
+    /// If the model cannot.
+    pub async fn learn(&self) -> Result<()> {
+        let Some(local) = self.local() else { return Ok(()) };
+        let account = Account::unrecorded();
+        let mut probes: [Vec<f32>; 3] = Default::default();
+        for (probe, input_type) in probes.iter_mut().zip(INPUT_TYPES) {
+            *probe = embed_probe(local, input_type, &account).await?;
+        }
+        let _learnt_before = self.probes.set(probes);
+        Ok(())
+    }
+
+    /// Whether the hosted model's vectors may stand in for the local one's.
+    async fn verify(
+        &self,
+        name: &str,
+        hosted: &Arc<dyn Embedder>,
+        input_type: EmbedInputType,
+        account: &Arc<Account>,
+    ) -> Result<()> {
+        let Some(place) = self.place().filter(|place| !place.is_absent()) else {
+            // It is the only candidate, and stands in for nobody.
+            return Ok(());
+        };
+        let Some(probes) = self.probes.get() else {
+            let state = if place.model().is_some() { "could not be asked" } else { "is not there yet" };
+            return Err(Error::new(
+                ErrorKind::Unavailable,
+                format!(
+                    "Embeddings of `{name}` may stand in for this machine's only when both are known to be of the same \
+                     model, and the local one {state} to compare them; try again."
+                ),
+            )
+            .with_code("embedding_not_verified"));
+        };
+        let kind = INPUT_TYPES.iter().position(|known| *known == input_type).unwrap_or_default();
+        let key = (name.to_owned(), kind);
+        // Held meanwhile, so that requests that come together ask once.
+        let mut verdicts = self.verdicts.lock().await;
+        let verdict = match verdicts.get(&key) {
+            Some(verdict) => verdict.clone(),
+            None => {
+                let theirs = embed_probe(hosted, input_type, account).await?;
+                let verdict = compare(&probes[kind], &theirs);
+                match &verdict {
+                    Verdict::Same => tracing::info!(upstream = name, ?input_type, "embeds as the local model does"),
+                    Verdict::Other(why) => {
+                        tracing::error!(upstream = name, ?input_type, "is another embedding model: {why}")
+                    }
+                }
+                verdicts.insert(key, verdict.clone());
+                verdict
+            }
+        };
+        match verdict {
+            Verdict::Same => Ok(()),
+            Verdict::Other(why) => Err(Error::new(
+                ErrorKind::UpstreamFailed,
+                format!(
+                    "`{name}` cannot stand in for this machine's embedding model, it is another one: {why}. Vectors of \
+                     two models must not be compared. Name an upstream with the same model in the route, or none."
+                ),
+            )
+            .with_code("embedding_model_differs")),
+        }
+    }
+}
+
+async fn embed_probe(
+    model: &Arc<dyn Embedder>,
+    input_type: EmbedInputType,
+    account: &Arc<Account>,
+) -> Result<Vec<f32>> {
+    let request = EmbedRequest {
+        account: account.clone(),
+        model: model.info().id.clone(),
+        inputs: vec![EmbedInput::Text(PROBE.to_owned())],
+        input_type,
+        dimensions: None,
+        truncate: true,
+        deadline: None,
+    };
+    let answer = model.embed(request).await?;
+    answer.embeddings.into_iter().next().ok_or_else(|| Error::internal(anyhow::anyhow!("no vector of the probe")))
+}
+
+fn compare(ours: &[f32], theirs: &[f32]) -> Verdict {
+    if ours.len() != theirs.len() {
+        return Verdict::Other(format!("its vectors have {} dimensions, ours {}", theirs.len(), ours.len()));
+    }
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let (our_length, their_length) = (dot(ours, ours).sqrt(), dot(theirs, theirs).sqrt());
+    let cosine = dot(ours, theirs) / (our_length * their_length);
+    // NaN is no likeness.
+    if !(cosine >= LEAST_COSINE) {
+        return Verdict::Other(format!("the cosine of a text's two vectors is {cosine:.4}, below {LEAST_COSINE}"));
+    }
+    let ratio = their_length / our_length;
+    if !(0.99..=1.01).contains(&ratio) {
+        return Verdict::Other(format!("its vectors are {ratio:.2} times as long as ours: one side normalizes them"));
+    }
+    Verdict::Same
+}
+
+impl Embedder for FallbackEmbedder {
+    fn info(&self) -> &ModelInfo {
+        if let Some(known) = self.known.get() {
+            return known;
+        }
+        match self.local() {
+            Some(local) => self.known.get_or_init(|| ModelInfo { id: self.before.id.clone(), ..local.info().clone() }),
+            None => &self.before,
+        }
+    }
+
+    /// The local model's; a hosted one's where that is all there is.
+    fn identity(&self) -> EmbeddingIdentity {
+        let model = self.local().cloned().or_else(|| self.candidates.iter().find_map(Candidate::model));
+        model.map_or_else(|| EmbeddingIdentity { name: String::new(), dimensions: 0 }, |model| model.identity())
+    }
+
+    fn embed(&self, request: EmbedRequest) -> BoxFuture<'_, Result<EmbedResponse>> {
+        async move {
+            let mut ordered = self.policies.order(&self.candidates, &request.account)?;
+            if self.place().is_none_or(|place| place.is_absent()) {
+                // With nobody to compare them with, one upstream alone serves: vectors of two would be mixed.
+                let mut has_hosted = false;
+                ordered
+                    .retain(|candidate| candidate.side() == Side::Local || !std::mem::replace(&mut has_hosted, true));
+            }
+            let mut search = Search::new(ordered);
+            while let Some((candidate, model)) = search.next() {
+                let mut asked = request.clone();
+                asked.model.clone_from(&model.info().id);
+                let answer = async {
+                    if let Candidate::Hosted { name, model } = &candidate {
+                        self.verify(name, model, request.input_type, &request.account).await?;
+                    }
+                    model.embed(asked).await
+                };
+                match answer.await {
+                    Ok(answer) => {
+                        search.serves(&candidate, &request.account);
+                        return Ok(answer);
+                    }
+                    // The same model has the same limit elsewhere.
+                    Err(error) if error.kind() == ErrorKind::ContextLengthExceeded => return Err(error),
+                    Err(error) => search.refused(&candidate, error)?,
+                }
+            }
+            Err(give_up(search.failures))
+        }
+        .boxed()
+    }
+
+    fn tokenize(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
+        match self.local().cloned().or_else(|| self.candidates.iter().find_map(Candidate::model)) {
+            Some(model) => model.tokenize(text, add_special),
+            None => Err(Error::model_loading()),
+        }
+    }
+}
