@@ -52,6 +52,8 @@ pub enum ErrorKind {
     UnsupportedMediaType,
     /// The caller is over a limit, and waiting helps. 429
     RateLimited,
+    /// The same, where the limit is one of tokens. 429
+    TokensLimited,
     /// The caller's budget is used up. 429, not to be tried again soon
     QuotaExceeded,
     /// The queue is full. 503, retry
@@ -79,6 +81,7 @@ pub struct Error {
     param: Option<String>,
     code: Option<&'static str>,
     retry_after: Option<Duration>,
+    is_lasting: bool,
     /// `(prompt tokens, context length)`, for [`ErrorKind::ContextLengthExceeded`].
     context: Option<(usize, usize)>,
     source: Option<anyhow::Error>,
@@ -87,7 +90,16 @@ pub struct Error {
 impl Error {
     /// `message` is for the caller: what was wrong, where, and what to do next.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), param: None, code: None, retry_after: None, context: None, source: None }
+        Self {
+            kind,
+            message: message.into(),
+            param: None,
+            code: None,
+            retry_after: None,
+            is_lasting: false,
+            context: None,
+            source: None,
+        }
     }
 
     /// A field of the request is wrong; `param` is its path, such as `messages[2].role`.
@@ -156,6 +168,12 @@ impl Error {
         self
     }
 
+    /// The same request would be refused again, however long it waits.
+    pub fn lasting(mut self) -> Self {
+        self.is_lasting = true;
+        self
+    }
+
     /// What the log is told beside the message.
     pub fn with_source(mut self, source: impl Into<anyhow::Error>) -> Self {
         self.source = Some(source.into());
@@ -180,6 +198,11 @@ impl Error {
 
     pub fn retry_after(&self) -> Option<Duration> {
         self.retry_after
+    }
+
+    /// Whether waiting does not help.
+    pub fn is_lasting(&self) -> bool {
+        self.is_lasting || self.kind == ErrorKind::QuotaExceeded
     }
 
     /// `(prompt tokens, context length)` of a prompt that did not fit.

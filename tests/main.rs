@@ -15,6 +15,7 @@ mod engine_decoder;
 mod files;
 mod gguf;
 mod kill;
+mod limits;
 mod logits;
 mod malformed;
 mod metrics;

@@ -11,7 +11,7 @@ use std::{
     future::Future,
     net::{SocketAddr, TcpListener},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, bail};
@@ -29,6 +29,7 @@ use crate::{
     metering::{
         Metering,
         ledger::{self, Ledger},
+        limits::{Limits, Now},
     },
     providers::{
         Embedder, Reranker, hosted, local::LocalChat, local_embedder::LocalEmbedder, local_reranker::LocalReranker,
@@ -89,7 +90,8 @@ impl Server {
         let store = Arc::new(Store::open(&config.data_dir)?);
         let callers = Callers::new(store.clone());
         let ledger = Ledger::open(store.clone())?;
-        let books: Arc<dyn Books> = Arc::new(Metering::new(config.prices.clone(), ledger.clone()));
+        let limits = Limits::open(config.limits, &store, Now::since(Instant::now()))?;
+        let books: Arc<dyn Books> = Arc::new(Metering::new(config.prices.clone(), ledger.clone(), limits));
         let documents = Documents::new(store, config.documents.graphs, callers.clone(), books.clone());
         let scheme = if config.http.tls.is_some() { "https" } else { "http" };
         let url_file = config.data_dir.join(URL_FILE);

@@ -7,6 +7,7 @@
 //! environment.
 
 mod env;
+mod limits;
 mod prices;
 mod settings;
 
@@ -29,7 +30,7 @@ use crate::{
     http::{HttpSettings, TlsSettings},
     index::{GRAPH_MIN, GraphParameters},
     kernels::{device::DeviceChoice, kv::KvType},
-    metering::prices::Prices,
+    metering::{limits::LimitSettings, prices::Prices},
     models::store::ModelStore,
     service::webhook::WebhookSettings,
     telemetry::LogFormat,
@@ -61,6 +62,7 @@ pub struct Config {
     pub documents: DocumentSettings,
     pub webhooks: WebhookSettings,
     pub prices: Arc<Prices>,
+    pub limits: LimitSettings,
     pub address: SocketAddr,
     pub http: HttpSettings,
     pub log_filter: String,
@@ -116,6 +118,7 @@ impl Config {
     }
 
     fn from_settings(settings: Settings) -> anyhow::Result<Self> {
+        let limits = limits::limits(&settings)?;
         let data_dir = match settings.data_dir {
             Some(dir) => dir,
             None => default_data_dir()?,
@@ -207,6 +210,7 @@ impl Config {
                 offline,
             },
             prices: Arc::new(price_list(settings.usd_per_compute_hour, settings.prices)?),
+            limits,
             address,
             http: HttpSettings {
                 body_limit_bytes: in_range("body-limit-mib", settings.body_limit_mib, 1..=1024)?

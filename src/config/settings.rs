@@ -163,6 +163,49 @@ settings! {
     #[arg(skip)]
     prices: PriceSettings,
 
+    /// Requests a minute of all callers together
+    #[arg(long, env = "HEARTH_RPM", value_name = "N", help_heading = "Limits")]
+    rpm: usize,
+    /// Tokens a minute of all callers together, prompts and answers
+    #[arg(long, env = "HEARTH_TPM", value_name = "N", help_heading = "Limits")]
+    tpm: usize,
+    /// Requests at the same time of all callers together
+    #[arg(long, env = "HEARTH_MAX_CONCURRENT", value_name = "N", help_heading = "Limits")]
+    max_concurrent: usize,
+    /// US dollars a day (UTC) of all callers together
+    #[arg(long, env = "HEARTH_DAILY_USD", value_name = "USD", help_heading = "Limits")]
+    daily_usd: f64,
+    /// US dollars a month (UTC) of all callers together
+    #[arg(long, env = "HEARTH_MONTHLY_USD", value_name = "USD", help_heading = "Limits")]
+    monthly_usd: f64,
+    /// Seconds of compute time a day (UTC) of all callers together
+    #[arg(long, env = "HEARTH_DAILY_COMPUTE", value_name = "SECONDS", help_heading = "Limits")]
+    daily_compute: f64,
+    /// Seconds of compute time a month (UTC) of all callers together
+    #[arg(long, env = "HEARTH_MONTHLY_COMPUTE", value_name = "SECONDS", help_heading = "Limits")]
+    monthly_compute: f64,
+    /// Requests a minute of each caller that has no limit of its own
+    #[arg(long, env = "HEARTH_CALLER_RPM", value_name = "N", help_heading = "Limits")]
+    caller_rpm: usize,
+    /// Tokens a minute of each caller that has no limit of its own, prompts and answers
+    #[arg(long, env = "HEARTH_CALLER_TPM", value_name = "N", help_heading = "Limits")]
+    caller_tpm: usize,
+    /// Requests at the same time of each caller that has no limit of its own
+    #[arg(long, env = "HEARTH_CALLER_MAX_CONCURRENT", value_name = "N", help_heading = "Limits")]
+    caller_max_concurrent: usize,
+    /// US dollars a day (UTC) of each caller that has no limit of its own
+    #[arg(long, env = "HEARTH_CALLER_DAILY_USD", value_name = "USD", help_heading = "Limits")]
+    caller_daily_usd: f64,
+    /// US dollars a month (UTC) of each caller that has no limit of its own
+    #[arg(long, env = "HEARTH_CALLER_MONTHLY_USD", value_name = "USD", help_heading = "Limits")]
+    caller_monthly_usd: f64,
+    /// Seconds of compute time a day (UTC) of each caller that has no limit of its own
+    #[arg(long, env = "HEARTH_CALLER_DAILY_COMPUTE", value_name = "SECONDS", help_heading = "Limits")]
+    caller_daily_compute: f64,
+    /// Seconds of compute time a month (UTC) of each caller that has no limit of its own
+    #[arg(long, env = "HEARTH_CALLER_MONTHLY_COMPUTE", value_name = "SECONDS", help_heading = "Limits")]
+    caller_monthly_compute: f64,
+
     /// Settings file, TOML
     #[arg(long, env = "HEARTH_CONFIG", value_name = "FILE", help_heading = "General")]
     config: PathBuf,

@@ -7,9 +7,10 @@
 //! implements [`Books`].
 
 use std::{
+    any::Any,
     fmt,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant, SystemTime},
@@ -22,6 +23,19 @@ use crate::error::{Error, Result};
 
 /// Where accounts are settled.
 pub trait Books: Send + Sync {
+    /// Lets a request in, before any work for it.
+    ///
+    /// # Errors
+    /// If the caller or the server is over a limit, or has spent its budget.
+    fn admit(&self, _account: &Account) -> Result<Place> {
+        Ok(Place::default())
+    }
+
+    /// What a caller has left of its limits, or of the server's where those are nearer.
+    fn allowance(&self, _caller: &Caller) -> Allowance {
+        Allowance::default()
+    }
+
     /// Sets tokens aside for a request before it runs; what it really used is settled at the end.
     ///
     /// # Errors
@@ -49,6 +63,40 @@ impl Books for NoBooks {
     }
 
     fn settle(&self, _: &Account, _: Receipt) {}
+}
+
+/// A request's place among those that run at the same time. Dropping it gives it back.
+#[derive(Default)]
+pub struct Place(Option<Box<dyn Any + Send + Sync>>);
+
+impl Place {
+    /// A place that is given back when this is dropped.
+    pub fn held_by(what: impl Any + Send + Sync) -> Self {
+        Self(Some(Box::new(what)))
+    }
+}
+
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Place").field("is_held", &self.0.is_some()).finish()
+    }
+}
+
+/// What is left of limits by the minute; `None` where there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allowance {
+    pub requests: Option<Remaining>,
+    pub tokens: Option<Remaining>,
+}
+
+/// What is left of one limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remaining {
+    /// A minute's worth.
+    pub limit: u32,
+    pub remaining: u32,
+    /// Until all of it is there again.
+    pub reset: Duration,
 }
 
 /// Who served, of those that can.
@@ -112,6 +160,8 @@ pub struct Account {
     bytes_out: AtomicU64,
     legs: Mutex<Vec<Arc<LegFigures>>>,
     facts: Mutex<Facts>,
+    /// Given back after the account has been settled.
+    place: OnceLock<Place>,
 }
 
 /// What is said of a request rather than counted.
@@ -157,6 +207,7 @@ impl Account {
             bytes_out: AtomicU64::new(0),
             legs: Mutex::default(),
             facts: Mutex::default(),
+            place: OnceLock::new(),
         })
     }
 
@@ -206,6 +257,21 @@ impl Account {
     /// From here on the request works on something that must stay on this machine, such as a collection's passages.
     pub fn keep_local(&self) {
         self.facts.lock().is_local_only = true;
+    }
+
+    /// Lets the request in.
+    ///
+    /// # Errors
+    /// If the caller or the server is over a limit, or has spent its budget.
+    pub fn admit(&self) -> Result<()> {
+        // Asked again, it keeps the place that it has.
+        let _second = self.place.set(self.books.admit(self)?);
+        Ok(())
+    }
+
+    /// Whether [`Self::admit`] has let the request in. Jobs are not asked: their requests were.
+    pub fn is_admitted(&self) -> bool {
+        self.place.get().is_some()
     }
 
     /// Sets tokens aside before a model runs.

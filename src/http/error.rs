@@ -54,6 +54,7 @@ fn contract(kind: ErrorKind) -> (StatusCode, &'static str, Option<&'static str>)
             (StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID, Some("unsupported_media_type"))
         }
         ErrorKind::RateLimited => (StatusCode::TOO_MANY_REQUESTS, "requests", Some("rate_limit_exceeded")),
+        ErrorKind::TokensLimited => (StatusCode::TOO_MANY_REQUESTS, "tokens", Some("rate_limit_exceeded")),
         ErrorKind::QuotaExceeded => (StatusCode::TOO_MANY_REQUESTS, "insufficient_quota", Some("insufficient_quota")),
         ErrorKind::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("overloaded")),
         ErrorKind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("unavailable")),
@@ -108,16 +109,17 @@ impl IntoResponse for ApiError {
         let headers = response.headers_mut();
         let passes = status == StatusCode::CONFLICT && error.retry_after().is_some();
         if passes || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            let permanent = error.kind() == ErrorKind::QuotaExceeded || error.code() == Some("model_failed");
-            let wait = error.retry_after().unwrap_or(RETRY_AFTER_DEFAULT);
-            let whole_seconds = wait.as_millis().div_ceil(1000).max(1);
-            // Decimal digits are always a valid header value.
-            if let (Ok(seconds), Ok(milliseconds)) = (
-                HeaderValue::try_from(whole_seconds.to_string()),
-                HeaderValue::try_from(wait.as_millis().max(1).to_string()),
-            ) {
-                headers.insert(header::RETRY_AFTER, seconds);
-                headers.insert(RETRY_AFTER_MS, milliseconds);
+            let permanent = error.is_lasting() || error.code() == Some("model_failed");
+            // What no wait mends gets no time to come back at, but a budget has its next day or month.
+            let wait = error.retry_after().or((!error.is_lasting()).then_some(RETRY_AFTER_DEFAULT));
+            // Rounded up: a moment too early is refused again. Decimal digits are always a valid header value.
+            let whole = |unit: Duration| wait.map(|wait| wait.as_nanos().div_ceil(unit.as_nanos()).max(1).to_string());
+            for (name, unit) in
+                [(header::RETRY_AFTER, Duration::from_secs(1)), (RETRY_AFTER_MS, Duration::from_millis(1))]
+            {
+                if let Some(Ok(value)) = whole(unit).map(HeaderValue::try_from) {
+                    headers.insert(name, value);
+                }
             }
             headers.insert(SHOULD_RETRY, HeaderValue::from_static(if permanent { "false" } else { "true" }));
         } else if matches!(status, StatusCode::GATEWAY_TIMEOUT | StatusCode::CONFLICT) {

@@ -1,4 +1,4 @@
-//! Opens an account for each request that was let in, and says how the request ended.
+//! Opens an account for each request whose caller is known, lets it in if limits allow, and says how it ended.
 //!
 //! The account is open for as long as the answer's body is: a body that was read to its end has finished, one that was
 //! dropped before was cancelled by a caller who left. An answer that says itself that it failed has done so in the
@@ -20,7 +20,13 @@ use axum::{
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 
-use super::{auth::Authenticated, context::RequestContext, error::ApiError, state::AppState};
+use super::{
+    allowance::{is_limited, tell},
+    auth::Authenticated,
+    context::RequestContext,
+    error::ApiError,
+    state::AppState,
+};
 use crate::{
     domain::{
         Policy,
@@ -30,7 +36,7 @@ use crate::{
 };
 
 /// Routes that take a body and only look at it: nothing is used that would have to be paid for.
-const LOOKS_ONLY: [&str; 4] = ["/v1/quote", "/tokenize", "/detokenize", "/apply-template"];
+pub(super) const LOOKS_ONLY: [&str; 4] = ["/v1/quote", "/tokenize", "/detokenize", "/apply-template"];
 
 /// Which side is to serve: a [`Policy`].
 const POLICY: HeaderName = HeaderName::from_static("x-hearth-policy");
@@ -44,22 +50,29 @@ pub(super) async fn with_account(State(state): State<AppState>, mut request: Req
         // A probe or a page of documentation.
         return next.run(request).await;
     };
+    let caller = authenticated.caller;
     let path = extensions.get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str);
     let policy = asked_policy(request.headers());
     let opening = Opening {
         request_id: context.request_id().to_owned(),
         route: format!("{} {path}", request.method()),
-        caller: authenticated.caller,
+        caller: caller.clone(),
         turn: authenticated.turn.unwrap_or_else(|| context.peer().to_owned()),
         policy: policy.as_ref().ok().copied().flatten(),
         is_recorded: request.method() == Method::POST && !LOOKS_ONLY.contains(&path),
     };
+    let counts = is_limited(request.method(), path);
     let account = Account::open(state.books.clone(), opening);
     request.extensions_mut().insert(account.clone());
-    let response = match policy {
-        Ok(_) => next.run(request).await,
-        Err(error) => ApiError(error).into_response(),
+    let admitted = policy.and_then(|_| if counts { account.admit() } else { Ok(()) });
+    let mut response = match admitted {
+        Ok(()) => next.run(request).await,
+        Err(refused) => {
+            account.ended(Outcome::from(&refused), refused.code());
+            ApiError(refused).into_response()
+        }
     };
+    tell(response.headers_mut(), &state.books.allowance(&caller));
     let outcome = outcome(response.status());
     response.map(|body| Body::new(AccountBody { body, account, outcome }))
 }

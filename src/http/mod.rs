@@ -4,6 +4,7 @@
 //! one function of [`crate::service`] and lets `wire` shape the answer. Whatever is refused on the way,
 //! by a handler, an extractor or the router, leaves as the contract's error body through [`error`].
 
+mod allowance;
 mod analysis;
 mod ask;
 mod auth;
@@ -178,7 +179,17 @@ fn cors(origins: &[String]) -> CorsLayer {
         .allow_methods([Method::GET, Method::POST, Method::DELETE])
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(
-            ["x-request-id", "openai-processing-ms", "retry-after", "retry-after-ms", "x-hearth-ignored"]
-                .map(HeaderName::from_static),
+            [
+                "x-request-id",
+                "openai-processing-ms",
+                "retry-after",
+                "retry-after-ms",
+                "x-should-retry",
+                "x-hearth-ignored",
+            ]
+            .into_iter()
+            .chain(allowance::HEADERS)
+            .map(HeaderName::from_static)
+            .collect::<Vec<_>>(),
         )
 }

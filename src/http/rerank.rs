@@ -8,7 +8,7 @@ use axum::{
 
 use super::{context::Caller, error::ApiError, extract::JsonBody, ignored::name_ignored, state::AppState};
 use crate::{
-    service::deadline,
+    service::rerank,
     wire::{
         Parsed,
         rerank::{Ranking, RerankBody},
@@ -23,7 +23,7 @@ pub(super) async fn rerank(
     let Parsed { request: body, ignored } = RerankBody::read(body, &caller.envelope(&state, false))?;
     let model = state.reranker(body.model.as_deref())?;
     let documents = body.return_documents.then(|| body.request.documents.clone());
-    let answer = deadline::within(body.request.deadline, model.rerank(body.request)).await?;
+    let answer = rerank::rerank(&model, body.request).await?;
     let ranking = Ranking::new(model.info().id.clone(), &answer, body.top_n, documents.as_deref());
     Ok(name_ignored(Json(ranking).into_response(), &ignored))
 }

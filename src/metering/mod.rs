@@ -1,13 +1,21 @@
 //! What requests may use and what they used: limits before, prices and the ledger after.
 
 pub mod ledger;
+pub mod limits;
 pub mod prices;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
-use self::{ledger::Ledger, prices::Prices};
+use self::{
+    ledger::Ledger,
+    limits::{Limits, Now},
+    prices::Prices,
+};
 use crate::{
-    domain::account::{Account, Books, LegReceipt, Receipt},
+    domain::{
+        Caller,
+        account::{Account, Allowance, Books, LegReceipt, Place, Receipt},
+    },
     error::Result,
 };
 
@@ -16,11 +24,13 @@ use crate::{
 pub struct Metering {
     prices: Arc<Prices>,
     ledger: Arc<Ledger>,
+    limits: Limits,
+    started: Instant,
 }
 
 impl Metering {
-    pub fn new(prices: Arc<Prices>, ledger: Arc<Ledger>) -> Self {
-        Self { prices, ledger }
+    pub fn new(prices: Arc<Prices>, ledger: Arc<Ledger>, limits: Limits) -> Self {
+        Self { prices, ledger, limits, started: Instant::now() }
     }
 
     pub fn prices(&self) -> &Arc<Prices> {
@@ -30,11 +40,23 @@ impl Metering {
     pub fn ledger(&self) -> &Arc<Ledger> {
         &self.ledger
     }
+
+    fn now(&self) -> Now {
+        Now::since(self.started)
+    }
 }
 
 impl Books for Metering {
-    fn reserve(&self, _account: &Account, _tokens: u64) -> Result<()> {
-        Ok(())
+    fn admit(&self, account: &Account) -> Result<Place> {
+        self.limits.admit(account.caller(), self.now())
+    }
+
+    fn allowance(&self, caller: &Caller) -> Allowance {
+        self.limits.allowance(caller, self.now())
+    }
+
+    fn reserve(&self, account: &Account, tokens: u64) -> Result<()> {
+        self.limits.reserve(account, tokens, self.now())
     }
 
     fn price(&self, leg: &LegReceipt) -> u64 {
@@ -42,6 +64,7 @@ impl Books for Metering {
     }
 
     fn settle(&self, account: &Account, receipt: Receipt) {
+        self.limits.settle(account, &receipt, self.now());
         if account.is_recorded() {
             self.ledger.record(ledger::row(account, &receipt));
         }

@@ -19,7 +19,9 @@ use super::{ChatModel, Embedder, GenerateStream};
 use crate::{
     domain::{
         ChatPrompt, EmbedInput, EmbedRequest, EmbedResponse, FinishReason, GenerateEvent, GenerateRequest, ModelInfo,
-        ModelKind, Prompt, Timings, TokenLogprob, TopLogprob, Usage, account::ServedBy, documents::EmbeddingIdentity,
+        ModelKind, Prompt, Timings, TokenLogprob, TopLogprob, Usage,
+        account::{Account, Leg, ServedBy},
+        documents::EmbeddingIdentity,
         quote::Quote,
     },
     error::{Error, Result},
@@ -207,6 +209,21 @@ fn logprob_of(request: &GenerateRequest, character: char) -> TokenLogprob {
 struct Running {
     counts: Arc<Counts>,
     completed: bool,
+    leg: Leg,
+}
+
+/// What an event says of what was used.
+fn write_down(leg: &Leg, event: &GenerateEvent) {
+    match event {
+        GenerateEvent::Prefilled { prompt_tokens, cached_tokens } => leg.prompt(*prompt_tokens, *cached_tokens),
+        GenerateEvent::Delta { .. } => leg.generated(),
+        GenerateEvent::Done { usage, timings } => {
+            leg.used(usage);
+            leg.took(timings);
+            leg.computed(timings.compute);
+        }
+        _ => {}
+    }
 }
 
 impl Running {
@@ -230,9 +247,11 @@ impl ChatModel for ScriptedChat {
     fn generate(&self, request: GenerateRequest) -> BoxFuture<'_, Result<GenerateStream>> {
         async move {
             let steps = (self.script)(&request)?;
-            self.requests.lock().push(request);
+            let leg = request.account.leg(&self.info.id, ServedBy::Local { device: "scripted".to_owned() });
+            // What is kept must not hold the account open.
+            self.requests.lock().push(GenerateRequest { account: Account::unrecorded(), ..request });
             self.counts.started.fetch_add(1, Ordering::SeqCst);
-            let running = Running { counts: Arc::clone(&self.counts), completed: false };
+            let running = Running { counts: Arc::clone(&self.counts), completed: false, leg };
             let events = stream::unfold((steps.into_iter(), running), |(mut steps, mut running)| async move {
                 loop {
                     match steps.next() {
@@ -248,6 +267,7 @@ impl ChatModel for ScriptedChat {
                         }
                         Some(Step::Event(event)) => {
                             running.completed = matches!(event, GenerateEvent::Done { .. });
+                            write_down(&running.leg, &event);
                             return Some((Ok(event), (steps, running)));
                         }
                     }
@@ -345,6 +365,8 @@ impl Embedder for ScriptedEmbedder {
             })
             .collect();
         let prompt_tokens = token_counts.iter().sum();
+        let leg = request.account.leg(&self.info.id, ServedBy::Local { device: "scripted".to_owned() });
+        leg.prompt(prompt_tokens, 0);
         async move { Ok(EmbedResponse { embeddings, prompt_tokens, token_counts, timings: Timings::default() }) }
             .boxed()
     }

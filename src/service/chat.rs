@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 
-use super::deadline;
+use super::{deadline, reservation::tokens_of_generation};
 use crate::{
     domain::{FinishReason, GenerateEvent, GenerateRequest, Prompt, Timings, TokenLogprob, Usage},
     error::{Error, Result},
@@ -15,6 +15,7 @@ use crate::{
 pub async fn start(model: &Arc<dyn ChatModel>, mut generation: GenerateRequest) -> Result<GenerateStream> {
     generation.model.clone_from(&model.info().id);
     check_token_ids(&generation, model.info().vocab_size)?;
+    generation.account.reserve(tokens_of_generation(&generation, model.info()))?;
     let until = generation.deadline;
     let events = deadline::within(until, model.generate(generation)).await?;
     Ok(deadline::bounded(events, until))

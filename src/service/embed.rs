@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::deadline;
+use super::{deadline, reservation::tokens_of_inputs};
 use crate::{
     domain::{EmbedInput, EmbedRequest, EmbedResponse},
     error::{Error, Result},
@@ -34,5 +34,6 @@ pub async fn embed(model: &Arc<dyn Embedder>, mut request: EmbedRequest) -> Resu
             .with_code("invalid_value"));
         }
     }
+    request.account.reserve(tokens_of_inputs(&request, info))?;
     deadline::within(request.deadline, model.embed(request)).await
 }

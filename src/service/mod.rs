@@ -14,4 +14,6 @@ pub mod health;
 pub mod jobs;
 pub mod models;
 pub mod quote;
+pub mod rerank;
+mod reservation;
 pub mod webhook;

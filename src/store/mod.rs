@@ -17,6 +17,7 @@ mod recover;
 mod reembedded;
 mod schema;
 mod search;
+mod spending;
 
 use std::{
     fs::{self, File, TryLockError},
@@ -39,6 +40,7 @@ pub use self::{
     owned::Owned,
     recover::{Recovered, recover},
     search::{LexicalHit, Scope},
+    spending::SpentBy,
 };
 
 /// Changes that may wait for the writer; callers of one more wait until there is room.

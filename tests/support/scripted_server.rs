@@ -112,6 +112,16 @@ impl ScriptedServer {
     }
 
     pub fn new(chat: ScriptedChat, settings: HttpSettings, accept_any_model: bool) -> Self {
+        Self::with_books(chat, settings, accept_any_model, |_| Arc::new(NoBooks))
+    }
+
+    /// A server whose requests are written down, and limited, by these books.
+    pub fn with_books(
+        chat: ScriptedChat,
+        settings: HttpSettings,
+        accept_any_model: bool,
+        books: impl FnOnce(&Arc<Store>) -> Arc<dyn Books>,
+    ) -> Self {
         let chat = Arc::new(chat);
         let models = Models::new(accept_any_model);
         models.add_chat(chat.clone(), vec!["alias".to_owned(), "org/tiny".to_owned()]);
@@ -129,7 +139,7 @@ impl ScriptedServer {
         let models = Arc::new(models);
         let store = Arc::new(Store::open(data.path()).expect("a new store"));
         let callers = Callers::new(store.clone());
-        let books: Arc<dyn Books> = Arc::new(NoBooks);
+        let books = books(&store);
         let documents = Documents::new(store, GraphParameters::default(), callers.clone(), books.clone());
         let router = hearth::http::router(AppState {
             analyses: Analyses::new(documents.clone(), models.clone(), WebhookSettings::default()),

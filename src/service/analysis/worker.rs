@@ -99,6 +99,7 @@ fn failure(job: &Job, error: &Error) -> Failure {
         | ErrorKind::OutOfMemory
         | ErrorKind::Unavailable
         | ErrorKind::RateLimited
+        | ErrorKind::TokensLimited
         | ErrorKind::Internal => Failure::Passing(reason),
         // Documents are still being read.
         ErrorKind::Conflict if error.retry_after().is_some() => Failure::Passing(reason),

@@ -1,0 +1,89 @@
+//! Which requests count against limits, and the headers that say what is left of them.
+//!
+//! What makes a model work or writes counts: every `POST` but those that only count, render or price text, or take back
+//! what was asked for. Reading, deleting and probing stay free, so that a caller over its limits can still see and tidy
+//! what is its own. The headers are OpenAI's, their times in Go's notation for durations.
+
+use std::time::Duration;
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
+
+use super::metered::LOOKS_ONLY;
+use crate::domain::account::Allowance;
+
+/// The `POST` route that takes back what was asked for.
+const CANCELS: &str = "/v1/vector_stores/{id}/file_batches/{batch_id}/cancel";
+
+/// The names of the headers that [`tell`] writes.
+pub(super) const HEADERS: [&str; 6] = [
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
+    "x-ratelimit-limit-tokens",
+    "x-ratelimit-remaining-tokens",
+    "x-ratelimit-reset-tokens",
+];
+
+/// Whether a request of this method to this route counts.
+pub(super) fn is_limited(method: &Method, route: &str) -> bool {
+    method == Method::POST && route != CANCELS && !LOOKS_ONLY.contains(&route)
+}
+
+/// Writes the headers of those limits that there are.
+pub(super) fn tell(headers: &mut HeaderMap, allowance: &Allowance) {
+    let parts = [allowance.requests, allowance.tokens];
+    for (names, remaining) in HEADERS.chunks_exact(3).zip(parts) {
+        let Some(remaining) = remaining else { continue };
+        let values = [remaining.limit.to_string(), remaining.remaining.to_string(), go_duration(remaining.reset)];
+        for (name, value) in names.iter().zip(values) {
+            // Digits and letters are always a valid header value.
+            if let Ok(value) = HeaderValue::try_from(value) {
+                headers.insert(HeaderName::from_static(name), value);
+            }
+        }
+    }
+}
+
+/// As Go's `Duration.String` has it, in milliseconds, rounded up: `12ms`, `1.5s`, `6m0s`, `1h0m0s`.
+fn go_duration(duration: Duration) -> String {
+    let milliseconds = duration.as_nanos().div_ceil(1_000_000);
+    let (minutes, within) = (milliseconds / 60_000, milliseconds % 60_000);
+    let seconds = format!("{}s", within as f64 / 1000.0);
+    match minutes {
+        0 if (1..1000).contains(&milliseconds) => format!("{milliseconds}ms"),
+        0 => seconds,
+        1..60 => format!("{minutes}m{seconds}"),
+        _ => format!("{}h{}m{seconds}", minutes / 60, minutes % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_written_as_go_writes_them() {
+        for (duration, written) in [
+            (Duration::ZERO, "0s"),
+            (Duration::from_nanos(1), "1ms"),
+            (Duration::from_millis(12), "12ms"),
+            (Duration::from_millis(999), "999ms"),
+            (Duration::from_secs(1), "1s"),
+            (Duration::from_millis(1500), "1.5s"),
+            (Duration::from_micros(59_999_001), "1m0s"),
+            (Duration::from_secs(360), "6m0s"),
+            (Duration::from_millis(3_661_250), "1h1m1.25s"),
+        ] {
+            assert_eq!(go_duration(duration), written);
+        }
+    }
+
+    #[test]
+    fn what_works_or_writes_counts() {
+        assert!(is_limited(&Method::POST, "/v1/chat/completions"));
+        assert!(is_limited(&Method::POST, "/v1/files"));
+        assert!(!is_limited(&Method::GET, "/v1/models"));
+        assert!(!is_limited(&Method::DELETE, "/v1/files/{id}"));
+        assert!(!is_limited(&Method::POST, "/tokenize"));
+    }
+}

@@ -1,0 +1,270 @@
+//! What requests may use: so many a minute, so many tokens a minute, so many at the same time, so much a day and a
+//! month; each caller for itself, and all together.
+//!
+//! A request is admitted before any work for it: budgets first, since no wait mends them soon, then a place among those
+//! that run, which it keeps until its account is settled, then one of the minute's requests. Before a model works,
+//! tokens are set aside by an estimate; when the account is settled, what was not used comes back and what was used
+//! beyond is charged, and money and compute time are added to the day and the month. A budget is held against what has
+//! been settled: what runs already runs to its end, so that a budget may be passed by what was let in before.
+//!
+//! Nothing here reads a clock: a [`Now`] comes with each call.
+
+mod bucket;
+mod meter;
+mod refusal;
+mod spending;
+
+use std::{
+    collections::HashMap,
+    num::NonZeroUsize,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use parking_lot::RwLock;
+
+use self::{
+    bucket::{Rate, Short},
+    meter::{Meter, Running, remaining},
+    refusal::Whose,
+    spending::{Spent, beginnings},
+};
+use crate::{
+    domain::{
+        Budget, Caller, CallerLimits,
+        account::{Account, Allowance, Place, Receipt, Remaining, ServedBy},
+    },
+    error::Result,
+    store::{SpentBy, Store, StoreError},
+};
+
+/// Callers are remembered up to this number before those that need not be are forgotten.
+const SWEEP_AT: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
+
+/// The limits of a server.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct LimitSettings {
+    /// Of all callers together.
+    pub server: CallerLimits,
+    /// Of each caller that has no limit of its own; one by one.
+    pub caller: CallerLimits,
+}
+
+/// An instant on both clocks: one that never goes back, for the minute, and the calendar's.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    ns: u64,
+    wall: SystemTime,
+}
+
+impl Now {
+    /// `started` is the same in every call to the same [`Limits`].
+    pub fn since(started: Instant) -> Self {
+        Self { ns: u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX), wall: SystemTime::now() }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Limits {
+    settings: LimitSettings,
+    server: Arc<Meter>,
+    callers: RwLock<Callers>,
+}
+
+#[derive(Debug)]
+struct Callers {
+    by_id: HashMap<String, Arc<Meter>>,
+    sweep_at: usize,
+}
+
+/// A caller or the server, and what holds for it.
+struct Party {
+    whose: Whose,
+    meter: Arc<Meter>,
+    limits: CallerLimits,
+}
+
+impl Limits {
+    /// Limits whose budgets have been spent as the store's ledger says.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn open(settings: LimitSettings, store: &Store, now: Now) -> Result<Self, StoreError> {
+        let (today, this_month) = beginnings(now.wall);
+        let milliseconds =
+            |instant: SystemTime| instant.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
+        let mut spent: HashMap<String, (Spent, Spent)> = HashMap::new();
+        for by in store.spent_since(milliseconds(this_month))? {
+            spent.entry(by.caller.clone()).or_default().1 = Spent::from(&by);
+        }
+        for by in store.spent_since(milliseconds(today))? {
+            spent.entry(by.caller.clone()).or_default().0 = Spent::from(&by);
+        }
+        let limits = Self::new(settings);
+        for (caller, (today, this_month)) in spent {
+            limits.server.spend_before(now.wall, today, this_month);
+            limits.meter(&caller, now).spend_before(now.wall, today, this_month);
+        }
+        Ok(limits)
+    }
+
+    /// Limits of which nothing has been used.
+    pub fn new(settings: LimitSettings) -> Self {
+        let callers = Callers { by_id: HashMap::new(), sweep_at: SWEEP_AT.get() };
+        Self { settings, server: Arc::default(), callers: RwLock::new(callers) }
+    }
+
+    /// Lets a request in; see the module for the order.
+    ///
+    /// # Errors
+    /// If a budget is spent or a limit reached; what was taken before that is given back.
+    pub fn admit(&self, caller: &Caller, now: Now) -> Result<Place> {
+        let parties = self.parties(caller, now);
+        for Party { whose, meter, limits } in &parties {
+            if let Some(used_up) = meter.used_up(now.wall, &limits.daily, &limits.monthly) {
+                return Err(refusal::spent(*whose, &used_up));
+            }
+        }
+        let mut places: Vec<Running> = Vec::with_capacity(parties.len());
+        for Party { whose, meter, limits } in &parties {
+            let limit = limits.concurrent_requests;
+            places.push(meter.enter(limit).map_err(|wait| refusal::busy(*whose, limit.unwrap_or(0), wait))?);
+        }
+        for (index, Party { whose, meter, limits }) in parties.iter().enumerate() {
+            let Some(rate) = Rate::of(limits.requests_per_minute) else { continue };
+            if let Err(Short::Wait(wait)) = meter.requests.take(rate, 1, now.ns) {
+                for before in &parties[..index] {
+                    if let Some(rate) = Rate::of(before.limits.requests_per_minute) {
+                        before.meter.requests.give_back(rate, 1);
+                    }
+                }
+                return Err(refusal::requests(*whose, rate.per_minute(), wait));
+            }
+        }
+        Ok(Place::held_by(places))
+    }
+
+    /// Sets tokens aside.
+    ///
+    /// # Errors
+    /// If there are not that many, or never will be.
+    pub fn reserve(&self, account: &Account, tokens: u64, now: Now) -> Result<()> {
+        let parties = self.parties(account.caller(), now);
+        if !account.is_admitted() {
+            // A job: its request was let in long ago.
+            for Party { whose, meter, limits } in &parties {
+                if let Some(used_up) = meter.used_up(now.wall, &limits.daily, &limits.monthly) {
+                    return Err(refusal::spent(*whose, &used_up));
+                }
+            }
+        }
+        for (index, Party { whose, meter, limits }) in parties.iter().enumerate() {
+            let Some(rate) = Rate::of(limits.tokens_per_minute) else { continue };
+            // All of a request's reservations must fit together, or it would be told to wait for nothing.
+            let taken = match account.reserved().saturating_add(tokens) {
+                all if all > u64::from(rate.per_minute()) => Err(Short::TooLarge),
+                _ => meter.tokens.take(rate, tokens, now.ns),
+            };
+            if let Err(short) = taken {
+                for before in &parties[..index] {
+                    if let Some(rate) = Rate::of(before.limits.tokens_per_minute) {
+                        before.meter.tokens.give_back(rate, tokens);
+                    }
+                }
+                return Err(refusal::tokens(*whose, rate.per_minute(), account.reserved() + tokens, short));
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes down what a request has used, and corrects what was set aside for it. What a job uses without having set
+    /// it aside, such as the vectors of documents, counts for budgets and not for the minute.
+    pub fn settle(&self, account: &Account, receipt: &Receipt, now: Now) {
+        let spent = Spent { micro_usd: receipt.cost_micro_usd, compute: receipt.compute() };
+        let (is_admitted, reserved) = (account.is_admitted(), account.reserved());
+        if !is_admitted && reserved == 0 && spent == Spent::default() {
+            return;
+        }
+        let used: u64 = receipt
+            .legs
+            .iter()
+            .filter(|leg| !matches!(leg.served_by, ServedBy::Cache(_)))
+            .map(|leg| leg.prompt_tokens + leg.completion_tokens)
+            .sum();
+        for Party { meter, limits, .. } in self.parties(account.caller(), now) {
+            meter.spend(now.wall, spent);
+            if is_admitted {
+                meter.took(receipt.latency);
+            }
+            let Some(rate) = Rate::of(limits.tokens_per_minute) else { continue };
+            if reserved > used {
+                meter.tokens.give_back(rate, reserved - used);
+            } else if is_admitted || reserved > 0 {
+                meter.tokens.charge(rate, used - reserved, now.ns);
+            }
+        }
+    }
+
+    /// What a caller has left, of its own limits or of the server's, whichever is less.
+    pub fn allowance(&self, caller: &Caller, now: Now) -> Allowance {
+        let parties = self.parties(caller, now);
+        let least = |left: &dyn Fn(&Party) -> Option<Remaining>| {
+            parties.iter().filter_map(left).min_by_key(|remaining| remaining.remaining)
+        };
+        Allowance {
+            requests: least(&|party| {
+                remaining(&party.meter.requests, Rate::of(party.limits.requests_per_minute), now.ns)
+            }),
+            tokens: least(&|party| remaining(&party.meter.tokens, Rate::of(party.limits.tokens_per_minute), now.ns)),
+        }
+    }
+
+    fn parties(&self, caller: &Caller, now: Now) -> [Party; 2] {
+        [
+            Party {
+                whose: Whose::Caller,
+                meter: self.meter(&caller.id, now),
+                limits: or(caller.limits, self.settings.caller),
+            },
+            Party { whose: Whose::Server, meter: self.server.clone(), limits: self.settings.server },
+        ]
+    }
+
+    fn meter(&self, id: &str, now: Now) -> Arc<Meter> {
+        if let Some(meter) = self.callers.read().by_id.get(id) {
+            return meter.clone();
+        }
+        let mut callers = self.callers.write();
+        if callers.by_id.len() >= callers.sweep_at {
+            // Whoever uses a meter holds it: what only the map holds can be forgotten, if it says nothing.
+            callers.by_id.retain(|_, meter| Arc::strong_count(meter) > 1 || !meter.is_idle(now.ns, now.wall));
+            callers.sweep_at = SWEEP_AT.get().max(2 * callers.by_id.len());
+        }
+        callers.by_id.entry(id.to_owned()).or_default().clone()
+    }
+}
+
+/// A caller's own limits, and others where it has none.
+fn or(own: CallerLimits, others: CallerLimits) -> CallerLimits {
+    let budget = |own: Budget, others: Budget| Budget {
+        micro_usd: own.micro_usd.or(others.micro_usd),
+        compute: own.compute.or(others.compute),
+    };
+    CallerLimits {
+        requests_per_minute: own.requests_per_minute.or(others.requests_per_minute),
+        tokens_per_minute: own.tokens_per_minute.or(others.tokens_per_minute),
+        concurrent_requests: own.concurrent_requests.or(others.concurrent_requests),
+        daily: budget(own.daily, others.daily),
+        monthly: budget(own.monthly, others.monthly),
+    }
+}
+
+impl From<&SpentBy> for Spent {
+    fn from(by: &SpentBy) -> Self {
+        Self { micro_usd: by.micro_usd, compute: Duration::from_micros(by.compute_us) }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,267 @@
+use super::*;
+use crate::{
+    domain::account::{Books, LegReceipt, NoBooks, Opening},
+    error::{Error, ErrorKind},
+};
+
+/// Noon of a day in the middle of a month, and so much after it.
+fn now(seconds: f64) -> Now {
+    let since = Duration::from_secs_f64(seconds);
+    Now { ns: since.as_nanos() as u64, wall: UNIX_EPOCH + Duration::from_secs(1_797_336_000) + since }
+}
+
+fn caller(id: &str, limits: CallerLimits) -> Arc<Caller> {
+    Arc::new(Caller { id: id.to_owned(), limits, ..Caller::local() })
+}
+
+fn opening(caller: &Arc<Caller>) -> Opening {
+    Opening {
+        request_id: "req_1".to_owned(),
+        route: "POST /v1/chat/completions".to_owned(),
+        caller: caller.clone(),
+        turn: String::new(),
+        policy: None,
+        is_recorded: true,
+    }
+}
+
+/// What a request comes to that used these tokens, this money and this time.
+fn receipt(tokens: u64, micro_usd: u64, compute: Duration) -> Receipt {
+    let leg = LegReceipt {
+        model: "m".to_owned(),
+        served_by: ServedBy::Local { device: "cpu".to_owned() },
+        prompt_tokens: tokens / 2,
+        cached_tokens: 0,
+        completion_tokens: tokens - tokens / 2,
+        reasoning_tokens: 0,
+        queue: Duration::ZERO,
+        prefill: Duration::ZERO,
+        decode: Duration::ZERO,
+        compute,
+    };
+    let empty = Account::open(Arc::new(NoBooks), opening(&caller("nobody", CallerLimits::default()))).receipt();
+    Receipt { legs: vec![leg], cost_micro_usd: micro_usd, latency: Duration::from_secs(4), ..empty }
+}
+
+/// Books on a clock that stands still: limits without the rest of metering.
+struct Frozen(Arc<Limits>, Now);
+
+impl Books for Frozen {
+    fn admit(&self, account: &Account) -> Result<Place> {
+        self.0.admit(account.caller(), self.1)
+    }
+
+    fn reserve(&self, account: &Account, tokens: u64) -> Result<()> {
+        self.0.reserve(account, tokens, self.1)
+    }
+
+    fn price(&self, _: &LegReceipt) -> u64 {
+        0
+    }
+
+    fn settle(&self, account: &Account, receipt: Receipt) {
+        self.0.settle(account, &receipt, self.1);
+    }
+}
+
+fn account(limits: &Arc<Limits>, caller: &Arc<Caller>, now: Now) -> Arc<Account> {
+    Account::open(Arc::new(Frozen(limits.clone(), now)), opening(caller))
+}
+
+/// As the caller is told, rounded up.
+fn milliseconds(error: &Error) -> u128 {
+    error.retry_after().expect("a time to come back at").as_nanos().div_ceil(1_000_000)
+}
+
+#[test]
+fn requests_a_minute_are_each_callers_own_and_the_servers_are_everybodys() {
+    let settings = LimitSettings {
+        server: CallerLimits { requests_per_minute: Some(5), ..CallerLimits::default() },
+        caller: CallerLimits { requests_per_minute: Some(3), ..CallerLimits::default() },
+    };
+    let limits = Limits::new(settings);
+    let (a, b) = (caller("a", CallerLimits::default()), caller("b", CallerLimits::default()));
+    for _ in 0..3 {
+        limits.admit(&a, now(0.0)).expect("within a's limit");
+    }
+    let error = limits.admit(&a, now(0.0)).expect_err("a's fourth");
+    assert_eq!((error.kind(), milliseconds(&error)), (ErrorKind::RateLimited, 20_000));
+    assert_eq!(error.message(), "Your limit of 3 requests a minute is reached. Try again in 20.00 s.");
+    for _ in 0..2 {
+        limits.admit(&b, now(0.0)).expect("within both limits");
+    }
+    let error = limits.admit(&b, now(0.0)).expect_err("the server's sixth");
+    assert!(error.message().starts_with("This server's limit for all callers together"), "{error}");
+    assert_eq!(milliseconds(&error), 12_000);
+    let left = limits.allowance(&b, now(0.0)).requests.expect("a limit");
+    assert_eq!((left.limit, left.remaining), (5, 0), "the nearer one is told");
+    // The refusal took nothing of b's own: a third request is there when the server has room.
+    limits.admit(&b, now(12.001)).expect("both have one");
+}
+
+#[test]
+fn a_caller_may_have_limits_of_its_own() {
+    let settings = LimitSettings {
+        caller: CallerLimits { requests_per_minute: Some(1), ..CallerLimits::default() },
+        ..LimitSettings::default()
+    };
+    let limits = Limits::new(settings);
+    let own = CallerLimits { requests_per_minute: Some(2), ..CallerLimits::default() };
+    let caller = caller("a", own);
+    assert_eq!(limits.allowance(&caller, now(0.0)).requests.map(|left| left.limit), Some(2));
+    assert_eq!(limits.allowance(&caller, now(0.0)).tokens, None);
+}
+
+#[test]
+fn a_place_is_given_back_when_the_account_is_settled() {
+    let limits = Arc::new(Limits::new(LimitSettings::default()));
+    let own = CallerLimits { concurrent_requests: Some(2), requests_per_minute: Some(100), ..CallerLimits::default() };
+    let caller = caller("a", own);
+    let [first, second, third] = [(); 3].map(|()| account(&limits, &caller, now(0.0)));
+    first.admit().expect("a place");
+    second.admit().expect("a place");
+    let error = third.admit().expect_err("both are taken");
+    assert_eq!((error.kind(), milliseconds(&error)), (ErrorKind::RateLimited, 1000), "{error}");
+    let left = limits.allowance(&caller, now(0.0)).requests.expect("a limit");
+    assert_eq!(left.remaining, 98, "who found no place used no request");
+    let leg = first.leg("m", ServedBy::Cache("exact"));
+    drop(first);
+    assert!(third.admit().is_err(), "somebody works for it still");
+    drop(leg);
+    third.admit().expect("a place came back");
+}
+
+#[test]
+fn how_long_requests_take_is_how_long_one_waits_for_a_place() {
+    let limits = Arc::new(Limits::new(LimitSettings::default()));
+    let caller = caller("a", CallerLimits { concurrent_requests: Some(2), ..CallerLimits::default() });
+    let running = account(&limits, &caller, now(0.0));
+    running.admit().expect("a place");
+    // Requests take four seconds, so one of two ends every two.
+    limits.settle(&running, &receipt(1, 0, Duration::ZERO), now(0.0));
+    let _other = limits.admit(&caller, now(0.0)).expect("a place");
+    let error = limits.admit(&caller, now(0.0)).expect_err("both are taken");
+    assert_eq!(milliseconds(&error), 2000);
+}
+
+#[test]
+fn tokens_are_set_aside_and_settled() {
+    let limits = Arc::new(Limits::new(LimitSettings::default()));
+    let caller = caller("a", CallerLimits { tokens_per_minute: Some(1000), ..CallerLimits::default() });
+    let left = |now| limits.allowance(&caller, now).tokens.expect("a limit").remaining;
+
+    let request = account(&limits, &caller, now(0.0));
+    request.admit().expect("no limit on requests");
+    request.reserve(600).expect("there are as many");
+    assert_eq!(left(now(0.0)), 400);
+    let other = account(&limits, &caller, now(0.0));
+    let error = other.reserve(500).expect_err("there are 400");
+    assert_eq!((error.kind(), milliseconds(&error)), (ErrorKind::TokensLimited, 6000));
+    // The request used 100: what was too much comes back.
+    limits.settle(&request, &receipt(100, 0, Duration::ZERO), now(0.0));
+    assert_eq!(left(now(0.0)), 900);
+    other.reserve(500).expect("there are as many now");
+    // That one used 700: the rest is charged.
+    limits.settle(&other, &receipt(700, 0, Duration::ZERO), now(0.0));
+    assert_eq!(left(now(0.0)), 200);
+    assert_eq!(left(now(24.0)), 600);
+
+    // What was answered before costs no tokens.
+    let again = account(&limits, &caller, now(60.0));
+    again.reserve(500).expect("a minute later");
+    let mut cached = receipt(400, 0, Duration::ZERO);
+    cached.legs[0].served_by = ServedBy::Cache("exact");
+    limits.settle(&again, &cached, now(60.0));
+    assert_eq!(left(now(60.0)), 1000);
+}
+
+#[test]
+fn an_account_that_is_dropped_gives_back_what_it_set_aside() {
+    let limits = Arc::new(Limits::new(LimitSettings::default()));
+    let caller = caller("a", CallerLimits { tokens_per_minute: Some(1000), ..CallerLimits::default() });
+    let request = account(&limits, &caller, now(0.0));
+    request.admit().expect("no limit on requests");
+    request.reserve(1000).expect("a full bucket");
+    let leg = request.leg("m", ServedBy::Local { device: "cpu".to_owned() });
+    (0..30).for_each(|_| leg.generated());
+    drop((request, leg));
+    assert_eq!(limits.allowance(&caller, now(0.0)).tokens.map(|left| left.remaining), Some(970));
+}
+
+#[test]
+fn a_request_that_can_never_fit_is_told_so() {
+    let limits = Arc::new(Limits::new(LimitSettings::default()));
+    let caller = caller("a", CallerLimits { tokens_per_minute: Some(1000), ..CallerLimits::default() });
+    let request = account(&limits, &caller, now(0.0));
+    let error = request.reserve(1001).expect_err("a bucket holds 1000");
+    assert!(error.is_lasting() && error.retry_after().is_none());
+    assert!(error.message().contains("more than your limit of 1000 tokens a minute can ever hold"), "{error}");
+    // Nor in parts: all of them are one request.
+    request.reserve(600).expect("there are as many");
+    let error = request.reserve(600).expect_err("1200 in all");
+    assert!(error.is_lasting() && error.message().contains("1200"), "{error}");
+}
+
+#[test]
+fn a_budget_that_is_spent_ends_admission_until_the_next_day() {
+    let limits = Arc::new(Limits::new(LimitSettings::default()));
+    let daily = Budget { micro_usd: Some(1_000_000), compute: None };
+    let caller = caller("a", CallerLimits { daily, ..CallerLimits::default() });
+    let request = account(&limits, &caller, now(0.0));
+    request.admit().expect("nothing is spent");
+    limits.settle(&request, &receipt(10, 1_000_000, Duration::ZERO), now(0.0));
+    let error = limits.admit(&caller, now(0.0)).expect_err("a dollar is spent");
+    assert_eq!(error.kind(), ErrorKind::QuotaExceeded);
+    assert!(error.is_lasting());
+    assert_eq!(error.retry_after(), Some(Duration::from_secs(12 * 3600)), "from noon to midnight");
+    let job = account(&limits, &caller, now(0.0));
+    assert_eq!(job.reserve(1).expect_err("nor a job").kind(), ErrorKind::QuotaExceeded);
+    limits.admit(&caller, now(12.0 * 3600.0)).expect("a new day");
+}
+
+#[test]
+fn the_servers_budget_is_spent_by_all() {
+    let monthly = Budget { micro_usd: None, compute: Some(Duration::from_secs(10)) };
+    let settings =
+        LimitSettings { server: CallerLimits { monthly, ..CallerLimits::default() }, ..LimitSettings::default() };
+    let limits = Arc::new(Limits::new(settings));
+    for id in ["a", "b"] {
+        let request = account(&limits, &caller(id, CallerLimits::default()), now(0.0));
+        request.admit().expect("not spent yet");
+        limits.settle(&request, &receipt(10, 0, Duration::from_secs(5)), now(0.0));
+    }
+    let error = limits.admit(&caller("c", CallerLimits::default()), now(0.0)).expect_err("spent by others");
+    assert!(error.message().starts_with("This server's monthly budget of 10 seconds of compute time"), "{error}");
+}
+
+#[test]
+fn what_a_job_uses_unasked_counts_for_budgets_and_not_for_the_minute() {
+    let limits = Arc::new(Limits::new(LimitSettings::default()));
+    let own = CallerLimits {
+        tokens_per_minute: Some(1000),
+        daily: Budget { micro_usd: None, compute: Some(Duration::from_secs(1)) },
+        ..CallerLimits::default()
+    };
+    let caller = caller("a", own);
+    let ingest = account(&limits, &caller, now(0.0));
+    limits.settle(&ingest, &receipt(500_000, 0, Duration::from_secs(2)), now(0.0));
+    assert_eq!(limits.allowance(&caller, now(0.0)).tokens.map(|left| left.remaining), Some(1000));
+    assert!(limits.admit(&caller, now(0.0)).is_err());
+}
+
+#[test]
+fn callers_who_have_nothing_to_be_remembered_are_forgotten() {
+    let limits = Arc::new(Limits::new(LimitSettings::default()));
+    let own = CallerLimits { requests_per_minute: Some(60), ..CallerLimits::default() };
+    let spender = account(&limits, &caller("spender", own), now(0.0));
+    limits.settle(&spender, &receipt(1, 5, Duration::ZERO), now(0.0));
+    for number in 0..SWEEP_AT.get() - 1 {
+        limits.admit(&caller(&number.to_string(), own), now(0.0)).expect("its first");
+    }
+    assert_eq!(limits.callers.read().by_id.len(), SWEEP_AT.get());
+    limits.admit(&caller("late", own), now(61.0)).expect("its first");
+    let callers = limits.callers.read();
+    let mut left: Vec<_> = callers.by_id.keys().map(String::as_str).collect();
+    left.sort_unstable();
+    assert_eq!(left, ["late", "spender"]);
+}
