@@ -4,6 +4,7 @@ mod analysis;
 mod architecture;
 mod ask;
 mod bundled_models;
+mod caches;
 mod chat_templates;
 mod contract;
 mod decoder_files;

@@ -32,7 +32,8 @@ use crate::{
         limits::{Limits, Now},
     },
     providers::{
-        Embedder, Reranker, hosted, local::LocalChat, local_embedder::LocalEmbedder, local_reranker::LocalReranker,
+        Embedder, Reranker, cache, hosted, local::LocalChat, local_embedder::LocalEmbedder,
+        local_reranker::LocalReranker,
     },
     retrieval::search::Retriever,
     service::{
@@ -97,7 +98,7 @@ impl Server {
         let url_file = config.data_dir.join(URL_FILE);
         std::fs::write(&url_file, format!("{scheme}://{}\n", listener.local_addr()?))
             .with_context(|| format!("writing {}", url_file.display()))?;
-        let models = Arc::new(Models::new(config.accept_any_model));
+        let models = Arc::new(Models::new(config.accept_any_model).with_caches(&config.caches));
         let state = Arc::new(ServerState::new(config.device));
         Ok(Self { config, listener, models, documents, callers, books, ledger, state })
     }
@@ -126,6 +127,7 @@ impl Server {
         hosted::describe_metrics();
         http::context::describe_metrics();
         ledger::describe_metrics();
+        cache::metrics::describe();
         let analyses = Analyses::new(documents.clone(), models.clone(), config.webhooks.clone());
         let app = AppState {
             models: models.clone(),
@@ -231,7 +233,7 @@ fn load_all(config: &Config, models: &Models, documents: &Documents, state: &Ser
     match embedder {
         Some(embedder) => {
             state.set_embedder(embedder.clone());
-            read_documents(config, documents, &embedder, reranker.as_ref())?;
+            read_documents(config, models, documents, &embedder, reranker.as_ref())?;
             models.add_embedder(Arc::new(embedder), Vec::new());
         }
         None => tracing::info!("no embedding model: /v1/embeddings answers 404 until one is given"),
@@ -249,6 +251,7 @@ fn load_all(config: &Config, models: &Models, documents: &Documents, state: &Ser
 /// model.
 fn read_documents(
     config: &Config,
+    models: &Models,
     documents: &Documents,
     embedder: &LocalEmbedder,
     reranker: Option<&LocalReranker>,
@@ -269,7 +272,8 @@ fn read_documents(
     };
     let reindex = Reindex { store: store.clone(), indexes: indexes.clone(), embedder: background };
     let reranker = reranker.map(|reranker| Arc::new(reranker.clone()) as Arc<dyn Reranker>);
-    let retriever = Retriever::new(store, indexes, Arc::new(embedder.clone())).with_reranker(reranker);
+    let asked = models.caches().embedder(Arc::new(embedder.clone()));
+    let retriever = Retriever::new(store, indexes, asked).with_reranker(reranker);
     documents.begin(retriever, ingest, reindex);
     Ok(())
 }

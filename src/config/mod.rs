@@ -6,6 +6,7 @@
 //! variable, which wins over the file, which wins over the default. Nothing else in the crate reads the
 //! environment.
 
+mod caches;
 mod env;
 mod limits;
 mod prices;
@@ -20,7 +21,7 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 
-use self::prices::price_list;
+use self::{caches::cache_settings, prices::price_list};
 pub use self::{
     env::{StoreSettings, hub_settings},
     prices::PriceSettings,
@@ -32,6 +33,7 @@ use crate::{
     kernels::{device::DeviceChoice, kv::KvType},
     metering::{limits::LimitSettings, prices::Prices},
     models::store::ModelStore,
+    providers::cache::CacheSettings,
     service::webhook::WebhookSettings,
     telemetry::LogFormat,
     text::extract::Limits,
@@ -63,6 +65,7 @@ pub struct Config {
     pub webhooks: WebhookSettings,
     pub prices: Arc<Prices>,
     pub limits: LimitSettings,
+    pub caches: CacheSettings,
     pub address: SocketAddr,
     pub http: HttpSettings,
     pub log_filter: String,
@@ -119,6 +122,7 @@ impl Config {
 
     fn from_settings(settings: Settings) -> anyhow::Result<Self> {
         let limits = limits::limits(&settings)?;
+        let caches = cache_settings(&settings)?;
         let data_dir = match settings.data_dir {
             Some(dir) => dir,
             None => default_data_dir()?,
@@ -209,6 +213,7 @@ impl Config {
                 allow_private: settings.webhook_allow_private.unwrap_or(false),
                 offline,
             },
+            caches,
             prices: Arc::new(price_list(settings.usd_per_compute_hour, settings.prices)?),
             limits,
             address,

@@ -99,6 +99,24 @@ settings! {
     /// Compute every prompt from its first token
     #[arg(long, env = "HEARTH_NO_PREFIX_CACHE", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Engine")]
     no_prefix_cache: bool,
+    /// Keep answers to requests that are repeated (temperature 0 or a seed) in this much memory, in MiB; 0 keeps none [default: 0]
+    #[arg(long, env = "HEARTH_RESPONSE_CACHE_MIB", value_name = "MIB", help_heading = "Caches")]
+    response_cache_mib: usize,
+    /// Seconds for which an answer is kept [default: 3600]
+    #[arg(long, env = "HEARTH_RESPONSE_CACHE_TTL", value_name = "SECONDS", help_heading = "Caches")]
+    response_cache_ttl: f64,
+    /// Give a question the answer to an earlier one of the same caller that is this similar, such as 0.97 [default: never]
+    #[arg(long, env = "HEARTH_SEMANTIC_CACHE", value_name = "SIMILARITY", help_heading = "Caches")]
+    semantic_cache: f32,
+    /// Memory for such answers, in MiB [default: 64]
+    #[arg(long, env = "HEARTH_SEMANTIC_CACHE_MIB", value_name = "MIB", help_heading = "Caches")]
+    semantic_cache_mib: usize,
+    /// Keep vectors of texts in this much memory, in MiB; 0 keeps none [default: 0]
+    #[arg(long, env = "HEARTH_EMBEDDING_CACHE_MIB", value_name = "MIB", help_heading = "Caches")]
+    embedding_cache_mib: usize,
+    /// Seconds for which a vector is kept [default: 86400]
+    #[arg(long, env = "HEARTH_EMBEDDING_CACHE_TTL", value_name = "SECONDS", help_heading = "Caches")]
+    embedding_cache_ttl: f64,
     /// Device: auto, cpu, cuda or metal [default: auto]
     #[arg(long, env = "HEARTH_DEVICE", value_name = "DEVICE", help_heading = "Engine")]
     #[serde(deserialize_with = "from_text")]

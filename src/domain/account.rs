@@ -145,6 +145,17 @@ impl Outcome {
     }
 }
 
+/// How far a request takes part in what is kept of earlier answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheUse {
+    #[default]
+    Full,
+    /// It is computed anew, and the new answer is kept.
+    Refresh,
+    /// Nothing is looked up and nothing is kept.
+    Off,
+}
+
 /// One request's account; see the module.
 pub struct Account {
     books: Arc<dyn Books>,
@@ -171,6 +182,7 @@ struct Facts {
     fallback_reason: Option<String>,
     attempts: u32,
     cache: Option<&'static str>,
+    cache_use: CacheUse,
     outcome: Option<Outcome>,
     error_code: Option<String>,
 }
@@ -309,6 +321,15 @@ impl Account {
     /// The answer was there already, in this cache.
     pub fn served_from_cache(&self, cache: &'static str) {
         self.facts.lock().cache = Some(cache);
+    }
+
+    /// What the request says of caches.
+    pub fn use_caches(&self, cache_use: CacheUse) {
+        self.facts.lock().cache_use = cache_use;
+    }
+
+    pub fn cache_use(&self) -> CacheUse {
+        self.facts.lock().cache_use
     }
 
     /// Bytes of the request's text that left the machine.

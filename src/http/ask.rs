@@ -33,10 +33,11 @@ use crate::{
     providers::{ChatModel, GenerateStream},
     retrieval::{passages::Passage, search::SearchRequest},
     service::{
-        ask::{AskRequest, Asked, Confidence, ask as ask_service, source},
+        ask::{AskRequest, Asked, Confidence, source},
         chat::{gather, start},
         deadline,
         documents::OwnedDocuments,
+        semantic,
     },
     wire::{
         self, Envelope, Parsed,
@@ -68,7 +69,8 @@ async fn answer_question(
     let Parsed { request, ignored } = AskBody::read(body, &envelope)?;
     let model = state.chat_or_first(request.model.as_deref())?;
     let (collections, filter) = scope(&caller.documents(&state), &request.lookup, request.deadline).await?;
-    let asked = ask_service(
+    let asked = semantic::ask(
+        &state.models,
         &model,
         state.documents.retriever()?,
         AskRequest {
@@ -155,10 +157,10 @@ async fn converse(
         deadline,
     };
     if !request.use_rag {
-        return asked.without_documents(model).await;
+        return asked.without_documents(&state.models, model).await;
     }
     let (collections, filter) = scope(documents, &lookup, deadline).await?;
-    ask_service(model, state.documents.retriever()?, AskRequest { collections, filter, ..asked }).await
+    semantic::ask(&state.models, model, state.documents.retriever()?, AskRequest { collections, filter, ..asked }).await
 }
 
 pub(super) async fn generate(state: State<AppState>, caller: Caller, body: JsonBody) -> Result<Response, ApiError> {

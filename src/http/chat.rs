@@ -13,7 +13,10 @@ use super::{
 };
 use crate::{
     domain::FinishReason,
-    service::chat::{self, Choice, Generation},
+    service::{
+        chat::{self, Choice, Generation},
+        semantic,
+    },
     wire::{
         Parsed,
         chat_request::ChatCompletionRequest,
@@ -32,7 +35,7 @@ pub(super) async fn create_chat_completion(
     let model = state.chat(request.model.as_deref())?;
     let num_choices = request.generation.n;
     let with_logprobs = request.generation.logprobs.is_some();
-    let events = chat::start(&model, request.generation).await?;
+    let events = semantic::chat(&state.models, &model, request.generation).await?;
     let identity = AnswerIdentity::new("chatcmpl", &model.info().id);
     let response = if request.stream {
         let writer = ChatStreamWriter::new(

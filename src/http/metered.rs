@@ -13,7 +13,7 @@ use std::{
 use axum::{
     body::{Body, HttpBody},
     extract::{MatchedPath, Request, State},
-    http::{HeaderMap, HeaderName, Method, StatusCode},
+    http::{HeaderMap, HeaderName, Method, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -30,7 +30,7 @@ use super::{
 use crate::{
     domain::{
         Policy,
-        account::{Account, Opening, Outcome},
+        account::{Account, CacheUse, Opening, Outcome},
     },
     error::{Error, Result},
 };
@@ -63,6 +63,7 @@ pub(super) async fn with_account(State(state): State<AppState>, mut request: Req
     };
     let counts = is_limited(request.method(), path);
     let account = Account::open(state.books.clone(), opening);
+    account.use_caches(cache_use(request.headers()));
     request.extensions_mut().insert(account.clone());
     let admitted = policy.and_then(|_| if counts { account.admit() } else { Ok(()) });
     let mut response = match admitted {
@@ -87,6 +88,18 @@ fn asked_policy(headers: &HeaderMap) -> Result<Option<Policy>> {
         Error::invalid("x-hearth-policy", format!("The header x-hearth-policy is {shown:?}; it may be one of {known}."))
             .with_code("invalid_value")
     })
+}
+
+/// What `cache-control` says: `no-store` keeps a request out of all caches, `no-cache` has it computed anew.
+fn cache_use(headers: &HeaderMap) -> CacheUse {
+    let values = headers.get_all(header::CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok());
+    let directives: Vec<&str> = values.flat_map(|value| value.split(',')).map(str::trim).collect();
+    let says = |name: &str| directives.iter().any(|directive| directive.eq_ignore_ascii_case(name));
+    match (says("no-store"), says("no-cache")) {
+        (true, _) => CacheUse::Off,
+        (false, true) => CacheUse::Refresh,
+        (false, false) => CacheUse::Full,
+    }
 }
 
 /// What a status says of how the request ended, if its body comes to its end.

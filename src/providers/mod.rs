@@ -4,6 +4,7 @@
 //! An `Err` before the stream is a status; an `Err` within it is an error event. Dropping the stream, or
 //! the future before it, cancels the work.
 
+pub mod cache;
 pub mod fallback;
 pub mod hosted;
 pub mod local;

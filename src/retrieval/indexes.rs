@@ -26,6 +26,8 @@ pub struct Indexes {
     folder: PathBuf,
     parameters: GraphParameters,
     open: Mutex<HashMap<String, Arc<Entry>>>,
+    /// How often each collection's content has changed since the process began.
+    changes: Mutex<HashMap<String, u64>>,
 }
 
 #[derive(Debug)]
@@ -43,7 +45,7 @@ impl Indexes {
     /// Graphs are grown by these parameters.
     pub fn new(store: Arc<Store>, parameters: GraphParameters) -> Self {
         let folder = store.directory().join(FOLDER);
-        Self { store, folder, parameters, open: Mutex::default() }
+        Self { store, folder, parameters, open: Mutex::default(), changes: Mutex::default() }
     }
 
     /// Runs `work` on a collection's index, opened if need be. It blocks.
@@ -72,10 +74,22 @@ impl Indexes {
         let entry = self.entry(collection_id, embedding)?;
         entry.add(&self.store, &change.added)?;
         entry.index.remove(&change.removed);
+        self.changed(collection_id);
         if entry.index.wants_rebuild() {
             entry.build_in_background();
         }
         Ok(())
+    }
+
+    /// What can be found in a collection, or by which filters, has changed. To be said when searches see the change.
+    pub fn changed(&self, collection_id: &str) {
+        *self.changes.lock().entry(collection_id.to_owned()).or_default() += 1;
+    }
+
+    /// A number that is another one after every change of what is found in the collection, within this process. What
+    /// was found since it was read is at least as new.
+    pub fn version(&self, collection_id: &str) -> u64 {
+        self.changes.lock().get(collection_id).copied().unwrap_or_default()
     }
 
     /// Takes deleted chunks out of a collection's index. One that is not open has nothing to take out: it will find
@@ -86,12 +100,14 @@ impl Indexes {
             let _changing = entry.changing.lock();
             entry.index.remove(chunk_ids);
         }
+        self.changed(collection_id);
     }
 
     /// Forgets a deleted collection.
     pub fn forget(&self, collection_id: &str) {
         let entry = self.open.lock().remove(collection_id);
         drop(entry);
+        self.changed(collection_id);
         let path = self.snapshot_path(collection_id);
         match std::fs::remove_file(&path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

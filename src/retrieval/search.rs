@@ -107,6 +107,11 @@ impl Retriever {
         Self { reranker, ..self }
     }
 
+    /// Each collection's [`Indexes::version`].
+    pub fn versions(&self, collections: &[Collection]) -> Vec<u64> {
+        collections.iter().map(|collection| self.indexes.version(&collection.id)).collect()
+    }
+
     /// The passages that may answer the query, best first.
     ///
     /// # Errors

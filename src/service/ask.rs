@@ -15,6 +15,8 @@ use serde_json::{Value, json};
 use super::{
     chat::{gather, start},
     deadline,
+    models::Models,
+    semantic,
 };
 use crate::{
     domain::{
@@ -99,10 +101,10 @@ impl AskRequest {
     ///
     /// # Errors
     /// If the model refuses.
-    pub async fn without_documents(mut self, model: &Arc<dyn ChatModel>) -> Result<Asked> {
+    pub async fn without_documents(mut self, models: &Models, model: &Arc<dyn ChatModel>) -> Result<Asked> {
         let mut messages = std::mem::take(&mut self.history);
         messages.push(json!({"role": "user", "content": self.question}));
-        let events = start(model, generation(&self, messages)).await?;
+        let events = semantic::chat(models, model, generation(&self, messages)).await?;
         Ok(Asked { sources: Vec::new(), left_out: 0, events, confidence: None })
     }
 }

@@ -16,4 +16,5 @@ pub mod models;
 pub mod quote;
 pub mod rerank;
 mod reservation;
+pub mod semantic;
 pub mod webhook;

@@ -7,7 +7,11 @@ use parking_lot::RwLock;
 use crate::{
     domain::{ModelInfo, ModelKind},
     error::{Error, ErrorKind, Result},
-    providers::{ChatModel, Embedder, Reranker},
+    providers::{
+        ChatModel, Embedder, Reranker,
+        cache::{CacheSettings, Caches},
+    },
+    service::semantic::Semantic,
 };
 
 /// Which model a name means. Models are added when they have been loaded, which may be after the server
@@ -17,6 +21,8 @@ pub struct Models {
     served: RwLock<Vec<Served>>,
     /// Any name means the first model of the kind that the route needs.
     accept_any_model: bool,
+    caches: Caches,
+    semantic: Option<Semantic>,
 }
 
 #[derive(Clone)]
@@ -57,7 +63,22 @@ impl std::fmt::Debug for Models {
 
 impl Models {
     pub fn new(accept_any_model: bool) -> Self {
-        Self { served: RwLock::default(), accept_any_model }
+        Self { accept_any_model, ..Self::default() }
+    }
+
+    /// Models that are added from here on answer from these caches what they have answered before.
+    #[must_use]
+    pub fn with_caches(self, settings: &CacheSettings) -> Self {
+        Self { caches: Caches::new(settings), semantic: Semantic::new(settings), ..self }
+    }
+
+    pub fn caches(&self) -> &Caches {
+        &self.caches
+    }
+
+    /// The answers by what questions mean, if there are any and a model that knows what questions mean.
+    pub fn semantic(&self) -> Option<(&Semantic, Arc<dyn Embedder>)> {
+        self.semantic.as_ref().zip(self.first_embedder())
     }
 
     pub fn add_chat(&self, model: Arc<dyn ChatModel>, aliases: Vec<String>) {
@@ -83,6 +104,11 @@ impl Models {
     }
 
     fn add(&self, model: Model, aliases: Vec<String>, has_hosted: bool) {
+        let model = match model {
+            Model::Chat(model) => Model::Chat(self.caches.chat(model)),
+            Model::Embedding(model) => Model::Embedding(self.caches.embedder(model)),
+            Model::Rerank(model) => Model::Rerank(model),
+        };
         self.served.write().push(Served { model, aliases, has_hosted });
     }
 

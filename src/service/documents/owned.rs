@@ -317,7 +317,12 @@ impl OwnedDocuments {
     /// 404
     pub async fn set_attributes(&self, collection_id: &str, file_id: &str, attributes: Attributes) -> Result<Document> {
         let (collection_id, file_id) = (collection_id.to_owned(), file_id.to_owned());
-        self.stored(move |store, _| store.set_document_attributes(&collection_id, &file_id, attributes)).await
+        self.stored(move |store, indexes| {
+            let document = store.set_document_attributes(&collection_id, &file_id, attributes)?;
+            indexes.changed(&collection_id);
+            Ok(document)
+        })
+        .await
     }
 
     /// Ends the reading of a document that is not searchable yet; it stays, as cancelled.

@@ -1,0 +1,184 @@
+//! The same request again: the same answer, without a model.
+//!
+//! Only where the answer is a function of the request: greedy decoding, or a seed that the caller gave. An answer is
+//! kept whole, event by event, and only if it came to its end. It is found by its caller alone: an answer that comes
+//! at once says that somebody asked this before.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::{FutureExt, future::BoxFuture};
+
+use super::{
+    EXACT,
+    bounded::BoundedMap,
+    flight::{Flights, Lead, Place},
+    key::{Key, generation_key},
+    metrics,
+    recorded::{Progress, Recorded, Recorder, Watched},
+};
+use crate::{
+    domain::{ChatPrompt, GenerateRequest, ModelInfo, account::CacheUse, quote::Quote},
+    error::Result,
+    providers::{ChatModel, GenerateStream},
+};
+
+/// Of the cache's room, what one answer may take at most: one in so many parts.
+const LARGEST_PART: usize = 4;
+/// How long a leader may be silent until those who wait compute for themselves.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Answers by everything that they depend on.
+#[derive(Clone, Debug)]
+pub struct ExactCache {
+    answers: Arc<BoundedMap<Arc<Recorded>>>,
+    flights: Arc<Flights>,
+    max_answer_bytes: usize,
+    patience: Duration,
+}
+
+impl ExactCache {
+    pub fn new(max_bytes: usize, time_to_live: Duration) -> Self {
+        Self {
+            answers: Arc::new(BoundedMap::new(max_bytes, time_to_live)),
+            flights: Arc::default(),
+            max_answer_bytes: max_bytes / LARGEST_PART,
+            patience: PATIENCE,
+        }
+    }
+
+    #[cfg(test)]
+    fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
+    }
+
+    #[cfg(test)]
+    fn flights_are_over(&self) -> bool {
+        self.flights.is_empty()
+    }
+
+    fn keep(&self, key: Key, answer: Arc<Recorded>) {
+        let bytes = answer.bytes();
+        self.answers.insert(key, answer, bytes);
+        metrics::holds(EXACT, self.answers.bytes());
+    }
+
+    /// Takes down what passes, keeps it when it is whole, and hands it to those who wait for `lead`.
+    fn record(&self, events: GenerateStream, key: Key, lead: Option<Lead>) -> GenerateStream {
+        let (cache, mut lead, mut recorder) = (self.clone(), lead, Recorder::new(self.max_answer_bytes));
+        Watched::stream(events, move |event| {
+            let end = match recorder.push(event) {
+                Progress::Going => {
+                    if let Some(lead) = &lead {
+                        lead.progressed();
+                    }
+                    return true;
+                }
+                Progress::Whole(answer) => {
+                    cache.keep(key, answer.clone());
+                    Some(answer)
+                }
+                Progress::TooLong => None,
+            };
+            if let Some(lead) = lead.take() {
+                lead.land(end);
+            }
+            false
+        })
+    }
+}
+
+/// A chat model that answers what it has answered before without asking `model`.
+#[derive(Clone)]
+pub struct CachedChat {
+    model: Arc<dyn ChatModel>,
+    cache: ExactCache,
+}
+
+impl std::fmt::Debug for CachedChat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CachedChat").field("model", &self.model.info().id).field("cache", &self.cache).finish()
+    }
+}
+
+impl CachedChat {
+    pub fn new(model: Arc<dyn ChatModel>, cache: ExactCache) -> Self {
+        Self { model, cache }
+    }
+
+    async fn answer(&self, request: GenerateRequest) -> Result<GenerateStream> {
+        let cache_use = request.account.cache_use();
+        if cache_use == CacheUse::Off || !is_deterministic(&request) {
+            return self.model.generate(request).await;
+        }
+        let key = generation_key(self.model.info(), &request);
+        if cache_use == CacheUse::Refresh {
+            let events = self.model.generate(request).await?;
+            return Ok(self.cache.record(events, key, None));
+        }
+        loop {
+            if let Some(answer) = self.cache.answers.get(&key) {
+                return Ok(self.replay(answer, &request));
+            }
+            match self.cache.flights.join(key, request.deadline, self.cache.patience).await? {
+                Place::Answered(answer) => return Ok(self.replay(answer, &request)),
+                Place::Again => {}
+                Place::Alone => {
+                    metrics::looked_up(EXACT, 0, 1);
+                    return self.model.generate(request).await;
+                }
+                Place::Leads(lead) => {
+                    // The leader before this one may have ended between the look and the lead.
+                    if let Some(answer) = self.cache.answers.get(&key) {
+                        return Ok(self.replay(answer, &request));
+                    }
+                    metrics::looked_up(EXACT, 0, 1);
+                    let events = self.model.generate(request).await?;
+                    return Ok(self.cache.record(events, key, Some(lead)));
+                }
+            }
+        }
+    }
+
+    fn replay(&self, answer: Arc<Recorded>, request: &GenerateRequest) -> GenerateStream {
+        metrics::looked_up(EXACT, 1, 0);
+        answer.replay(&request.account, &self.model.info().id, EXACT)
+    }
+}
+
+/// Whether the same request gives the same text.
+fn is_deterministic(request: &GenerateRequest) -> bool {
+    request.sampling.temperature == 0.0 || request.sampling.seed.is_some()
+}
+
+impl ChatModel for CachedChat {
+    fn info(&self) -> &ModelInfo {
+        self.model.info()
+    }
+
+    fn generate(&self, request: GenerateRequest) -> BoxFuture<'_, Result<GenerateStream>> {
+        self.answer(request).boxed()
+    }
+
+    fn quotes(&self, request: &GenerateRequest) -> Result<Vec<Quote>> {
+        self.model.quotes(request)
+    }
+
+    fn render(&self, prompt: &ChatPrompt) -> Result<String> {
+        self.model.render(prompt)
+    }
+
+    fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>> {
+        self.model.tokenize(text, add_special, parse_special)
+    }
+
+    fn detokenize(&self, tokens: &[u32]) -> Result<String> {
+        self.model.detokenize(tokens)
+    }
+
+    fn token_bytes(&self, token: u32) -> Option<Vec<u8>> {
+        self.model.token_bytes(token)
+    }
+}
+
+#[cfg(test)]
+mod tests;

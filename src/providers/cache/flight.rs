@@ -1,0 +1,131 @@
+//! One computation for all who ask the same at the same time.
+//!
+//! The first one leads: it computes, and its caller sees the answer as it comes. The others wait for the whole answer.
+//! A leader whose caller leaves, or whose generation fails, lets go, and one of those who wait leads next. A leader
+//! that makes no progress, because its caller does not read or it stands in a long queue itself, is waited for no
+//! longer than the patience.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use tokio::{sync::watch, time::timeout_at};
+
+use super::{key::Key, recorded::Recorded};
+use crate::error::{Error, ErrorKind, Result};
+
+/// What is being computed.
+#[derive(Debug, Default)]
+pub struct Flights(Mutex<HashMap<Key, Flight>>);
+
+#[derive(Clone, Debug)]
+struct Flight {
+    end: watch::Receiver<Option<Landed>>,
+    events: Arc<AtomicUsize>,
+}
+
+/// How a flight ended, if it did not fail.
+#[derive(Clone, Debug)]
+enum Landed {
+    Answer(Arc<Recorded>),
+    /// Longer than can be kept: everybody computes for themselves.
+    TooLong,
+}
+
+/// Where a request finds itself.
+#[derive(Debug)]
+pub enum Place {
+    /// It computes for all who come until it ends.
+    Leads(Lead),
+    /// It waited, and here is the answer.
+    Answered(Arc<Recorded>),
+    /// It computes for itself.
+    Alone,
+    /// It waited in vain: look again.
+    Again,
+}
+
+/// The leader's end; to drop it without [`Lead::land`] is to fail.
+#[derive(Debug)]
+pub struct Lead {
+    flights: Arc<Flights>,
+    key: Key,
+    end: watch::Sender<Option<Landed>>,
+    events: Arc<AtomicUsize>,
+}
+
+impl Flights {
+    #[cfg(test)]
+    pub fn is_empty(&self) -> bool {
+        self.0.lock().is_empty()
+    }
+
+    /// Leads, or waits for the one who does.
+    ///
+    /// # Errors
+    /// If the deadline passes.
+    pub async fn join(self: &Arc<Self>, key: Key, deadline: Option<Instant>, patience: Duration) -> Result<Place> {
+        let mut flight = {
+            let mut flights = self.0.lock();
+            match flights.get(&key) {
+                Some(flight) => flight.clone(),
+                None => {
+                    let (end, receiver) = watch::channel(None);
+                    let events = Arc::<AtomicUsize>::default();
+                    flights.insert(key, Flight { end: receiver, events: events.clone() });
+                    return Ok(Place::Leads(Lead { flights: self.clone(), key, end, events }));
+                }
+            }
+        };
+        loop {
+            let seen = flight.events.load(Relaxed);
+            let patient_until = Instant::now() + patience;
+            let until = deadline.map_or(patient_until, |deadline| deadline.min(patient_until));
+            match timeout_at(until.into(), flight.end.wait_for(Option::is_some)).await {
+                Ok(Ok(landed)) => {
+                    return Ok(match &*landed {
+                        Some(Landed::Answer(answer)) => Place::Answered(answer.clone()),
+                        Some(Landed::TooLong) | None => Place::Alone,
+                    });
+                }
+                Ok(Err(_the_leader_let_go)) => return Ok(Place::Again),
+                Err(_elapsed) if deadline.is_some_and(|deadline| deadline <= Instant::now()) => return Err(passed()),
+                Err(_elapsed) if flight.events.load(Relaxed) == seen => return Ok(Place::Alone),
+                Err(_elapsed) => {}
+            }
+        }
+    }
+}
+
+fn passed() -> Error {
+    Error::new(
+        ErrorKind::DeadlineExceeded,
+        "The request waited past its deadline for another one that asks the same. Raise `timeout` or the server's \
+         limit, or send `cache-control: no-store` to have it computed by itself.",
+    )
+}
+
+impl Lead {
+    /// One more event has come.
+    pub fn progressed(&self) {
+        self.events.fetch_add(1, Relaxed);
+    }
+
+    /// The answer is whole, or `None` where it is too long to be kept. It must be in the cache by now: who comes next
+    /// looks there.
+    pub fn land(self, answer: Option<Arc<Recorded>>) {
+        self.end.send_replace(Some(answer.map_or(Landed::TooLong, Landed::Answer)));
+    }
+}
+
+impl Drop for Lead {
+    fn drop(&mut self) {
+        self.flights.0.lock().remove(&self.key);
+    }
+}
