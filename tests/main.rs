@@ -15,6 +15,7 @@ mod endings;
 mod engine_decoder;
 mod files;
 mod gguf;
+mod hosted_faults;
 mod kill;
 mod limits;
 mod logits;

@@ -38,3 +38,8 @@ pub fn hub_settings() -> HubSettings {
         std::env::var_os(name).and_then(|value| value.into_string().ok()).filter(|value| !value.is_empty())
     })
 }
+
+/// The key of the upstream that the flags describe. It is no flag, as others could read it in the list of processes.
+pub(super) fn upstream_api_key() -> Option<String> {
+    std::env::var("HEARTH_UPSTREAM_API_KEY").ok().filter(|key| !key.is_empty())
+}

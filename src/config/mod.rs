@@ -11,6 +11,7 @@ mod env;
 mod limits;
 mod prices;
 mod settings;
+mod upstreams;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -21,11 +22,12 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 
-use self::{caches::cache_settings, prices::price_list};
+use self::{caches::cache_settings, env::upstream_api_key, prices::price_list, upstreams::UpstreamFlags};
 pub use self::{
     env::{StoreSettings, hub_settings},
     prices::PriceSettings,
     settings::Settings,
+    upstreams::{ModelDetails, ModelEntry, ModelTable, UpstreamConfig, UpstreamTable},
 };
 use crate::{
     http::{HttpSettings, TlsSettings},
@@ -66,6 +68,8 @@ pub struct Config {
     pub prices: Arc<Prices>,
     pub limits: LimitSettings,
     pub caches: CacheSettings,
+    /// Where hosted models are.
+    pub upstreams: Vec<UpstreamConfig>,
     pub address: SocketAddr,
     pub http: HttpSettings,
     pub log_filter: String,
@@ -176,6 +180,12 @@ impl Config {
         let webhook_secret = settings.webhook_secret.map(|secret| secret.parse()).transpose();
         let webhook_secret = webhook_secret.map_err(|reason| anyhow::anyhow!("--webhook-secret: {reason}."))?;
         let offline = settings.offline.unwrap_or(false);
+        let upstream_flags = UpstreamFlags {
+            url: settings.upstream_url,
+            key: upstream_api_key(),
+            key_file: settings.upstream_key_file,
+            models: settings.upstream_model.unwrap_or_default(),
+        };
         Ok(Self {
             model,
             embedding_model,
@@ -214,6 +224,7 @@ impl Config {
                 offline,
             },
             caches,
+            upstreams: upstreams::resolve(settings.upstream.unwrap_or_default(), upstream_flags, offline)?,
             prices: Arc::new(price_list(settings.usd_per_compute_hour, settings.prices)?),
             limits,
             address,

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::prices::PriceSettings;
+use super::{prices::PriceSettings, upstreams::UpstreamTable};
 use crate::{
     kernels::{device::DeviceChoice, kv::KvType},
     telemetry::LogFormat,
@@ -223,6 +223,20 @@ settings! {
     /// Seconds of compute time a month (UTC) of each caller that has no limit of its own
     #[arg(long, env = "HEARTH_CALLER_MONTHLY_COMPUTE", value_name = "SECONDS", help_heading = "Limits")]
     caller_monthly_compute: f64,
+
+    /// A hosted upstream that speaks OpenAI's contract, such as https://api.example.com/v1; its key is read from
+    /// HEARTH_UPSTREAM_API_KEY. Several upstreams: see [[upstream]] of the file
+    #[arg(long, env = "HEARTH_UPSTREAM_URL", value_name = "URL", help_heading = "Hosted models")]
+    upstream_url: String,
+    /// Read the upstream's key from this file
+    #[arg(long, env = "HEARTH_UPSTREAM_KEY_FILE", value_name = "FILE", help_heading = "Hosted models")]
+    upstream_key_file: PathBuf,
+    /// Serve this model of the upstream; NAME=MODEL serves it as NAME; several with commas
+    #[arg(long, env = "HEARTH_UPSTREAM_MODEL", value_name = "MODEL", value_delimiter = ',', help_heading = "Hosted models")]
+    upstream_model: Vec<String>,
+    /// Upstreams with their models and timeouts
+    #[arg(skip)]
+    upstream: Vec<UpstreamTable>,
 
     /// Settings file, TOML
     #[arg(long, env = "HEARTH_CONFIG", value_name = "FILE", help_heading = "General")]

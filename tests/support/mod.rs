@@ -5,3 +5,4 @@ pub mod fake_hub;
 pub mod gguf_writer;
 pub mod running_server;
 pub mod scripted_server;
+pub mod scripted_upstream;

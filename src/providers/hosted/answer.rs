@@ -208,7 +208,10 @@ impl Translator {
 impl Drop for Translator {
     /// Of a stream that broke off or was left, the time so far stands in the books; its tokens do already.
     fn drop(&mut self) {
-        if self.first_event_at.is_some() && !self.is_whole() {
+        if self.first_event_at.is_none() {
+            // Nothing came, so there is nothing to pay for.
+            self.leg.prompt(0, 0);
+        } else if !self.is_whole() {
             self.leg.took(&self.timings());
         }
     }

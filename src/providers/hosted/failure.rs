@@ -139,17 +139,15 @@ impl Failure {
     }
 }
 
-/// Whether the encryption failed, rather than the connection beneath it.
-fn is_tls(error: &reqwest::Error) -> bool {
-    let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
-    while let Some(error) = cause {
-        let inner = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        if error.is::<rustls::Error>() || inner.is_some_and(|inner| inner.is::<rustls::Error>()) {
-            return true;
+/// Whether the encryption failed, rather than the connection beneath it. An I/O error hides what it wraps from
+/// `source`, and there may be several around each other.
+fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
+    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    error.is::<rustls::Error>()
+        || match wrapped {
+            Some(inner) => is_tls(inner),
+            None => error.source().is_some_and(is_tls),
         }
-        cause = error.source();
-    }
-    false
 }
 
 /// What an error body of the contract says.

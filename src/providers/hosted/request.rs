@@ -101,7 +101,11 @@ fn write_limits(
             let field = if is_chat { dialect.max_tokens_field() } else { "max_tokens" };
             body.insert(field.to_owned(), max_tokens.into());
         }
-        // In a chat, nothing said is "to the end"; in a completion it is 16 tokens, but for llama-server.
+        // It takes a bound beyond the context for the end of the context.
+        None if !is_chat && dialect == Dialect::Hearth => {
+            body.insert("max_tokens".to_owned(), i32::MAX.into());
+        }
+        // In a chat, nothing said is "to the end"; in a completion it is 16 tokens, except to llama-server.
         None if !is_chat && dialect != Dialect::LlamaServer => {
             return Err(Error::invalid(
                 "max_tokens",
@@ -316,4 +320,117 @@ pub(super) fn embedding(request: &EmbedRequest, upstream_model: &str, dialect: D
         body.insert("truncate".to_owned(), true.into());
     }
     Ok(UpstreamRequest { path: "embeddings", body: Value::Object(body) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Account;
+
+    fn request(prompt: Prompt) -> GenerateRequest {
+        GenerateRequest {
+            account: Account::unrecorded(),
+            model: "served".to_owned(),
+            prompt,
+            sampling: SamplingParams::default(),
+            max_tokens: Some(9),
+            min_tokens: 0,
+            stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            ignore_eos: false,
+            n: 1,
+            logprobs: None,
+            echo: false,
+            return_token_ids: false,
+            constraint: None,
+            deadline: None,
+        }
+    }
+
+    fn chat() -> ChatPrompt {
+        ChatPrompt { parallel_tool_calls: true, add_generation_prompt: true, ..ChatPrompt::default() }
+    }
+
+    /// The body without what every one has.
+    fn body(request: &GenerateRequest, dialect: Dialect) -> Result<Value> {
+        let mut body = generation(request, "m", dialect)?.body;
+        let fields = body.as_object_mut().expect("an object");
+        assert_eq!(fields.remove("model"), Some(json!("m")));
+        assert_eq!(fields.remove("stream"), Some(json!(true)));
+        assert_eq!(fields.remove("stream_options"), Some(json!({"include_usage": true})));
+        fields.remove("messages");
+        Ok(body)
+    }
+
+    #[test]
+    fn each_kind_is_told_what_it_does_not_do_by_itself() {
+        let usual = request(Prompt::Chat(chat()));
+        let said = |dialect| body(&usual, dialect).unwrap();
+        assert_eq!(said(Dialect::OpenAi), json!({"max_completion_tokens": 9}));
+        assert_eq!(said(Dialect::Compatible), json!({"max_tokens": 9}));
+        assert_eq!(said(Dialect::Hearth), json!({"max_tokens": 9}));
+        let vllm = said(Dialect::Vllm);
+        assert_eq!((&vllm["temperature"], &vllm["top_k"], &vllm["min_p"]), (&json!(1.0), &json!(-1), &json!(0.0)));
+        let llama = said(Dialect::LlamaServer);
+        assert_eq!((&llama["top_k"], &llama["top_p"], &llama["repeat_penalty"]), (&json!(0), &json!(1.0), &json!(1.0)));
+    }
+
+    #[test]
+    fn everything_that_can_be_asked_for_is() {
+        let sampling = SamplingParams {
+            temperature: 0.7,
+            top_k: 5,
+            repetition_penalty: 1.1,
+            logit_bias: vec![(3, -2.5)],
+            seed: Some(-1),
+            ..SamplingParams::default()
+        };
+        let asked = GenerateRequest {
+            sampling,
+            min_tokens: 2,
+            stop: vec!["x".to_owned()],
+            stop_token_ids: vec![7],
+            ignore_eos: true,
+            n: 2,
+            logprobs: Some(3),
+            return_token_ids: true,
+            constraint: Some(Constraint::Regex("a+".to_owned())),
+            ..request(Prompt::Chat(chat()))
+        };
+        let expected = json!({"max_tokens": 9, "stop": ["x"], "min_tokens": 2, "stop_token_ids": [7], "ignore_eos": true,
+            "return_token_ids": true, "temperature": 0.7, "repetition_penalty": 1.1, "top_k": 5, "logit_bias": {"3": -2.5},
+            "seed": -1, "structured_outputs": {"regex": "a+"}, "logprobs": true, "top_logprobs": 3, "n": 2});
+        assert_eq!(body(&asked, Dialect::Hearth).unwrap(), expected);
+        assert!(body(&asked, Dialect::Vllm).is_ok());
+        let score = GenerateRequest { logprobs: Some(0), echo: true, ..request(Prompt::Tokens(vec![1, 2])) };
+        let expected = json!({"prompt": [1, 2], "max_tokens": 9, "logprobs": 0, "echo": true});
+        assert_eq!(body(&score, Dialect::Compatible).unwrap(), expected);
+        let endless = GenerateRequest { max_tokens: None, ..request(Prompt::Text("a".to_owned())) };
+        assert_eq!(body(&endless, Dialect::Vllm).unwrap_err().param(), Some("max_tokens"));
+        assert_eq!(body(&endless, Dialect::Hearth).unwrap()["max_tokens"], json!(i32::MAX));
+    }
+
+    #[test]
+    fn a_conversation_is_said_in_the_contracts_own_form() {
+        let call = json!({"id": "c", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}});
+        let messages = vec![
+            json!({"role": "assistant", "content": "", "tool_calls": [call]}),
+            json!({"role": "user", "content": ""}),
+        ];
+        let tools = vec![json!({"type": "function", "function": {"name": "f"}})];
+        let mut chat = ChatPrompt { messages, tools, tool_choice: ToolChoice::Named("f".to_owned()), ..chat() };
+        chat.template_kwargs.insert("enable_thinking".to_owned(), false.into());
+        chat.template_kwargs.insert("reasoning_effort".to_owned(), "none".into());
+        let asked = request(Prompt::Chat(chat.clone()));
+        let whole = generation(&asked, "m", Dialect::OpenAi).unwrap().body;
+        assert_eq!(whole["messages"][0]["tool_calls"][0]["function"]["arguments"], json!("{\"a\":1}"));
+        assert_eq!((&whole["messages"][0]["content"], &whole["messages"][1]["content"]), (&Value::Null, &json!("")));
+        assert_eq!(whole["tool_choice"], json!({"type": "function", "function": {"name": "f"}}));
+        assert_eq!((&whole["reasoning_effort"], whole.get("chat_template_kwargs")), (&json!("none"), None));
+        let local = generation(&asked, "m", Dialect::Hearth).unwrap().body;
+        assert_eq!(local["chat_template_kwargs"], json!({"enable_thinking": false, "reasoning_effort": "none"}));
+        chat.template_kwargs.insert("reasoning_effort".to_owned(), "low".into());
+        let refused = generation(&request(Prompt::Chat(chat)), "m", Dialect::OpenAi).unwrap_err();
+        assert_eq!(refused.param(), Some("chat_template_kwargs"));
+    }
 }

@@ -69,7 +69,7 @@ impl Upstream {
             .redirect(reqwest::redirect::Policy::none())
             // What is tried again is decided by `retry.rs` alone.
             .retry(reqwest::retry::never());
-        if is_loopback(&settings.base_url) {
+        if settings.is_on_this_machine() {
             builder = builder.no_proxy();
         }
         if let Some(path) = &settings.ca_file {
@@ -164,16 +164,6 @@ impl Upstream {
                 Err(_elapsed) => return Err(Failure::timed_out(self.name(), "did not go on", idle)),
             }
         }
-    }
-}
-
-/// Whether requests to this address stay on this machine.
-pub(crate) fn is_loopback(url: &url::Url) -> bool {
-    match url.host() {
-        Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
-        Some(url::Host::Ipv4(address)) => address.is_loopback(),
-        Some(url::Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
     }
 }
 
