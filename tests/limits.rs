@@ -128,9 +128,9 @@ async fn an_answer_says_what_is_left_and_a_refusal_when_to_come_back() {
 #[tokio::test]
 async fn tokens_are_set_aside_by_the_longest_answer_and_settled_by_the_real_one() {
     let server = hello(CallerLimits { tokens_per_minute: Some(1000), ..CallerLimits::default() });
-    // Twelve requests of 900 each, one after the other: each gives back what it did not use.
+    // Twelve requests of 300 each, one after the other: each gives back what it did not use.
     for turn in 0..12 {
-        let answer = post(&server, CHAT, &body(900)).await;
+        let answer = post(&server, CHAT, &body(300)).await;
         assert_eq!(answer.status, 200, "{turn}: {}", answer.text());
     }
     let used = post(&server, CHAT, &body(1)).await.json()["usage"]["total_tokens"].as_u64().expect("a count");

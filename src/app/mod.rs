@@ -225,6 +225,7 @@ fn load_all(config: &Config, models: &Models, documents: &Documents, state: &Ser
             config.models_dir.display()
         );
     }
+    let foreground = chat.as_ref().map(|chat| chat.engine().foreground());
     if let Some(chat) = chat {
         serve_chat(config, chat, models, state);
     } else {
@@ -232,6 +233,9 @@ fn load_all(config: &Config, models: &Models, documents: &Documents, state: &Ser
     }
     match embedder {
         Some(embedder) => {
+            if let Some(foreground) = foreground {
+                embedder.give_way_to(foreground);
+            }
             state.set_embedder(embedder.clone());
             read_documents(config, models, documents, &embedder, reranker.as_ref())?;
             models.add_embedder(Arc::new(embedder), Vec::new());

@@ -303,6 +303,15 @@ impl Engine {
         stats
     }
 
+    /// What the engine is doing, whenever it is asked. It does not keep the engine alive.
+    pub fn foreground(&self) -> impl Fn() -> encoder::Foreground + Send + Sync + use<> {
+        let shared = self.shared.clone();
+        move || {
+            let stats = shared.stats.snapshot();
+            encoder::Foreground { running: stats.running_sequences, waiting: stats.waiting_sequences }
+        }
+    }
+
     /// Is the loop alive, and how long has the current step taken?
     pub fn heartbeat(&self) -> Heartbeat {
         self.shared.stats.heartbeat()

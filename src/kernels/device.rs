@@ -8,7 +8,7 @@ use std::{fmt, str::FromStr};
 use candle_core::{Device, DeviceLocation};
 
 pub use super::cpu::features::{CpuFeatures, cpu_features};
-pub use super::pool::{set_threads, threads};
+pub use super::pool::{Aside, set_threads, threads};
 
 /// What `--device` takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

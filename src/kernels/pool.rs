@@ -8,8 +8,9 @@
 
 use std::{
     any::Any,
-    cell::UnsafeCell,
+    cell::{Cell, UnsafeCell},
     hint,
+    marker::PhantomData,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Condvar, Mutex, OnceLock, PoisonError,
@@ -26,10 +27,47 @@ const SLOTS: usize = 8;
 const MAX_THREADS: usize = 256;
 
 static REQUESTED: AtomicUsize = AtomicUsize::new(0);
+/// How many [`Aside`] there are.
+static ASIDE: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    static IS_ASIDE: Cell<bool> = const { Cell::new(false) };
+}
 
 /// Sets how many threads the CPU kernels use together; 0 restores the default.
 pub fn set_threads(n: usize) {
-    REQUESTED.store(n.min(MAX_THREADS), Ordering::Relaxed);
+    REQUESTED.store(n.min(MAX_THREADS), Ordering::SeqCst);
+    pool().call_back();
+}
+
+/// While it lives, regions of the thread that made it run on that thread alone, and other threads' regions have one
+/// worker less. So work that can wait takes one core from work that cannot, and no two threads share a core: a worker
+/// that is put off the processor in the midst of a chunk would hold up its whole region.
+#[derive(Debug)]
+pub struct Aside {
+    was_aside: bool,
+    /// It belongs to the thread that made it.
+    _thread: PhantomData<*const ()>,
+}
+
+impl Aside {
+    pub fn step() -> Self {
+        ASIDE.fetch_add(1, Ordering::SeqCst);
+        Self { was_aside: IS_ASIDE.replace(true), _thread: PhantomData }
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        IS_ASIDE.set(self.was_aside);
+        ASIDE.fetch_sub(1, Ordering::SeqCst);
+        pool().call_back();
+    }
+}
+
+/// Whether the worker of this number takes part in regions now.
+fn is_active(worker: usize) -> bool {
+    worker + 1 + ASIDE.load(Ordering::SeqCst) < threads()
 }
 
 /// How many threads the CPU kernels use: what was set, else the physical cores this process may use.
@@ -128,6 +166,8 @@ struct Pool {
     sleeping: AtomicUsize,
     lock: Mutex<()>,
     wake: Condvar,
+    /// Workers that are not active wait here, where regions do not wake them.
+    rested: Condvar,
     spawned: Mutex<usize>,
     spawned_hint: AtomicUsize,
 }
@@ -140,6 +180,7 @@ fn pool() -> &'static Pool {
         sleeping: AtomicUsize::new(0),
         lock: Mutex::new(()),
         wake: Condvar::new(),
+        rested: Condvar::new(),
         spawned: Mutex::new(0),
         spawned_hint: AtomicUsize::new(0),
     })
@@ -151,7 +192,7 @@ fn pool() -> &'static Pool {
 /// If a chunk panicked; the others have run all the same.
 pub fn run(chunks: usize, work: impl Fn(usize) + Sync) -> candle_core::Result<()> {
     let pool = pool();
-    let alone = chunks <= 1 || threads() <= 1;
+    let alone = chunks <= 1 || threads() <= 1 || IS_ASIDE.get();
     let slot = if alone {
         None
     } else {
@@ -204,6 +245,12 @@ impl Pool {
         }
     }
 
+    /// More workers may be active than before.
+    fn call_back(&self) {
+        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
+        self.rested.notify_all();
+    }
+
     fn ensure_workers(&'static self, wanted: usize) {
         if self.spawned_hint.load(Ordering::Relaxed) >= wanted {
             return;
@@ -223,29 +270,34 @@ impl Pool {
     }
 
     fn worker(&self, index: usize) {
-        loop {
-            let seen = self.opened.load(Ordering::SeqCst);
+        'turns: loop {
             // A worker beyond the number asked for rests, so that the number can be lowered.
-            let active = index + 1 < threads();
-            if active {
-                let mut idle_since = Instant::now();
-                loop {
-                    let worked = self.slots.iter().filter(|slot| slot.work()).count() > 0;
-                    if worked {
-                        idle_since = Instant::now();
-                    } else if idle_since.elapsed() > SPIN {
-                        break;
-                    }
-                    for _ in 0..16 {
-                        hint::spin_loop();
-                    }
+            if !is_active(index) {
+                let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
+                while !is_active(index) {
+                    guard = self.rested.wait(guard).unwrap_or_else(PoisonError::into_inner);
                 }
             }
-            let seen = if active { self.opened.load(Ordering::SeqCst) } else { seen };
+            let mut idle_since = Instant::now();
+            loop {
+                let worked = self.slots.iter().filter(|slot| slot.work()).count() > 0;
+                if !is_active(index) {
+                    continue 'turns;
+                }
+                if worked {
+                    idle_since = Instant::now();
+                } else if idle_since.elapsed() > SPIN {
+                    break;
+                }
+                for _ in 0..16 {
+                    hint::spin_loop();
+                }
+            }
+            let seen = self.opened.load(Ordering::SeqCst);
             self.sleeping.fetch_add(1, Ordering::SeqCst);
             // Opened after `seen` was read: either the loop condition sees it or its notification comes.
             let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-            let open = active && self.slots.iter().any(|slot| slot.state.load(Ordering::SeqCst) as u32 != 0);
+            let open = self.slots.iter().any(|slot| slot.state.load(Ordering::SeqCst) as u32 != 0);
             while !open && self.opened.load(Ordering::SeqCst) == seen {
                 guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
             }
@@ -282,6 +334,31 @@ mod tests {
             assert!(error.to_string().contains("chunk five"));
             run(16, |_| {}).expect("the next region is untouched");
         }
+    }
+
+    #[test]
+    fn who_computes_aside_computes_alone_and_the_others_go_on() {
+        let everywhere = || {
+            let threads = Mutex::new(std::collections::HashSet::new());
+            run(64, |_| _ = threads.lock().expect("no panic").insert(std::thread::current().id())).expect("no panic");
+            threads.into_inner().expect("no panic")
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    let aside = Aside::step();
+                    let here = std::collections::HashSet::from([std::thread::current().id()]);
+                    assert_eq!(everywhere(), here);
+                    drop(aside);
+                    assert!(everywhere().contains(&std::thread::current().id()) || threads() > 1);
+                }
+            });
+            for _ in 0..2000 {
+                let total = AtomicUsize::new(0);
+                run(40, |_| _ = total.fetch_add(1, Ordering::Relaxed)).expect("nothing panics");
+                assert_eq!(total.into_inner(), 40);
+            }
+        });
     }
 
     #[test]

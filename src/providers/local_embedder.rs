@@ -18,7 +18,7 @@ use crate::{
         EmbedInput, EmbedInputType, EmbedRequest, EmbedResponse, ModelInfo, ModelKind, Timings, account::ServedBy,
         documents::EmbeddingIdentity,
     },
-    engine::encoder::{EncodeRequest, EncoderConfig, EncoderHandle, EncoderStats, Priority},
+    engine::encoder::{EncodeRequest, EncoderConfig, EncoderHandle, EncoderStats, Foreground, Priority},
     error::{Error, ErrorKind, Result},
     kernels::device::{DeviceChoice, device_name, open_device},
     models::encoder::{Encoder, EncoderSource, package::Prompts, pooling::truncate_dimensions},
@@ -135,6 +135,11 @@ impl LocalEmbedder {
         Self { priority: Priority::Background, ..self.clone() }
     }
 
+    /// From here on what runs in the background makes way for what this says is going on.
+    pub fn give_way_to(&self, foreground: impl Fn() -> Foreground + Send + Sync + 'static) {
+        self.encoder.give_way_to(foreground);
+    }
+
     /// What measures texts as this model reads them.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.texts.tokenizer
@@ -161,9 +166,12 @@ impl LocalEmbedder {
         }
         let EmbedRequest { account, inputs, input_type, dimensions, truncate, deadline, .. } = request;
         let text_side = self.texts.clone();
-        let texts = tokio::task::spawn_blocking(move || text_side.tokens_of_all(inputs, input_type, truncate))
-            .await
-            .map_err(Error::internal)??;
+        // Nobody waits for the background, and everybody would wait for cores that it took.
+        let in_parallel = self.priority == Priority::Interactive && inputs.len() >= TextSide::PARALLEL_INPUTS;
+        let texts =
+            tokio::task::spawn_blocking(move || text_side.tokens_of_all(inputs, input_type, truncate, in_parallel))
+                .await
+                .map_err(Error::internal)??;
         if texts.is_empty() {
             return Ok(EmbedResponse {
                 embeddings: Vec::new(),
@@ -223,12 +231,13 @@ impl TextSide {
         inputs: Vec<EmbedInput>,
         input_type: EmbedInputType,
         truncate: bool,
+        in_parallel: bool,
     ) -> Result<Vec<Vec<u32>>> {
         let one = |(index, input): (usize, EmbedInput)| self.tokens_of(index, input, input_type, truncate);
-        if inputs.len() < Self::PARALLEL_INPUTS {
-            inputs.into_iter().enumerate().map(one).collect()
-        } else {
+        if in_parallel {
             inputs.into_par_iter().enumerate().map(one).collect()
+        } else {
+            inputs.into_iter().enumerate().map(one).collect()
         }
     }
 

@@ -34,25 +34,23 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::LedgerRow;
 
     #[test]
     fn each_callers_rows_are_summed_from_their_time_on() {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let store = Store::open(directory.path()).expect("a new store");
         assert_eq!(store.spent_since(0).expect("readable"), []);
-        for (caller, began, micro_usd) in [("a", 10, 1), ("a", 20, 2), ("b", 20, 4), ("a", 30, 8)] {
-            let row = move |transaction: &rusqlite::Transaction<'_>| {
-                transaction.execute(
-                    "INSERT INTO ledger (request_id, caller, route, model, served_by, attempts, outcome, prompt_tokens,
-                        cached_tokens, completion_tokens, reasoning_tokens, queue_us, prefill_us, decode_us, compute_us,
-                        latency_us, bytes_out, cost_micro_usd, began)
-                     VALUES ('r', ?1, 'POST /', 'm', 'local', 0, 'finished', 0, 0, 0, 0, 0, 0, 0, ?2 * 10, 0, 0, ?2, ?3)",
-                    params![caller, micro_usd, began],
-                )?;
-                Ok(())
-            };
-            store.write(row).expect("a row");
-        }
+        let row = |(caller, began_ms, micro_usd): (&str, i64, u64)| LedgerRow {
+            caller: caller.to_owned(),
+            began_ms,
+            cost_micro_usd: micro_usd,
+            compute_us: micro_usd * 10,
+            outcome: "finished",
+            ..LedgerRow::default()
+        };
+        let rows = [("a", 10, 1), ("a", 20, 2), ("b", 20, 4), ("a", 30, 8)].map(row);
+        store.add_ledger_rows(rows.into()).expect("a store that can be written");
         let mut spent = store.spent_since(20).expect("readable");
         spent.sort_by(|one, other| one.caller.cmp(&other.caller));
         let by = |caller: &str, micro_usd| SpentBy { caller: caller.to_owned(), micro_usd, compute_us: micro_usd * 10 };

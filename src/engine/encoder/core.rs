@@ -15,13 +15,15 @@ use tokio::sync::oneshot;
 
 use super::{
     Command, Encoded, EncoderModel, OpenTexts, Shared, Submission, draining, metrics,
-    queue::{BatchMember, EncoderQueue},
+    pace::Pace,
+    queue::{BatchMember, EncoderQueue, Priority},
     stats::add,
 };
 use crate::{
     domain::account::Leg,
     engine::StepError,
     error::{Error, ErrorKind, Result},
+    kernels::device::{Aside, threads},
 };
 
 /// How often an idle loop comes round, so that its heartbeat shows that it lives.
@@ -34,6 +36,8 @@ pub(super) struct Core {
     queue: EncoderQueue,
     open: HashMap<u64, Open>,
     drain: Option<Drain>,
+    /// When background texts may be computed again.
+    background_rests_until: Option<Instant>,
 }
 
 /// A request that has been accepted and not answered.
@@ -58,7 +62,15 @@ struct Drain {
 
 impl Core {
     pub fn new(model: Box<dyn EncoderModel>, shared: Arc<Shared>, inbox: Receiver<Command>) -> Self {
-        Self { model, shared, inbox, queue: EncoderQueue::default(), open: HashMap::new(), drain: None }
+        Self {
+            model,
+            shared,
+            inbox,
+            queue: EncoderQueue::default(),
+            open: HashMap::new(),
+            drain: None,
+            background_rests_until: None,
+        }
     }
 
     /// Returns when every handle is gone and the queue is empty, or when drained.
@@ -77,6 +89,12 @@ impl Core {
                     Err(RecvTimeoutError::Timeout) => continue,
                     Err(RecvTimeoutError::Disconnected) => return,
                 }
+            } else if let Some(rest) = self.rest() {
+                match self.inbox.recv_timeout(rest) {
+                    Ok(command) => self.take_in(command),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => self.background_rests_until = None,
+                }
             }
             // Handles that are gone wait for nothing, but their futures may: the queue is finished first.
             while let Ok(command) = self.inbox.try_recv() {
@@ -86,11 +104,29 @@ impl Core {
             if self.finish_drain() {
                 return;
             }
-            let batch = self.queue.next_batch(self.shared.config.max_batch_tokens);
+            if self.rest().is_some() {
+                continue;
+            }
+            let pace = match self.queue.next_turn() {
+                Priority::Interactive => Pace::Full,
+                Priority::Background => self.shared.gives_way.pace(),
+            };
+            let batch = self.queue.next_batch(pace.batch_tokens(self.shared.config.max_batch_tokens));
             if !batch.is_empty() {
+                let aside = (pace != Pace::Full).then(Aside::step);
+                let began = Instant::now();
                 self.step(&batch);
+                drop(aside);
+                let rest = pace.rest(began.elapsed(), threads());
+                self.background_rests_until = (!rest.is_zero()).then(|| Instant::now() + rest);
             }
         }
+    }
+
+    /// How long nothing is to be computed: only background texts wait, and they rest. Who drains waits for them.
+    fn rest(&self) -> Option<Duration> {
+        let until = self.background_rests_until.filter(|_| self.queue.is_background_only() && self.drain.is_none())?;
+        until.checked_duration_since(Instant::now()).filter(|rest| !rest.is_zero())
     }
 
     fn take_in(&mut self, command: Command) {

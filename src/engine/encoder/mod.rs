@@ -8,6 +8,7 @@
 
 mod core;
 pub(super) mod metrics;
+mod pace;
 mod queue;
 mod stats;
 
@@ -23,8 +24,9 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use self::{core::Core, stats::SharedStats};
+use self::{core::Core, pace::GivesWay, stats::SharedStats};
 pub use self::{
+    pace::Foreground,
     queue::{BACKGROUND_TURN, Priority},
     stats::EncoderStats,
 };
@@ -104,6 +106,7 @@ struct Shared {
     open_texts: AtomicUsize,
     next_request: AtomicU64,
     draining: AtomicBool,
+    gives_way: GivesWay,
     stats: SharedStats,
 }
 
@@ -139,6 +142,7 @@ impl EncoderHandle {
             open_texts: AtomicUsize::new(0),
             next_request: AtomicU64::new(0),
             draining: AtomicBool::new(false),
+            gives_way: GivesWay::default(),
             stats: SharedStats::default(),
         });
         // The channel itself has no limit: a submission has taken its places in the queue before it is sent.
@@ -193,6 +197,11 @@ impl EncoderHandle {
         } else {
             Error::internal(anyhow::anyhow!("the encoder's thread has ended"))
         }
+    }
+
+    /// From here on background texts make way for what this says is going on. It is asked before each batch.
+    pub fn give_way_to(&self, foreground: impl Fn() -> Foreground + Send + Sync + 'static) {
+        self.shared.gives_way.to(foreground);
     }
 
     pub fn config(&self) -> &EncoderConfig {

@@ -68,16 +68,29 @@ impl EncoderQueue {
         self.background.retain(|waiting| waiting.request != request);
     }
 
+    /// Whose batch is the next one.
+    pub fn next_turn(&self) -> Priority {
+        let is_due = self.interactive_turns + 1 >= BACKGROUND_TURN && !self.background.is_empty();
+        if self.interactive.is_empty() || is_due { Priority::Background } else { Priority::Interactive }
+    }
+
+    /// Whether nothing but background texts waits.
+    pub fn is_background_only(&self) -> bool {
+        self.interactive.is_empty() && !self.background.is_empty()
+    }
+
     /// The next texts to compute: at least one if any waits, together at most `budget` tokens unless a single
     /// text is longer.
     pub fn next_batch(&mut self, budget: usize) -> Vec<BatchMember> {
-        let background_turn = self.interactive_turns + 1 >= BACKGROUND_TURN && !self.background.is_empty();
-        if self.interactive.is_empty() || background_turn {
-            self.interactive_turns = 0;
-            take(&mut self.background, budget)
-        } else {
-            self.interactive_turns += 1;
-            take(&mut self.interactive, budget)
+        match self.next_turn() {
+            Priority::Background => {
+                self.interactive_turns = 0;
+                take(&mut self.background, budget)
+            }
+            Priority::Interactive => {
+                self.interactive_turns += 1;
+                take(&mut self.interactive, budget)
+            }
         }
     }
 }

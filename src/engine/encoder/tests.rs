@@ -210,3 +210,40 @@ fn nothing_to_embed_is_refused() {
     assert!(bench.handle.submit(request(&[])).is_err());
     assert!(bench.handle.submit(request(&[&[1], &[]])).is_err());
 }
+
+/// Says of each batch which threads computed it and how many tokens it had.
+struct OnThreads(Sender<(Vec<Option<String>>, usize)>);
+
+impl EncoderModel for OnThreads {
+    fn embed(&mut self, tokens: &[u32], lengths: &[usize]) -> Result<Vec<Vec<f32>>, StepError> {
+        let names = parking_lot::Mutex::new(Vec::new());
+        crate::kernels::pool::run(64, |_| names.lock().push(std::thread::current().name().map(str::to_owned)))
+            .expect("nothing panics");
+        self.0.send((names.into_inner(), tokens.len())).expect("the test listens");
+        Ok(lengths.iter().map(|_| vec![0.0]).collect())
+    }
+}
+
+#[tokio::test]
+async fn background_batches_are_small_and_aside_while_others_chat() {
+    let (report, batches) = channel();
+    let config = EncoderConfig { max_batch_tokens: 64, ..EncoderConfig::default() };
+    let handle = EncoderHandle::start(Box::new(OnThreads(report)), config).expect("the thread starts");
+    let running = Arc::new(AtomicUsize::new(4));
+    let gauge = running.clone();
+    handle.give_way_to(move || Foreground { running: gauge.load(Ordering::Acquire), waiting: 0 });
+    let texts = |priority| EncodeRequest { texts: vec![vec![1; 4]; 16], priority, ..EncodeRequest::default() };
+
+    handle.submit(texts(Priority::Background)).expect("there is room").await.expect("computed");
+    let beside: Vec<_> = batches.try_iter().collect();
+    assert_eq!(beside.len(), 8, "of 8 tokens each");
+    for (threads, tokens) in beside {
+        assert_eq!(tokens, 8);
+        assert!(threads.iter().all(|name| name.as_deref() == Some("hearth-encoder")), "{threads:?}");
+    }
+    handle.submit(texts(Priority::Interactive)).expect("there is room").await.expect("computed");
+    assert_eq!(batches.try_iter().map(|(_, tokens)| tokens).collect::<Vec<_>>(), [64], "somebody waits for it");
+    running.store(0, Ordering::Release);
+    handle.submit(texts(Priority::Background)).expect("there is room").await.expect("computed");
+    assert_eq!(batches.try_iter().map(|(_, tokens)| tokens).collect::<Vec<_>>(), [64], "nobody chats");
+}

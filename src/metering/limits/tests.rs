@@ -1,7 +1,10 @@
+//! Limits on a clock that the tests turn.
+
 use super::*;
 use crate::{
     domain::account::{Books, LegReceipt, NoBooks, Opening},
     error::{Error, ErrorKind},
+    store::LedgerRow,
 };
 
 /// Noon of a day in the middle of a month, and so much after it.
@@ -264,4 +267,29 @@ fn callers_who_have_nothing_to_be_remembered_are_forgotten() {
     let mut left: Vec<_> = callers.by_id.keys().map(String::as_str).collect();
     left.sort_unstable();
     assert_eq!(left, ["late", "spender"]);
+}
+
+#[test]
+fn what_was_spent_before_a_restart_is_spent() {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let store = Store::open(directory.path()).expect("a new store");
+    let spent = |hours_ago: i64, micro_usd| LedgerRow {
+        caller: "a".to_owned(),
+        began_ms: 1_797_336_000_000 - hours_ago * 3_600_000,
+        cost_micro_usd: micro_usd,
+        outcome: "finished",
+        ..LedgerRow::default()
+    };
+    // At noon of the 15th: today, yesterday, last month.
+    store
+        .add_ledger_rows([spent(1, 5), spent(20, 10), spent(24 * 20, 20)].into())
+        .expect("a store that can be written");
+    let limits = Limits::open(LimitSettings::default(), &store, now(0.0)).expect("a store that can be read");
+    let budget = |micro_usd| Budget { micro_usd: Some(micro_usd), compute: None };
+    let admits = |daily, monthly| {
+        limits.admit(&caller("a", CallerLimits { daily, monthly, ..CallerLimits::default() }), now(0.0))
+    };
+    admits(budget(6), budget(16)).expect("5 today, 15 this month");
+    assert!(admits(budget(5), Budget::default()).is_err());
+    assert!(admits(Budget::default(), budget(15)).is_err());
 }
