@@ -79,6 +79,24 @@ async fn a_whole_chat_answer_has_every_field() {
                 "queue_ms": 1.0,
                 "compute_ms": 30.0,
             },
+            "receipt": {
+                "request_id": answer.header("x-request-id"),
+                "served_by": "local",
+                "model": "tiny",
+                "fallback_reason": null,
+                "attempts": 0,
+                "cache": null,
+                "prompt_tokens": 20,
+                "cached_tokens": 0,
+                "completion_tokens": 6,
+                "queue_ms": 1.0,
+                "prefill_ms": 10.0,
+                "decode_ms": 20.0,
+                "compute_ms": 30.0,
+                "latency_ms": answer.json()["receipt"]["latency_ms"],
+                "cost_usd": 0.03,
+                "cost_micro_usd": 30_000,
+            },
         })
     );
 }

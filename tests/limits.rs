@@ -13,7 +13,6 @@ use hearth::{
     http::HttpSettings,
     metering::{
         Metering,
-        ledger::Ledger,
         limits::{LimitSettings, Limits, Now},
         prices::Prices,
     },
@@ -31,10 +30,9 @@ const KEY: &str = "one-key-for-all";
 fn server(chat: ScriptedChat, caller: CallerLimits) -> ScriptedServer {
     let limits = LimitSettings { caller, ..LimitSettings::default() };
     let settings = HttpSettings { api_keys: vec![KEY.to_owned()], ..HttpSettings::default() };
-    ScriptedServer::with_books(chat, settings, false, |store| {
+    ScriptedServer::with_books(chat, settings, false, |store, ledger| {
         let limits = Limits::open(limits, store, Now::since(Instant::now())).expect("the ledger can be read");
-        let ledger = Ledger::open(store.clone()).expect("the ledger can be read");
-        Arc::new(Metering::new(Arc::new(Prices::default()), ledger, limits))
+        Arc::new(Metering::new(Arc::new(Prices::default()), ledger.clone(), limits))
     })
 }
 

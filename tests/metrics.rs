@@ -75,7 +75,8 @@ async fn known_work_is_counted_and_every_metric_has_its_help() {
     // The counts are published when a loop comes round, which may be just after its answer.
     let mut text = String::new();
     for _ in 0..1000 {
-        text = get("/metrics").await.expect("an answer").text().await.expect("text");
+        let asked = client.get(format!("{url}/metrics")).header("accept", "text/plain; version=0.0.4, */*;q=0.1");
+        text = asked.send().await.expect("an answer").text().await.expect("text");
         if expected.iter().all(|(name, expected)| value(&text, name) == Some(*expected)) {
             break;
         }

@@ -104,6 +104,9 @@ async fn answers_and_refusals_are_what_the_document_says() {
     }
     let prompt = json!({"model": "tiny", "prompt": "Hi"});
     validate("Completion", &server.post("/v1/completions", prompt).await.json());
+    validate("Embeddings", &server.post("/v1/embeddings", json!({"model": "embed", "input": "Hi"})).await.json());
+    validate("MetricsSummary", &server.get("/metrics").await.json());
+    validate("UsageReport", &server.get("/v1/usage?group_by=day,caller,model,provider").await.json());
     validate("ModelList", &server.get("/v1/models").await.json());
     validate("Model", &server.get("/v1/models/tiny").await.json());
     validate("Tokens", &server.post("/tokenize", json!({"content": "Hi"})).await.json());

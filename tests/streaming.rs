@@ -73,6 +73,8 @@ async fn a_stream_is_framed_to_the_letter() {
         |content: &str| json!({"index": 0, "delta": {"content": content}, "logprobs": null, "finish_reason": null});
     let mut last = chunk(json!({"index": 0, "delta": {}, "logprobs": null, "finish_reason": "stop"}));
     last["timings"] = chunks[3]["timings"].clone();
+    last["receipt"] = chunks[3]["receipt"].clone();
+    assert_eq!((&last["receipt"]["served_by"], &last["receipt"]["completion_tokens"]), (&json!("local"), &json!(2)));
     assert_eq!(last["timings"]["predicted_n"], 2);
     let opening =
         json!({"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": null, "finish_reason": null});

@@ -135,6 +135,7 @@ impl Server {
             analyses: analyses.clone(),
             callers,
             books,
+            ledger: ledger.clone(),
             health: state.clone(),
             metrics: Some(metrics),
             settings: Arc::new(config.http.clone()),

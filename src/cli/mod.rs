@@ -10,6 +10,8 @@ mod extract_child;
 mod models;
 mod pull;
 mod serve;
+mod usage;
+mod usage_plot;
 
 use std::ffi::OsString;
 
@@ -45,6 +47,8 @@ enum Command {
     Reindex(Box<documents::reindex::Args>),
     /// Save what can be read of a damaged data directory
     Recover(Box<documents::recover::Args>),
+    /// Say what requests came to, by day, caller, model and provider
+    Usage(Box<usage::Args>),
     /// Fetch a model from the hub
     Pull(pull::Args),
     /// List, show and import models
@@ -75,6 +79,7 @@ impl Cli {
             Command::Collections(args) => documents::collections::run(*args),
             Command::Reindex(args) => documents::reindex::run(*args),
             Command::Recover(args) => documents::recover::run(*args),
+            Command::Usage(args) => usage::run(*args),
             Command::Pull(args) => pull::run(args),
             Command::Models(args) => models::run(args),
             Command::Bench(args) => bench::run(*args),

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     domain::{
-        GenerateEvent, GenerateRequest, Timings, Usage,
+        Account, GenerateEvent, GenerateRequest, Timings, Usage,
         documents::{AttributeFilter, Collection},
     },
     error::Error,
@@ -47,6 +47,7 @@ use crate::{
         },
         documents::write_attributes,
         lookup::{Lookup, Wait},
+        receipt::Receipt,
     },
 };
 
@@ -92,7 +93,14 @@ async fn answer_question(
     .await?;
     let sources = request.include_sources.then(|| asked.sources.iter().map(source).collect::<Vec<_>>());
     let (rated, events) = rated_at_the_end(asked.events, asked.confidence);
-    let shape = AskShape { began, model: model.info().id.clone(), sources, left_out: asked.left_out, rated };
+    let shape = AskShape {
+        began,
+        account: caller.account().clone(),
+        model: model.info().id.clone(),
+        sources,
+        left_out: asked.left_out,
+        rated,
+    };
     let response = answered(events, shape, streams, &state).await?;
     Ok(name_ignored(response, &ignored))
 }
@@ -126,7 +134,7 @@ async fn answer_conversation(
     let model = state.chat_or_first(request.model.as_deref())?;
     let asked = converse(&state, &caller.documents(&state), &model, &envelope, request).await?;
     let citations = asked.sources.iter().map(citation).collect();
-    let shape = ChatShape { began, model: model.info().id.clone(), citations };
+    let shape = ChatShape { began, account: caller.account().clone(), model: model.info().id.clone(), citations };
     let response = answered(asked.events, shape, streams, &state).await?;
     Ok(name_ignored(response, &ignored))
 }
@@ -186,7 +194,7 @@ async fn continue_prompt(
     let model = state.chat_or_first(request.model.as_deref())?;
     let generation: GenerateRequest = request.generation;
     let events = start(&model, generation).await?;
-    let shape = GenerateShape { began, model: model.info().id.clone() };
+    let shape = GenerateShape { began, account: caller.account().clone(), model: model.info().id.clone() };
     let response = answered(events, shape, streams, &state).await?;
     Ok(name_ignored(response, &ignored))
 }
@@ -291,12 +299,15 @@ trait AppAnswer: Send + 'static {
     /// `text` is `None` at the end of a stream, which has said it.
     fn answer(&self, text: Option<String>, usage: Usage, timings: Timings) -> Self::Answer;
 
+    fn account(&self) -> &Arc<Account>;
+
     /// The sources, which a stream says first.
     fn write_first(&self, _frames: &mut Frames) {}
 }
 
 struct AskShape {
     began: Instant,
+    account: Arc<Account>,
     model: String,
     sources: Option<Vec<Source>>,
     left_out: usize,
@@ -305,6 +316,10 @@ struct AskShape {
 
 impl AppAnswer for AskShape {
     type Answer = AskAnswer;
+
+    fn account(&self) -> &Arc<Account> {
+        &self.account
+    }
 
     fn answer(&self, text: Option<String>, usage: Usage, timings: Timings) -> AskAnswer {
         let confidence = self
@@ -322,6 +337,7 @@ impl AppAnswer for AskShape {
             confidence,
             usage: usage.into(),
             timings: wire::usage::Timings::new(&usage, &timings),
+            receipt: Receipt::of(&self.account),
         }
     }
 
@@ -334,12 +350,17 @@ impl AppAnswer for AskShape {
 
 struct ChatShape {
     began: Instant,
+    account: Arc<Account>,
     model: String,
     citations: Vec<Citation>,
 }
 
 impl AppAnswer for ChatShape {
     type Answer = ChatAnswer;
+
+    fn account(&self) -> &Arc<Account> {
+        &self.account
+    }
 
     fn answer(&self, text: Option<String>, usage: Usage, timings: Timings) -> ChatAnswer {
         ChatAnswer {
@@ -351,6 +372,7 @@ impl AppAnswer for ChatShape {
             processing_time_ms: milliseconds(self.began),
             usage: usage.into(),
             timings: wire::usage::Timings::new(&usage, &timings),
+            receipt: Receipt::of(&self.account),
         }
     }
 
@@ -361,11 +383,16 @@ impl AppAnswer for ChatShape {
 
 struct GenerateShape {
     began: Instant,
+    account: Arc<Account>,
     model: String,
 }
 
 impl AppAnswer for GenerateShape {
     type Answer = GenerateAnswer;
+
+    fn account(&self) -> &Arc<Account> {
+        &self.account
+    }
 
     fn answer(&self, text: Option<String>, usage: Usage, timings: Timings) -> GenerateAnswer {
         GenerateAnswer {
@@ -376,6 +403,7 @@ impl AppAnswer for GenerateShape {
             latency_ms: milliseconds(self.began),
             usage: usage.into(),
             timings: wire::usage::Timings::new(&usage, &timings),
+            receipt: Receipt::of(&self.account),
         }
     }
 }
@@ -388,7 +416,8 @@ async fn answered(
     state: &AppState,
 ) -> Result<Response, Error> {
     if streams {
-        return Ok(stream_response(events, AppStreamWriter(shape), state.settings.keep_alive_interval));
+        let account = shape.account().clone();
+        return Ok(stream_response(events, AppStreamWriter(shape), account, state.settings.keep_alive_interval));
     }
     let mut generation = gather(events, 1).await?;
     let text = generation.choices.pop().map(|choice| choice.text).unwrap_or_default();

@@ -1,5 +1,7 @@
 //! `POST /v1/chat/completions`.
 
+use std::sync::Arc;
+
 use axum::{
     Json,
     extract::State,
@@ -12,7 +14,7 @@ use super::{
     sse::stream_response, state::AppState,
 };
 use crate::{
-    domain::FinishReason,
+    domain::{Account, FinishReason},
     service::{
         chat::{self, Choice, Generation},
         semantic,
@@ -21,6 +23,7 @@ use crate::{
         Parsed,
         chat_request::ChatCompletionRequest,
         chat_response::{AssistantMessage, ChatChoice, ChatCompletion, ChatLogprobs, ToolCall, ToolCallFunction},
+        receipt::Receipt,
         usage::{Timings, Usage},
     },
 };
@@ -36,7 +39,7 @@ pub(super) async fn create_chat_completion(
     let num_choices = request.generation.n;
     let with_logprobs = request.generation.logprobs.is_some();
     let events = semantic::chat(&state.models, &model, request.generation).await?;
-    let identity = AnswerIdentity::new("chatcmpl", &model.info().id);
+    let identity = AnswerIdentity::new("chatcmpl", &model.info().id, caller.account());
     let response = if request.stream {
         let writer = ChatStreamWriter::new(
             identity,
@@ -45,7 +48,7 @@ pub(super) async fn create_chat_completion(
             with_logprobs,
             request.return_token_ids,
         );
-        stream_response(events, writer, state.settings.keep_alive_interval)
+        stream_response(events, writer, caller.account().clone(), state.settings.keep_alive_interval)
     } else {
         let generation = chat::gather(events, num_choices).await?;
         Json(whole_answer(identity, generation, with_logprobs, request.return_token_ids)).into_response()
@@ -65,6 +68,7 @@ pub(super) struct AnswerIdentity {
     /// Unix seconds.
     pub(super) created: u64,
     pub(super) model: String,
+    account: Arc<Account>,
 }
 
 /// The backend that answered, by version: the same seed gives the same text within one.
@@ -73,13 +77,19 @@ pub(super) fn system_fingerprint() -> String {
 }
 
 impl AnswerIdentity {
-    pub(super) fn new(prefix: &str, model: &str) -> Self {
+    pub(super) fn new(prefix: &str, model: &str, account: &Arc<Account>) -> Self {
         let since_epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         Self {
             id: format!("{prefix}-{}", uuid::Uuid::new_v4().simple()),
             created: since_epoch.as_secs(),
             model: model.to_owned(),
+            account: account.clone(),
         }
+    }
+
+    /// What the request came to so far.
+    pub(super) fn receipt(&self) -> Receipt {
+        Receipt::of(&self.account)
     }
 }
 
@@ -91,6 +101,7 @@ fn whole_answer(
 ) -> ChatCompletion {
     let Generation { choices, usage, timings } = generation;
     ChatCompletion {
+        receipt: identity.receipt(),
         id: identity.id,
         object: "chat.completion",
         created: identity.created,

@@ -1,7 +1,7 @@
 //! The chunks of a streamed chat completion.
 //!
 //! Each choice opens with its role and closes with its finish reason. The last closing chunk waits for the
-//! event after it, so that it can carry `timings`: no client reads a chunk without choices unless it asked
+//! event after it, so that it can carry `timings` and `receipt`: no client reads a chunk without choices unless it asked
 //! for `include_usage`.
 
 use super::{
@@ -52,6 +52,7 @@ impl ChatStreamWriter {
             choices,
             usage: self.include_usage.then_some(None),
             timings: None,
+            receipt: None,
         }
     }
 
@@ -129,15 +130,17 @@ impl EventWriter for ChatStreamWriter {
                 self.closing = Some(chunk);
             }
             GenerateEvent::Done { usage, timings } => {
-                let timings = Timings::new(&usage, &timings);
+                let (timings, receipt) = (Timings::new(&usage, &timings), self.identity.receipt());
                 if let Some(mut closing) = self.closing.take() {
                     closing.timings = Some(timings.clone());
+                    closing.receipt = Some(receipt.clone());
                     frames.push(&closing);
                 }
                 if self.include_usage {
                     let mut chunk = self.chunk(Vec::new());
                     chunk.usage = Some(Some(Usage::from(usage)));
                     chunk.timings = Some(timings);
+                    chunk.receipt = Some(receipt);
                     frames.push(&chunk);
                 }
             }

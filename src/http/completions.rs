@@ -38,7 +38,7 @@ pub(super) async fn create_completion(
     let with_logprobs = request.generations.iter().any(|generation| generation.logprobs.is_some());
     let events = completions::start_all(&model, request.generations).await?;
     let writer = CompletionWriter {
-        identity: AnswerIdentity::new("cmpl", &model.info().id),
+        identity: AnswerIdentity::new("cmpl", &model.info().id, caller.account()),
         include_usage: request.include_usage,
         with_logprobs,
         with_token_ids: request.return_token_ids,
@@ -46,7 +46,7 @@ pub(super) async fn create_completion(
         closing: None,
     };
     let response = if request.stream {
-        stream_response(events, writer, state.settings.keep_alive_interval)
+        stream_response(events, writer, caller.account().clone(), state.settings.keep_alive_interval)
     } else {
         let generation = chat::gather(events, num_choices).await?;
         Json(writer.whole_answer(generation)).into_response()
@@ -78,6 +78,7 @@ impl CompletionWriter {
             choices,
             usage: self.include_usage.then_some(None),
             timings: None,
+            receipt: None,
         }
     }
 
@@ -112,6 +113,7 @@ impl CompletionWriter {
             .collect();
         let mut completion = self.completion(choices);
         completion.timings = Some(Timings::new(&generation.usage, &generation.timings));
+        completion.receipt = Some(self.identity.receipt());
         completion.usage = Some(Some(Usage::from(generation.usage)));
         completion
     }
@@ -139,15 +141,17 @@ impl EventWriter for CompletionWriter {
                 self.closing = Some(self.completion(vec![choice]));
             }
             GenerateEvent::Done { usage, timings } => {
-                let timings = Timings::new(&usage, &timings);
+                let (timings, receipt) = (Timings::new(&usage, &timings), self.identity.receipt());
                 if let Some(mut closing) = self.closing.take() {
                     closing.timings = Some(timings.clone());
+                    closing.receipt = Some(receipt.clone());
                     frames.push(&closing);
                 }
                 if self.include_usage {
                     let mut last = self.completion(Vec::new());
                     last.usage = Some(Some(Usage::from(usage)));
                     last.timings = Some(timings);
+                    last.receipt = Some(receipt);
                     frames.push(&last);
                 }
             }

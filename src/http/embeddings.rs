@@ -12,6 +12,7 @@ use crate::{
     wire::{
         Parsed,
         embeddings::{EmbeddingList, EmbeddingsRequest},
+        receipt::Receipt,
     },
 };
 
@@ -23,7 +24,7 @@ pub(super) async fn create_embeddings(
     let Parsed { request, ignored } = EmbeddingsRequest::read(body, &caller.envelope(&state, false))?;
     let model = state.embedder(request.model.as_deref())?;
     let answer = embed::embed(&model, request.request).await?;
-    let list =
-        EmbeddingList::new(answer.embeddings, request.encoding_format, model.info().id.clone(), answer.prompt_tokens);
+    let (name, receipt) = (model.info().id.clone(), Receipt::of(caller.account()));
+    let list = EmbeddingList::new(answer.embeddings, request.encoding_format, name, answer.prompt_tokens, receipt);
     Ok(name_ignored(Json(list).into_response(), &ignored))
 }

@@ -13,6 +13,7 @@ use axum::{
 };
 
 use crate::{
+    domain::account::Outcome,
     error::{Error, ErrorKind},
     wire::error::{ErrorBody, ErrorDetail},
 };
@@ -67,6 +68,20 @@ fn contract(kind: ErrorKind) -> (StatusCode, &'static str, Option<&'static str>)
     }
 }
 
+/// How a request ended that this error ended, for its account.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ended {
+    pub(super) outcome: Outcome,
+    pub(super) code: Option<&'static str>,
+}
+
+impl Ended {
+    pub(super) fn by(error: &Error) -> Self {
+        let (_, _, code) = contract(error.kind());
+        Self { outcome: Outcome::from(error), code: error.code().or(code) }
+    }
+}
+
 /// The body of an error, for an answer or for the last frame of a stream.
 pub(super) fn error_body(error: &Error) -> ErrorBody {
     let (_, kind, code) = contract(error.kind());
@@ -106,6 +121,7 @@ impl IntoResponse for ApiError {
         log_failure(&error);
         let (status, _, _) = contract(error.kind());
         let mut response = (status, Json(error_body(&error))).into_response();
+        response.extensions_mut().insert(Ended::by(&error));
         let headers = response.headers_mut();
         let passes = status == StatusCode::CONFLICT && error.retry_after().is_some();
         if passes || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {

@@ -1,4 +1,4 @@
-//! Health, for people, probes and scrapers.
+//! Health, for people and probes.
 //!
 //! `/health` and `/health/ready` say whether requests are served; `/health/live` only that the process
 //! answers, since restarting does not help a model that is still loading; `/health/deep` what the engine
@@ -84,10 +84,4 @@ pub(super) async fn deep(State(state): State<AppState>) -> Response {
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "5")], Json(body)).into_response()
     }
-}
-
-/// Prometheus text.
-pub(super) async fn metrics(State(state): State<AppState>) -> Response {
-    let text = state.metrics.as_ref().map(metrics_exporter_prometheus::PrometheusHandle::render).unwrap_or_default();
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
 }

@@ -1,8 +1,8 @@
 //! Opens an account for each request whose caller is known, lets it in if limits allow, and says how it ended.
 //!
 //! The account is open for as long as the answer's body is: a body that was read to its end has finished, one that was
-//! dropped before was cancelled by a caller who left. An answer that says itself that it failed has done so in the
-//! account before its last byte.
+//! dropped before was cancelled by a caller who left. An error has said in its answer what it was; a stream that fails has
+//! done so in the account before its last byte.
 
 use std::{
     pin::Pin,
@@ -24,7 +24,8 @@ use super::{
     allowance::{is_limited, tell},
     auth::Authenticated,
     context::RequestContext,
-    error::ApiError,
+    error::{ApiError, Ended},
+    receipt,
     state::AppState,
 };
 use crate::{
@@ -69,13 +70,19 @@ pub(super) async fn with_account(State(state): State<AppState>, mut request: Req
     let mut response = match admitted {
         Ok(()) => next.run(request).await,
         Err(refused) => {
-            account.ended(Outcome::from(&refused), refused.code());
+            let Ended { outcome, code } = Ended::by(&refused);
+            account.ended(outcome, code);
             ApiError(refused).into_response()
         }
     };
     tell(response.headers_mut(), &state.books.allowance(&caller));
-    let outcome = outcome(response.status());
-    response.map(|body| Body::new(AccountBody { body, account, outcome }))
+    if account.is_recorded() {
+        let is_stream = response.body().size_hint().exact().is_none();
+        receipt::write(response.headers_mut(), &account, is_stream);
+    }
+    let ended = response.extensions().get().copied();
+    let ended = ended.unwrap_or_else(|| Ended { outcome: outcome(response.status()), code: None });
+    response.map(|body| Body::new(AccountBody { body, account, ended }))
 }
 
 /// Which side the request itself wants to be served by.
@@ -102,7 +109,7 @@ fn cache_use(headers: &HeaderMap) -> CacheUse {
     }
 }
 
-/// What a status says of how the request ended, if its body comes to its end.
+/// What a status says of how the request ended, if its body comes to its end and no error has said more.
 fn outcome(status: StatusCode) -> Outcome {
     match status {
         StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => Outcome::TimedOut,
@@ -116,7 +123,7 @@ fn outcome(status: StatusCode) -> Outcome {
 struct AccountBody {
     body: Body,
     account: Arc<Account>,
-    outcome: Outcome,
+    ended: Ended,
 }
 
 impl HttpBody for AccountBody {
@@ -129,7 +136,7 @@ impl HttpBody for AccountBody {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let polled = Pin::new(&mut self.body).poll_frame(context);
         if matches!(polled, Poll::Ready(None)) || (polled.is_ready() && self.body.is_end_stream()) {
-            self.account.ended(self.outcome, None);
+            self.account.ended(self.ended.outcome, self.ended.code);
         }
         polled
     }
@@ -147,7 +154,7 @@ impl Drop for AccountBody {
     /// A body without bytes is never polled.
     fn drop(&mut self) {
         if self.body.is_end_stream() {
-            self.account.ended(self.outcome, None);
+            self.account.ended(self.ended.outcome, self.ended.code);
         }
     }
 }

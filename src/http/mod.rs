@@ -26,9 +26,11 @@ mod metered;
 mod models;
 mod openapi;
 mod quote;
+mod receipt;
 mod rerank;
 mod serve;
 mod settings;
+mod spending;
 mod sse;
 mod state;
 mod tokens;
@@ -122,7 +124,8 @@ pub fn router(state: AppState) -> Router {
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
         .route("/health/deep", get(health::deep))
-        .route("/metrics", get(health::metrics))
+        .route("/metrics", get(spending::metrics))
+        .route("/v1/usage", get(spending::usage))
         // People
         .route("/openapi.json", get(openapi::document))
         .route("/docs", get(openapi::docs_redirect))
@@ -190,6 +193,7 @@ fn cors(origins: &[String]) -> CorsLayer {
             .into_iter()
             .chain(allowance::HEADERS)
             .map(HeaderName::from_static)
+            .chain(receipt::NAMES)
             .collect::<Vec<_>>(),
         )
 }

@@ -11,6 +11,7 @@ use crate::{
     service::rerank,
     wire::{
         Parsed,
+        receipt::Receipt,
         rerank::{Ranking, RerankBody},
     },
 };
@@ -24,6 +25,7 @@ pub(super) async fn rerank(
     let model = state.reranker(body.model.as_deref())?;
     let documents = body.return_documents.then(|| body.request.documents.clone());
     let answer = rerank::rerank(&model, body.request).await?;
-    let ranking = Ranking::new(model.info().id.clone(), &answer, body.top_n, documents.as_deref());
+    let receipt = Receipt::of(caller.account());
+    let ranking = Ranking::new(model.info().id.clone(), &answer, body.top_n, documents.as_deref(), receipt);
     Ok(name_ignored(Json(ranking).into_response(), &ignored))
 }

@@ -4,7 +4,7 @@
 //! then on, silence is broken by comments, an error is an error frame without a `finish_reason` or `[DONE]`, and
 //! dropping the body, as happens when the client goes away, drops the generation.
 
-use std::{panic::AssertUnwindSafe, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -15,8 +15,16 @@ use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, stream};
 use serde::Serialize;
 
-use super::error::{error_body, log_failure};
-use crate::{domain::GenerateEvent, error::Error, providers::GenerateStream, service::chat::ended_early};
+use super::error::{Ended, error_body, log_failure};
+use crate::{
+    domain::{
+        GenerateEvent,
+        account::{Account, Outcome},
+    },
+    error::Error,
+    providers::GenerateStream,
+    service::chat::ended_early,
+};
 
 /// Turns events into the frames of one contract.
 pub(super) trait EventWriter: Send + 'static {
@@ -56,14 +64,21 @@ impl Frames {
 struct EventBody<W> {
     events: GenerateStream,
     writer: W,
+    /// Where it is said how the stream ended.
+    account: Arc<Account>,
     keep_alive: Duration,
     begun: bool,
     ended: bool,
 }
 
 /// The answer to an admitted, streaming request.
-pub(super) fn stream_response<W: EventWriter>(events: GenerateStream, writer: W, keep_alive: Duration) -> Response {
-    let state = EventBody { events, writer, keep_alive, begun: false, ended: false };
+pub(super) fn stream_response<W: EventWriter>(
+    events: GenerateStream,
+    writer: W,
+    account: Arc<Account>,
+    keep_alive: Duration,
+) -> Response {
+    let state = EventBody { events, writer, account, keep_alive, begun: false, ended: false };
     let frames = stream::unfold(state, |mut state| async move {
         if state.ended {
             return None;
@@ -96,6 +111,8 @@ impl<W: EventWriter> EventBody<W> {
                     self.writer.write(event, &mut frames);
                     if self.ended {
                         frames.push_raw(W::LAST);
+                        // Many clients leave at the last frame, and do not wait for the end of the body.
+                        self.account.ended(Outcome::Finished, None);
                     }
                 }
                 Ok(Ok(Some(Err(error)))) => self.fail(error, &mut frames),
@@ -108,6 +125,8 @@ impl<W: EventWriter> EventBody<W> {
 
     fn fail(&mut self, error: Error, frames: &mut Frames) {
         log_failure(&error);
+        let Ended { outcome, code } = Ended::by(&error);
+        self.account.ended(outcome, code);
         frames.push(&error_body(&error));
         self.ended = true;
     }

@@ -8,6 +8,7 @@ use super::{error::ApiError, settings::HttpSettings};
 use crate::{
     domain::{ModelKind, account::Books},
     error::Error,
+    metering::ledger::Ledger,
     providers::{ChatModel, Embedder, Reranker},
     service::{
         analysis::Analyses,
@@ -27,8 +28,9 @@ pub struct AppState {
     pub callers: Arc<Callers>,
     /// Where what requests use is written down.
     pub books: Arc<dyn Books>,
+    pub ledger: Arc<Ledger>,
     pub health: Arc<dyn Health>,
-    /// `None`: `/metrics` is empty.
+    /// `None`: Prometheus' text of `/metrics` is empty.
     pub metrics: Option<PrometheusHandle>,
     pub settings: Arc<HttpSettings>,
 }

@@ -17,4 +17,5 @@ pub mod quote;
 pub mod rerank;
 mod reservation;
 pub mod semantic;
+pub mod spending;
 pub mod webhook;

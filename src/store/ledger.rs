@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rusqlite::{Row, params, params_from_iter, types::Value as Sql};
 
 use super::{Result, Store};
+use crate::domain::account::Outcome;
 
 /// What one request came to. Money is in millionths of a US dollar, durations in microseconds, times in milliseconds
 /// since 1970.
@@ -37,6 +38,43 @@ pub struct LedgerRow {
     pub bytes_out: u64,
     pub cost_micro_usd: u64,
     pub began_ms: i64,
+}
+
+const COLUMNS: &str = "request_id, caller, key_id, route, model, served_by, fallback_reason, attempts, cache, outcome, \
+     error_code, prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens, queue_us, prefill_us, decode_us, \
+     compute_us, latency_us, bytes_out, cost_micro_usd, began";
+
+const OUTCOMES: [Outcome; 5] =
+    [Outcome::Finished, Outcome::Refused, Outcome::Failed, Outcome::Cancelled, Outcome::TimedOut];
+
+fn read_row(row: &Row<'_>) -> rusqlite::Result<LedgerRow> {
+    let outcome: String = row.get(9)?;
+    let known = OUTCOMES.into_iter().map(Outcome::as_str).find(|name| *name == outcome);
+    Ok(LedgerRow {
+        request_id: row.get(0)?,
+        caller: row.get(1)?,
+        key_id: row.get(2)?,
+        route: row.get(3)?,
+        model: row.get(4)?,
+        served_by: row.get(5)?,
+        fallback_reason: row.get(6)?,
+        attempts: row.get(7)?,
+        cache: row.get(8)?,
+        outcome: known.unwrap_or_default(),
+        error_code: row.get(10)?,
+        prompt_tokens: row.get(11)?,
+        cached_tokens: row.get(12)?,
+        completion_tokens: row.get(13)?,
+        reasoning_tokens: row.get(14)?,
+        queue_us: row.get(15)?,
+        prefill_us: row.get(16)?,
+        decode_us: row.get(17)?,
+        compute_us: row.get(18)?,
+        latency_us: row.get(19)?,
+        bytes_out: row.get(20)?,
+        cost_micro_usd: row.get(21)?,
+        began_ms: row.get(22)?,
+    })
 }
 
 /// What rows add up to.
@@ -178,12 +216,8 @@ impl Store {
     /// Adds rows, all or none. When it returns well, they are on the disk.
     pub fn add_ledger_rows(&self, rows: Arc<[LedgerRow]>) -> Result<()> {
         self.write(move |transaction| {
-            let mut insert = transaction.prepare(
-                "INSERT INTO ledger (request_id, caller, key_id, route, model, served_by, fallback_reason, attempts, cache,
-                    outcome, error_code, prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens, queue_us,
-                    prefill_us, decode_us, compute_us, latency_us, bytes_out, cost_micro_usd, began)
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            )?;
+            let places = ["?"; 23].join(", ");
+            let mut insert = transaction.prepare(&format!("INSERT INTO ledger ({COLUMNS}) VALUES ({places})"))?;
             for row in rows.iter() {
                 insert.execute(params![
                     row.request_id,
@@ -212,6 +246,16 @@ impl Store {
                 ])?;
             }
             Ok(())
+        })
+    }
+
+    /// Rows in the order in which they were written, `limit` at most, from the one after `skip` on.
+    pub fn ledger_rows(&self, skip: usize, limit: usize) -> Result<Vec<LedgerRow>> {
+        self.read(|connection| {
+            let sql = format!("SELECT {COLUMNS} FROM ledger ORDER BY id LIMIT {limit} OFFSET {skip}");
+            let mut statement = connection.prepare(&sql)?;
+            let rows = statement.query_map([], read_row)?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
         })
     }
 
@@ -278,7 +322,8 @@ mod tests {
         let rows = vec![row("a", "m", 0, 1), row("a", "n", 1, 2), row("b", "m", 1, 4), cancelled];
         let mut expected = LedgerTotals::default();
         rows.iter().for_each(|row| expected.add(row));
-        store.add_ledger_rows(rows.into()).unwrap();
+        store.add_ledger_rows(rows.clone().into()).unwrap();
+        assert_eq!(store.ledger_rows(0, 10).unwrap(), rows);
         assert_eq!(store.ledger_totals().unwrap(), expected);
         assert_eq!((expected.requests, expected.finished, expected.cancelled, expected.cost_micro_usd), (4, 3, 1, 7));
 

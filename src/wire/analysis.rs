@@ -12,6 +12,7 @@ use super::{
     generation::read_deadline,
     lookup::Lookup,
     policy,
+    receipt::Receipt,
     usage::Usage,
 };
 use crate::error::Result;
@@ -74,6 +75,8 @@ pub struct AnalysisResult {
     pub model: String,
     pub tokens_used: usize,
     pub usage: Usage,
+    /// Of the attempt that succeeded.
+    pub receipt: Receipt,
 }
 
 /// A job, as every route of `/analysis` and the webhook tell it.

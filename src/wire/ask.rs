@@ -11,6 +11,7 @@ use super::{
     generation::{Common, read_deadline},
     lookup::Lookup,
     policy,
+    receipt::Receipt,
     usage::{Timings, Usage},
 };
 use crate::{
@@ -256,6 +257,7 @@ pub struct AskAnswer {
     pub confidence: Option<Confidence>,
     pub usage: Usage,
     pub timings: Timings,
+    pub receipt: Receipt,
 }
 
 /// The first frame of `/ask/stream`.
@@ -304,6 +306,7 @@ pub struct ChatAnswer {
     pub processing_time_ms: u64,
     pub usage: Usage,
     pub timings: Timings,
+    pub receipt: Receipt,
 }
 
 /// What `/generate` answers, and `/stream` says at the end.
@@ -318,6 +321,7 @@ pub struct GenerateAnswer {
     pub latency_ms: u64,
     pub usage: Usage,
     pub timings: Timings,
+    pub receipt: Receipt,
 }
 
 #[cfg(test)]

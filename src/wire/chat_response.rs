@@ -3,7 +3,10 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::usage::{Timings, Usage};
+use super::{
+    receipt::Receipt,
+    usage::{Timings, Usage},
+};
 use crate::domain;
 
 /// OpenAI's stand-in for "too unlikely to measure"; JSON has no minus infinity.
@@ -28,6 +31,7 @@ pub struct ChatCompletion {
     pub service_tier: Option<String>,
     pub system_fingerprint: String,
     pub timings: Timings,
+    pub receipt: Receipt,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -149,6 +153,9 @@ pub struct ChatCompletionChunk {
     /// In the last chunk that says something of a choice.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timings: Option<Timings>,
+    /// Beside `timings`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<Receipt>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]

@@ -6,6 +6,7 @@ use utoipa::ToSchema;
 
 use super::{
     chat_response::finite_logprob,
+    receipt::Receipt,
     usage::{Timings, Usage},
 };
 use crate::domain;
@@ -25,6 +26,9 @@ pub struct Completion {
     pub usage: Option<Option<Usage>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timings: Option<Timings>,
+    /// Beside `timings`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<Receipt>,
 }
 
 #[derive(Debug, Serialize, ToSchema)]

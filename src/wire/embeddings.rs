@@ -9,6 +9,7 @@ use super::{
     Envelope, Parsed,
     fields::{Fields, bad_value, shortened, token_ids, wrong_type},
     generation, policy,
+    receipt::Receipt,
 };
 use crate::{
     domain::{EmbedInput, EmbedInputType, EmbedRequest},
@@ -130,6 +131,7 @@ pub struct EmbeddingList {
     pub data: Vec<Embedding>,
     pub model: String,
     pub usage: EmbeddingUsage,
+    pub receipt: Receipt,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -155,7 +157,13 @@ pub struct EmbeddingUsage {
 }
 
 impl EmbeddingList {
-    pub fn new(embeddings: Vec<Vec<f32>>, format: EncodingFormat, model: String, prompt_tokens: usize) -> Self {
+    pub fn new(
+        embeddings: Vec<Vec<f32>>,
+        format: EncodingFormat,
+        model: String,
+        prompt_tokens: usize,
+        receipt: Receipt,
+    ) -> Self {
         let data = embeddings
             .into_iter()
             .enumerate()
@@ -171,6 +179,12 @@ impl EmbeddingList {
                 },
             })
             .collect();
-        Self { object: "list", data, model, usage: EmbeddingUsage { prompt_tokens, total_tokens: prompt_tokens } }
+        Self {
+            object: "list",
+            data,
+            model,
+            usage: EmbeddingUsage { prompt_tokens, total_tokens: prompt_tokens },
+            receipt,
+        }
     }
 }

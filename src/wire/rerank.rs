@@ -7,6 +7,7 @@ use super::{
     Envelope, Parsed,
     fields::{Fields, bad_value, wrong_type},
     generation, policy,
+    receipt::Receipt,
 };
 use crate::{
     domain::{RerankRequest, RerankResponse},
@@ -71,6 +72,7 @@ pub struct Ranking {
     pub model: String,
     pub results: Vec<RankedDocument>,
     pub usage: RankingUsage,
+    pub receipt: Receipt,
 }
 
 #[derive(Debug, Serialize)]
@@ -96,7 +98,13 @@ pub struct RankingUsage {
 
 impl Ranking {
     /// `documents` are the texts to repeat, if they are wanted. Equals stay in the order of the request.
-    pub fn new(model: String, answer: &RerankResponse, top_n: Option<usize>, documents: Option<&[String]>) -> Self {
+    pub fn new(
+        model: String,
+        answer: &RerankResponse,
+        top_n: Option<usize>,
+        documents: Option<&[String]>,
+        receipt: Receipt,
+    ) -> Self {
         let mut order: Vec<(usize, f32)> = answer.scores.iter().copied().enumerate().collect();
         order.sort_by(|(_, a), (_, b)| b.total_cmp(a));
         order.truncate(top_n.unwrap_or(usize::MAX));
@@ -107,6 +115,6 @@ impl Ranking {
             document: text(index),
         });
         let (prompt_tokens, total_tokens) = (answer.prompt_tokens, answer.prompt_tokens);
-        Self { model, results: results.collect(), usage: RankingUsage { prompt_tokens, total_tokens } }
+        Self { model, results: results.collect(), usage: RankingUsage { prompt_tokens, total_tokens }, receipt }
     }
 }

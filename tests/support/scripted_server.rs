@@ -3,7 +3,7 @@
 use std::{
     net::{SocketAddr, TcpListener},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -12,9 +12,15 @@ use axum::{
     http::{HeaderMap, Method, Request, StatusCode},
 };
 use hearth::{
-    domain::account::{Books, NoBooks},
+    domain::account::Books,
     http::{AppState, HttpSettings},
     index::GraphParameters,
+    metering::{
+        Metering,
+        ledger::Ledger,
+        limits::{LimitSettings, Limits, Now},
+        prices::Prices,
+    },
     providers::scripted::{ScriptedChat, ScriptedEmbedder},
     service::{
         analysis::Analyses,
@@ -59,6 +65,7 @@ pub struct ScriptedServer {
     pub models: Arc<Models>,
     pub health: Arc<FixedHealth>,
     pub settings: Arc<HttpSettings>,
+    pub ledger: Arc<Ledger>,
     _data: tempfile::TempDir,
 }
 
@@ -112,7 +119,11 @@ impl ScriptedServer {
     }
 
     pub fn new(chat: ScriptedChat, settings: HttpSettings, accept_any_model: bool) -> Self {
-        Self::with_books(chat, settings, accept_any_model, |_| Arc::new(NoBooks))
+        Self::with_books(chat, settings, accept_any_model, |store, ledger| {
+            let limits = Limits::open(LimitSettings::default(), store, Now::since(Instant::now())).expect("no limits");
+            let prices = Prices::default().with_compute_hour("scripted", 3_600_000_000);
+            Arc::new(Metering::new(Arc::new(prices), ledger.clone(), limits))
+        })
     }
 
     /// A server whose requests are written down, and limited, by these books.
@@ -120,7 +131,7 @@ impl ScriptedServer {
         chat: ScriptedChat,
         settings: HttpSettings,
         accept_any_model: bool,
-        books: impl FnOnce(&Arc<Store>) -> Arc<dyn Books>,
+        books: impl FnOnce(&Arc<Store>, &Arc<Ledger>) -> Arc<dyn Books>,
     ) -> Self {
         let chat = Arc::new(chat);
         let models = Models::new(accept_any_model);
@@ -139,7 +150,8 @@ impl ScriptedServer {
         let models = Arc::new(models);
         let store = Arc::new(Store::open(data.path()).expect("a new store"));
         let callers = Callers::new(store.clone());
-        let books = books(&store);
+        let ledger = Ledger::open(store.clone()).expect("a new ledger");
+        let books = books(&store, &ledger);
         let documents = Documents::new(store, GraphParameters::default(), callers.clone(), books.clone());
         let router = hearth::http::router(AppState {
             analyses: Analyses::new(documents.clone(), models.clone(), WebhookSettings::default()),
@@ -147,11 +159,12 @@ impl ScriptedServer {
             documents,
             callers,
             books,
+            ledger: ledger.clone(),
             health: health.clone(),
             metrics: None,
             settings: settings.clone(),
         });
-        Self { router, chat, models, health, settings, _data: data }
+        Self { router, chat, models, health, settings, ledger, _data: data }
     }
 
     pub async fn send(&self, request: Request<Body>) -> Answer {

@@ -59,7 +59,7 @@ impl Client {
         self.send(request).await?.json().await.context("the server's answer is no JSON")
     }
 
-    async fn get(&self, path: &str) -> anyhow::Result<Value> {
+    pub(super) async fn get(&self, path: &str) -> anyhow::Result<Value> {
         self.json(self.request(Method::GET, path)).await
     }
 
@@ -118,6 +118,13 @@ where
         serving.await.context("the server failed")??;
         outcome
     })
+}
+
+/// The server that has the data directory; `None` if it has not said where it listens.
+pub(super) fn running_server(config: &Config) -> anyhow::Result<Option<Client>> {
+    let Some(url) = url_of_running(&config.data_dir) else { return Ok(None) };
+    writeln!(std::io::stderr(), "Asking the server at {url}, which has the data.")?;
+    Ok(Some(Client { http: reqwest::Client::new(), url, api_key: config.http.api_keys.first().cloned() }))
 }
 
 /// Where the server that has this data directory listens, as it says there.

@@ -184,6 +184,7 @@ pub(super) fn schemas() -> Value {
                 "latency_ms": count,
                 "confidence": share,
                 "confidence_is_rated": {"type": "boolean"},
+                "receipt": reference("Receipt"),
             },
         },
         "AppChatAnswer": {
@@ -195,12 +196,13 @@ pub(super) fn schemas() -> Value {
                 "tokens_used": count,
                 "model": text,
                 "processing_time_ms": count,
+                "receipt": reference("Receipt"),
             },
         },
         "GenerateAnswer": {
             "type": "object",
             "required": ["output", "model"],
-            "properties": {"output": text, "model": text, "tokens_used": count, "latency_ms": count},
+            "properties": {"output": text, "model": text, "tokens_used": count, "latency_ms": count, "receipt": reference("Receipt")},
         },
         "SearchAnswer": {
             "type": "object",

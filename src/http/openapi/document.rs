@@ -124,6 +124,25 @@ fn error_response(description: &str) -> Value {
     })
 }
 
+/// Those of the receipt are in answers to requests that leave a row in the ledger.
+fn answer_headers() -> Value {
+    let described = [
+        ("x-request-id", "The client's own, if it sent a sane one."),
+        ("x-hearth-served-by", "`local`, an upstream's name or `cache`; `none` where no model was needed."),
+        ("x-hearth-model", "The model that answered."),
+        ("x-hearth-fallback-reason", "Why another one than the first choice served."),
+        ("x-hearth-attempts", "Upstreams tried."),
+        ("x-hearth-cache", "The cache that had the answer."),
+        ("x-hearth-queue-ms", "Not in a stream, whose last event has it."),
+        ("x-hearth-compute-ms", "Not in a stream, whose last event has it."),
+        ("x-hearth-cost-usd", "Not in a stream, whose last event has it."),
+    ];
+    let header = |(name, description): (&str, &str)| {
+        (name.to_owned(), json!({"schema": {"type": "string"}, "description": description}))
+    };
+    Value::Object(described.into_iter().map(header).collect())
+}
+
 pub(super) fn get(id: &str, summary: &str, answer: Answer, errors: &[u16]) -> Value {
     operation(id, summary, answer, errors)
 }
@@ -140,7 +159,7 @@ pub(super) fn operation(id: &str, summary: &str, answer: Answer, errors: &[u16])
         "200".to_owned(),
         json!({
             "description": answer.description,
-            "headers": {"x-request-id": {"schema": {"type": "string"}}},
+            "headers": answer_headers(),
             "content": answer.content,
         }),
     );
@@ -190,6 +209,28 @@ fn paths() -> Value {
         "summary": "To the pages",
         "responses": {"308": {"description": "They are at /docs/."}},
     });
+    let mut summary = json_answer("The sums of the whole ledger, or Prometheus' text.", "MetricsSummary");
+    summary.content["text/plain"] = json!({"schema": {"type": "string"}});
+    let metrics = get(
+        "metrics",
+        "What all requests came to; metrics for Prometheus where `Accept` names `text/plain` or OpenMetrics",
+        summary,
+        &[401, 403],
+    );
+    let report = json_answer("One entry for each group, and the sum of all.", "UsageReport");
+    let mut usage = get(
+        "usage",
+        "What requests came to, of the caller's own or, for administrators, all",
+        report,
+        &[400, 401, 403],
+    );
+    let parameter = |name: &str, description: &str| json!({"name": name, "in": "query", "schema": {"type": "string"}, "description": description});
+    usage["parameters"] = json!([
+        parameter("from", "A date, a time as RFC 3339 writes it, or Unix seconds. Default: 30 days before `to`."),
+        parameter("to", "The same; a date is counted in. Default: now."),
+        parameter("group_by", "`day`, `caller`, `model` and `provider`, with commas. Default `day`."),
+        parameter("caller", "Of this caller only; any but oneself needs the scope `admin`."),
+    ]);
     let health = |id, summary| get(id, summary, json_answer("How it is.", "Health"), &[503]);
     json!({
         "/v1/chat/completions": {"post": chat},
@@ -211,7 +252,8 @@ fn paths() -> Value {
         "/health/live": {"get": health("live", "Does the process answer?")},
         "/health/ready": {"get": health("ready", "Are the models loaded?")},
         "/health/deep": {"get": health("deep", "The engine's heartbeat, its device and its cache")},
-        "/metrics": {"get": get("metrics", "Prometheus metrics", text_answer("The metrics.", "text/plain"), &[401])},
+        "/metrics": {"get": metrics},
+        "/v1/usage": {"get": usage},
         "/openapi.json": {"get": get("openapi", "This document", json_answer("The document.", "AnyObject"), &[])},
         "/docs": {"get": docs_redirect},
         "/docs/": {"get": get("docs", "This document as pages", text_answer("The page.", "text/html"), &[])},

@@ -40,6 +40,68 @@ fn quote() -> Value {
     })
 }
 
+/// An object with these fields, all of which are there.
+fn whole(fields: &Value) -> Value {
+    let names: Vec<&String> = fields.as_object().map(|fields| fields.keys().collect()).unwrap_or_default();
+    json!({"type": "object", "required": names, "properties": fields})
+}
+
+fn receipt() -> Value {
+    let count = json!({"type": "integer", "minimum": 0});
+    let amount = json!({"type": "number", "minimum": 0});
+    let text_or_null = json!({"type": ["string", "null"]});
+    whole(&json!({
+        "request_id": {"type": "string"},
+        "served_by": {"type": "string", "description": "`local`, an upstream's name or `cache`; `none` where no model was needed."},
+        "model": text_or_null,
+        "fallback_reason": text_or_null,
+        "attempts": count,
+        "cache": text_or_null,
+        "prompt_tokens": count, "cached_tokens": count, "completion_tokens": count,
+        "queue_ms": amount, "prefill_ms": amount, "decode_ms": amount, "compute_ms": amount, "latency_ms": amount,
+        "cost_usd": amount,
+        "cost_micro_usd": count,
+    }))
+}
+
+fn metrics_summary() -> Value {
+    let count = json!({"type": "integer", "minimum": 0});
+    let amount = json!({"type": "number", "minimum": 0});
+    whole(&json!({
+        "total_cost_usd": amount, "total_cost_micro_usd": count,
+        "total_requests": count, "avg_latency_ms": amount,
+        "total_input_tokens": count, "total_cached_tokens": count, "total_output_tokens": count,
+        "total_compute_seconds": amount, "total_bytes_out": count,
+        "requests_by_outcome": whole(&json!({
+            "finished": count, "refused": count, "failed": count, "cancelled": count, "timed_out": count,
+        })),
+        "ledger_rows_lost": count,
+    }))
+}
+
+fn usage_report() -> Value {
+    let count = json!({"type": "integer", "minimum": 0});
+    let amount = json!({"type": "number", "minimum": 0});
+    let figures = whole(&json!({
+        "requests": count, "finished": count, "refused": count, "failed": count, "cancelled": count, "timed_out": count,
+        "prompt_tokens": count, "cached_tokens": count, "completion_tokens": count, "reasoning_tokens": count,
+        "avg_latency_ms": amount, "compute_seconds": amount, "bytes_out": count,
+        "cost_usd": amount, "cost_micro_usd": count,
+    }));
+    let mut entry = figures.clone();
+    for key in ["day", "caller", "model", "provider"] {
+        entry["properties"][key] = json!({"type": "string", "description": "Where it is grouped by."});
+    }
+    whole(&json!({
+        "object": {"const": "usage"},
+        "from": {"type": "integer", "description": "Unix seconds."},
+        "to": {"type": "integer", "description": "Unix seconds; this one is not counted in."},
+        "group_by": {"type": "array", "items": {"type": "string"}},
+        "data": {"type": "array", "items": entry},
+        "total": figures,
+    }))
+}
+
 pub(super) fn all() -> Value {
     let count = json!({"type": "integer", "minimum": 0});
     let text_or_null = json!({"type": ["string", "null"]});
@@ -78,6 +140,7 @@ pub(super) fn all() -> Value {
                 "system_fingerprint": text_or_null,
                 "choices": {"type": "array", "items": choice},
                 "usage": usage,
+                "receipt": {"$ref": "#/components/schemas/Receipt"},
                 "timings": timings,
             },
         })
@@ -194,6 +257,7 @@ pub(super) fn all() -> Value {
                 }},
                 "model": {"type": "string"},
                 "usage": {"type": "object", "properties": {"prompt_tokens": count, "total_tokens": count}},
+                "receipt": {"$ref": "#/components/schemas/Receipt"},
             },
         },
         "Ranking": {
@@ -211,6 +275,7 @@ pub(super) fn all() -> Value {
                     },
                 }},
                 "usage": {"type": "object", "properties": {"prompt_tokens": count, "total_tokens": count}},
+                "receipt": {"$ref": "#/components/schemas/Receipt"},
             },
         },
         "QuoteRequest": {"anyOf": [
@@ -218,6 +283,9 @@ pub(super) fn all() -> Value {
             {"$ref": "#/components/schemas/CompletionRequest"},
         ]},
         "Quote": quote(),
+        "Receipt": receipt(),
+        "MetricsSummary": metrics_summary(),
+        "UsageReport": usage_report(),
         "Model": model,
         "ModelList": {
             "type": "object",

@@ -36,6 +36,7 @@ use crate::{
         Envelope, Parsed,
         analysis::{AnalysisBody, AnalysisResult},
         lookup::Wait,
+        receipt::Receipt,
     },
 };
 
@@ -155,6 +156,7 @@ impl Analyst {
             model: model.info().id.clone(),
             tokens_used: written.usage.total_tokens(),
             usage: written.usage.into(),
+            receipt: Receipt::of(progress.account()),
         };
         serde_json::to_value(result).map_err(Error::internal)
     }

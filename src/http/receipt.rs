@@ -1,0 +1,62 @@
+//! The receipt in the head of an answer: who served, why, and what it cost.
+//!
+//! A stream's head is sent when it has been admitted, so it has what is known by then; the figures are in its last event.
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+
+use crate::{domain::Account, wire::receipt::milliseconds};
+
+pub(super) const SERVED_BY: HeaderName = HeaderName::from_static("x-hearth-served-by");
+pub(super) const MODEL: HeaderName = HeaderName::from_static("x-hearth-model");
+pub(super) const FALLBACK_REASON: HeaderName = HeaderName::from_static("x-hearth-fallback-reason");
+pub(super) const ATTEMPTS: HeaderName = HeaderName::from_static("x-hearth-attempts");
+pub(super) const CACHE: HeaderName = HeaderName::from_static("x-hearth-cache");
+pub(super) const QUEUE_MS: HeaderName = HeaderName::from_static("x-hearth-queue-ms");
+pub(super) const COMPUTE_MS: HeaderName = HeaderName::from_static("x-hearth-compute-ms");
+pub(super) const COST_USD: HeaderName = HeaderName::from_static("x-hearth-cost-usd");
+
+/// All of them, for pages of other origins.
+pub(super) const NAMES: [HeaderName; 8] =
+    [SERVED_BY, MODEL, FALLBACK_REASON, ATTEMPTS, CACHE, QUEUE_MS, COMPUTE_MS, COST_USD];
+
+/// Writes what stands in the account.
+pub(super) fn write(headers: &mut HeaderMap, account: &Account, is_stream: bool) {
+    let receipt = account.receipt();
+    let mut set = |name: HeaderName, value: &str| {
+        // A name that no header can carry is in the body all the same.
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(name, value);
+        }
+    };
+    set(SERVED_BY, receipt.served_by());
+    if let Some(leg) = receipt.main_leg() {
+        set(MODEL, &leg.model);
+    }
+    if let Some(reason) = &receipt.fallback_reason {
+        set(FALLBACK_REASON, reason);
+    }
+    set(ATTEMPTS, &receipt.attempts.to_string());
+    if let Some(cache) = receipt.cache {
+        set(CACHE, cache);
+    }
+    if !is_stream {
+        set(QUEUE_MS, &milliseconds(receipt.legs.iter().map(|leg| leg.queue).sum()).to_string());
+        set(COMPUTE_MS, &milliseconds(receipt.compute()).to_string());
+        set(COST_USD, &dollars(receipt.cost_micro_usd));
+    }
+}
+
+/// In decimals, never in powers.
+fn dollars(micro_usd: u64) -> String {
+    format!("{}.{:06}", micro_usd / 1_000_000, micro_usd % 1_000_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dollars_have_six_decimals() {
+        assert_eq!([0, 7, 12_345_678].map(dollars), ["0.000000", "0.000007", "12.345678"]);
+    }
+}

@@ -1,0 +1,81 @@
+//! What a request came to, as it stands in answers and in the last event of a stream.
+//!
+//! All keys are always there, whoever served: a caller reads one shape.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::domain::Account;
+
+/// See the module.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Receipt {
+    pub request_id: String,
+    /// `local`, an upstream's name or `cache`; `none` where no model was needed.
+    pub served_by: String,
+    /// Of the leg that the answer is of.
+    #[schema(required = true)]
+    pub model: Option<String>,
+    /// Why another one than the first choice served.
+    #[schema(required = true)]
+    pub fallback_reason: Option<String>,
+    /// Upstreams tried, each retry counted.
+    pub attempts: u32,
+    /// The cache that had the answer.
+    #[schema(required = true, value_type = Option<String>)]
+    pub cache: Option<&'static str>,
+    /// Of all models that worked for the request, as are the figures below.
+    pub prompt_tokens: u64,
+    pub cached_tokens: u64,
+    pub completion_tokens: u64,
+    pub queue_ms: f64,
+    pub prefill_ms: f64,
+    pub decode_ms: f64,
+    /// The request's share of the device's time.
+    pub compute_ms: f64,
+    /// Since the request was let in.
+    pub latency_ms: f64,
+    pub cost_usd: f64,
+    /// The same in whole millionths, for sums.
+    pub cost_micro_usd: u64,
+}
+
+impl Receipt {
+    /// What stands in the account now.
+    pub fn of(account: &Account) -> Self {
+        let receipt = account.receipt();
+        let legs = || receipt.legs.iter();
+        let main = receipt.main_leg();
+        Self {
+            request_id: account.request_id().to_owned(),
+            served_by: receipt.served_by().to_owned(),
+            model: main.map(|leg| leg.model.clone()),
+            fallback_reason: receipt.fallback_reason.clone(),
+            attempts: receipt.attempts,
+            cache: receipt.cache,
+            prompt_tokens: receipt.prompt_tokens(),
+            cached_tokens: legs().map(|leg| leg.cached_tokens).fold(0, u64::saturating_add),
+            completion_tokens: receipt.completion_tokens(),
+            queue_ms: milliseconds(legs().map(|leg| leg.queue).sum()),
+            prefill_ms: milliseconds(legs().map(|leg| leg.prefill).sum()),
+            decode_ms: milliseconds(legs().map(|leg| leg.decode).sum()),
+            compute_ms: milliseconds(receipt.compute()),
+            latency_ms: milliseconds(receipt.latency),
+            cost_usd: usd(receipt.cost_micro_usd),
+            cost_micro_usd: receipt.cost_micro_usd,
+        }
+    }
+}
+
+/// To the microsecond.
+pub fn milliseconds(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+/// For reading; sums are made of the millionths.
+#[expect(clippy::cast_precision_loss, reason = "exact below nine billion dollars")]
+pub fn usd(micro_usd: u64) -> f64 {
+    micro_usd as f64 / 1e6
+}

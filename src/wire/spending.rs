@@ -1,0 +1,91 @@
+//! `GET /metrics` as JSON and `GET /v1/usage`: what requests came to, all of them, and by day, caller, model and
+//! provider.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+/// What `GET /metrics` answers to whoever does not ask for Prometheus' text: the sums of the whole ledger.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct MetricsSummary {
+    pub total_cost_usd: f64,
+    /// The same in whole millionths.
+    pub total_cost_micro_usd: u64,
+    pub total_requests: u64,
+    /// From letting a request in to its end, however it came.
+    pub avg_latency_ms: f64,
+    pub total_input_tokens: u64,
+    /// Of the input, what was in a prefix cache.
+    pub total_cached_tokens: u64,
+    pub total_output_tokens: u64,
+    pub total_compute_seconds: f64,
+    /// Bytes of requests' text that left the machine.
+    pub total_bytes_out: u64,
+    pub requests_by_outcome: Outcomes,
+    /// Requests whose rows could not be kept, since the server started; in no other figure here.
+    pub ledger_rows_lost: u64,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+pub struct Outcomes {
+    pub finished: u64,
+    pub refused: u64,
+    pub failed: u64,
+    pub cancelled: u64,
+    pub timed_out: u64,
+}
+
+/// The query of `GET /v1/usage`.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct UsageParameters {
+    /// A date, a time as RFC 3339 writes it, or Unix seconds.
+    pub from: Option<String>,
+    /// The same; a date is counted in.
+    pub to: Option<String>,
+    /// `day`, `caller`, `model` and `provider`, with commas.
+    pub group_by: Option<String>,
+    pub caller: Option<String>,
+}
+
+/// What `GET /v1/usage` answers.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct UsageReport {
+    #[schema(value_type = String, example = "usage")]
+    pub object: &'static str,
+    /// Unix seconds; the first one that counts, and the first that does not.
+    pub from: i64,
+    pub to: i64,
+    pub group_by: Vec<&'static str>,
+    /// Sorted by what they are grouped by.
+    pub data: Vec<UsageEntry>,
+    pub total: UsageFigures,
+}
+
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct UsageEntry {
+    /// What was grouped by, under its own name: `"day": "2026-01-31"`.
+    #[serde(flatten)]
+    #[schema(value_type = Object)]
+    pub keys: Map<String, Value>,
+    #[serde(flatten)]
+    pub figures: UsageFigures,
+}
+
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+pub struct UsageFigures {
+    pub requests: u64,
+    pub finished: u64,
+    pub refused: u64,
+    pub failed: u64,
+    pub cancelled: u64,
+    pub timed_out: u64,
+    pub prompt_tokens: u64,
+    pub cached_tokens: u64,
+    pub completion_tokens: u64,
+    pub reasoning_tokens: u64,
+    pub avg_latency_ms: f64,
+    pub compute_seconds: f64,
+    pub bytes_out: u64,
+    pub cost_usd: f64,
+    pub cost_micro_usd: u64,
+}
