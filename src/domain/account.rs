@@ -356,11 +356,14 @@ impl Account {
         let legs: Vec<LegReceipt> = self.legs.lock().iter().map(|figures| figures.receipt()).collect();
         let facts = self.facts.lock().clone();
         let cost_micro_usd = legs.iter().map(|leg| self.price(leg)).sum();
+        // A question whose vector was known is no answer yet.
+        let is_generated = |leg: &LegReceipt| leg.completion_tokens > 0 && !matches!(leg.served_by, ServedBy::Cache(_));
+        let cache = facts.cache.filter(|_| !legs.iter().any(is_generated));
         Receipt {
             legs,
             fallback_reason: facts.fallback_reason,
             attempts: facts.attempts,
-            cache: facts.cache,
+            cache,
             bytes_out: self.bytes_out.load(Relaxed),
             outcome: facts.outcome,
             error_code: facts.error_code,
@@ -617,6 +620,16 @@ mod tests {
         assert_eq!(receipts[0].outcome, Some(Outcome::Cancelled), "nobody said how it ended");
         assert_eq!((receipts[0].completion_tokens(), receipts[0].cost_micro_usd), (2, 2));
         assert_eq!(receipts[0].compute(), Duration::from_millis(3));
+    }
+
+    #[test]
+    fn an_answer_that_a_model_had_to_generate_is_not_from_a_cache() {
+        let account = open(&Arc::new(Recorded::default()));
+        account.leg("e", ServedBy::Cache("embedding")).prompt(3, 0);
+        account.served_from_cache("embedding");
+        assert_eq!(account.receipt().cache, Some("embedding"));
+        account.leg("m", ServedBy::Local { device: "cpu".into() }).generated();
+        assert_eq!(account.receipt().cache, None);
     }
 
     #[test]

@@ -85,10 +85,7 @@ fn said(events: &[GenerateEvent]) -> String {
 }
 
 /// A request that has been polled once, and waits.
-async fn waits<'a, F: Future>(future: F) -> Pin<Box<F>>
-where
-    F: 'a,
-{
+async fn waits<F: Future>(future: F) -> Pin<Box<F>> {
     let mut future = Box::pin(future);
     assert!(poll_immediate(&mut future).await.is_none(), "it should wait");
     future
