@@ -5,6 +5,7 @@
 //! back.
 
 mod load;
+mod routes;
 mod state;
 
 use std::{
@@ -17,14 +18,12 @@ use std::{
 use anyhow::{Context, bail};
 
 pub use self::load::{available_memory, chat_model_path, load_chat, load_embedder, no_chat_model};
-use self::{
-    load::{file_name, load_reranker},
-    state::ServerState,
-};
+use self::{load::load_reranker, routes::Router, state::ServerState};
 use crate::{
     config::Config,
     domain::account::Books,
     engine,
+    error::sentence,
     http::{self, AppState, HttpSettings},
     metering::{
         Metering,
@@ -32,7 +31,7 @@ use crate::{
         limits::{Limits, Now},
     },
     providers::{
-        Embedder, Reranker, cache, hosted, local::LocalChat, local_embedder::LocalEmbedder,
+        Embedder, Reranker, cache, fallback, hosted, local::LocalChat, local_embedder::LocalEmbedder,
         local_reranker::LocalReranker,
     },
     retrieval::search::Retriever,
@@ -59,6 +58,7 @@ pub struct Server {
     config: Config,
     listener: TcpListener,
     models: Arc<Models>,
+    router: Arc<Router>,
     documents: Arc<Documents>,
     callers: Arc<Callers>,
     books: Arc<dyn Books>,
@@ -99,8 +99,9 @@ impl Server {
         std::fs::write(&url_file, format!("{scheme}://{}\n", listener.local_addr()?))
             .with_context(|| format!("writing {}", url_file.display()))?;
         let models = Arc::new(Models::new(config.accept_any_model).with_caches(&config.caches));
+        let router = Arc::new(Router::new(&config, models.clone())?);
         let state = Arc::new(ServerState::new(config.device));
-        Ok(Self { config, listener, models, documents, callers, books, ledger, state })
+        Ok(Self { config, listener, models, router, documents, callers, books, ledger, state })
     }
 
     /// The address that is listened on, with the port that port 0 became.
@@ -111,7 +112,8 @@ impl Server {
     /// Serves this model, which is loaded already, instead of what the configuration names.
     #[must_use]
     pub fn with_chat(self, chat: LocalChat) -> Self {
-        serve_chat(&self.config, chat, &self.models, &self.state);
+        self.state.set_chat(&chat);
+        self.router.take_chat(&self.config, chat);
         self.state.ready();
         self
     }
@@ -121,11 +123,12 @@ impl Server {
     /// # Errors
     /// If no model could be loaded, or the listener fails.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
-        let Self { config, listener, models, documents, callers, books, ledger, state } = self;
+        let Self { config, listener, models, router, documents, callers, books, ledger, state } = self;
         let metrics = telemetry::init_metrics()?;
         engine::metrics::describe();
         hosted::describe_metrics();
         http::context::describe_metrics();
+        fallback::describe_metrics();
         ledger::describe_metrics();
         cache::metrics::describe();
         let analyses = Analyses::new(documents.clone(), models.clone(), config.webhooks.clone());
@@ -147,7 +150,8 @@ impl Server {
             let documents = documents.clone();
             tokio::task::spawn_blocking(move || {
                 let is_loaded = state.status() == ServerStatus::Ready;
-                let outcome = if is_loaded { Ok(()) } else { load_all(&config, &models, &documents, &state) };
+                let outcome = if is_loaded { Ok(()) } else { load_all(&config, &models, &router, &documents, &state) };
+                let outcome = outcome.or_else(|error| serve_without(error, &router, &state));
                 if outcome.is_ok() {
                     analyses.begin();
                 }
@@ -214,12 +218,30 @@ fn cannot_listen(address: SocketAddr, kind: std::io::ErrorKind) -> String {
     format!("cannot listen on {address}: {advice}")
 }
 
+/// What could not be loaded is not missed where upstreams serve; the server says that it is not as it should be.
+fn serve_without(error: anyhow::Error, router: &Router, state: &ServerState) -> anyhow::Result<()> {
+    if !router.has_hosted() {
+        return Err(error);
+    }
+    let reason = sentence(&error);
+    tracing::error!("the local models could not be loaded, upstreams serve alone: {reason}");
+    router.failed(&reason);
+    state.failed(reason);
+    Ok(())
+}
+
 /// Loads what the configuration asks for and puts it before the callers.
-fn load_all(config: &Config, models: &Models, documents: &Documents, state: &ServerState) -> anyhow::Result<()> {
+fn load_all(
+    config: &Config,
+    models: &Models,
+    router: &Router,
+    documents: &Documents,
+    state: &ServerState,
+) -> anyhow::Result<()> {
     let embedder = load_embedder(config)?;
     let reranker = load_reranker(config)?;
     let chat = load_chat(config)?;
-    if chat.is_none() && embedder.is_none() && reranker.is_none() {
+    if chat.is_none() && embedder.is_none() && reranker.is_none() && !router.has_hosted() {
         bail!(
             "there is no model in {}: name a chat model with -m or an embedding model with --embedding-model, or fetch \
              one with `hearth pull`",
@@ -228,7 +250,10 @@ fn load_all(config: &Config, models: &Models, documents: &Documents, state: &Ser
     }
     let foreground = chat.as_ref().map(|chat| chat.engine().foreground());
     if let Some(chat) = chat {
-        serve_chat(config, chat, models, state);
+        state.set_chat(&chat);
+        router.take_chat(config, chat);
+    } else if router.has_hosted() {
+        tracing::info!("no local chat model: upstreams generate alone");
     } else {
         tracing::warn!("{}; nothing is generated", no_chat_model(config));
     }
@@ -239,14 +264,15 @@ fn load_all(config: &Config, models: &Models, documents: &Documents, state: &Ser
             }
             state.set_embedder(embedder.clone());
             read_documents(config, models, documents, &embedder, reranker.as_ref())?;
-            models.add_embedder(Arc::new(embedder), Vec::new());
+            router.take_embedder(config, embedder);
         }
-        None => tracing::info!("no embedding model: /v1/embeddings answers 404 until one is given"),
+        None => tracing::info!("no local embedding model: documents cannot be searched until one is given"),
     }
     if let Some(reranker) = reranker {
         state.set_reranker(reranker.clone());
         models.add_reranker(Arc::new(reranker), Vec::new());
     }
+    router.all_loaded();
     state.ready();
     tracing::info!("ready");
     Ok(())
@@ -289,13 +315,6 @@ fn chunk_options(embedder: &LocalEmbedder) -> ChunkOptions {
     let room = embedder.info().context_length * 4 / 5;
     let max_tokens = usual.max_tokens.min(room).max(ChunkOptions::LEAST_TOKENS);
     ChunkOptions { max_tokens, overlap_tokens: usual.overlap_tokens.min(max_tokens / 4) }
-}
-
-fn serve_chat(config: &Config, chat: LocalChat, models: &Models, state: &ServerState) {
-    let mut aliases = config.aliases.clone();
-    aliases.extend(config.model.as_deref().map(file_name));
-    state.set_chat(&chat);
-    models.add_chat(Arc::new(chat), aliases);
 }
 
 #[cfg(test)]

@@ -70,6 +70,14 @@ impl ServerState {
         }
     }
 
+    /// The models could not be loaded, for this reason.
+    pub(super) fn failed(&self, reason: String) {
+        let mut inner = self.inner.write();
+        if inner.status == ServerStatus::Loading {
+            inner.status = ServerStatus::Failed(reason);
+        }
+    }
+
     /// Refuses new requests at once, and ends the running ones within the grace time.
     pub(super) async fn drain(&self, grace: Duration) {
         let (engine, embedder, reranker) = {

@@ -10,6 +10,7 @@ mod caches;
 mod env;
 mod limits;
 mod prices;
+mod routes;
 mod settings;
 mod upstreams;
 
@@ -26,10 +27,12 @@ use self::{caches::cache_settings, env::upstream_api_key, prices::price_list, up
 pub use self::{
     env::{StoreSettings, hub_settings},
     prices::PriceSettings,
+    routes::{Route, RouteTable, Target},
     settings::Settings,
     upstreams::{ModelDetails, ModelEntry, ModelTable, UpstreamConfig, UpstreamTable},
 };
 use crate::{
+    domain::Policy,
     http::{HttpSettings, TlsSettings},
     index::{GRAPH_MIN, GraphParameters},
     kernels::{device::DeviceChoice, kv::KvType},
@@ -70,6 +73,12 @@ pub struct Config {
     pub caches: CacheSettings,
     /// Where hosted models are.
     pub upstreams: Vec<UpstreamConfig>,
+    /// Names and who may serve them.
+    pub routes: Vec<Route>,
+    /// Which side serves, where nobody says otherwise.
+    pub policy: Policy,
+    /// An upstream is asked instead where a request would wait longer in the local queue.
+    pub queue_wait_max: Duration,
     pub address: SocketAddr,
     pub http: HttpSettings,
     pub log_filter: String,
@@ -186,6 +195,7 @@ impl Config {
             key_file: settings.upstream_key_file,
             models: settings.upstream_model.unwrap_or_default(),
         };
+        let upstreams = upstreams::resolve(settings.upstream.unwrap_or_default(), upstream_flags, offline)?;
         Ok(Self {
             model,
             embedding_model,
@@ -224,7 +234,10 @@ impl Config {
                 offline,
             },
             caches,
-            upstreams: upstreams::resolve(settings.upstream.unwrap_or_default(), upstream_flags, offline)?,
+            routes: routes::resolve(settings.route.unwrap_or_default(), &upstreams)?,
+            upstreams,
+            policy: settings.policy.unwrap_or_default(),
+            queue_wait_max: seconds("queue-wait", settings.queue_wait, QUEUE_WAIT_MAX)?,
             prices: Arc::new(price_list(settings.usd_per_compute_hour, settings.prices)?),
             limits,
             address,
@@ -261,6 +274,9 @@ impl Config {
         ModelStore::new(&self.models_dir, hub_settings())
     }
 }
+
+/// Longer than most answers take: whoever waits so long for the first word would rather be served elsewhere.
+const QUEUE_WAIT_MAX: Duration = Duration::from_secs(10);
 
 fn read_file(path: &Path) -> anyhow::Result<Settings> {
     let text = std::fs::read_to_string(path).with_context(|| format!("--config {}", path.display()))?;

@@ -8,8 +8,9 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::{prices::PriceSettings, upstreams::UpstreamTable};
+use super::{prices::PriceSettings, routes::RouteTable, upstreams::UpstreamTable};
 use crate::{
+    domain::Policy,
     kernels::{device::DeviceChoice, kv::KvType},
     telemetry::LogFormat,
 };
@@ -237,6 +238,16 @@ settings! {
     /// Upstreams with their models and timeouts
     #[arg(skip)]
     upstream: Vec<UpstreamTable>,
+    /// Which side serves: local-first, local-only, hosted-first or hosted-only [default: local-first]
+    #[arg(long, env = "HEARTH_POLICY", value_name = "POLICY", help_heading = "Hosted models")]
+    #[serde(deserialize_with = "from_text")]
+    policy: Policy,
+    /// Ask an upstream instead where a request would wait longer than this for its turn here, in seconds [default: 10]
+    #[arg(long, env = "HEARTH_QUEUE_WAIT", value_name = "SECONDS", help_heading = "Hosted models")]
+    queue_wait: f64,
+    /// Names and who may serve them
+    #[arg(skip)]
+    route: Vec<RouteTable>,
 
     /// Settings file, TOML
     #[arg(long, env = "HEARTH_CONFIG", value_name = "FILE", help_heading = "General")]

@@ -190,11 +190,14 @@ impl Models {
         })
     }
 
+    /// The local embedding model, or else the first one.
     pub fn first_embedder(&self) -> Option<Arc<dyn Embedder>> {
-        self.served.read().iter().find_map(|entry| match &entry.model {
-            Model::Embedding(model) => Some(Arc::clone(model)),
+        let served = self.served.read();
+        let embedders = served.iter().filter_map(|entry| match &entry.model {
+            Model::Embedding(model) => Some((entry.has_hosted, model)),
             Model::Chat(_) | Model::Rerank(_) => None,
-        })
+        });
+        embedders.min_by_key(|(has_hosted, _)| *has_hosted).map(|(_, model)| Arc::clone(model))
     }
 
     /// Every served model with its aliases.

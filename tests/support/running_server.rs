@@ -34,6 +34,13 @@ impl Running {
 
     /// `change` may set what no flag sets.
     pub async fn start_with(settings: Settings, change: impl FnOnce(&mut Config)) -> Self {
+        let running = Self::launch(settings, change);
+        running.until("the models are loaded", |health| health["status"] == "ok").await;
+        running
+    }
+
+    /// A server whose models may never be loaded.
+    pub fn launch(settings: Settings, change: impl FnOnce(&mut Config)) -> Self {
         let nowhere = std::env::temp_dir().join("hearth-no-models-here");
         let data = tempfile::tempdir().expect("a temporary directory");
         let settings = settings.or(Settings {
@@ -54,9 +61,7 @@ impl Running {
         let served = tokio::spawn(server.run(async {
             let _told_or_dropped = stopped.await;
         }));
-        let running = Self { url, client: reqwest::Client::new(), stop: Some(stop), _data: data, served };
-        running.until("the models are loaded", |health| health["status"] == "ok").await;
-        running
+        Self { url, client: reqwest::Client::new(), stop: Some(stop), _data: data, served }
     }
 
     /// Asks for the server's state until it is as expected.

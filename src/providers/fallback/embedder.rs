@@ -164,7 +164,7 @@ async fn embed_probe(
         inputs: vec![EmbedInput::Text(PROBE.to_owned())],
         input_type,
         dimensions: None,
-        truncate: true,
+        truncate: false,
         deadline: None,
     };
     let answer = model.embed(request).await?;

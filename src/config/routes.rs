@@ -1,0 +1,170 @@
+//! The file's `[[route]]` tables: a name, and who may serve it, in order.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, bail, ensure};
+use serde::Deserialize;
+
+use super::UpstreamConfig;
+use crate::{
+    domain::{ModelKind, Policy},
+    providers::hosted::HostedModel,
+};
+
+/// One `[[route]]` table of the file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouteTable {
+    /// What callers name.
+    pub name: String,
+    /// `local`, or `upstream/model`, where the model is named as in the upstream's `models` or as the upstream does.
+    pub targets: Vec<String>,
+    /// Which side is first, where neither the request nor its key says.
+    pub policy: Option<String>,
+}
+
+/// A name and who may serve it.
+#[derive(Clone, Debug)]
+pub struct Route {
+    pub name: String,
+    pub kind: ModelKind,
+    pub targets: Vec<Target>,
+    pub policy: Option<Policy>,
+}
+
+/// One who may serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The local model of the route's kind.
+    Local,
+    Hosted {
+        upstream: String,
+        model: HostedModel,
+    },
+}
+
+/// The routes that the file asks for, checked against the upstreams that it names.
+///
+/// # Errors
+/// If a route is empty, twice there, of two kinds, or names nobody; the message names the route.
+pub(super) fn resolve(tables: Vec<RouteTable>, upstreams: &[UpstreamConfig]) -> anyhow::Result<Vec<Route>> {
+    let mut routes: BTreeMap<String, Route> = BTreeMap::new();
+    let mut names = Vec::new();
+    for table in tables {
+        let name = table.name.clone();
+        let route = route(table, upstreams).with_context(|| format!("the route {name:?}"))?;
+        names.push(name.clone());
+        ensure!(routes.insert(name.clone(), route).is_none(), "Two routes are named {name:?}.");
+    }
+    Ok(names.iter().filter_map(|name| routes.remove(name)).collect())
+}
+
+fn route(table: RouteTable, upstreams: &[UpstreamConfig]) -> anyhow::Result<Route> {
+    ensure!(!table.name.is_empty(), "a name must not be empty.");
+    ensure!(!table.targets.is_empty(), "targets is empty: name who serves it, such as \"local\".");
+    let targets =
+        table.targets.iter().map(|target| self::target(target, upstreams)).collect::<anyhow::Result<Vec<_>>>()?;
+    for (index, target) in targets.iter().enumerate() {
+        ensure!(!targets[..index].contains(target), "targets names {:?} twice.", table.targets[index]);
+    }
+    let mut kinds = targets.iter().filter_map(|target| match target {
+        Target::Local => None,
+        Target::Hosted { model, .. } => Some(model.kind),
+    });
+    let kind = kinds.next().unwrap_or(ModelKind::Chat);
+    ensure!(kinds.all(|other| other == kind), "targets has chat and embedding models: a name is of one kind.");
+    let num_hosted = targets.iter().filter(|target| **target != Target::Local).count();
+    ensure!(
+        kind == ModelKind::Chat || num_hosted == 1 || targets.contains(&Target::Local),
+        "targets has several upstreams for embeddings and no \"local\": there is nothing to verify that they serve the \
+         same model. Name one."
+    );
+    let policy = table.policy.map(|policy| policy.parse()).transpose();
+    let policy = policy.map_err(|reason: String| anyhow::anyhow!("policy: {reason}."))?;
+    Ok(Route { name: table.name, kind, targets, policy })
+}
+
+fn target(text: &str, upstreams: &[UpstreamConfig]) -> anyhow::Result<Target> {
+    if text == "local" {
+        return Ok(Target::Local);
+    }
+    let Some((upstream, model)) = text.split_once('/') else {
+        bail!("the target {text:?} is neither \"local\" nor \"upstream/model\".");
+    };
+    let Some(found) = upstreams.iter().find(|known| known.settings.name == upstream) else {
+        let known: Vec<&str> = upstreams.iter().map(|known| known.settings.name.as_str()).collect();
+        bail!("the target {text:?}: there is no upstream {upstream:?}; there are {known:?}.");
+    };
+    let by_upstream_name = || found.models.values().find(|known| known.upstream_model == model);
+    match found.models.get(model).or_else(by_upstream_name) {
+        Some(model) => Ok(Target::Hosted { upstream: upstream.to_owned(), model: model.clone() }),
+        None => {
+            let known: Vec<&String> = found.models.keys().collect();
+            bail!("the target {text:?}: {model:?} is not among the upstream's models {known:?}; name it there, too.");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Settings};
+
+    const UPSTREAMS: &str = r#"
+        [[upstream]]
+        name = "up"
+        base_url = "http://127.0.0.1:1/v1"
+        [upstream.models]
+        "small" = "vendor/gpt-x-mini"
+        "vectors" = { model = "embed-x", kind = "embedding", dimensions = 384 }
+
+        [[upstream]]
+        name = "rack"
+        base_url = "http://127.0.0.1:2/v1"
+        models = ["qwen"]
+        [upstream.headers]
+    "#;
+
+    fn routes(text: &str) -> anyhow::Result<Vec<Route>> {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let path = dir.path().join("hearth.toml");
+        std::fs::write(&path, format!("{UPSTREAMS}\n{text}")).expect("a writable directory");
+        Ok(Config::load(Settings { config: Some(path), ..Settings::default() })?.routes)
+    }
+
+    #[test]
+    fn a_route_names_who_serves_in_order() {
+        let routes = routes(
+            "[[route]]\nname = \"auto\"\ntargets = [\"local\", \"rack/qwen\", \"up/vendor/gpt-x-mini\"]\n\
+             policy = \"hosted-first\"\n[[route]]\nname = \"embed\"\ntargets = [\"up/vectors\"]",
+        )
+        .expect("whole");
+        let hosted = |upstream: &str, model: &str| Target::Hosted {
+            upstream: upstream.to_owned(),
+            model: HostedModel::chat(model),
+        };
+        assert_eq!(routes[0].targets, [Target::Local, hosted("rack", "qwen"), hosted("up", "vendor/gpt-x-mini")]);
+        assert_eq!((routes[0].kind, routes[0].policy), (ModelKind::Chat, Some(Policy::HostedFirst)));
+        assert_eq!((routes[1].kind, routes[1].policy), (ModelKind::Embedding, None));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (targets, says) in [
+            ("[]", "targets is empty"),
+            ("[\"loca\"]", "loca"),
+            ("[\"cloud/small\"]", "no upstream \"cloud\""),
+            ("[\"up/large\"]", "\"large\" is not among"),
+            ("[\"local\", \"local\"]", "twice"),
+            ("[\"up/small\", \"up/vectors\"]", "one kind"),
+            ("[\"local\"]\npolicy = \"cloud\"", "is no policy"),
+            ("[\"local\"]\ntarget = 1", "target"),
+        ] {
+            let error = routes(&format!("[[route]]\nname = \"a\"\ntargets = {targets}")).expect_err(targets);
+            let error = format!("{error:#}");
+            assert!(error.contains(says), "{error}");
+        }
+        let twice = "[[route]]\nname = \"a\"\ntargets = [\"local\"]\n".repeat(2);
+        assert!(format!("{:#}", routes(&twice).expect_err("twice")).contains("Two routes"));
+    }
+}
