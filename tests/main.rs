@@ -24,6 +24,7 @@ mod limits;
 mod logits;
 mod malformed;
 mod metrics;
+mod one_contract;
 mod openapi;
 mod pull;
 mod quote;

@@ -178,8 +178,7 @@ fn compare(ours: &[f32], theirs: &[f32]) -> Verdict {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
     let (our_length, their_length) = (dot(ours, ours).sqrt(), dot(theirs, theirs).sqrt());
     let cosine = dot(ours, theirs) / (our_length * their_length);
-    // NaN is no likeness.
-    if !(cosine >= LEAST_COSINE) {
+    if cosine.is_nan() || cosine < LEAST_COSINE {
         return Verdict::Other(format!("the cosine of a text's two vectors is {cosine:.4}, below {LEAST_COSINE}"));
     }
     let ratio = their_length / our_length;
