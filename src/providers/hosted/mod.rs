@@ -35,7 +35,7 @@ pub use self::{
 use crate::domain::{ModelInfo, ModelKind};
 
 /// What an upstream is, as configured.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct UpstreamSettings {
     /// Appears in receipts, logs and metrics.
     pub name: String,
@@ -50,6 +50,19 @@ pub struct UpstreamSettings {
     /// Certificates to trust beside the system's own, PEM.
     pub ca_file: Option<PathBuf>,
     pub breaker: BreakerSettings,
+}
+
+impl std::fmt::Debug for UpstreamSettings {
+    /// Headers by their names alone: some upstreams take their key in one.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let headers: Vec<&str> = self.headers.iter().map(|(name, _)| name.as_str()).collect();
+        f.debug_struct("UpstreamSettings")
+            .field("name", &self.name)
+            .field("base_url", &self.base_url.as_str())
+            .field("dialect", &self.dialect)
+            .field("headers", &headers)
+            .finish_non_exhaustive()
+    }
 }
 
 impl UpstreamSettings {
