@@ -11,7 +11,7 @@ pub mod search;
 use std::{future::Future, io::Write, path::Path, time::Duration};
 
 use anyhow::{Context, bail};
-use reqwest::{Method, RequestBuilder, Response};
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
 
 use crate::{
@@ -50,6 +50,9 @@ impl Client {
         let status = answer.status();
         let body: Value = answer.json().await.unwrap_or_default();
         match body["error"]["message"].as_str() {
+            Some(message) if status == StatusCode::UNAUTHORIZED => {
+                bail!("{message} Commands send the key that is in HEARTH_API_KEY, or given with --api-key.")
+            }
             Some(message) => bail!("{message}"),
             None => bail!("the server at {} answered {status}", self.url),
         }
