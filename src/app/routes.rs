@@ -73,7 +73,7 @@ impl Router {
     }
 
     /// The local chat model under its own names, with an upstream as its fallback, if there is one to take for it.
-    fn add_local_name(&mut self, config: &Config) -> anyhow::Result<()> {
+    fn add_local_name(&self, config: &Config) -> anyhow::Result<()> {
         let Some(path) = chat_model_path(config)? else { return Ok(()) };
         let names = unclaimed(config, local_names(config, &file_name(&path)));
         let (Some(name), Some((upstream, model))) = (names.first(), usual_fallback(config, &names)) else {
@@ -114,7 +114,7 @@ impl Router {
     }
 
     /// The upstreams' models under the names that their tables give them, where nothing else has these.
-    fn add_hosted_names(&mut self, config: &Config) {
+    fn add_hosted_names(&self, config: &Config) {
         let policies = Policies { server: config.policy, route: None };
         for upstream in &config.upstreams {
             for (served, model) in &upstream.models {
@@ -270,9 +270,10 @@ fn usual_fallback<'a>(config: &'a Config, names: &[String]) -> Option<(&'a str, 
         models.map(|(served, model)| (upstream.settings.name.as_str(), served, model))
     });
     let of_name = chats.clone().find(|(_, served, _)| names.contains(served));
-    let (upstream, _, model) = match (of_name, chats.next(), chats.next()) {
-        (Some(found), _, _) | (None, Some(found), None) => found,
-        _ => return None,
+    let ((Some((upstream, _, model)), _, _) | (None, Some((upstream, _, model)), None)) =
+        (of_name, chats.next(), chats.next())
+    else {
+        return None;
     };
     Some((upstream, model))
 }

@@ -132,7 +132,7 @@ impl FallbackEmbedder {
                 match &verdict {
                     Verdict::Same => tracing::info!(upstream = name, ?input_type, "embeds as the local model does"),
                     Verdict::Other(why) => {
-                        tracing::error!(upstream = name, ?input_type, "is another embedding model: {why}")
+                        tracing::error!(upstream = name, ?input_type, "is another embedding model: {why}");
                     }
                 }
                 verdicts.insert(key, verdict.clone());
