@@ -41,5 +41,5 @@ pub fn hub_settings() -> HubSettings {
 
 /// The key of the upstream that the flags describe. It is no flag, as others could read it in the list of processes.
 pub(super) fn upstream_api_key() -> Option<String> {
-    std::env::var("HEARTH_UPSTREAM_API_KEY").ok().filter(|key| !key.is_empty())
+    std::env::var_os("HEARTH_UPSTREAM_API_KEY").and_then(|key| key.into_string().ok()).filter(|key| !key.is_empty())
 }

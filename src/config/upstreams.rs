@@ -135,7 +135,8 @@ impl UpstreamConfig {
         let api_key = match (&table.api_key_env, table.api_key_file) {
             (Some(_), Some(_)) => bail!("api_key_env and api_key_file exclude each other."),
             (Some(variable), None) => {
-                let key = std::env::var(variable).ok().filter(|key| !key.is_empty());
+                let key =
+                    std::env::var_os(variable).and_then(|key| key.into_string().ok()).filter(|key| !key.is_empty());
                 let key = key.with_context(|| {
                     format!("the environment variable {variable}, which api_key_env names, is not set")
                 })?;
