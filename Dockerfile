@@ -1,7 +1,10 @@
 # Hearth for CPUs. The image holds the program and the small models that come with it; models and data are volumes.
 #
 #   docker build -t hearth .
+#   docker run --rm -v hearth-data:/data hearth keys create
 #   docker run -p 8080:8080 -v hearth-models:/models -v hearth-data:/data hearth
+#
+# It listens on all addresses and so asks for a key: the one that the first line prints, or those of HEARTH_API_KEY.
 FROM rust:1.95-slim-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends gcc g++ make && rm -rf /var/lib/apt/lists/*
 WORKDIR /source

@@ -17,13 +17,13 @@ use std::{
 use axum::{body::Body, http::Request};
 use hearth::{
     domain::{CallerLimits, account::NoBooks},
-    http::HttpSettings,
     metering::{
         Metering,
         limits::{LimitSettings, Limits, Now},
         prices::Prices,
     },
     providers::scripted::ScriptedChat,
+    service::callers::CallerSettings,
 };
 use scripted_server::ScriptedServer;
 
@@ -35,7 +35,7 @@ const KEYS: usize = 64;
 
 fn with_all() -> ScriptedServer {
     let keys = (1..KEYS).map(|number| format!("key-{number}")).chain([KEY.to_owned()]).collect();
-    let settings = HttpSettings { api_keys: keys, ..HttpSettings::default() };
+    let callers = CallerSettings { api_keys: keys, ..CallerSettings::default() };
     let million = 1_000_000_000;
     let caller = CallerLimits {
         requests_per_minute: Some(million),
@@ -44,7 +44,7 @@ fn with_all() -> ScriptedServer {
         ..CallerLimits::default()
     };
     let limits = LimitSettings { caller, ..LimitSettings::default() };
-    ScriptedServer::with_books(ScriptedChat::saying("tiny", "A"), settings, false, |store, ledger| {
+    ScriptedServer::with_books(ScriptedChat::saying("tiny", "A"), callers, |store, ledger| {
         let limits = Limits::open(limits, store, Now::since(Instant::now())).expect("a new ledger");
         let prices = Prices::default().with_compute_hour("scripted", 1_000_000);
         Arc::new(Metering::new(Arc::new(prices), ledger.clone(), limits))
@@ -53,7 +53,7 @@ fn with_all() -> ScriptedServer {
 
 fn without() -> ScriptedServer {
     let chat = ScriptedChat::saying("tiny", "A");
-    ScriptedServer::with_books(chat, HttpSettings::default(), false, |_, _| Arc::new(NoBooks))
+    ScriptedServer::with_books(chat, CallerSettings::default(), |_, _| Arc::new(NoBooks))
 }
 
 async fn timed(server: &ScriptedServer) -> Duration {

@@ -9,7 +9,7 @@ use hearth::{
     error::{Error, ErrorKind},
     http::HttpSettings,
     providers::scripted::{ScriptedChat, Step},
-    service::health::ServerStatus,
+    service::{callers::CallerSettings, health::ServerStatus},
 };
 use serde_json::{Value, json};
 
@@ -524,7 +524,7 @@ async fn health_tells_loading_from_ready_from_stalled() {
 #[tokio::test]
 async fn keys_are_asked_for_where_there_are_any() {
     let keys = vec!["sk-one".to_owned(), "sk-two".to_owned()];
-    let server = ScriptedServer::with_settings(HttpSettings { api_keys: keys, ..HttpSettings::default() });
+    let server = ScriptedServer::with_callers(CallerSettings { api_keys: keys, ..CallerSettings::default() });
     let with = |name: &str, value: &str| Request::get("/v1/models").header(name, value).body(Body::empty()).unwrap();
     assert_eq!(server.send(with("authorization", "Bearer sk-two")).await.status, StatusCode::OK);
     assert_eq!(server.send(with("x-api-key", "sk-one")).await.status, StatusCode::OK);
@@ -551,12 +551,10 @@ async fn pages_from_elsewhere_may_call_only_where_configured() {
     };
     let closed = ScriptedServer::hello().send(preflight()).await;
     assert_eq!(closed.header("access-control-allow-origin"), None);
-    let settings = HttpSettings {
-        cors_origins: vec!["https://app.example".to_owned()],
-        api_keys: vec!["k".to_owned()],
-        ..HttpSettings::default()
-    };
-    let open = ScriptedServer::with_settings(settings).send(preflight()).await;
+    let settings = HttpSettings { cors_origins: vec!["https://app.example".to_owned()], ..HttpSettings::default() };
+    let callers = CallerSettings { api_keys: vec!["k".to_owned()], ..CallerSettings::default() };
+    let chat = ScriptedChat::saying("tiny", "Hello!");
+    let open = ScriptedServer::with_all(chat, settings, callers, false).send(preflight()).await;
     assert_eq!(open.status, StatusCode::OK);
     assert_eq!(open.header("access-control-allow-origin"), Some("https://app.example"));
     assert_eq!(open.header("access-control-allow-headers"), Some("authorization,x-stainless-lang"));

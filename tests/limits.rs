@@ -17,6 +17,7 @@ use hearth::{
         prices::Prices,
     },
     providers::scripted::{ScriptedChat, Step, say},
+    service::callers::CallerSettings,
 };
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -29,8 +30,8 @@ const KEY: &str = "one-key-for-all";
 
 fn server(chat: ScriptedChat, caller: CallerLimits) -> ScriptedServer {
     let limits = LimitSettings { caller, ..LimitSettings::default() };
-    let settings = HttpSettings { api_keys: vec![KEY.to_owned()], ..HttpSettings::default() };
-    ScriptedServer::with_books(chat, settings, false, |store, ledger| {
+    let callers = CallerSettings { api_keys: vec![KEY.to_owned()], ..CallerSettings::default() };
+    ScriptedServer::with_books(chat, callers, |store, ledger| {
         let limits = Limits::open(limits, store, Now::since(Instant::now())).expect("the ledger can be read");
         Arc::new(Metering::new(Arc::new(Prices::default()), ledger.clone(), limits))
     })

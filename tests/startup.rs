@@ -56,6 +56,14 @@ fn an_address_of_another_machine_names_the_flag() {
 }
 
 #[test]
+fn a_server_that_anybody_could_use_says_how_to_close_or_open_it() {
+    let said = refusal(&["--host", "0.0.0.0", "--port", "0", "-m", text(&model())]);
+    for way in ["0.0.0.0", "hearth keys create", "--api-key", "--host 127.0.0.1", "--allow-unauthenticated"] {
+        assert!(said.contains(way), "{way}: {said}");
+    }
+}
+
+#[test]
 fn mistakes_in_the_settings_file_name_the_file_the_line_and_the_key() {
     let files = Files::new();
     let cases = [

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 
 pub use self::load::{available_memory, chat_model_path, load_chat, load_embedder, no_chat_model};
 use self::{load::load_reranker, routes::Router, state::ServerState};
@@ -80,8 +80,8 @@ impl Server {
     /// Takes the port and the data directory. Models are loaded by [`Server::run`].
     ///
     /// # Errors
-    /// If the address cannot be listened on, the TLS files cannot be used, or the data directory is in use, damaged or
-    /// of a newer version.
+    /// If the address cannot be listened on, or would be open to anybody, the TLS files or those that tokens are checked
+    /// with cannot be used, or the data directory is in use, damaged or of a newer version.
     pub fn bind(config: Config) -> anyhow::Result<Self> {
         http::check_tls(&config.http)?;
         let listener = TcpListener::bind(config.address).map_err(|error| {
@@ -89,7 +89,18 @@ impl Server {
             anyhow::Error::new(error).context(reason)
         })?;
         let store = Arc::new(Store::open(&config.data_dir)?);
-        let callers = Callers::new(store.clone());
+        let callers = Callers::with_settings(store.clone(), &config.callers)?;
+        let is_exposed = !config.address.ip().is_loopback() && !callers.asks_for_keys();
+        ensure!(
+            !is_exposed || config.callers.allow_unauthenticated,
+            "anyone who reaches {} could use this server: make a key with `hearth keys create`, or name one with --api-key \
+             (or listen on this machine only, with --host 127.0.0.1; or say that it is meant, with \
+             --allow-unauthenticated)",
+            config.address
+        );
+        if is_exposed {
+            tracing::warn!(address = %config.address, "anyone who reaches this address can use the server");
+        }
         let ledger = Ledger::open(store.clone())?;
         let limits = Limits::open(config.limits, &store, Now::since(Instant::now()))?;
         let books: Arc<dyn Books> = Arc::new(Metering::new(config.prices.clone(), ledger.clone(), limits));

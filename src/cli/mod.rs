@@ -7,6 +7,7 @@ mod doctor;
 mod documents;
 mod embed;
 mod extract_child;
+mod keys;
 mod models;
 mod pull;
 mod serve;
@@ -49,6 +50,8 @@ enum Command {
     Recover(Box<documents::recover::Args>),
     /// Say what requests came to, by day, caller, model and provider
     Usage(Box<usage::Args>),
+    /// Make, list and revoke API keys, also while a server runs
+    Keys(keys::Args),
     /// Fetch a model from the hub
     Pull(pull::Args),
     /// List, show and import models
@@ -80,6 +83,7 @@ impl Cli {
             Command::Reindex(args) => documents::reindex::run(*args),
             Command::Recover(args) => documents::recover::run(*args),
             Command::Usage(args) => usage::run(*args),
+            Command::Keys(args) => keys::run(args),
             Command::Pull(args) => pull::run(args),
             Command::Models(args) => models::run(args),
             Command::Bench(args) => bench::run(*args),

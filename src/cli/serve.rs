@@ -16,7 +16,6 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     let config = Config::load(settings)?;
     telemetry::init_logs(&config.log_filter, config.log_format)?;
     let scheme = if config.http.tls.is_some() { "https" } else { "http" };
-    let exposed = !config.address.ip().is_loopback() && config.http.api_keys.is_empty();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let server = Server::bind(config)?;
     let address = server.address().context("asking for the port")?;
@@ -28,9 +27,6 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     };
     // The one line on standard output: a program that started the server on port 0 reads the port here.
     writeln!(std::io::stdout(), "Hearth is listening on {scheme}://{address}")?;
-    if exposed {
-        tracing::warn!(%address, "anyone who reaches this address can use the models: ask for a key with --api-key");
-    }
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let told_twice = async move {
         signals.next().await;

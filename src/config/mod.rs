@@ -7,6 +7,7 @@
 //! environment.
 
 mod caches;
+mod callers;
 mod env;
 mod limits;
 mod prices;
@@ -25,6 +26,7 @@ use anyhow::{Context, bail, ensure};
 
 use self::{caches::cache_settings, env::upstream_api_key, prices::price_list, upstreams::UpstreamFlags};
 pub use self::{
+    callers::DataSettings,
     env::{StoreSettings, hub_settings},
     prices::PriceSettings,
     routes::{Route, RouteTable, Target},
@@ -39,7 +41,7 @@ use crate::{
     metering::{limits::LimitSettings, prices::Prices},
     models::store::ModelStore,
     providers::cache::CacheSettings,
-    service::webhook::WebhookSettings,
+    service::{callers::CallerSettings, webhook::WebhookSettings},
     telemetry::LogFormat,
     text::extract::Limits,
 };
@@ -80,6 +82,7 @@ pub struct Config {
     /// An upstream is asked instead where a request would wait longer in the local queue.
     pub queue_wait_max: Duration,
     pub address: SocketAddr,
+    pub callers: CallerSettings,
     pub http: HttpSettings,
     pub log_filter: String,
     pub log_format: LogFormat,
@@ -136,6 +139,7 @@ impl Config {
     fn from_settings(settings: Settings) -> anyhow::Result<Self> {
         let limits = limits::limits(&settings)?;
         let caches = cache_settings(&settings)?;
+        let callers = callers::read(&settings)?;
         let data_dir = match settings.data_dir {
             Some(dir) => dir,
             None => default_data_dir()?,
@@ -157,13 +161,6 @@ impl Config {
         let rerank_model = resolve("rerank-model", settings.rerank_model)?;
         let host = settings.host.unwrap_or_else(|| "127.0.0.1".to_owned());
         let address = SocketAddr::new(parse_host(&host)?, settings.port.unwrap_or(8080));
-        let mut api_keys = settings.api_key.unwrap_or_default();
-        if let Some(path) = &settings.api_key_file {
-            let text = std::fs::read_to_string(path).with_context(|| format!("--api-key-file {}", path.display()))?;
-            api_keys.extend(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned));
-            ensure!(!api_keys.is_empty(), "--api-key-file {} holds no key: put one on each line.", path.display());
-        }
-        ensure!(api_keys.iter().all(|key| !key.is_empty()), "--api-key: a key must not be empty.");
         let tls = match (settings.ssl_cert_file, settings.ssl_key_file) {
             (Some(certificate), Some(private_key)) => Some(TlsSettings { certificate, private_key }),
             (None, None) => None,
@@ -241,6 +238,7 @@ impl Config {
             prices: Arc::new(price_list(settings.usd_per_compute_hour, settings.prices)?),
             limits,
             address,
+            callers,
             http: HttpSettings {
                 body_limit_bytes: in_range("body-limit-mib", settings.body_limit_mib, 1..=1024)?
                     .map_or(http.body_limit_bytes, |mib| mib << 20),
@@ -258,7 +256,6 @@ impl Config {
                     http.keep_alive_interval,
                 )?,
                 shutdown_grace: seconds("grace", settings.grace, http.shutdown_grace)?,
-                api_keys,
                 cors_origins,
                 tls,
                 strict: settings.strict.unwrap_or(false),
@@ -362,7 +359,7 @@ mod tests {
     fn defaults_bind_loopback_and_ask_for_no_key() {
         let config = Config::load(Settings::default()).expect("defaults are valid");
         assert_eq!(config.address.to_string(), "127.0.0.1:8080");
-        assert!(config.http.api_keys.is_empty());
+        assert!(config.callers.api_keys.is_empty() && config.callers.jwt.is_none());
         assert!(config.http.cors_origins.is_empty());
     }
 

@@ -135,6 +135,31 @@ settings! {
     /// Ask callers for one of the keys in this file, one on each line
     #[arg(long, env = "HEARTH_API_KEY_FILE", value_name = "FILE", help_heading = "Server")]
     api_key_file: PathBuf,
+    /// Serve on an address that others reach though nobody is asked for a key
+    #[arg(long, env = "HEARTH_ALLOW_UNAUTHENTICATED", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Server")]
+    allow_unauthenticated: bool,
+    /// Take tokens (JWT) that are signed with this secret, HS256; 32 bytes or more
+    #[arg(long, env = "HEARTH_JWT_SECRET", value_name = "SECRET", hide_env_values = true, help_heading = "Tokens")]
+    jwt_secret: String,
+    /// The same, from a file; a line end at its end is not part of it
+    #[arg(long, env = "HEARTH_JWT_SECRET_FILE", value_name = "FILE", help_heading = "Tokens")]
+    jwt_secret_file: PathBuf,
+    /// Take tokens (JWT) that are signed with one of an issuer's public keys: a JWKS, by file or https:// address
+    #[arg(long, env = "HEARTH_JWT_JWKS", value_name = "PLACE", help_heading = "Tokens")]
+    jwt_jwks: String,
+    /// A token must be for this audience (`aud`); several with commas
+    #[arg(long, env = "HEARTH_JWT_AUDIENCE", value_name = "NAME", value_delimiter = ',', help_heading = "Tokens")]
+    jwt_audience: Vec<String>,
+    /// A token must be from this issuer (`iss`); several with commas
+    #[arg(long, env = "HEARTH_JWT_ISSUER", value_name = "NAME", value_delimiter = ',', help_heading = "Tokens")]
+    jwt_issuer: Vec<String>,
+    /// What goes before a token's `sub` in its caller's id; must have a colon [default: jwt:]
+    #[arg(long, env = "HEARTH_JWT_CALLER_PREFIX", value_name = "TEXT", help_heading = "Tokens")]
+    jwt_caller_prefix: String,
+    /// Seconds that an issuer's clock may be off [default: 30]
+    #[arg(long, env = "HEARTH_JWT_LEEWAY", value_name = "SECONDS", help_heading = "Tokens")]
+    jwt_leeway: u64,
+
     /// TLS certificate chain, PEM
     #[arg(long, env = "HEARTH_SSL_CERT_FILE", value_name = "FILE", help_heading = "Server")]
     ssl_cert_file: PathBuf,

@@ -39,7 +39,7 @@ pub(super) async fn create(
 ) -> Result<Response, ApiError> {
     let envelope = caller.envelope(&state, false);
     let Parsed { request, ignored } = AnalysisBody::read(body.clone(), &envelope)?;
-    state.chat_or_first(request.model.as_deref())?;
+    state.chat_or_first(caller.may(), request.model.as_deref())?;
     let job = state.analyses.submit(&request, body, caller.account()).await?;
     let location = HeaderValue::try_from(format!("/analysis/{}", job.job_id)).map_err(Error::internal)?;
     let response = (StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(job)).into_response();

@@ -68,7 +68,7 @@ async fn answer_question(
     let began = Instant::now();
     let envelope = caller.envelope(&state, streams);
     let Parsed { request, ignored } = AskBody::read(body, &envelope)?;
-    let model = state.chat_or_first(request.model.as_deref())?;
+    let model = state.chat_or_first(caller.may(), request.model.as_deref())?;
     let (collections, filter) = scope(&caller.documents(&state), &request.lookup, request.deadline).await?;
     let asked = semantic::ask(
         &state.models,
@@ -131,7 +131,7 @@ async fn answer_conversation(
     let began = Instant::now();
     let envelope = caller.envelope(&state, streams);
     let Parsed { request, ignored } = ChatBody::read(body, &envelope)?;
-    let model = state.chat_or_first(request.model.as_deref())?;
+    let model = state.chat_or_first(caller.may(), request.model.as_deref())?;
     let asked = converse(&state, &caller.documents(&state), &model, &envelope, request).await?;
     let citations = asked.sources.iter().map(citation).collect();
     let shape = ChatShape { began, account: caller.account().clone(), model: model.info().id.clone(), citations };
@@ -191,7 +191,7 @@ async fn continue_prompt(
 ) -> Result<Response, ApiError> {
     let began = Instant::now();
     let Parsed { request, ignored } = GenerateBody::read(body, &caller.envelope(&state, streams))?;
-    let model = state.chat_or_first(request.model.as_deref())?;
+    let model = state.chat_or_first(caller.may(), request.model.as_deref())?;
     let generation: GenerateRequest = request.generation;
     let events = start(&model, generation).await?;
     let shape = GenerateShape { began, account: caller.account().clone(), model: model.info().id.clone() };

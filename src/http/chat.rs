@@ -35,7 +35,7 @@ pub(super) async fn create_chat_completion(
 ) -> Result<Response, ApiError> {
     let envelope = caller.envelope(&state, asks_for_stream(&body));
     let Parsed { request, ignored } = ChatCompletionRequest::read(body, &envelope)?;
-    let model = state.chat(request.model.as_deref())?;
+    let model = state.chat(caller.may(), request.model.as_deref())?;
     let num_choices = request.generation.n;
     let with_logprobs = request.generation.logprobs.is_some();
     let events = semantic::chat(&state.models, &model, request.generation).await?;

@@ -33,7 +33,7 @@ pub(super) async fn create_completion(
 ) -> Result<Response, ApiError> {
     let envelope = caller.envelope(&state, asks_for_stream(&body));
     let Parsed { request, ignored } = CompletionRequest::read(body, &envelope)?;
-    let model = state.chat(request.model.as_deref())?;
+    let model = state.chat(caller.may(), request.model.as_deref())?;
     let num_choices = request.generations.iter().map(|generation| generation.n).sum();
     let with_logprobs = request.generations.iter().any(|generation| generation.logprobs.is_some());
     let events = completions::start_all(&model, request.generations).await?;

@@ -85,6 +85,11 @@ impl Caller {
         &self.account.caller().id
     }
 
+    /// What whoever calls is allowed.
+    pub(super) fn may(&self) -> &crate::domain::Caller {
+        self.account.caller()
+    }
+
     pub(super) fn account(&self) -> &Arc<Account> {
         &self.account
     }

@@ -22,7 +22,7 @@ pub(super) async fn create_embeddings(
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let Parsed { request, ignored } = EmbeddingsRequest::read(body, &caller.envelope(&state, false))?;
-    let model = state.embedder(request.model.as_deref())?;
+    let model = state.embedder(caller.may(), request.model.as_deref())?;
     let answer = embed::embed(&model, request.request).await?;
     let (name, receipt) = (model.info().id.clone(), Receipt::of(caller.account()));
     let list = EmbeddingList::new(answer.embeddings, request.encoding_format, name, answer.prompt_tokens, receipt);

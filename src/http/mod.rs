@@ -28,6 +28,7 @@ mod openapi;
 mod quote;
 mod receipt;
 mod rerank;
+mod scopes;
 mod serve;
 mod settings;
 mod spending;
@@ -138,6 +139,7 @@ pub fn router(state: AppState) -> Router {
             body_room::BodyRoom::new(state.settings.body_limit_bytes),
             body_room::with_body_share,
         ))
+        .layer(middleware::from_fn(scopes::require_scope))
         .layer(middleware::from_fn_with_state(state.clone(), metered::with_account))
         .layer(middleware::from_fn_with_state(state.clone(), auth::require_api_key))
         .layer(cors(&state.settings.cors_origins))

@@ -5,24 +5,27 @@ use axum::{
     extract::{Path, State, rejection::PathRejection},
 };
 
-use super::{error::ApiError, state::AppState};
+use super::{context::Caller, error::ApiError, state::AppState};
 use crate::{
     error::{Error, ErrorKind},
     wire::models::{Model, ModelList},
 };
 
-pub(super) async fn list_models(State(state): State<AppState>) -> Json<ModelList> {
-    let data = state.models.list().into_iter().map(|(info, aliases)| Model::new(&info, aliases)).collect();
+pub(super) async fn list_models(State(state): State<AppState>, caller: Caller) -> Json<ModelList> {
+    let listed = state.models.list().into_iter().filter(|(info, _)| state.models.allows(caller.may(), &info.id));
+    let data = listed.map(|(info, aliases)| Model::new(&info, aliases)).collect();
     Json(ModelList { object: "list", data })
 }
 
 /// An id may contain slashes, as hub repositories do, so it is the rest of the path.
 pub(super) async fn retrieve_model(
     State(state): State<AppState>,
+    caller: Caller,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Model>, ApiError> {
     let Path(id) =
         id.map_err(|rejection| Error::new(ErrorKind::ModelNotFound, rejection.body_text()).with_param("model"))?;
     let (info, aliases) = state.models.find(&id)?;
+    state.models.refuse_unless_allowed(caller.may(), &info.id)?;
     Ok(Json(Model::new(&info, aliases)))
 }

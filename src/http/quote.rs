@@ -14,7 +14,7 @@ pub(super) async fn quote(
     JsonBody(body): JsonBody,
 ) -> Result<Json<QuoteAnswer>, ApiError> {
     let request = QuoteRequest::read(body, &caller.envelope(&state, false))?;
-    let model = state.chat(request.model.as_deref())?;
+    let model = state.chat(caller.may(), request.model.as_deref())?;
     let sides = quote::quote(model.clone(), caller.account().clone(), request.generations).await?;
     let would_serve = sides.iter().find(|side| side.quote.refusal.is_none());
     Ok(Json(QuoteAnswer {

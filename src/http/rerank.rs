@@ -22,7 +22,7 @@ pub(super) async fn rerank(
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let Parsed { request: body, ignored } = RerankBody::read(body, &caller.envelope(&state, false))?;
-    let model = state.reranker(body.model.as_deref())?;
+    let model = state.reranker(caller.may(), body.model.as_deref())?;
     let documents = body.return_documents.then(|| body.request.documents.clone());
     let answer = rerank::rerank(&model, body.request).await?;
     let receipt = Receipt::of(caller.account());

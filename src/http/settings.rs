@@ -1,4 +1,4 @@
-//! What the HTTP side can be told: limits, timeouts, keys, origins, certificates.
+//! What the HTTP side can be told: limits, timeouts, origins, certificates.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -26,8 +26,6 @@ pub struct HttpSettings {
     pub request_deadline: Option<Duration>,
     /// How long running streams may go on after the shutdown signal.
     pub shutdown_grace: Duration,
-    /// Keys, any of which is accepted. Empty: no key is asked for.
-    pub api_keys: Vec<String>,
     /// Origins whose pages may call, or `*`. Empty: no CORS headers.
     pub cors_origins: Vec<String>,
     /// Serve TLS with this certificate.
@@ -57,7 +55,6 @@ impl Default for HttpSettings {
             keep_alive_interval: Duration::from_secs(10),
             request_deadline: Some(Duration::from_secs(3600)),
             shutdown_grace: Duration::from_secs(30),
-            api_keys: Vec::new(),
             cors_origins: Vec::new(),
             tls: None,
             strict: false,

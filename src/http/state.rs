@@ -6,7 +6,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::{error::ApiError, settings::HttpSettings};
 use crate::{
-    domain::{ModelKind, account::Books},
+    domain::{Caller, ModelKind, account::Books},
     error::Error,
     metering::ledger::Ledger,
     providers::{ChatModel, Embedder, Reranker},
@@ -51,25 +51,31 @@ impl AppState {
         refuse_unless_ready(&status)
     }
 
-    /// The chat model that a request names, if the server takes requests at all.
-    pub(super) fn chat(&self, name: Option<&str>) -> Result<Arc<dyn ChatModel>, ApiError> {
+    /// The chat model that a request names, if the server takes requests at all and the caller may use it.
+    pub(super) fn chat(&self, caller: &Caller, name: Option<&str>) -> Result<Arc<dyn ChatModel>, ApiError> {
         self.refuse_unless_served(ModelKind::Chat, name)?;
-        Ok(self.models.chat(name)?)
+        let model = self.models.chat(name)?;
+        self.models.refuse_unless_allowed(caller, &model.info().id)?;
+        Ok(model)
     }
 
     /// The chat model for a route where naming one is optional.
-    pub(super) fn chat_or_first(&self, name: Option<&str>) -> Result<Arc<dyn ChatModel>, ApiError> {
+    pub(super) fn chat_or_first(&self, caller: &Caller, name: Option<&str>) -> Result<Arc<dyn ChatModel>, ApiError> {
         self.refuse_unless_served(ModelKind::Chat, name)?;
-        Ok(self.models.chat_or_first(name)?)
+        Ok(self.models.chat_or_first_for(caller, name)?)
     }
 
-    pub(super) fn embedder(&self, name: Option<&str>) -> Result<Arc<dyn Embedder>, ApiError> {
+    pub(super) fn embedder(&self, caller: &Caller, name: Option<&str>) -> Result<Arc<dyn Embedder>, ApiError> {
         self.refuse_unless_served(ModelKind::Embedding, name)?;
-        Ok(self.models.embedder(name)?)
+        let model = self.models.embedder(name)?;
+        self.models.refuse_unless_allowed(caller, &model.info().id)?;
+        Ok(model)
     }
 
-    pub(super) fn reranker(&self, name: Option<&str>) -> Result<Arc<dyn Reranker>, ApiError> {
+    pub(super) fn reranker(&self, caller: &Caller, name: Option<&str>) -> Result<Arc<dyn Reranker>, ApiError> {
         refuse_unless_ready(&self.health.status())?;
-        Ok(self.models.reranker(name)?)
+        let model = self.models.reranker(name)?;
+        self.models.refuse_unless_allowed(caller, &model.info().id)?;
+        Ok(model)
     }
 }

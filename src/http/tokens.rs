@@ -5,7 +5,7 @@
 
 use axum::{Json, extract::State};
 
-use super::{error::ApiError, extract::JsonBody, state::AppState};
+use super::{context::Caller, error::ApiError, extract::JsonBody, state::AppState};
 use crate::{
     error::{Error, Result},
     wire::tokens::{
@@ -16,10 +16,11 @@ use crate::{
 
 pub(super) async fn tokenize(
     State(state): State<AppState>,
+    caller: Caller,
     JsonBody(body): JsonBody,
 ) -> Result<Json<TokenizeResponse>, ApiError> {
     let request = TokenizeRequest::read(body)?;
-    let model = state.chat_or_first(request.model.as_deref())?;
+    let model = state.chat_or_first(caller.may(), request.model.as_deref())?;
     off_the_async_threads(move || {
         let mut ids = Vec::new();
         // The text's special tokens belong to its beginning: only the first piece gets them.
@@ -43,19 +44,21 @@ pub(super) async fn tokenize(
 
 pub(super) async fn detokenize(
     State(state): State<AppState>,
+    caller: Caller,
     JsonBody(body): JsonBody,
 ) -> Result<Json<DetokenizeResponse>, ApiError> {
     let request = DetokenizeRequest::read(body)?;
-    let model = state.chat_or_first(request.model.as_deref())?;
+    let model = state.chat_or_first(caller.may(), request.model.as_deref())?;
     off_the_async_threads(move || Ok(DetokenizeResponse { content: model.detokenize(&request.tokens)? })).await
 }
 
 pub(super) async fn apply_template(
     State(state): State<AppState>,
+    caller: Caller,
     JsonBody(body): JsonBody,
 ) -> Result<Json<ApplyTemplateResponse>, ApiError> {
     let request = ApplyTemplateRequest::read(body)?;
-    let model = state.chat_or_first(request.model.as_deref())?;
+    let model = state.chat_or_first(caller.may(), request.model.as_deref())?;
     off_the_async_threads(move || Ok(ApplyTemplateResponse { prompt: model.render(&request.prompt)? })).await
 }
 

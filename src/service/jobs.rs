@@ -180,7 +180,7 @@ impl Jobs {
     }
 
     async fn attempt(self: &Arc<Self>, worker: &dyn Worker, job: Job, stopping: &mut watch::Receiver<bool>) {
-        let account = self.open_account(&job);
+        let account = self.open_account(&job).await;
         let progress = Progress { jobs: self.clone(), job: job.clone(), account: account.clone() };
         // A panic ends the attempt and not the worker, which has other jobs to do.
         let work = AssertUnwindSafe(async { worker.work(job.clone(), progress).await }).catch_unwind();
@@ -214,11 +214,11 @@ impl Jobs {
     }
 
     /// Each attempt has an account of its own, in the name of the job's owner.
-    fn open_account(&self, job: &Job) -> Arc<Account> {
+    async fn open_account(&self, job: &Job) -> Arc<Account> {
         let opening = Opening {
             request_id: job.id.clone(),
             route: format!("job {}", job.kind),
-            caller: self.callers.of_id(&job.owner),
+            caller: self.callers.of_id(&job.owner).await,
             turn: job.kind.clone(),
             policy: None,
             is_recorded: true,

@@ -11,6 +11,7 @@ mod collections;
 mod documents;
 mod files;
 mod jobs;
+mod keys;
 mod ledger;
 mod owned;
 mod recover;
@@ -36,6 +37,7 @@ pub use self::{
     documents::{INGEST, Replaced, Upload},
     files::Incoming,
     jobs::{Job, JobState, NewJob},
+    keys::{KeyTable, StoredKey},
     ledger::{GroupBy, LedgerRow, LedgerTotals, UsageGroup, UsageQuery},
     owned::Owned,
     recover::{Recovered, recover},
@@ -67,6 +69,12 @@ pub enum StoreError {
         path = .path.display()
     )]
     Newer { path: PathBuf, found: i64, supported: i64 },
+    #[error(
+        "the server that uses {path} is of another version of Hearth (schema {found}, this one knows {supported}): stop \
+         it, or use that version for this command, too",
+        path = .path.display()
+    )]
+    InUseByOther { path: PathBuf, found: i64, supported: i64 },
     #[error("{path} is not a database of Hearth; move it away, or choose another --data-dir", path = .path.display())]
     Foreign { path: PathBuf },
     #[error(

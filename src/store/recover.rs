@@ -16,8 +16,8 @@ use rusqlite::{Connection, OpenFlags, Row, params};
 use sha2::{Digest, Sha256};
 
 use super::{
-    DATABASE, Result, StoreError, attributes::Attributes, collections, configure, documents, files, named, new_id,
-    now_ms, schema, take_lock,
+    DATABASE, Result, StoreError, attributes::Attributes, collections, configure, documents, files, keys, named,
+    new_id, now_ms, schema, take_lock,
 };
 use crate::domain::LOCAL;
 
@@ -87,7 +87,11 @@ fn take_over(damaged: &Path, new: &mut Connection, directory: &Path) -> Result<R
         let attributes: String = row.get(2)?;
         Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, super::attributes::from_json(&attributes)))
     });
+    let (known_keys, _) = rows(old.as_ref(), keys::COLUMNS, "keys", keys::read_row);
     let transaction = new.transaction()?;
+    for key in &known_keys {
+        keys::insert(&transaction, key)?;
+    }
     let mut collection_owners = HashMap::new();
     for (collection, owner) in &collections {
         // Its vectors are made again, by the model that is there then.

@@ -204,6 +204,13 @@ CREATE INDEX ledger_by_time ON ledger (began);
 CREATE INDEX ledger_by_caller ON ledger (caller, began);
 ";
 
+/// For a connection beside the server's, which alone may change the schema.
+pub(super) fn refuse_unless_current(connection: &Connection, path: &Path) -> Result<()> {
+    let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let supported = MIGRATIONS.len() as i64;
+    if found == supported { Ok(()) } else { Err(StoreError::InUseByOther { path: path.to_owned(), found, supported }) }
+}
+
 /// Brings the database to the newest schema, in one transaction.
 pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
     let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));

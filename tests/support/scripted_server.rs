@@ -24,7 +24,7 @@ use hearth::{
     providers::scripted::{ScriptedChat, ScriptedEmbedder},
     service::{
         analysis::Analyses,
-        callers::Callers,
+        callers::{CallerSettings, Callers},
         documents::Documents,
         health::{EngineReport, Health, HealthReport, ServerStatus},
         models::Models,
@@ -66,6 +66,7 @@ pub struct ScriptedServer {
     pub health: Arc<FixedHealth>,
     pub settings: Arc<HttpSettings>,
     pub ledger: Arc<Ledger>,
+    pub callers: Arc<Callers>,
     _data: tempfile::TempDir,
 }
 
@@ -118,18 +119,44 @@ impl ScriptedServer {
         Self::new(ScriptedChat::saying("tiny", "Hello!"), settings, false)
     }
 
+    /// Asks for keys or tokens as these settings say.
+    pub fn with_callers(callers: CallerSettings) -> Self {
+        Self::with_all(ScriptedChat::saying("tiny", "Hello!"), HttpSettings::default(), callers, false)
+    }
+
+    /// Over a data directory that is there already, with its keys.
+    pub fn with_data(data: tempfile::TempDir, callers: CallerSettings) -> Self {
+        let chat = ScriptedChat::saying("tiny", "Hello!");
+        Self::over(data, chat, HttpSettings::default(), callers, false, books)
+    }
+
     pub fn new(chat: ScriptedChat, settings: HttpSettings, accept_any_model: bool) -> Self {
-        Self::with_books(chat, settings, accept_any_model, |store, ledger| {
-            let limits = Limits::open(LimitSettings::default(), store, Now::since(Instant::now())).expect("no limits");
-            let prices = Prices::default().with_compute_hour("scripted", 3_600_000_000);
-            Arc::new(Metering::new(Arc::new(prices), ledger.clone(), limits))
-        })
+        Self::with_all(chat, settings, CallerSettings::default(), accept_any_model)
+    }
+
+    pub fn with_all(
+        chat: ScriptedChat,
+        settings: HttpSettings,
+        callers: CallerSettings,
+        accept_any_model: bool,
+    ) -> Self {
+        Self::over(temporary(), chat, settings, callers, accept_any_model, books)
     }
 
     /// A server whose requests are written down, and limited, by these books.
     pub fn with_books(
         chat: ScriptedChat,
+        callers: CallerSettings,
+        books: impl FnOnce(&Arc<Store>, &Arc<Ledger>) -> Arc<dyn Books>,
+    ) -> Self {
+        Self::over(temporary(), chat, HttpSettings::default(), callers, false, books)
+    }
+
+    fn over(
+        data: tempfile::TempDir,
+        chat: ScriptedChat,
         settings: HttpSettings,
+        callers: CallerSettings,
         accept_any_model: bool,
         books: impl FnOnce(&Arc<Store>, &Arc<Ledger>) -> Arc<dyn Books>,
     ) -> Self {
@@ -146,10 +173,9 @@ impl ScriptedServer {
         };
         let health = Arc::new(FixedHealth { status: Mutex::new(ServerStatus::Ready), engine: Mutex::new(engine) });
         let settings = Arc::new(settings);
-        let data = tempfile::tempdir().expect("a temporary directory");
         let models = Arc::new(models);
         let store = Arc::new(Store::open(data.path()).expect("a new store"));
-        let callers = Callers::new(store.clone());
+        let callers = Callers::with_settings(store.clone(), &callers).expect("usable settings");
         let ledger = Ledger::open(store.clone()).expect("a new ledger");
         let books = books(&store, &ledger);
         let documents = Documents::new(store, GraphParameters::default(), callers.clone(), books.clone());
@@ -157,14 +183,14 @@ impl ScriptedServer {
             analyses: Analyses::new(documents.clone(), models.clone(), WebhookSettings::default()),
             models: models.clone(),
             documents,
-            callers,
+            callers: callers.clone(),
             books,
             ledger: ledger.clone(),
             health: health.clone(),
             metrics: None,
             settings: settings.clone(),
         });
-        Self { router, chat, models, health, settings, ledger, _data: data }
+        Self { router, chat, models, health, settings, ledger, callers, _data: data }
     }
 
     pub async fn send(&self, request: Request<Body>) -> Answer {
@@ -176,6 +202,18 @@ impl ScriptedServer {
 
     pub async fn get(&self, path: &str) -> Answer {
         self.send(Request::get(path).body(Body::empty()).expect("a valid request")).await
+    }
+
+    /// A GET, or a POST of this body, with a key or token.
+    pub async fn with_key(&self, key: &str, path: &str, body: Option<Value>) -> Answer {
+        let request = match body {
+            Some(_) => Request::post(path),
+            None => Request::get(path),
+        };
+        let request =
+            request.header("authorization", format!("Bearer {key}")).header("content-type", "application/json");
+        let body = body.map_or_else(Body::empty, |body| Body::from(body.to_string()));
+        self.send(request.body(body).expect("a valid request")).await
     }
 
     pub async fn post(&self, path: &str, body: Value) -> Answer {
@@ -207,6 +245,17 @@ impl ScriptedServer {
         });
         ListeningServer { address, stop: Some(stop), task }
     }
+}
+
+/// Books without limits.
+fn books(store: &Arc<Store>, ledger: &Arc<Ledger>) -> Arc<dyn Books> {
+    let limits = Limits::open(LimitSettings::default(), store, Now::since(Instant::now())).expect("no limits");
+    let prices = Prices::default().with_compute_hour("scripted", 3_600_000_000);
+    Arc::new(Metering::new(Arc::new(prices), ledger.clone(), limits))
+}
+
+fn temporary() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary directory")
 }
 
 pub struct ListeningServer {

@@ -11,6 +11,7 @@ use crate::{
     app::Server,
     config::Config,
     providers::{ChatModel, local::LocalChat},
+    service::callers::{CallerSettings, NewKey},
 };
 
 /// Starts a server on the loaded model and measures it as [`super::in_process`] measures the engine.
@@ -19,14 +20,16 @@ pub(super) async fn measure(config: &Config, model: LocalChat, workload: Workloa
     // Only this process is to reach it.
     config.address = ([127, 0, 0, 1], 0).into();
     config.http.tls = None;
-    config.http.api_keys.clear();
+    let key = NewKey::random()?.key;
+    config.callers = CallerSettings { api_keys: vec![key.clone()], ..CallerSettings::default() };
     let vocab_size = model.info().vocab_size;
     let name = model.info().id.clone();
     let server = Server::bind(config)?.with_chat(model);
     let address = server.address()?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let serving = tokio::spawn(server.run(async { drop(stopped.await) }));
-    let client = Arc::new(Client { http: reqwest::Client::new(), url: format!("http://{address}"), name, vocab_size });
+    let client =
+        Arc::new(Client { http: reqwest::Client::new(), url: format!("http://{address}"), key, name, vocab_size });
     let measured = client.clone().measure(workload).await;
     drop(stop);
     serving.await.context("the server's task")??;
@@ -36,6 +39,7 @@ pub(super) async fn measure(config: &Config, model: LocalChat, workload: Workloa
 struct Client {
     http: reqwest::Client,
     url: String,
+    key: String,
     name: String,
     vocab_size: usize,
 }
@@ -72,7 +76,8 @@ impl Client {
             "return_token_ids": true,
         });
         let started = Instant::now();
-        let response = self.http.post(format!("{}/v1/completions", self.url)).json(&body).send().await?;
+        let response =
+            self.http.post(format!("{}/v1/completions", self.url)).bearer_auth(&self.key).json(&body).send().await?;
         let status = response.status();
         ensure!(status.is_success(), "the server answered {status}: {}", response.text().await.unwrap_or_default());
         let mut bytes = response.bytes_stream();

@@ -17,6 +17,7 @@ use serde_json::Value;
 use crate::{
     app::{Server, URL_FILE},
     config::{Config, Settings},
+    service::callers::{CallerSettings, NewKey},
     store::StoreError,
     telemetry,
 };
@@ -85,11 +86,13 @@ where
     let mut config = Config::load(settings)?;
     telemetry::init_logs(&config.log_filter, config.log_format)?;
     let mut client =
-        Client { http: reqwest::Client::new(), url: String::new(), api_key: config.http.api_keys.first().cloned() };
+        Client { http: reqwest::Client::new(), url: String::new(), api_key: config.callers.api_keys.first().cloned() };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     // A server of one's own is nobody else's.
     config.address = ([127, 0, 0, 1], 0).into();
     config.http.tls = None;
+    let own_key = NewKey::random()?.key;
+    config.callers = CallerSettings { api_keys: vec![own_key.clone()], ..CallerSettings::default() };
     let data_dir = config.data_dir.clone();
     let server = match Server::bind(config) {
         Ok(server) => server,
@@ -103,6 +106,7 @@ where
         }
         Err(error) => return Err(error),
     };
+    client.api_key = Some(own_key);
     client.url = format!("http://{}", server.address().context("asking for the port")?);
     runtime.block_on(async {
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
@@ -127,7 +131,7 @@ where
 pub(super) fn running_server(config: &Config) -> anyhow::Result<Option<Client>> {
     let Some(url) = url_of_running(&config.data_dir) else { return Ok(None) };
     writeln!(std::io::stderr(), "Asking the server at {url}, which has the data.")?;
-    Ok(Some(Client { http: reqwest::Client::new(), url, api_key: config.http.api_keys.first().cloned() }))
+    Ok(Some(Client { http: reqwest::Client::new(), url, api_key: config.callers.api_keys.first().cloned() }))
 }
 
 /// Where the server that has this data directory listens, as it says there.

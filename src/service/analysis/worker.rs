@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use super::{ANALYSIS, Payload};
 use crate::{
-    domain::{FinishReason, GenerateEvent, Usage, documents::Collection},
+    domain::{FinishReason, GenerateEvent, Scope, Usage, documents::Collection},
     error::{Error, ErrorKind},
     providers::GenerateStream,
     retrieval::{
@@ -117,7 +117,12 @@ impl Analyst {
         let deadline = Some(Instant::now() + ATTEMPT_MAX);
         let envelope = Envelope { account: progress.account().clone(), deadline, strict: false };
         let Parsed { request, .. } = AnalysisBody::read(body, &envelope)?;
-        let model = self.models.chat_or_first(request.model.as_deref())?;
+        let caller = progress.account().caller();
+        if !caller.scopes.contains(&Scope::Chat) {
+            let message = "The keys of whoever asked for this do not allow it any more.";
+            return Err(Error::new(ErrorKind::Forbidden, message));
+        }
+        let model = self.models.chat_or_first_for(caller, request.model.as_deref())?;
         let retriever = self.documents.retriever()?;
         let collections = self.searchable(&request, progress).await?;
         let asked = AskRequest {

@@ -1,0 +1,163 @@
+//! API keys: who they belong to, what they allow, and whether they still do. The keys themselves are nowhere, only what
+//! a keyed hash makes of them.
+//!
+//! The server reads them through its [`Store`]. Commands use a [`KeyTable`], a connection of their own, so that keys are
+//! made and revoked while a server has the directory.
+
+use std::{
+    fs::{self, File},
+    path::Path,
+};
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::{DATABASE, Result, Store, StoreError, configure, named, now_ms, schema, take_lock};
+
+/// A row of the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredKey {
+    /// The part of the key that may be shown.
+    pub id: String,
+    /// Whose key it is.
+    pub caller: String,
+    /// What its owner calls it.
+    pub name: String,
+    pub hash: [u8; 32],
+    /// JSON.
+    pub rights: String,
+    pub created_ms: i64,
+    pub expires_ms: Option<i64>,
+    pub revoked_ms: Option<i64>,
+    pub last_used_ms: Option<i64>,
+}
+
+impl StoredKey {
+    /// Neither revoked nor expired.
+    pub fn is_valid(&self) -> bool {
+        self.revoked_ms.is_none() && self.expires_ms.is_none_or(|expires| now_ms() < expires)
+    }
+}
+
+pub(super) const COLUMNS: &str = "id, caller, name, hash, rights, created, expires, revoked, last_used";
+
+pub(super) fn read_row(row: &Row<'_>) -> rusqlite::Result<StoredKey> {
+    Ok(StoredKey {
+        id: row.get(0)?,
+        caller: row.get(1)?,
+        name: row.get(2)?,
+        hash: row.get(3)?,
+        rights: row.get(4)?,
+        created_ms: row.get(5)?,
+        expires_ms: row.get(6)?,
+        revoked_ms: row.get(7)?,
+        last_used_ms: row.get(8)?,
+    })
+}
+
+/// Of two keys with one id, as a damaged database yields them, the first stays.
+pub(super) fn insert(connection: &Connection, key: &StoredKey) -> Result<bool> {
+    let insert = format!("INSERT OR IGNORE INTO keys ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)");
+    let StoredKey { id, caller, name, hash, rights, created_ms, expires_ms, revoked_ms, last_used_ms } = key;
+    let values = params![id, caller, name, hash, rights, created_ms, expires_ms, revoked_ms, last_used_ms];
+    Ok(connection.execute(&insert, values)? == 1)
+}
+
+fn find(connection: &Connection, id: &str) -> Result<Option<StoredKey>> {
+    let mut query = connection.prepare(&format!("SELECT {COLUMNS} FROM keys WHERE id = ?"))?;
+    Ok(query.query_row([id], read_row).optional()?)
+}
+
+impl Store {
+    /// # Errors
+    /// If the database cannot be read.
+    pub fn key(&self, id: &str) -> Result<Option<StoredKey>> {
+        self.read(|connection| find(connection, id))
+    }
+
+    /// All keys of a caller, the newest first.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
+    pub fn keys_of(&self, caller: &str) -> Result<Vec<StoredKey>> {
+        self.read(|connection| {
+            let query = format!("SELECT {COLUMNS} FROM keys WHERE caller = ? ORDER BY created DESC, id");
+            Ok(connection.prepare(&query)?.query_map([caller], read_row)?.collect::<rusqlite::Result<_>>()?)
+        })
+    }
+
+    /// Whether a key was ever made, be it revoked since.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
+    pub fn has_keys(&self) -> Result<bool> {
+        self.read(|connection| Ok(connection.query_row("SELECT EXISTS (SELECT 1 FROM keys)", [], |row| row.get(0))?))
+    }
+
+    /// A key let a request in just now.
+    ///
+    /// # Errors
+    /// If the database cannot be written.
+    pub fn key_was_used(&self, id: String) -> Result<()> {
+        self.write(move |transaction| {
+            transaction.execute("UPDATE keys SET last_used = ? WHERE id = ?", params![now_ms(), id])?;
+            Ok(())
+        })
+    }
+}
+
+/// The keys of a data directory, for commands; see the module.
+#[derive(Debug)]
+pub struct KeyTable {
+    connection: Connection,
+    /// Where no server has the directory, none is to begin while the schema changes.
+    _lock: Option<File>,
+}
+
+impl KeyTable {
+    /// # Errors
+    /// If the database is damaged, not Hearth's, or of another version than this program and in use.
+    pub fn open(directory: &Path) -> Result<Self> {
+        fs::create_dir_all(directory).map_err(|source| StoreError::Io { path: directory.to_owned(), source })?;
+        let path = directory.join(DATABASE);
+        let lock = match take_lock(directory) {
+            Ok(lock) => Some(lock),
+            Err(StoreError::Locked { .. }) => None,
+            Err(error) => return Err(error),
+        };
+        let mut connection = Connection::open(&path)?;
+        let prepared = configure(&connection).map_err(StoreError::from).and_then(|()| match lock {
+            Some(_) => schema::migrate(&mut connection, &path),
+            None => schema::refuse_unless_current(&connection, &path),
+        });
+        prepared.map_err(|error| named(error, &path))?;
+        Ok(Self { connection, _lock: lock })
+    }
+
+    /// # Errors
+    /// If the database cannot be written.
+    pub fn insert(&self, key: &StoredKey) -> Result<bool> {
+        insert(&self.connection, key)
+    }
+
+    /// All keys, the oldest first.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
+    pub fn list(&self) -> Result<Vec<StoredKey>> {
+        let query = format!("SELECT {COLUMNS} FROM keys ORDER BY created, id");
+        Ok(self.connection.prepare(&query)?.query_map([], read_row)?.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// Ends a key for good. `false` if it has ended already.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`]
+    pub fn revoke(&self, id: &str) -> Result<bool> {
+        let update = "UPDATE keys SET revoked = ? WHERE id = ? AND revoked IS NULL";
+        let has_changed = self.connection.execute(update, params![now_ms(), id])? == 1;
+        if !has_changed && find(&self.connection, id)?.is_none() {
+            return Err(StoreError::NotFound { what: "key", id: id.to_owned() });
+        }
+        Ok(has_changed)
+    }
+}
