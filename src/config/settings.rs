@@ -251,7 +251,7 @@ settings! {
     caller_monthly_compute: f64,
 
     /// A hosted upstream that speaks OpenAI's contract, such as `https://api.example.com/v1`; its key is read from
-    /// HEARTH_UPSTREAM_API_KEY. Several upstreams: see [[upstream]] of the file
+    /// `HEARTH_UPSTREAM_API_KEY`. Several upstreams: see `[[upstream]]` of the file
     #[arg(long, env = "HEARTH_UPSTREAM_URL", value_name = "URL", help_heading = "Hosted models")]
     upstream_url: String,
     /// Read the upstream's key from this file

@@ -3,7 +3,8 @@
 //! Collections, files and documents are taken over as far as their rows can be read; what was made from documents
 //! (chunks, words, vectors) is made again by reading them again, so that nothing of it is half. The bytes of files lie
 //! beside the database and are whole: one that the database no longer knows is kept under its id, in a collection of
-//! its own that belongs to the caller who needs no key. The damaged database stays, under another name.
+//! its own that belongs to the caller who needs no key. Keys and the ledger are taken over row by row. The damaged database
+//! stays, under another name.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -12,7 +13,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rusqlite::{Connection, OpenFlags, Row, params};
+use rusqlite::{Connection, OpenFlags, Row, Transaction, params, params_from_iter, types::Value};
 use sha2::{Digest, Sha256};
 
 use super::{
@@ -32,6 +33,10 @@ pub struct Recovered {
     pub files: usize,
     /// Files that the damaged database no longer knew.
     pub unknown_files: usize,
+    pub keys: usize,
+    /// Whether some of the keys could not be read; those are to be made anew.
+    pub lost_keys: bool,
+    pub ledger_rows: usize,
     /// Where the damaged database is now.
     pub damaged: PathBuf,
 }
@@ -149,14 +154,47 @@ fn take_over(damaged: &Path, new: &mut Connection, directory: &Path) -> Result<R
             documents::enqueue(&transaction, &id, file_id, &Attributes::new(), None)?;
         }
     }
+    let (keys, all_keys) = copy(old.as_ref(), &transaction, "keys")?;
+    let (ledger_rows, _) = copy(old.as_ref(), &transaction, "ledger")?;
     transaction.commit()?;
     Ok(Recovered {
         collections: collection_owners.len() + homeless.len(),
         documents: enqueued.len() + homeless.values().map(Vec::len).sum::<usize>(),
         files: file_owners.len() + unknown_files,
         unknown_files,
+        keys,
+        lost_keys: !all_keys,
+        ledger_rows,
         damaged: PathBuf::new(),
     })
+}
+
+/// Takes the rows of a table over as they are. Returns how many, and whether these are all.
+fn copy(old: Option<&Connection>, new: &Transaction<'_>, table: &str) -> Result<(usize, bool)> {
+    let select = format!("SELECT * FROM {table} LIMIT 0");
+    let columns: Vec<String> = match old.map(|old| old.prepare(&select)) {
+        Some(Ok(query)) => query.column_names().into_iter().map(str::to_owned).collect(),
+        // A database from before there was such a table lost nothing of it; of one that cannot be read nobody knows.
+        Some(Err(_)) => return Ok((0, old.is_some_and(|old| is_without(old, table)))),
+        None => return Ok((0, false)),
+    };
+    let values = |row: &Row<'_>| (0..columns.len()).map(|column| row.get::<_, Value>(column)).collect();
+    let (found, all) = rows(old, &columns.join(", "), table, values);
+    let places = vec!["?"; columns.len()].join(", ");
+    let mut insert =
+        new.prepare(&format!("INSERT OR IGNORE INTO {table} ({}) VALUES ({places})", columns.join(", ")))?;
+    let mut copied = 0;
+    for row in found {
+        let row: Vec<Value> = row;
+        copied += insert.execute(params_from_iter(row))?;
+    }
+    Ok((copied, all))
+}
+
+/// Whether a database that can be read has no such table.
+fn is_without(connection: &Connection, table: &str) -> bool {
+    let count = "SELECT count(*) FROM sqlite_schema WHERE name = ?";
+    connection.query_row(count, [table], |row| row.get::<_, i64>(0)).is_ok_and(|count| count == 0)
 }
 
 /// [`rows`] with their owners. What a schema without owners holds belongs to the caller who needs no key.
