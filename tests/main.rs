@@ -27,6 +27,7 @@ mod malformed;
 mod metrics;
 mod one_contract;
 mod openapi;
+mod owners;
 mod pull;
 mod quote;
 mod rerank;
