@@ -40,7 +40,8 @@ const CONFINED: [(&str, &[&str]); 21] = [
     ("pulldown_cmark", &["text"]),
     ("encoding_rs", &["text"]),
     ("text_splitter", &["text"]),
-    ("aws_lc_rs", &["service"]),
+    // In `http` it is the TLS of the server.
+    ("aws_lc_rs", &["http", "service"]),
     // Webhooks go out from `service/webhook.rs`, an issuer's keys come in to `service/callers/jwks.rs`, and requests to
     // upstreams are `providers/hosted`.
     ("reqwest", &["cli", "models", "providers", "service"]),

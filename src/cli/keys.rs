@@ -73,10 +73,10 @@ struct Create {
     #[arg(long, value_name = "N")]
     concurrent: Option<NonZeroU32>,
     /// US dollars in a day
-    #[arg(long, value_name = "USD")]
+    #[arg(long, value_name = "USD", allow_negative_numbers = true)]
     daily_usd: Option<Money>,
     /// US dollars in a month
-    #[arg(long, value_name = "USD")]
+    #[arg(long, value_name = "USD", allow_negative_numbers = true)]
     monthly_usd: Option<Money>,
     /// Seconds of computing in a day
     #[arg(long, value_name = "SECONDS")]

@@ -38,9 +38,9 @@ impl StoredKey {
     }
 }
 
-pub(super) const COLUMNS: &str = "id, caller, name, hash, rights, created, expires, revoked, last_used";
+const COLUMNS: &str = "id, caller, name, hash, rights, created, expires, revoked, last_used";
 
-pub(super) fn read_row(row: &Row<'_>) -> rusqlite::Result<StoredKey> {
+fn read_row(row: &Row<'_>) -> rusqlite::Result<StoredKey> {
     Ok(StoredKey {
         id: row.get(0)?,
         caller: row.get(1)?,
@@ -55,7 +55,7 @@ pub(super) fn read_row(row: &Row<'_>) -> rusqlite::Result<StoredKey> {
 }
 
 /// Of two keys with one id, as a damaged database yields them, the first stays.
-pub(super) fn insert(connection: &Connection, key: &StoredKey) -> Result<bool> {
+fn insert(connection: &Connection, key: &StoredKey) -> Result<bool> {
     let insert = format!("INSERT OR IGNORE INTO keys ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)");
     let StoredKey { id, caller, name, hash, rights, created_ms, expires_ms, revoked_ms, last_used_ms } = key;
     let values = params![id, caller, name, hash, rights, created_ms, expires_ms, revoked_ms, last_used_ms];

@@ -17,8 +17,8 @@ use rusqlite::{Connection, OpenFlags, Row, Transaction, params, params_from_iter
 use sha2::{Digest, Sha256};
 
 use super::{
-    DATABASE, Result, StoreError, attributes::Attributes, collections, configure, documents, files, keys, named,
-    new_id, now_ms, schema, take_lock,
+    DATABASE, Result, StoreError, attributes::Attributes, collections, configure, documents, files, named, new_id,
+    now_ms, schema, take_lock,
 };
 use crate::domain::LOCAL;
 
@@ -92,11 +92,7 @@ fn take_over(damaged: &Path, new: &mut Connection, directory: &Path) -> Result<R
         let attributes: String = row.get(2)?;
         Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, super::attributes::from_json(&attributes)))
     });
-    let (known_keys, _) = rows(old.as_ref(), keys::COLUMNS, "keys", keys::read_row);
     let transaction = new.transaction()?;
-    for key in &known_keys {
-        keys::insert(&transaction, key)?;
-    }
     let mut collection_owners = HashMap::new();
     for (collection, owner) in &collections {
         // Its vectors are made again, by the model that is there then.
@@ -173,7 +169,7 @@ fn take_over(damaged: &Path, new: &mut Connection, directory: &Path) -> Result<R
 fn copy(old: Option<&Connection>, new: &Transaction<'_>, table: &str) -> Result<(usize, bool)> {
     let select = format!("SELECT * FROM {table} LIMIT 0");
     let columns: Vec<String> = match old.map(|old| old.prepare(&select)) {
-        Some(Ok(query)) => query.column_names().into_iter().map(str::to_owned).collect(),
+        Some(Ok(query)) => query.column_names().map(str::to_owned).collect(),
         // A database from before there was such a table lost nothing of it; of one that cannot be read nobody knows.
         Some(Err(_)) => return Ok((0, old.is_some_and(|old| is_without(old, table)))),
         None => return Ok((0, false)),
@@ -241,6 +237,9 @@ fn rows<T>(
 /// Uploaded files by their ids; those that had not been received whole are left out.
 fn complete_files(folder: &Path) -> io::Result<BTreeMap<String, PathBuf>> {
     let mut found = BTreeMap::new();
+    if !folder.exists() {
+        return Ok(found);
+    }
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         if path.extension().is_none()

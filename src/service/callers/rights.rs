@@ -10,6 +10,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::domain::{Budget, Caller, CallerLimits, Policy, Scope};
 
@@ -92,8 +93,10 @@ impl Rights {
     /// # Errors
     /// If it is not such JSON, or holds a word that this version does not know.
     pub fn from_json(json: &str) -> Result<Self, String> {
+        // An array would be taken for fields in their order.
+        let object: Map<String, Value> = serde_json::from_str(json).map_err(|error| error.to_string())?;
         let RightsJson { scopes, models, local_only, policy, limits } =
-            serde_json::from_str(json).map_err(|error| error.to_string())?;
+            serde_json::from_value(Value::Object(object)).map_err(|error| error.to_string())?;
         Ok(Self {
             scopes: scopes.iter().map(|scope| scope.parse()).collect::<Result<_, _>>()?,
             models,
