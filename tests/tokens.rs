@@ -155,6 +155,7 @@ async fn what_a_token_claims_must_hold_and_be_understood() {
         (json!({"policy": "cheapest"}), "cheapest"),
         (json!({"limits": {"requests_per_second": 1}}), "requests_per_second"),
         (json!({"limits": {"requests_per_minute": 0}}), "not understood"),
+        (json!({"limits": []}), "not understood"),
     ] {
         refused(&server, &signed(changes), word).await;
     }

@@ -11,7 +11,7 @@ use std::{
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::{DATABASE, Result, Store, StoreError, configure, named, now_ms, schema, take_lock};
+use super::{DATABASE, Result, Store, StoreError, configure, files, named, now_ms, schema, take_lock};
 
 /// A row of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,7 +117,8 @@ impl KeyTable {
     /// # Errors
     /// If the database is damaged, not Hearth's, or of another version than this program and in use.
     pub fn open(directory: &Path) -> Result<Self> {
-        fs::create_dir_all(directory).map_err(|source| StoreError::Io { path: directory.to_owned(), source })?;
+        let files = directory.join(files::FOLDER);
+        fs::create_dir_all(&files).map_err(|source| StoreError::Io { path: files, source })?;
         let path = directory.join(DATABASE);
         let lock = match take_lock(directory) {
             Ok(lock) => Some(lock),

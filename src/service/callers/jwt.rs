@@ -12,13 +12,13 @@ use std::{
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{
     jwks::{Jwks, JwksSettings, Wanted},
     jws::{Algorithm, VerifyingKey},
     refused,
-    rights::{LimitsJson, Rights},
+    rights::{Rights, limits_of},
 };
 use crate::{
     domain::{Caller, Scope},
@@ -87,7 +87,7 @@ struct Claims {
     models: Option<Vec<String>>,
     local_only: Option<bool>,
     policy: Option<String>,
-    limits: Option<LimitsJson>,
+    limits: Option<Map<String, Value>>,
 }
 
 /// `"a b"` as in RFC 8693, or `["a", "b"]` as others write it.
@@ -218,7 +218,7 @@ impl Tokens {
             models,
             local_only: local_only.unwrap_or(false),
             policy: policy.map(|policy| policy.parse()).transpose()?,
-            limits: limits.unwrap_or_default().into(),
+            limits: limits.map(limits_of).transpose()?.unwrap_or_default(),
         };
         let token_id = jti.filter(|id| id.len() <= SUBJECT_BYTES_MAX && !id.chars().any(char::is_control));
         Ok(rights.caller(format!("{}{sub}", self.settings.caller_prefix), token_id))

@@ -42,7 +42,7 @@ struct RightsJson {
 /// no money is one.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct LimitsJson {
+struct LimitsJson {
     #[serde(skip_serializing_if = "Option::is_none")]
     requests_per_minute: Option<NonZeroU32>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -57,6 +57,11 @@ pub(super) struct LimitsJson {
     daily_compute_seconds: Option<NonZeroU64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     monthly_compute_seconds: Option<NonZeroU64>,
+}
+
+/// The limits of a token.
+pub(super) fn limits_of(json: Map<String, Value>) -> Result<CallerLimits, String> {
+    serde_json::from_value::<LimitsJson>(json.into()).map(Into::into).map_err(|error| error.to_string())
 }
 
 impl From<LimitsJson> for CallerLimits {
