@@ -264,7 +264,6 @@ impl Core {
             }
         }
         self.shared.stats.step_ends();
-        metrics::step(now.elapsed());
         self.stats.steps += 1;
         true
     }
@@ -344,6 +343,7 @@ impl Core {
             request.took_part(elapsed.mul_f64(scheduled.num_tokens as f64 / num_tokens));
         }
         self.stats.busy += elapsed;
+        metrics::step(elapsed);
         let has_prefill = step.sequences.iter().any(|scheduled| scheduled.num_tokens > 1);
         let rate = if has_prefill { &mut self.stats.prefill_per_token } else { &mut self.stats.decode_per_token };
         let latest = elapsed.div_f64(num_tokens);
