@@ -101,7 +101,7 @@ impl ChatModel for HostedChat {
         let mut quote = Quote::new(served_by, &self.info, tokens, request.n, request.max_tokens);
         quote.is_exact = matches!(request.prompt, Prompt::Tokens(_));
         if self.breaker().is_open() {
-            quote.refusal = Some("upstream_unavailable");
+            quote.refusal = Some("breaker_open");
         }
         Ok(vec![quote])
     }
