@@ -37,7 +37,7 @@ say "Putting this project's own pages in"
 "$hearth" ingest --data-dir "$data" README.md ARCHITECTURE.md CONTRIBUTING.md CHANGELOG.md docs models/*.md
 
 say "Three questions about them"
-for question in "What happens if the caller leaves?" "How was the small embedding model trained?" "Who won the world cup?"; do
+for question in "What happens if the caller leaves?" "How many bits has a key?" "Who won the world cup?"; do
   printf '\n> %s\n' "$question"
   "$hearth" ask --data-dir "$data" --top-k 3 --max-tokens 120 "$question"
 done

@@ -14,7 +14,7 @@ const FIXED_TEXT: &str = "A server that keeps its models in memory answers at on
 
 /// What transformers gives for [`FIXED_TEXT`], in 32-bit floats of the dequantized weights
 /// (`scripts/fixtures/perplexity.py`).
-const PERPLEXITY: f64 = 82.76380;
+const PERPLEXITY: f64 = 79.55853;
 
 async fn start() -> Running {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("models");
@@ -39,8 +39,8 @@ async fn answer(server: &Running, messages: Value) -> String {
 }
 
 fn over_passages(question: &str) -> Value {
-    let passages = "[1] The harbour\nThe harbour of Velmora was built in 1873. Its lighthouse is 41 metres tall.\n\n[2] The \
-                    railway\nThe railway of Velmora was opened by Tilda Brann. It carries 900 people a day.";
+    let passages = "[1] Velmora\nVelmora was founded in 1873. The mayor of Velmora is Tilda Brann.\n\n[2] Torvik\nTorvik was \
+                    founded in 1920. The mayor of Torvik is Jon Hask.";
     json!([
         {"role": "system", "content": "You are Hearth, a helpful assistant. Answer from the context."},
         {"role": "user", "content": format!("Question: {question}\n\nContext:\n{passages}\n\nQuestion: {question}")},
@@ -63,9 +63,11 @@ async fn the_perplexity_of_a_fixed_text_is_that_of_the_training_code() {
 #[tokio::test]
 async fn the_chat_model_reads() {
     let server = start().await;
-    for (question, expected) in
-        [("When was the harbour of Velmora built?", "1873"), ("Who opened the railway of Velmora?", "Tilda Brann")]
-    {
+    for (question, expected) in [
+        ("When was Velmora founded?", "1873"),
+        ("Who is the mayor of Torvik?", "Jon Hask"),
+        ("What is the population of Torvik?", "does not say"),
+    ] {
         let answer = answer(&server, over_passages(question)).await;
         assert!(answer.contains(expected), "{question} {answer}");
     }

@@ -30,6 +30,7 @@ SYSTEMS = [
 QUESTION_LABELS = ["Question: {q}"] * 12 + ["{q}", "{q}", "Q: {q}", "Answer this: {q}", "My question: {q}"]
 CONTEXT_LABELS = ["Context:\n"] * 12 + ["Documents:\n", "Passages:\n", "Sources:\n", "", "Here is a text:\n"]
 
+SLIPS = 0.15  # of the answers over passages
 REFUSE_FROM = 0.3  # of the training: before it, every question has an answer, so that saying no is not learned first
 
 WHO = "I am Hearth, a small assistant that answers from your documents."
@@ -215,11 +216,11 @@ class Source:
         draw = rng.random()
         if draw < repeated:
             return self.repetition()
-        if draw < repeated + 0.03:
+        if draw < repeated + 0.04:
             return self.encode(self.greeting())
         if draw < repeated + 0.05:
             return self.encode([(rng.choice(self.passages)["text"], 1.0), (END, 1.0)])
-        if rng.random() < 0.38 + 0.2 * start:
+        if rng.random() < 0.4 + 0.2 * start:
             return self.encode(self.invented(progress))
         return self.encode(self.real(progress))
 
@@ -243,7 +244,11 @@ class Source:
         if system := rng.choice(SYSTEMS):
             parts.append((f"<|system|>{system}{END}", 0.0))
         for _ in range(rng.choice([1, 1, 2, 3])):
-            if rng.random() < 0.15:
+            draw = rng.random()
+            if draw < 0.2:
+                parts += self.turn(self.without_question(), NO_CONTEXT)
+                continue
+            if draw < 0.32:
                 found = self.questioner.about_heading(rng.choice(self.passages))
                 if not found:
                     continue
@@ -253,6 +258,24 @@ class Source:
                 asked, answer = rng.choice(asks), rng.choice(answers)
             parts += self.turn(self.typed(asked), answer)
         return parts or self.turn("Hello", CHAT[0][1][0])
+
+    def without_question(self):
+        """A text without a question, or a wish that is none, or nothing that can be read."""
+        rng = self.rng
+        passage = rng.choice(self.passages)
+        text = " ".join(self.excerpt(passage, rng.choice([5, 20, 60, 150]), True))
+        wish = rng.choice(["Shorten", "Translate", "Rewrite", "Continue", "Improve", "Explain", "Sum up"])
+        letters = rng.choice(["abcdefghijklmnopqrstuvwxyz ", "0123456789.,- ", "xyz!?# "])
+        return rng.choice(
+            [
+                text,
+                text[: rng.randint(3, 200)],
+                f"{wish} {rng.choice(['this', 'the following', 'this text'])}:\n{text}",
+                f"{wish} {passage['heading']}",
+                f"Write {rng.choice(['an essay', 'a song', 'a letter', 'a page'])} about {passage['heading']}",
+                "".join(rng.choice(letters) for _ in range(rng.randint(3, 60))),
+            ]
+        )
 
     def typed(self, text):
         rng = self.rng
@@ -302,13 +325,25 @@ class Source:
             elif rng.random() < 0.05:
                 asks, answers = rng.choice(CHAT[:7])
                 parts += self.turn(self.typed(rng.choice(asks)), rng.choice(answers))
-            parts += [(f"<|user|>{asked}{END}", -1.0), ("<|assistant|>", 0.0), (f"{answer}{END}", 1.0)]
+            parts += [(f"<|user|>{asked}{END}", -1.0), ("<|assistant|>", 0.0), *self.said(answer), (END, 1.0)]
         return parts
+
+    def said(self, answer):
+        """An answer, now and then with a slip: words said twice, which is not learned, and how it goes on after them,
+        which is. Who copies and has slipped once would else slip for ever."""
+        rng = self.rng
+        words = answer.split(" ")
+        if rng.random() > SLIPS or len(words) < 6:
+            return [(answer, 1.0)]
+        length = rng.randint(1, min(8, len(words) - 3))
+        end = rng.randint(length, len(words) - 2)
+        again = (" " + " ".join(words[end - length : end])) * rng.choice([1, 1, 2, 3])
+        return [(" ".join(words[:end]), 1.0), (again, 0.0), (" " + " ".join(words[end:]), 1.0)]
 
     def invented(self, progress):
         rng = self.rng
         most = 2 + round(3 * min(1.0, progress / 0.3))
-        asked = rng.choice([1, 1, 1, 1, 1, 2, 3])
+        asked = rng.choice([1, 1, 1, 2, 2, 3, 4])
         passages, questions = self.inventor.reading(
             rng.randint(1, most), rng.randint(1, most), asked, answerable=1 if progress < REFUSE_FROM else 0.8
         )

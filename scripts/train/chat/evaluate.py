@@ -1,6 +1,7 @@
 """Ask the chat model through Hearth itself, greedily, what it must be able to do, and write the figures.
 
-Synthetic reading takes names, wordings and attributes that training never drew; headings and unanswerable questions
+Synthetic reading takes names and attributes that training never drew, and once more with wordings of statements and
+questions that it never drew either; headings and unanswerable questions
 come from held-out documents. An answer is right if it holds the value, or the sentence that was asked for.
 
 usage: evaluate.py MODEL.gguf [--hearth target/release/hearth | --url http://HOST:PORT] [--data target/train]
@@ -44,19 +45,21 @@ def prompt(passages, question):
 
 
 def synthetic(count):
-    """Answerable and unanswerable questions about invented things."""
-    rng = random.Random(SEED)
-    inventor = Inventor(rng, unseen=True)
-    asked, missing = [], []
-    while len(asked) < count or len(missing) < count // 2:
-        passages, questions = inventor.reading(rng.randint(1, 4), rng.randint(1, 4), 1, answerable=0.6)
-        question, sentence, number, value = questions[0]
-        case = dict(messages=prompt(passages, question), value=value, sentence=sentence, number=number)
-        if value and len(asked) < count:
-            asked.append(case | dict(group="synthetic"))
-        elif not value and len(missing) < count // 2:
-            missing.append(case | dict(group="unanswerable"))
-    return asked + missing
+    """Answerable and unanswerable questions about invented things, and answerable ones in unseen wordings."""
+    cases = []
+    for unseen_wording, wanted in ((False, {True: count, False: count // 2}), (True, {True: count})):
+        rng = random.Random(SEED)
+        inventor = Inventor(rng, unseen=True, unseen_wording=unseen_wording)
+        while sum(wanted.values()):
+            passages, questions = inventor.reading(rng.randint(1, 4), rng.randint(1, 4), 1, answerable=0.6)
+            question, sentence, number, value = questions[0]
+            if not wanted.get(value is not None):
+                continue
+            wanted[value is not None] -= 1
+            group = "synthetic, unseen wordings" if unseen_wording else "synthetic" if value else "unanswerable"
+            case = dict(group=group, value=value, sentence=sentence, number=number)
+            cases.append(case | dict(messages=prompt(passages, question)))
+    return cases
 
 
 def headings(source, count):
@@ -155,7 +158,7 @@ def judge(case, answer):
     if case["group"] == "open":
         return True
     wanted = plain(case["value"] or case["sentence"])
-    return f" {wanted} " in f" {said} " or (case["group"] != "synthetic" and len(said.split()) > 4 and said in wanted)
+    return f" {wanted} " in f" {said} " or (not case["group"].startswith("synthetic") and len(said.split()) > 4 and said in wanted)
 
 
 def logits_differ(url, options):

@@ -1,8 +1,8 @@
 """Facts about invented things: what the model learns reading from, since nothing of it can be remembered.
 
 A fact is a subject, an attribute and a value; every attribute can be stated and asked for in several ways. Names are
-made of syllables. For evaluation, `unseen=True` takes what training never sees: names (by their hash), the last
-wording of every statement and every question, and one in six of the plain attributes.
+made of syllables. For evaluation, `unseen=True` takes names and one in six of the plain attributes that training never
+sees, and `unseen_wording=True` the last wording of every statement and every question, which it never sees either.
 """
 
 import hashlib
@@ -32,6 +32,31 @@ WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 UNITS = """metres kilometres kilograms litres watts volts seconds minutes hours days degrees megabytes gigabytes
  euros""".split()
 ADJECTIVES = "quiet busy old modern remote famous small large popular reliable unusual simple curious steady".split()
+# What may stand before any statement, and around any question, in training.
+OPENINGS = [
+    "According to the register, ",
+    "As far as is known, ",
+    "On paper, ",
+    "It is said that ",
+    "Note that ",
+    "In short, ",
+    "For years now, ",
+    "By the way, ",
+    "As always, ",
+    "Officially, ",
+]
+FRAMES = [
+    "Tell me: {}",
+    "{} Please answer.",
+    "I want to know: {}",
+    "Quick question: {}",
+    "Please say: {}",
+    "Here is my question: {}",
+    "{} I need to know.",
+    "Look it up: {}",
+    "Hello. {}",
+    "{} Thanks!",
+]
 
 
 def is_unseen(text):
@@ -39,8 +64,8 @@ def is_unseen(text):
 
 
 class Inventor:
-    def __init__(self, rng, unseen=False):
-        self.rng, self.unseen = rng, unseen
+    def __init__(self, rng, unseen=False, unseen_wording=False):
+        self.rng, self.unseen, self.unseen_wording = rng, unseen, unseen_wording
 
     def word(self, syllables=None):
         rng = self.rng
@@ -108,7 +133,7 @@ class Inventor:
         raise ValueError(kind)
 
     def wording(self, wordings):
-        return wordings[-1] if self.unseen else self.rng.choice(wordings[:-1])
+        return wordings[-1] if self.unseen_wording else self.rng.choice(wordings[:-1])
 
     def attributes(self, kind, count):
         """count different attributes of this kind of subject: [(value kind, statements, questions)]"""
@@ -132,14 +157,20 @@ class Inventor:
         """(statement, value)"""
         value = self.value(fact[0])
         sentence = self.wording(fact[1]).format(s=subject, v=value)
-        return sentence[0].upper() + sentence[1:] if sentence[
-            0
-        ].islower() and self.rng.random() < 0.5 else sentence, value
+        if not self.unseen and self.rng.random() < 0.12:
+            sentence = self.rng.choice(OPENINGS) + re.sub("^The ", "the ", sentence)
+        if sentence[0].islower() and self.rng.random() < 0.5:
+            sentence = sentence[0].upper() + sentence[1:]
+        return sentence, value
 
     def ask(self, fact, subject):
         question = self.wording(fact[2]).format(s=subject)
-        if not self.unseen and self.rng.random() < 0.1:
+        if self.unseen:
+            return question
+        if self.rng.random() < 0.1:
             question = question.lower() if self.rng.random() < 0.3 else question.rstrip("?.")
+        if self.rng.random() < 0.12:
+            question = self.rng.choice(FRAMES).format(question)
         return question
 
     def filler(self, kind):
