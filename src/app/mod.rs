@@ -1,4 +1,4 @@
-//! The composition root: these files name concrete models, engines and providers. [`load`] makes them of files, `state`
+//! The composition root: these files name concrete models, engines and providers. `load` makes them of files, `state`
 //! is what the server knows of itself, and [`Server`] puts all before its callers.
 //!
 //! The server listens before its models are loaded: probes get an answer, and requests a 503 that says when to come

@@ -200,7 +200,7 @@ settings! {
     #[arg(long, env = "HEARTH_WEBHOOK_ALLOW_PRIVATE", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Server")]
     webhook_allow_private: bool,
 
-    /// What an hour of computing costs, in US dollars; for each device and for upstreams see [prices] of the file [default: 0]
+    /// What an hour of computing costs, in US dollars; for each device and for upstreams see `[prices]` of the file [default: 0]
     #[arg(long, env = "HEARTH_USD_PER_COMPUTE_HOUR", value_name = "USD", help_heading = "Cost")]
     usd_per_compute_hour: f64,
     /// What each device and each upstream's models cost

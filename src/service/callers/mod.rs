@@ -2,7 +2,7 @@
 //!
 //! Nobody is asked for a key as long as none was configured or ever made. From then on everybody is. A stored key is
 //! found by its id, which is no secret, and its hash compared in constant time; an id that is not there costs the same
-//! work. What the store said of a key is believed for [`BELIEVED_FOR`], so that a revocation by another process holds
+//! work. What the store said of a key is believed for `BELIEVED_FOR`, so that a revocation by another process holds
 //! within a second.
 
 mod allowed;
