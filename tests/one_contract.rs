@@ -271,7 +271,9 @@ fn chat_cases() -> Vec<Case> {
         case(
             "a call of a tool",
             CHAT,
-            chat(json!({"tools": weather(), "tool_choice": "required", "max_tokens": 60})),
+            chat(
+                json!({"tools": weather(), "tool_choice": "required", "parallel_tool_calls": false, "max_tokens": 60}),
+            ),
             |answer| {
                 let choice = &ok(answer)["choices"][0];
                 assert_eq!(choice["finish_reason"], "tool_calls", "{choice}");
@@ -284,7 +286,9 @@ fn chat_cases() -> Vec<Case> {
         case(
             "a call of a tool, streamed",
             CHAT,
-            chat(json!({"tools": weather(), "tool_choice": "required", "max_tokens": 60, "stream": true})),
+            chat(
+                json!({"tools": weather(), "tool_choice": "required", "parallel_tool_calls": false, "max_tokens": 60, "stream": true}),
+            ),
             |answer| {
                 let deltas = streamed(answer).iter().filter_map(|event| event.pointer("/choices/0/delta/tool_calls/0"));
                 let arguments: String = deltas.filter_map(|call| call["function"]["arguments"].as_str()).collect();
