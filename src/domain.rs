@@ -54,6 +54,29 @@ pub struct GenerateRequest {
     pub deadline: Option<Instant>,
 }
 
+impl GenerateRequest {
+    /// One choice with the default sampling parameters, to the end of the context. Its model is yet to be resolved.
+    pub fn new(account: Arc<Account>, prompt: Prompt) -> Self {
+        Self {
+            account,
+            model: String::new(),
+            prompt,
+            sampling: SamplingParams::default(),
+            max_tokens: None,
+            min_tokens: 0,
+            stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            ignore_eos: false,
+            n: 1,
+            logprobs: None,
+            echo: false,
+            return_token_ids: false,
+            constraint: None,
+            deadline: None,
+        }
+    }
+}
+
 /// What the model is asked to continue.
 #[derive(Clone, Debug)]
 pub enum Prompt {

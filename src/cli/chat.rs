@@ -189,26 +189,16 @@ impl Dialogue {
     }
 
     fn request(&self) -> GenerateRequest {
+        let prompt = Prompt::Chat(ChatPrompt {
+            messages: self.messages.clone(),
+            add_generation_prompt: true,
+            ..ChatPrompt::default()
+        });
         GenerateRequest {
-            account: Account::unrecorded(),
             model: self.model.info().id.clone(),
-            prompt: Prompt::Chat(ChatPrompt {
-                messages: self.messages.clone(),
-                add_generation_prompt: true,
-                ..ChatPrompt::default()
-            }),
             sampling: self.sampling.clone(),
             max_tokens: self.max_tokens,
-            min_tokens: 0,
-            stop: Vec::new(),
-            stop_token_ids: Vec::new(),
-            ignore_eos: false,
-            n: 1,
-            logprobs: None,
-            echo: false,
-            return_token_ids: false,
-            constraint: None,
-            deadline: None,
+            ..GenerateRequest::new(Account::unrecorded(), prompt)
         }
     }
 }

@@ -237,21 +237,10 @@ fn chat_prompt(messages: Vec<Value>) -> ChatPrompt {
 
 fn generation(request: &AskRequest, messages: Vec<Value>) -> GenerateRequest {
     GenerateRequest {
-        account: request.account.clone(),
-        model: String::new(),
-        prompt: Prompt::Chat(chat_prompt(messages)),
         sampling: SamplingParams { temperature: request.temperature, ..SamplingParams::default() },
         max_tokens: Some(request.max_tokens),
-        min_tokens: 0,
-        stop: Vec::new(),
-        stop_token_ids: Vec::new(),
-        ignore_eos: false,
-        n: 1,
-        logprobs: None,
-        echo: false,
-        return_token_ids: false,
-        constraint: None,
         deadline: request.deadline,
+        ..GenerateRequest::new(request.account.clone(), Prompt::Chat(chat_prompt(messages)))
     }
 }
 

@@ -15,7 +15,7 @@ use super::*;
 use crate::{
     domain::{
         Caller, EmbedInput, EmbedInputType, EmbedRequest, EmbedResponse, GenerateEvent, GenerateRequest, ModelInfo,
-        Prompt, SamplingParams,
+        Prompt,
         account::{NoBooks, Opening},
         documents::EmbeddingIdentity,
     },
@@ -115,23 +115,7 @@ fn account(policy: Option<Policy>, key: impl FnOnce(&mut Caller)) -> Arc<Account
 }
 
 fn request(account: &Arc<Account>) -> GenerateRequest {
-    GenerateRequest {
-        account: account.clone(),
-        model: "name".to_owned(),
-        prompt: Prompt::Text("Hi".to_owned()),
-        sampling: SamplingParams::default(),
-        max_tokens: None,
-        min_tokens: 0,
-        stop: Vec::new(),
-        stop_token_ids: Vec::new(),
-        ignore_eos: false,
-        n: 1,
-        logprobs: None,
-        echo: false,
-        return_token_ids: false,
-        constraint: None,
-        deadline: None,
-    }
+    GenerateRequest { model: "name".to_owned(), ..GenerateRequest::new(account.clone(), Prompt::Text("Hi".to_owned())) }
 }
 
 /// The text of the answer, or the error's message.

@@ -329,21 +329,9 @@ mod tests {
 
     fn request(prompt: Prompt) -> GenerateRequest {
         GenerateRequest {
-            account: Account::unrecorded(),
             model: "served".to_owned(),
-            prompt,
-            sampling: SamplingParams::default(),
             max_tokens: Some(9),
-            min_tokens: 0,
-            stop: Vec::new(),
-            stop_token_ids: Vec::new(),
-            ignore_eos: false,
-            n: 1,
-            logprobs: None,
-            echo: false,
-            return_token_ids: false,
-            constraint: None,
-            deadline: None,
+            ..GenerateRequest::new(Account::unrecorded(), prompt)
         }
     }
 

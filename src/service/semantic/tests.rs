@@ -41,23 +41,7 @@ fn account(caller: &str) -> Arc<Account> {
 }
 
 fn generation(account: &Arc<Account>, chat: ChatPrompt) -> GenerateRequest {
-    GenerateRequest {
-        account: account.clone(),
-        model: String::new(),
-        prompt: Prompt::Chat(ChatPrompt { add_generation_prompt: true, ..chat }),
-        sampling: SamplingParams::default(),
-        max_tokens: None,
-        min_tokens: 0,
-        stop: Vec::new(),
-        stop_token_ids: Vec::new(),
-        ignore_eos: false,
-        n: 1,
-        logprobs: None,
-        echo: false,
-        return_token_ids: false,
-        constraint: None,
-        deadline: None,
-    }
+    GenerateRequest::new(account.clone(), Prompt::Chat(ChatPrompt { add_generation_prompt: true, ..chat }))
 }
 
 fn asking(system: &str, question: &str) -> ChatPrompt {

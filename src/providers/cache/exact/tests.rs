@@ -33,21 +33,12 @@ fn account(caller: &str) -> Arc<Account> {
 fn request(account: &Arc<Account>, question: &str) -> GenerateRequest {
     let messages = vec![json!({"role": "user", "content": question})];
     GenerateRequest {
-        account: account.clone(),
         model: "tiny".into(),
-        prompt: Prompt::Chat(ChatPrompt { messages, add_generation_prompt: true, ..ChatPrompt::default() }),
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-        max_tokens: None,
-        min_tokens: 0,
-        stop: Vec::new(),
-        stop_token_ids: Vec::new(),
-        ignore_eos: false,
-        n: 1,
-        logprobs: None,
-        echo: false,
-        return_token_ids: false,
-        constraint: None,
-        deadline: None,
+        ..GenerateRequest::new(
+            account.clone(),
+            Prompt::Chat(ChatPrompt { messages, add_generation_prompt: true, ..ChatPrompt::default() }),
+        )
     }
 }
 
