@@ -114,9 +114,6 @@ mod tests {
     use super::*;
     use crate::kernels::cpu::{features::InstructionSet, lanes::dispatch_to};
 
-    const SETS: [InstructionSet; 4] =
-        [InstructionSet::Portable, InstructionSet::Avx2, InstructionSet::AvxVnni, InstructionSet::Avx512Vnni];
-
     fn reference(a: &[f32], b: &[f32]) -> f64 {
         a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
     }
@@ -154,7 +151,7 @@ mod tests {
             let matrix = unit_vectors(count, dim, seed);
             let query = &unit_vectors(1, dim, seed ^ 1)[..];
             let rows: Vec<u32> = (0..count as u32).rev().collect();
-            for set in SETS {
+            for set in InstructionSet::supported() {
                 let mut listed = vec![0.0; count];
                 dispatch_to(set, DotFloats { query, matrix: &matrix, rows: Rows::Listed(&rows), out: &mut listed });
                 let mut range = vec![0.0; count];
@@ -173,7 +170,7 @@ mod tests {
             let (stride, bytes, _) = coded(&unit_vectors(count, dim, seed), padded);
             let query = ByteQuery::new(&unit_vectors(1, dim, seed ^ 1), stride);
             let rows: Vec<u32> = (0..count as u32).collect();
-            for set in SETS {
+            for set in InstructionSet::supported() {
                 let mut out = vec![0.0; count];
                 let kernel =
                     DotBytes { query: &query.bytes, matrix: &bytes, rows: Rows::Listed(&rows), out: &mut out };

@@ -34,29 +34,46 @@ impl fmt::Display for CpuFeatures {
     }
 }
 
-/// Detected once.
-pub fn cpu_features() -> CpuFeatures {
-    static FEATURES: OnceLock<CpuFeatures> = OnceLock::new();
-    *FEATURES.get_or_init(|| CpuFeatures { instruction_set: detect() })
-}
+impl InstructionSet {
+    /// Every set, slowest first.
+    pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::AvxVnni, Self::Avx512Vnni];
 
-#[cfg(target_arch = "x86_64")]
-fn detect() -> InstructionSet {
-    if is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("avx512dq")
-        && is_x86_feature_detected!("avx512vnni")
-    {
-        InstructionSet::Avx512Vnni
-    } else if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
-        if is_x86_feature_detected!("avxvnni") { InstructionSet::AvxVnni } else { InstructionSet::Avx2 }
-    } else {
-        InstructionSet::Portable
+    /// Whether this processor has the set. A faster set does not imply the slower ones: Ice Lake and Zen 4 have AVX-512
+    /// VNNI and no AVX-VNNI.
+    pub fn is_supported(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 =
+                is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
+            match self {
+                Self::Portable => true,
+                Self::Avx2 => avx2,
+                Self::AvxVnni => avx2 && is_x86_feature_detected!("avxvnni"),
+                Self::Avx512Vnni => {
+                    is_x86_feature_detected!("avx512f")
+                        && is_x86_feature_detected!("avx512bw")
+                        && is_x86_feature_detected!("avx512vl")
+                        && is_x86_feature_detected!("avx512dq")
+                        && is_x86_feature_detected!("avx512vnni")
+                }
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        {
+            self == Self::Portable
+        }
+    }
+
+    /// The sets that this processor has, slowest first.
+    pub fn supported() -> impl DoubleEndedIterator<Item = Self> {
+        Self::ALL.into_iter().filter(|set| set.is_supported())
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
-fn detect() -> InstructionSet {
-    InstructionSet::Portable
+/// Detected once.
+pub fn cpu_features() -> CpuFeatures {
+    static FEATURES: OnceLock<CpuFeatures> = OnceLock::new();
+    *FEATURES.get_or_init(|| CpuFeatures {
+        instruction_set: InstructionSet::supported().next_back().unwrap_or(InstructionSet::Portable),
+    })
 }

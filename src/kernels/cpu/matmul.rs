@@ -6,7 +6,7 @@
 use candle_core::Result;
 
 use super::{
-    features::{InstructionSet, cpu_features},
+    features::InstructionSet,
     lanes::{Kernel, LANES, Lanes, dispatch_to},
     microkernel::{self, Minimum, Segment},
     quantize::{ByteActivations, FloatActivations, Shared},
@@ -67,8 +67,10 @@ impl Input {
     }
 }
 
-/// `x` is `[rows, inp]`; the results are `[rows, out]` each. All weights have the same number of columns.
+/// `x` is `[rows, inp]`; the results are `[rows, out]` each. All weights have the same number of columns; the processor has
+/// the instruction set.
 pub fn matmul(set: InstructionSet, weights: &[Weight<'_>], x: &[f32]) -> Result<Vec<Vec<f32>>> {
+    debug_assert!(set.is_supported(), "{set:?} on this processor");
     let Some(inp) = weights.first().map(|weight| weight.inp) else { return Ok(Vec::new()) };
     let input = Input::new(x, inp, weights)?;
     let mut outputs: Vec<Vec<f32>> = weights.iter().map(|weight| vec![0.0; input.rows * weight.out]).collect();
@@ -80,7 +82,6 @@ pub fn matmul(set: InstructionSet, weights: &[Weight<'_>], x: &[f32]) -> Result<
     let threads = pool::threads();
     // Wide units do less work per weight; narrow ones spread small matrices over the threads.
     let all_tiles: usize = weights.iter().map(|weight| weight.out.div_ceil(LANES)).sum();
-    let set = set.min(cpu_features().instruction_set);
     let wide = set == InstructionSet::Avx512Vnni && all_tiles * row_chunks >= 8 * threads;
     let width = if wide { 2 } else { 1 };
     let mut units = Vec::with_capacity(row_chunks * all_tiles / width + weights.len());
@@ -311,8 +312,6 @@ mod tests {
         GgmlType::Q5_K,
         GgmlType::Q6_K,
     ];
-    const SETS: [InstructionSet; 4] =
-        [InstructionSet::Portable, InstructionSet::Avx2, InstructionSet::AvxVnni, InstructionSet::Avx512Vnni];
 
     fn bytes(len: usize, seed: u64) -> Vec<u8> {
         let mut state = seed | 1;
@@ -408,7 +407,7 @@ mod tests {
             let expected = reference::linear(dtype, &data, inp, &x);
             let bounds = tolerance(dtype, &data, inp, &x);
             let mut fused: Option<Vec<f32>> = None;
-            for set in SETS {
+            for set in InstructionSet::supported() {
                 let outputs = matmul(set, &[weight], &x).expect("no chunk panics");
                 for (i, (y, expected)) in outputs[0].iter().zip(&expected).enumerate() {
                     let difference = (y - expected - bias[i % out]).abs();
@@ -430,7 +429,7 @@ mod tests {
             let data = weights(dtype, out, inp, seed);
             let x = noise(rows * inp, seed ^ 5);
             let weight = Weight { dtype, data: &data, inp, out, bias: None };
-            for set in SETS {
+            for set in InstructionSet::supported() {
                 let all = matmul(set, &[weight], &x).expect("no chunk panics");
                 let row = seed as usize % rows;
                 let alone = matmul(set, &[weight], &x[row * inp..(row + 1) * inp]).expect("no chunk panics");
@@ -447,7 +446,7 @@ mod tests {
             x[0] = f32::NAN;
             x[inp] = f32::INFINITY;
             let weight = Weight { dtype, data: &data, inp, out, bias: None };
-            for set in SETS {
+            for set in InstructionSet::supported() {
                 let y = matmul(set, &[weight], &x).expect("no chunk panics");
                 prop_assert!(y[0][..out].iter().all(|y| y.is_nan()), "a row with NaN in it stays NaN");
             }
