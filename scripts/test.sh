@@ -1,26 +1,34 @@
 #!/usr/bin/env bash
-# Every test. Installs what they need into target/ (Python and JavaScript packages, test vectors, the
-# embedding model), runs the Rust tests, then real clients against the binary that those built. HEARTH_BINARY names
-# another one.
+# Every test. Installs what they need into CARGO_TARGET_DIR, or target/ without it (Python and JavaScript packages, test
+# vectors, the embedding model), runs the Rust tests, then real clients against the binary that those built.
+# HEARTH_BINARY names another one.
 #
 # usage: scripts/test.sh [--rust-only]
 set -euo pipefail
 cd "$(dirname "$0")/.."
-root=$PWD
+target=${CARGO_TARGET_DIR:-$PWD/target}
+mkdir -p "$target"
+target=$(cd "$target" && pwd)
+export HEARTH_FIXTURES=$target/fixtures
 
 say() { printf '\n== %s\n' "$*"; }
 
 say "Test vectors and the embedding model"
-[ -x target/python/bin/python ] || python3 -m venv target/python
+python=$target/python/bin/python
+[ -x "$python" ] || python3 -m venv "$target/python"
 scripts/fetch_minilm.sh
 scripts/fixtures/fetch_vocabs.sh
-target/python/bin/pip install -q -r scripts/fixtures/requirements.txt -r tests/clients/requirements.txt
-if [ ! -e target/fixtures/chat_templates.json ]; then
-  target/python/bin/python scripts/fixtures/chat_templates.py target/fixtures/templates target/fixtures/chat_templates.json
+"$python" -m pip install -q -r scripts/fixtures/requirements.txt -r tests/clients/requirements.txt
+# Made again when the script that makes it has changed.
+rendered=$HEARTH_FIXTURES/chat_templates.json
+made_by=$(sha256sum < scripts/fixtures/chat_templates.py)
+if [ ! -e "$rendered" ] || [ "$made_by" != "$(cat "$rendered.made-by" 2>/dev/null)" ]; then
+  "$python" scripts/fixtures/chat_templates.py "$HEARTH_FIXTURES/templates" "$rendered"
+  printf '%s\n' "$made_by" > "$rendered.made-by"
 fi
 
 say "Rust tests"
-export HEARTH_REQUIRE_MODELS=1 HEARTH_VOCAB_DIR=$root/target/fixtures/vocabs
+export HEARTH_REQUIRE_MODELS=1
 if cargo nextest --version >/dev/null 2>&1; then
   cargo nextest run --locked --profile ci
 else
@@ -34,4 +42,5 @@ if command -v npm >/dev/null; then
 else
   echo "npm is missing: the JavaScript SDK is left out" >&2
 fi
-target/python/bin/python -m pytest -q tests/clients
+export HEARTH_BINARY=${HEARTH_BINARY:-$target/debug/hearth}
+"$python" -m pytest -q tests/clients

@@ -9,6 +9,8 @@ use hearth::text::chat_template::ChatTemplate;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::support;
+
 /// Templates that add strings to the result of jinja2's `safe` filter. There that string is of a type whose `+`
 /// HTML-escapes the other side, quotes of JSON included; here it is a plain string. The templates' authors
 /// meant the plain one.
@@ -38,7 +40,7 @@ struct Case {
 
 #[test]
 fn published_templates_render_as_transformers_renders_them() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/fixtures/chat_templates.json");
+    let path = support::fetched_fixtures().join("chat_templates.json");
     let Ok(json) = fs::read_to_string(&path) else {
         eprintln!("skipped: {} has not been made by scripts/fixtures/chat_templates.py", path.display());
         return;

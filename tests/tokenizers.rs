@@ -1,18 +1,17 @@
 //! Tokenizers against the vectors that llama.cpp ships with its vocabularies, and properties that hold for any text.
 //!
 //! The vocabularies are others' work and not in the repository: `scripts/fixtures/fetch_vocabs.sh` gets them, and
-//! `scripts/test.sh` runs it and sets `HEARTH_VOCAB_DIR`. Without them these tests say so and pass.
+//! `scripts/test.sh` runs it. Without the vocabularies these tests say so and pass.
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use hearth::{
     models::gguf::Gguf,
     text::{detokenizer::Detokenizer, tokenizer::Tokenizer},
 };
 use proptest::prelude::*;
+
+use crate::support;
 
 /// Vocabularies that come with vectors.
 const WITH_VECTORS: [&str; 15] = [
@@ -35,11 +34,12 @@ const WITH_VECTORS: [&str; 15] = [
 
 /// The directory of the vocabularies, if they were fetched.
 fn vocabularies() -> Option<PathBuf> {
-    let directory = env::var_os("HEARTH_VOCAB_DIR").map(PathBuf::from);
-    if directory.is_none() {
-        eprintln!("skipped: HEARTH_VOCAB_DIR is not set; scripts/fixtures/fetch_vocabs.sh gets the vocabularies");
+    let directory = support::fetched_fixtures().join("vocabs");
+    if directory.join(".complete").exists() {
+        return Some(directory);
     }
-    directory
+    eprintln!("skipped: {} is not there; scripts/fixtures/fetch_vocabs.sh fetches it", directory.display());
+    None
 }
 
 fn load(directory: &Path, name: &str) -> Tokenizer {
