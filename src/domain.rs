@@ -18,7 +18,7 @@ use serde_json::Value;
 
 pub use self::{
     account::Account,
-    caller::{Budget, Caller, CallerLimits, LOCAL, Policy, Scope},
+    caller::{Budget, Caller, CallerLimits, LOCAL, Policy, Scope, StorageQuota},
 };
 
 /// One generation, before any text has become tokens.

@@ -64,6 +64,8 @@ pub enum ErrorKind {
     Draining,
     /// Not enough memory for this request now. 503
     OutOfMemory,
+    /// The disk, or the caller's quota, has no room for what is to be stored. 507
+    InsufficientStorage,
     /// The request's deadline passed. 504
     DeadlineExceeded,
     /// A hosted upstream failed or could not be reached. 502

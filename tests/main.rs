@@ -34,6 +34,7 @@ mod rerank;
 mod routing;
 mod server;
 mod startup;
+mod storage;
 mod store;
 mod streaming;
 mod support;

@@ -88,7 +88,7 @@ impl Server {
             let reason = cannot_listen(config.address, error.kind());
             anyhow::Error::new(error).context(reason)
         })?;
-        let store = Arc::new(Store::open(&config.data_dir)?);
+        let store = Arc::new(Store::open_with_reserve(&config.data_dir, config.min_free_bytes)?);
         let callers = Callers::with_settings(store.clone(), &config.callers)?;
         let is_exposed = !config.address.ip().is_loopback() && !callers.asks_for_keys();
         ensure!(
@@ -104,11 +104,13 @@ impl Server {
         let ledger = Ledger::open(store.clone())?;
         let limits = Limits::open(config.limits, &store, Now::since(Instant::now()))?;
         let books: Arc<dyn Books> = Arc::new(Metering::new(config.prices.clone(), ledger.clone(), limits));
-        let documents = Documents::new(store, config.documents.graphs, callers.clone(), books.clone());
+        let quota = config.limits.caller.storage;
+        let documents = Documents::new(store.clone(), config.documents.graphs, callers.clone(), books.clone(), quota);
         let scheme = if config.http.tls.is_some() { "https" } else { "http" };
-        let url_file = config.data_dir.join(URL_FILE);
-        std::fs::write(&url_file, format!("{scheme}://{}\n", listener.local_addr()?))
-            .with_context(|| format!("writing {}", url_file.display()))?;
+        let url = format!("{scheme}://{}\n", listener.local_addr()?);
+        if let Err(error) = store.write_note(URL_FILE, url.as_bytes()) {
+            tracing::warn!(%error, "commands that use this data directory will not find the server");
+        }
         let models = Arc::new(Models::new(config.accept_any_model).with_caches(&config.caches));
         let router = Arc::new(Router::new(&config, models.clone())?);
         let state = Arc::new(ServerState::new(config.device));
@@ -155,6 +157,7 @@ impl Server {
             settings: Arc::new(config.http.clone()),
         };
         let grace = config.http.shutdown_grace;
+        let store = documents.store().clone();
         let (loaded, outcome) = tokio::sync::oneshot::channel();
         {
             let (config, models, state) = (config.clone(), models.clone(), state.clone());
@@ -183,7 +186,13 @@ impl Server {
         let http_settings = HttpSettings { shutdown_grace: grace.min(LAST_WORDS), ..config.http };
         let served = http::serve(listener, http::router(app), &http_settings, until).await;
         // What still holds an account is written when it lets go; this is what has ended.
-        let flushed = tokio::task::spawn_blocking(move || ledger.flush(LAST_WORDS)).await;
+        let flushed = tokio::task::spawn_blocking(move || {
+            let is_written = ledger.flush(LAST_WORDS);
+            // A task that still holds the store would keep its log from being taken into the database.
+            store.close();
+            is_written
+        })
+        .await;
         if !matches!(flushed, Ok(true)) {
             tracing::error!("the ledger was not written to its end");
         }

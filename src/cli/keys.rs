@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::{
     config::DataSettings,
-    domain::{Budget, CallerLimits, Policy, Scope},
+    domain::{Budget, CallerLimits, Policy, Scope, StorageQuota},
     service::callers::{KeySecret, NewKey, Rights, id_of},
     store::{KeyTable, StoredKey},
 };
@@ -84,6 +84,12 @@ struct Create {
     /// Seconds of computing in a month
     #[arg(long, value_name = "SECONDS")]
     monthly_compute: Option<NonZeroU32>,
+    /// MiB of uploaded files that its caller may keep
+    #[arg(long, value_name = "MIB")]
+    storage_mib: Option<u32>,
+    /// Documents that its caller may have
+    #[arg(long, value_name = "N")]
+    documents: Option<u32>,
     /// Nothing that is sent with it leaves this machine
     #[arg(long)]
     local_only: bool,
@@ -212,6 +218,10 @@ impl Create {
                 concurrent_requests: self.concurrent.map(NonZeroU32::get),
                 daily: budget(self.daily_usd, self.daily_compute),
                 monthly: budget(self.monthly_usd, self.monthly_compute),
+                storage: StorageQuota {
+                    bytes: self.storage_mib.map(|mib| u64::from(mib) << 20),
+                    documents: self.documents.map(u64::from),
+                },
             },
         }
     }
@@ -299,6 +309,8 @@ fn restrictions(rights: &Rights) -> String {
         limits.requests_per_minute.map(|number| format!("{number} requests/min")),
         limits.tokens_per_minute.map(|number| format!("{number} tokens/min")),
         limits.concurrent_requests.map(|number| format!("{number} at a time")),
+        limits.storage.bytes.map(|bytes| format!("{} MiB stored", bytes >> 20)),
+        limits.storage.documents.map(|number| format!("{number} documents")),
     ];
     let said: Vec<_> =
         said.into_iter().flatten().chain(spent(limits.daily, "day")).chain(spent(limits.monthly, "month")).collect();

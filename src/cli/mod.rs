@@ -1,6 +1,7 @@
 //! The command line: one subcommand a file. Standard output is the answer; everything else goes to standard
 //! error.
 
+mod backup;
 mod bench;
 mod chat;
 mod doctor;
@@ -48,6 +49,10 @@ enum Command {
     Reindex(Box<documents::reindex::Args>),
     /// Save what can be read of a damaged data directory
     Recover(Box<documents::recover::Args>),
+    /// Copy a data directory, also while a server runs
+    Backup(Box<backup::BackupArgs>),
+    /// Make a data directory of a backup
+    Restore(Box<backup::RestoreArgs>),
     /// Say what requests came to, by day, caller, model and provider
     Usage(Box<usage::Args>),
     /// Make, list and revoke API keys, also while a server runs
@@ -82,6 +87,8 @@ impl Cli {
             Command::Collections(args) => documents::collections::run(*args),
             Command::Reindex(args) => documents::reindex::run(*args),
             Command::Recover(args) => documents::recover::run(*args),
+            Command::Backup(args) => backup::back_up(&args),
+            Command::Restore(args) => backup::restore(&args),
             Command::Usage(args) => usage::run(*args),
             Command::Keys(args) => keys::run(args),
             Command::Pull(args) => pull::run(args),

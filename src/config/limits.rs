@@ -6,7 +6,7 @@ use anyhow::ensure;
 
 use super::{Settings, in_range};
 use crate::{
-    domain::{Budget, CallerLimits},
+    domain::{Budget, CallerLimits, StorageQuota},
     metering::limits::LimitSettings,
 };
 
@@ -27,6 +27,8 @@ pub(super) fn limits(settings: &Settings) -> anyhow::Result<LimitSettings> {
                 micro_usd: micro_usd("monthly-usd", settings.monthly_usd)?,
                 compute: compute("monthly-compute", settings.monthly_compute)?,
             },
+            // All callers together have the disk, less its reserve.
+            storage: StorageQuota::default(),
         },
         caller: CallerLimits {
             requests_per_minute: count("caller-rpm", settings.caller_rpm)?,
@@ -39,6 +41,10 @@ pub(super) fn limits(settings: &Settings) -> anyhow::Result<LimitSettings> {
             monthly: Budget {
                 micro_usd: micro_usd("caller-monthly-usd", settings.caller_monthly_usd)?,
                 compute: compute("caller-monthly-compute", settings.caller_monthly_compute)?,
+            },
+            storage: StorageQuota {
+                bytes: count("caller-storage-mib", settings.caller_storage_mib)?.map(|mib| u64::from(mib) << 20),
+                documents: count("caller-documents", settings.caller_documents)?.map(u64::from),
             },
         },
     })

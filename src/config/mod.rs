@@ -60,6 +60,8 @@ pub struct Config {
     pub accept_any_model: bool,
     pub models_dir: PathBuf,
     pub data_dir: PathBuf,
+    /// Free bytes on the data directory's disk below which nothing more is stored; `None` is a share of the disk.
+    pub min_free_bytes: Option<u64>,
     /// Make no outgoing connection.
     pub offline: bool,
     pub chat_template_file: Option<PathBuf>,
@@ -201,6 +203,8 @@ impl Config {
             accept_any_model: settings.accept_any_model.unwrap_or(false),
             models_dir,
             data_dir,
+            min_free_bytes: in_range("min-free-mib", settings.min_free_mib, 1..=16 << 20)?
+                .map(|mib| (mib as u64) << 20),
             offline,
             chat_template_file: settings.chat_template_file,
             chat_template: settings.chat_template,

@@ -249,6 +249,12 @@ settings! {
     /// Seconds of compute time a month (UTC) of each caller that has no limit of its own
     #[arg(long, env = "HEARTH_CALLER_MONTHLY_COMPUTE", value_name = "SECONDS", help_heading = "Limits")]
     caller_monthly_compute: f64,
+    /// MiB of uploaded files of each caller that has no limit of its own
+    #[arg(long, env = "HEARTH_CALLER_STORAGE_MIB", value_name = "MIB", help_heading = "Limits")]
+    caller_storage_mib: usize,
+    /// Documents of each caller that has no limit of its own
+    #[arg(long, env = "HEARTH_CALLER_DOCUMENTS", value_name = "N", help_heading = "Limits")]
+    caller_documents: usize,
 
     /// A hosted upstream that speaks OpenAI's contract, such as `https://api.example.com/v1`; its key is read from
     /// `HEARTH_UPSTREAM_API_KEY`. Several upstreams: see `[[upstream]]` of the file
@@ -280,6 +286,9 @@ settings! {
     /// Where Hearth keeps its data [default: hearth in the XDG data directory]
     #[arg(long, env = "HEARTH_DATA_DIR", value_name = "DIR", help_heading = "General")]
     data_dir: PathBuf,
+    /// Free space on the disk of the data directory below which nothing more is stored, in MiB [default: a twentieth of the disk, from 1 to 512]
+    #[arg(long, env = "HEARTH_MIN_FREE_MIB", value_name = "MIB", help_heading = "General")]
+    min_free_mib: usize,
     /// Make no outgoing connection
     #[arg(long, env = "HEARTH_OFFLINE", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "General")]
     offline: bool,

@@ -99,6 +99,24 @@ pub struct CallerLimits {
     pub concurrent_requests: Option<u32>,
     pub daily: Budget,
     pub monthly: Budget,
+    pub storage: StorageQuota,
+}
+
+/// What a caller may keep on the server; `None` is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StorageQuota {
+    /// Of all uploaded files together.
+    pub bytes: Option<u64>,
+    /// Memberships of files in collections.
+    pub documents: Option<u64>,
+}
+
+impl StorageQuota {
+    /// This quota, and the other where it says nothing.
+    #[must_use]
+    pub fn or(self, other: Self) -> Self {
+        Self { bytes: self.bytes.or(other.bytes), documents: self.documents.or(other.documents) }
+    }
 }
 
 /// What may be spent in a day or a month, of the calendar in UTC.

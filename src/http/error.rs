@@ -61,6 +61,7 @@ fn contract(kind: ErrorKind) -> (StatusCode, &'static str, Option<&'static str>)
         ErrorKind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("unavailable")),
         ErrorKind::Draining => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("draining")),
         ErrorKind::OutOfMemory => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("out_of_memory")),
+        ErrorKind::InsufficientStorage => (StatusCode::INSUFFICIENT_STORAGE, SERVER, Some("insufficient_storage")),
         ErrorKind::DeadlineExceeded => (StatusCode::GATEWAY_TIMEOUT, SERVER, Some("deadline_exceeded")),
         ErrorKind::UpstreamFailed => (StatusCode::BAD_GATEWAY, SERVER, Some("upstream_error")),
         ErrorKind::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, SERVER, Some("upstream_timeout")),
@@ -138,8 +139,11 @@ impl IntoResponse for ApiError {
                 }
             }
             headers.insert(SHOULD_RETRY, HeaderValue::from_static(if permanent { "false" } else { "true" }));
-        } else if matches!(status, StatusCode::GATEWAY_TIMEOUT | StatusCode::CONFLICT) {
-            // The same request would meet the same deadline, or the same state.
+        } else if matches!(
+            status,
+            StatusCode::GATEWAY_TIMEOUT | StatusCode::CONFLICT | StatusCode::INSUFFICIENT_STORAGE
+        ) {
+            // The same request would meet the same deadline, the same state, or the same disk.
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         if status == StatusCode::UNAUTHORIZED {

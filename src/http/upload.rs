@@ -48,7 +48,7 @@ impl FromRequest<AppState> for UploadForm {
         let read = if length.is_some_and(|length: u64| length > form_limit(state)) {
             Err(too_large(state))
         } else {
-            read_form(&mut form, state).await
+            read_form(&mut form, length.unwrap_or(0), state).await
         };
         if read.is_err() {
             // Whether it could be taken off the wire changes nothing about the answer.
@@ -72,7 +72,8 @@ fn too_large(state: &AppState) -> Error {
     Error::new(ErrorKind::PayloadTooLarge, message)
 }
 
-async fn read_form(form: &mut Multipart, state: &AppState) -> Result<UploadForm, Error> {
+/// `length` is what the whole form was said to have, in bytes.
+async fn read_form(form: &mut Multipart, length: u64, state: &AppState) -> Result<UploadForm, Error> {
     let mut file = None;
     let mut fields = BTreeMap::new();
     while let Some(field) = next_field(form, state).await? {
@@ -82,7 +83,7 @@ async fn read_form(form: &mut Multipart, state: &AppState) -> Result<UploadForm,
             if file.is_some() {
                 return Err(Error::invalid("file", "One file a request: send each in a request of its own."));
             }
-            file = Some((receive(field, state).await?, filename));
+            file = Some((receive(field, length, state).await?, filename));
         } else if fields.len() < FIELDS_MAX {
             fields.insert(name.clone(), text(field, &name, state).await?);
         } else {
@@ -112,8 +113,8 @@ fn filename(field: &Field<'_>) -> Result<String, Error> {
     Ok(name)
 }
 
-async fn receive(mut field: Field<'_>, state: &AppState) -> Result<Incoming, Error> {
-    let mut incoming = state.documents.receive().await?;
+async fn receive(mut field: Field<'_>, length: u64, state: &AppState) -> Result<Incoming, Error> {
+    let mut incoming = state.documents.receive(length).await?;
     while let Some(bytes) = in_time(field.chunk(), state).await? {
         if incoming.len() + bytes.len() as u64 > state.settings.upload_limit_bytes as u64 {
             return Err(too_large(state));

@@ -5,7 +5,7 @@
 //! disk and renamed, so that a crash at any instant leaves the old file or the new one.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, OpenOptions},
     io::{self, Write},
     path::{Path, PathBuf},
 };
@@ -42,7 +42,11 @@ pub(super) fn write(frozen: &Frozen, path: &Path, identity: &str) -> Result<(), 
     let directory = path.parent().unwrap_or(Path::new("."));
     let write = || -> io::Result<()> {
         fs::create_dir_all(directory)?;
-        let mut file = File::create(&beside)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut file = options.open(&beside)?;
         file.write_all(&head)?;
         file.write_all(&bytes[HASH.end..])?;
         file.sync_all()?;

@@ -46,7 +46,7 @@ impl House {
 
     /// Stores a document of chunks that are no neighbours, so that each is a passage.
     async fn ingest(&self, collection: &Collection, name: &str, texts: &[&str]) -> (String, Replaced) {
-        let mut incoming = self.store.receive_file().unwrap();
+        let mut incoming = self.store.receive_file(0).unwrap();
         incoming.write(texts.concat().as_bytes()).unwrap();
         let file = self.store.of(LOCAL).keep_file(incoming, name, "assistants").unwrap();
         self.store.of(LOCAL).add_document(&collection.id, &file.id, BTreeMap::new(), None).unwrap();

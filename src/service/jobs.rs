@@ -355,6 +355,18 @@ pub(super) fn told(error: StoreError) -> Error {
         StoreError::NotFound { what, id } => not_found(what, &id),
         StoreError::NameTaken(_) => Error::invalid("name", format!("{error}.")).with_code("already_exists"),
         StoreError::OtherEmbedding { .. } => Error::new(ErrorKind::Conflict, format!("{error}.")),
+        StoreError::Quota { what, used, limit, more } => {
+            let message = format!(
+                "You may store {limit} {what} here; {used} are in use, and this takes {more} more. Delete what is not \
+                 needed, or ask the operator for more."
+            );
+            Error::new(ErrorKind::InsufficientStorage, message).with_code("storage_quota_exceeded")
+        }
+        StoreError::Full { .. } => {
+            let message = "The server's disk has no room for this. Delete documents that are not needed, or ask the \
+                           operator to make room; the server's log says how much.";
+            Error::new(ErrorKind::InsufficientStorage, message).with_source(error)
+        }
         error => Error::internal(error),
     }
 }

@@ -11,6 +11,7 @@ use super::{
     collections,
     documents::{self, cancel_ingest},
     new_id, now_ms,
+    owned::refuse_documents_over,
 };
 use crate::domain::documents::{Collection, Document, DocumentStatus};
 
@@ -72,12 +73,13 @@ impl Owned<'_> {
     /// # Errors
     /// [`StoreError::NotFound`] for a file; then nothing is made.
     pub fn create_vector_store(&self, name: String, metadata: Attributes, files: Vec<String>) -> Result<Collection> {
-        let owner = self.owner.to_owned();
-        self.store.write(move |transaction| {
+        let (owner, quota) = (self.owner.to_owned(), self.quota);
+        self.store.grow(0, move |transaction| {
             let collection = collections::insert(transaction, &owner, name, metadata)?;
             for file_id in files {
                 attach(transaction, &owner, &collection.id, &Member { file_id, attributes: Attributes::new() })?;
             }
+            refuse_documents_over(quota, transaction, &owner)?;
             Ok(collection)
         })
     }
@@ -101,9 +103,10 @@ impl Owned<'_> {
     /// # Errors
     /// [`StoreError::NotFound`] for the collection or the file.
     pub fn attach_document(&self, collection_id: &str, member: Member) -> Result<Document> {
-        let (owner, collection_id) = (self.owner.to_owned(), collection_id.to_owned());
-        self.store.write(move |transaction| {
+        let (owner, collection_id, quota) = (self.owner.to_owned(), collection_id.to_owned(), self.quota);
+        self.store.grow(0, move |transaction| {
             attach(transaction, &owner, &collection_id, &member)?;
+            refuse_documents_over(quota, transaction, &owner)?;
             documents::find(transaction, &owner, &collection_id, &member.file_id)
         })
     }
@@ -113,8 +116,8 @@ impl Owned<'_> {
     /// # Errors
     /// [`StoreError::NotFound`] for the collection or a file; then none is added.
     pub fn create_batch(&self, collection_id: &str, members: Vec<Member>) -> Result<Batch> {
-        let (owner, collection_id) = (self.owner.to_owned(), collection_id.to_owned());
-        self.store.write(move |transaction| {
+        let (owner, collection_id, quota) = (self.owner.to_owned(), collection_id.to_owned(), self.quota);
+        self.store.grow(0, move |transaction| {
             collections::check_exists(transaction, &owner, &collection_id)?;
             let id = new_id("vsfb_");
             transaction.execute(
@@ -128,6 +131,7 @@ impl Owned<'_> {
                     [&id, &collection_id, &member.file_id],
                 )?;
             }
+            refuse_documents_over(quota, transaction, &owner)?;
             find(transaction, &owner, &collection_id, &id)
         })
     }
@@ -144,7 +148,7 @@ impl Owned<'_> {
     /// [`StoreError::NotFound`]
     pub fn cancel_batch(&self, collection_id: &str, id: &str) -> Result<Batch> {
         let (owner, collection_id, id) = (self.owner.to_owned(), collection_id.to_owned(), id.to_owned());
-        self.store.write(move |transaction| {
+        self.store.write_essential(move |transaction| {
             let batch = find(transaction, &owner, &collection_id, &id)?;
             let unread = batch.documents.iter().filter(|document| document.status == DocumentStatus::Processing);
             for document in unread {

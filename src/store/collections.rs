@@ -77,7 +77,7 @@ impl Owned<'_> {
     /// [`StoreError::NameTaken`]
     pub fn create_collection(&self, name: &str, metadata: Attributes) -> Result<Collection> {
         let (owner, name) = (self.owner.to_owned(), name.to_owned());
-        self.store.write(move |transaction| {
+        self.store.grow(0, move |transaction| {
             let taken = "SELECT 1 FROM collections WHERE name = ? AND owner = ?";
             let taken = transaction.query_row(taken, [&name, &owner], |_| Ok(()));
             if taken.optional()?.is_some() {
@@ -152,7 +152,7 @@ impl Owned<'_> {
     /// Deletes a collection, its documents and chunks; files stay. Whether it was there.
     pub fn delete_collection(&self, id: &str) -> Result<bool> {
         let (owner, id) = (self.owner.to_owned(), id.to_owned());
-        self.store.write(move |transaction| {
+        self.store.write_essential(move |transaction| {
             let delete = "DELETE FROM collections WHERE id = ? AND owner = ?";
             let deleted = transaction.execute(delete, [&id, &owner])? > 0;
             if deleted {

@@ -7,6 +7,7 @@ use super::{
     NewJob, Owned, Result, StoreError,
     attributes::{Attributes, Vector, from_json, to_json},
     collections, jobs, now_ms,
+    owned::refuse_documents_over,
 };
 use crate::domain::documents::{Document, DocumentStatus, NewChunk};
 
@@ -142,6 +143,12 @@ pub(super) fn enqueue(
     Ok(())
 }
 
+/// About what chunks take in the database: their text twice, for its words are indexed, and their vectors.
+fn stored_bytes(chunks: &[NewChunk]) -> u64 {
+    chunks.iter().map(|chunk| 2 * (chunk.text.len() + chunk.heading.len()) + 4 * chunk.vector.len() + 64).sum::<usize>()
+        as u64
+}
+
 impl Owned<'_> {
     /// The owner, and what names a document.
     fn owned_key(&self, collection_id: &str, file_id: &str) -> (String, String, String) {
@@ -164,7 +171,8 @@ impl Owned<'_> {
     ) -> Result<Upload> {
         let (owner, collection_id, file_id) = self.owned_key(collection_id, file_id);
         let supersedes = supersedes.map(str::to_owned);
-        self.store.write(move |transaction| {
+        let quota = self.quota;
+        self.store.grow(0, move |transaction| {
             check_exists(transaction, &owner, &collection_id, &file_id)?;
             let same_bytes = format!(
                 "{SELECT} WHERE documents.collection_id = ? AND files.sha256 = (SELECT sha256 FROM files WHERE id = ?) AND \
@@ -174,6 +182,7 @@ impl Owned<'_> {
                 return Ok(Upload::Known(known));
             }
             enqueue(transaction, &collection_id, &file_id, &attributes, supersedes.as_deref())?;
+            refuse_documents_over(quota, transaction, &owner)?;
             Ok(Upload::New(find(transaction, &owner, &collection_id, &file_id)?))
         })
     }
@@ -193,7 +202,7 @@ impl Owned<'_> {
     ) -> Result<Replaced> {
         let (owner, collection_id, file_id) = self.owned_key(collection_id, file_id);
         let supersedes: Vec<String> = supersedes.iter().filter(|&old| *old != file_id).cloned().collect();
-        self.store.write(move |transaction| {
+        self.store.grow(stored_bytes(&chunks), move |transaction| {
             check_document(transaction, &owner, &collection_id, &file_id)?;
             let ready = transaction.execute(
                 "UPDATE documents SET status = 'ready', error_code = NULL, error_reason = NULL, updated = ?
@@ -326,7 +335,7 @@ impl Owned<'_> {
     /// [`StoreError::NotFound`]
     pub fn delete_document(&self, collection_id: &str, file_id: &str) -> Result<Vec<u64>> {
         let (owner, collection_id, file_id) = self.owned_key(collection_id, file_id);
-        self.store.write(move |transaction| {
+        self.store.write_essential(move |transaction| {
             check_document(transaction, &owner, &collection_id, &file_id)?;
             let chunks = chunk_ids(transaction, &collection_id, &file_id)?;
             cancel_ingest(transaction, Some(&collection_id), Some(&file_id))?;

@@ -1,23 +1,35 @@
 //! Uploaded files: bytes in a folder under their id, what is known of them in the database.
 //!
-//! Bytes arrive in a file beside their place (an [`Incoming`]), hashed on the way, and are forced to the disk before
-//! the database knows of them. What a crash leaves without a row is removed at the next start.
+//! Bytes arrive in a file with `.incomplete` behind its name (an [`Incoming`]), hashed on the way, and are forced to the
+//! disk before the database knows of them; then the file gets its name. So a file without a row is not one of ours, and
+//! it is never removed: the next start moves it into a folder of its own and says so. Bytes are unlinked only when a
+//! tombstone names them, a row that the deleting transaction wrote.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     fs::{self, File},
     io::{self, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
+    sync::atomic::Ordering,
 };
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use sha2::{Digest, Sha256};
 
-use super::{Owned, Result, Store, StoreError, documents::cancel_ingest, new_id, now_ms};
+use super::{
+    Owned, Result, Store, StoreError, disk::Disk, documents::cancel_ingest, named, new_id, now_ms,
+    owned::refuse_bytes_over, private,
+};
 use crate::domain::documents::StoredFile;
 
 pub(super) const FOLDER: &str = "files";
 const INCOMPLETE: &str = "incomplete";
+/// Folders of files that no row knows are called so, and the time in milliseconds.
+const ORPHANED: &str = "orphaned-";
+/// After how many deletions tombstones are taken away.
+const TOMBSTONES_KEPT: usize = 1024;
+/// Bytes after which a file that is being received looks again whether the disk has room.
+const LOOK_BYTES: u64 = 4 << 20;
 
 pub(super) const COLUMNS: &str = "id, filename, purpose, bytes, sha256, created";
 
@@ -29,16 +41,22 @@ pub struct Incoming {
     file: File,
     hasher: Sha256,
     bytes: u64,
+    disk: Disk,
     kept: bool,
 }
 
 impl Incoming {
     /// # Errors
-    /// If the disk does not take the bytes.
+    /// If the disk does not take the bytes, or they would use up its reserve.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.file.write_all(bytes).map_err(|source| StoreError::Io { path: self.path.clone(), source })?;
+        let more = bytes.len() as u64;
+        if self.bytes / LOOK_BYTES != (self.bytes + more) / LOOK_BYTES {
+            self.disk.refuse_growth(more)?;
+        }
+        let written = self.file.write_all(bytes).map_err(|source| StoreError::Io { path: self.path.clone(), source });
+        written.map_err(|error| named(error, &self.path))?;
         self.hasher.update(bytes);
-        self.bytes += bytes.len() as u64;
+        self.bytes += more;
         Ok(())
     }
 
@@ -54,7 +72,7 @@ impl Incoming {
 impl Drop for Incoming {
     fn drop(&mut self) {
         if !self.kept {
-            // At worst it is removed at the next start.
+            // Where this fails the next start removes it.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -89,51 +107,175 @@ impl Store {
         self.file_folder().join(id)
     }
 
-    /// Begins to receive a file.
+    /// Begins to receive a file of about so many bytes; 0 if the sender has not said how many.
     ///
     /// # Errors
-    /// If the folder cannot be written.
-    pub fn receive_file(&self) -> Result<Incoming> {
+    /// If the folder cannot be written, or the disk has no room for the file beside its reserve.
+    pub fn receive_file(&self, bytes: u64) -> Result<Incoming> {
+        self.disk.refuse_growth(bytes)?;
         let id = new_id("file-");
         let path = self.file_path(&id).with_extension(INCOMPLETE);
-        let file = File::create_new(&path).map_err(|source| StoreError::Io { path: path.clone(), source })?;
-        Ok(Incoming { id, path, file, hasher: Sha256::new(), bytes: 0, kept: false })
+        let file = private::create_new(&path).map_err(|source| StoreError::Io { path: path.clone(), source });
+        let file = file.map_err(|error| named(error, &path))?;
+        Ok(Incoming { id, path, file, hasher: Sha256::new(), bytes: 0, disk: self.disk.clone(), kept: false })
     }
 
-    /// Removes bytes that the database does not know of: uploads that were cut off, files that were deleted.
-    pub(super) fn remove_orphaned_files(&self) -> Result<()> {
-        let known: HashSet<String> = self.read(|connection| {
-            let mut query = connection.prepare("SELECT id FROM files")?;
+    /// Brings the folder in step with the database: uploads whose row was written get their names, those that were cut
+    /// off are removed, and so are bytes that a tombstone names. A file that no row knows is moved into a folder of its
+    /// own: it is an upload of a database that is not this one.
+    pub(super) fn settle_files(&self) -> Result<()> {
+        let ids = |table: &'static str| {
+            self.read(move |connection| {
+                let mut query = connection.prepare(&format!("SELECT id FROM {table}"))?;
+                Ok(query.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<HashSet<String>>>()?)
+            })
+        };
+        let (known, deleted) = (ids("files")?, ids("deleted_files")?);
+        let folder = self.file_folder();
+        let settled = settle(&folder, &known, &deleted);
+        let missing = settled.map_err(|source| StoreError::Io { path: folder.clone(), source })?;
+        if missing > 0 {
+            tracing::error!(
+                missing,
+                folder = %folder.display(),
+                "uploaded files are not there though the database knows them: bring them back from a backup"
+            );
+        }
+        if !deleted.is_empty() {
+            // What was unlinked is durable, so nothing of it comes back without its tombstone.
+            self.write_essential(|transaction| Ok(transaction.execute("DELETE FROM deleted_files", [])?))?;
+        }
+        Ok(())
+    }
+
+    /// Unlinks the bytes of a file whose tombstone is written.
+    fn unlink_deleted(&self, id: &str) {
+        let path = self.file_path(id);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(path = %path.display(), %error, "the bytes of a deleted file are still there");
+                return;
+            }
+            _ => {}
+        }
+        if self.deleted_files.fetch_add(1, Ordering::Relaxed) + 1 >= TOMBSTONES_KEPT {
+            self.deleted_files.store(0, Ordering::Relaxed);
+            if let Err(error) = self.drop_tombstones() {
+                tracing::warn!(%error, "tombstones of deleted files could not be taken away");
+            }
+        }
+    }
+
+    /// Takes tombstones away, once what they name is unlinked for good.
+    fn drop_tombstones(&self) -> Result<()> {
+        let ids: Vec<String> = self.read(|connection| {
+            let mut query = connection.prepare("SELECT id FROM deleted_files")?;
             Ok(query.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
         })?;
         let folder = self.file_folder();
-        let remove = || -> io::Result<()> {
-            for entry in fs::read_dir(&folder)? {
-                let entry = entry?;
-                if !known.contains(&*entry.file_name().to_string_lossy()) {
-                    fs::remove_file(entry.path())?;
+        let unlink = || -> io::Result<()> {
+            for id in &ids {
+                match fs::remove_file(folder.join(id)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
                 }
             }
-            Ok(())
+            private::sync_dir(&folder)
         };
-        remove().map_err(|source| StoreError::Io { path: folder.clone(), source })
+        unlink().map_err(|source| StoreError::Io { path: folder.clone(), source })?;
+        self.write_essential(move |transaction| {
+            let mut delete = transaction.prepare("DELETE FROM deleted_files WHERE id = ?")?;
+            for id in &ids {
+                delete.execute([id])?;
+            }
+            Ok(())
+        })
     }
+}
+
+/// [`Store::settle_files`] on the folder; returns how many known files are not there.
+fn settle(folder: &Path, known: &HashSet<String>, deleted: &HashSet<String>) -> io::Result<usize> {
+    let mut missing: HashSet<&String> = known.iter().collect();
+    let mut unknown = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        // Folders are a file system's own, or hold what was moved there before.
+        if !entry.file_type()?.is_file() {
+            continue;
+        }
+        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        let incomplete = name.strip_suffix(INCOMPLETE).and_then(|name| name.strip_suffix('.'));
+        match incomplete {
+            Some(id) if known.contains(id) && !folder.join(id).exists() => {
+                fs::rename(&path, folder.join(id))?;
+                missing.remove(&id.to_owned());
+            }
+            // It had no answer.
+            Some(_) => fs::remove_file(&path)?,
+            None if known.contains(&name) => drop(missing.remove(&name)),
+            None if deleted.contains(&name) => fs::remove_file(&path)?,
+            None => unknown.push(name),
+        }
+    }
+    if !unknown.is_empty() {
+        let aside = folder.join(format!("{ORPHANED}{}", now_ms()));
+        private::create_dir_all(&aside)?;
+        for name in &unknown {
+            fs::rename(folder.join(name), aside.join(name))?;
+        }
+        private::sync_dir(&aside)?;
+        tracing::warn!(
+            files = unknown.len(),
+            folder = %aside.display(),
+            "files that the database does not know were moved: if they are uploads of a newer database, bring that one \
+             back, or stop the server and take them in with `hearth recover`"
+        );
+    }
+    if !missing.is_empty() {
+        // The database that knows what was moved aside is back.
+        let aside = complete_files(folder)?;
+        for id in missing.iter().filter_map(|id| aside.get_key_value(*id)) {
+            fs::rename(id.1, folder.join(id.0))?;
+        }
+        missing.retain(|id| !aside.contains_key(*id));
+    }
+    private::sync_dir(folder)?;
+    Ok(missing.len())
+}
+
+/// Uploaded files by their ids, those included that were moved aside; those that had not been received whole are left
+/// out.
+pub(super) fn complete_files(folder: &Path) -> io::Result<BTreeMap<String, PathBuf>> {
+    let mut found = BTreeMap::new();
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        let path = entry.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+        let kind = entry.file_type()?;
+        if kind.is_dir() && name.starts_with(ORPHANED) {
+            for (id, path) in complete_files(&path)? {
+                found.entry(id).or_insert(path);
+            }
+        } else if kind.is_file() && path.extension().is_none() {
+            found.insert(name.to_owned(), path.clone());
+        }
+    }
+    Ok(found)
 }
 
 impl Owned<'_> {
     /// Keeps what was received. The file name is for people; it is never part of a path.
     ///
     /// # Errors
-    /// If the disk does not take it.
+    /// If the disk does not take it, or would use up its reserve for it.
     pub fn keep_file(&self, mut incoming: Incoming, filename: &str, purpose: &str) -> Result<StoredFile> {
-        let to = self.store.file_path(&incoming.id);
-        let keep = || -> io::Result<()> {
-            incoming.file.sync_all()?;
-            fs::rename(&incoming.path, &to)?;
-            File::open(self.store.file_folder())?.sync_all()
-        };
-        keep().map_err(|source| StoreError::Io { path: to, source })?;
-        incoming.kept = true;
+        let (folder, to) = (self.store.file_folder(), self.store.file_path(&incoming.id));
+        let io_error = |source| named(StoreError::Io { path: to.clone(), source }, &to);
+        incoming.file.sync_all().and_then(|()| private::sync_dir(&folder)).map_err(io_error)?;
         let stored = StoredFile {
             id: incoming.id.clone(),
             filename: filename.to_owned(),
@@ -142,8 +284,20 @@ impl Owned<'_> {
             sha256: std::mem::take(&mut incoming.hasher).finalize().into(),
             created_ms: now_ms(),
         };
-        let (owner, row) = (self.owner.to_owned(), stored.clone());
-        self.store.write(move |transaction| insert(transaction, &owner, &row))?;
+        let (owner, row, quota) = (self.owner.to_owned(), stored.clone(), self.quota);
+        self.store.grow(0, move |transaction| {
+            refuse_bytes_over(quota, transaction, &owner, row.bytes)?;
+            insert(transaction, &owner, &row)
+        })?;
+        // From here on the next start gives it its name.
+        let named = fs::rename(&incoming.path, &to).and_then(|()| private::sync_dir(&folder));
+        if let Err(source) = named {
+            let id = stored.id;
+            self.store
+                .write_essential(move |transaction| Ok(transaction.execute("DELETE FROM files WHERE id = ?", [id])?))?;
+            return Err(io_error(source));
+        }
+        incoming.kept = true;
         Ok(stored)
     }
 
@@ -169,7 +323,7 @@ impl Owned<'_> {
     /// there is no such file.
     pub fn delete_file(&self, id: &str) -> Result<Option<Vec<(String, u64)>>> {
         let (owner, row_id) = (self.owner.to_owned(), id.to_owned());
-        let deleted = self.store.write(move |transaction| {
+        let deleted = self.store.write_essential(move |transaction| {
             let found = "SELECT 1 FROM files WHERE id = ? AND owner = ?";
             if transaction.query_row(found, [&row_id, &owner], |_| Ok(())).optional()?.is_none() {
                 return Ok(None);
@@ -180,16 +334,12 @@ impl Owned<'_> {
             cancel_ingest(transaction, None, Some(&row_id))?;
             transaction.execute("DELETE FROM documents WHERE file_id = ?", [&row_id])?;
             transaction.execute("DELETE FROM files WHERE id = ?", [&row_id])?;
+            let bury = "INSERT OR IGNORE INTO deleted_files (id, deleted) VALUES (?, ?)";
+            transaction.execute(bury, params![row_id, now_ms()])?;
             Ok(Some(chunks))
         })?;
         if deleted.is_some() {
-            let path = self.store.file_path(id);
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    tracing::warn!(path = %path.display(), %error, "the bytes of a deleted file are still there");
-                }
-                _ => {}
-            }
+            self.store.unlink_deleted(id);
         }
         Ok(deleted)
     }

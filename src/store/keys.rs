@@ -4,14 +4,11 @@
 //! The server reads them through its [`Store`]. Commands use a [`KeyTable`], a connection of their own, so that keys are
 //! made and revoked while a server has the directory.
 
-use std::{
-    fs::{self, File},
-    path::Path,
-};
+use std::{fs::File, path::Path};
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 
-use super::{DATABASE, Result, Store, StoreError, configure, files, named, now_ms, schema, take_lock};
+use super::{DATABASE, Result, Store, StoreError, configure, disk::Disk, named, now_ms, opening, schema};
 
 /// A row of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,20 +114,18 @@ impl KeyTable {
     /// # Errors
     /// If the database is damaged, not Hearth's, or of another version than this program and in use.
     pub fn open(directory: &Path) -> Result<Self> {
-        let files = directory.join(files::FOLDER);
-        fs::create_dir_all(&files).map_err(|source| StoreError::Io { path: files, source })?;
         let path = directory.join(DATABASE);
-        let lock = match take_lock(directory) {
-            Ok(lock) => Some(lock),
-            Err(StoreError::Locked { .. }) => None,
+        let (lock, connection) = match opening::take_directory(directory) {
+            Ok(lock) => (Some(lock), opening::open_database(directory, &Disk::new(directory, None))?),
+            Err(StoreError::Locked { .. }) => {
+                let connection = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+                let checked = configure(&connection).map_err(StoreError::from);
+                let checked = checked.and_then(|()| schema::refuse_unless_current(&connection, &path));
+                checked.map_err(|error| named(error, &path))?;
+                (None, connection)
+            }
             Err(error) => return Err(error),
         };
-        let mut connection = Connection::open(&path)?;
-        let prepared = configure(&connection).map_err(StoreError::from).and_then(|()| match lock {
-            Some(_) => schema::migrate(&mut connection, &path),
-            None => schema::refuse_unless_current(&connection, &path),
-        });
-        prepared.map_err(|error| named(error, &path))?;
         Ok(Self { connection, _lock: lock })
     }
 

@@ -5,34 +5,39 @@
 //! block, for milliseconds as a rule: callers on an async runtime use its blocking threads.
 
 mod attributes;
+mod backup;
 mod batches;
 mod chunks;
 mod collections;
+mod disk;
 mod documents;
 mod files;
 mod jobs;
 mod keys;
 mod ledger;
+mod opening;
 mod owned;
+mod private;
 mod recover;
 mod reembedded;
 mod schema;
 mod search;
 mod spending;
+mod writer;
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs::File,
     io,
     path::{Path, PathBuf},
-    sync::mpsc::{SyncSender, sync_channel},
-    thread::JoinHandle,
+    sync::atomic::AtomicUsize,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use parking_lot::Mutex;
-use rusqlite::{Connection, OpenFlags, Transaction, TransactionBehavior};
+use rusqlite::{Connection, OpenFlags, Transaction};
 
 pub use self::{
+    backup::{BackupProgress, BackupSummary, back_up, restore},
     batches::{Batch, Member},
     documents::{INGEST, Replaced, Upload},
     files::Incoming,
@@ -44,9 +49,11 @@ pub use self::{
     search::{LexicalHit, Scope},
     spending::SpentBy,
 };
+use self::{
+    disk::{Disk, Growth},
+    writer::Writer,
+};
 
-/// Changes that may wait for the writer; callers of one more wait until there is room.
-const QUEUE: usize = 64;
 /// How long a connection waits for a lock that another one holds, a checkpoint's for instance.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Idle readers that are kept open.
@@ -83,6 +90,28 @@ pub enum StoreError {
         path = .path.display()
     )]
     Corrupt { path: PathBuf, problem: String },
+    #[error(
+        "{directory} has had a database, with {uploads} uploads that are still there, and hearth.sqlite3 is missing or \
+         empty. Bring it back from a backup (`hearth restore`, or hearth.sqlite3 together with hearth.sqlite3-wal), or run \
+         `hearth recover` with the same --data-dir, which makes a database that knows the uploads. Nothing was changed",
+        directory = .directory.display()
+    )]
+    Lost { directory: PathBuf, uploads: usize },
+    #[error(
+        "a restore into {directory} was cut off: run `hearth restore` with the same backup again",
+        directory = .directory.display()
+    )]
+    HalfRestored { directory: PathBuf },
+    #[error("{0}")]
+    Backup(String),
+    #[error(
+        "the disk of {directory} is full: {free} bytes are free and {needed} are needed. Delete documents, make room on the \
+         disk, or move the data directory to a larger one",
+        directory = .directory.display()
+    )]
+    Full { directory: PathBuf, free: u64, needed: u64 },
+    #[error("{used} of {limit} {what} are in use, and {more} more do not fit")]
+    Quota { what: &'static str, used: u64, limit: u64, more: u64 },
     #[error("there is no {what} {id:?}")]
     NotFound { what: &'static str, id: String },
     #[error("there is a collection called {0:?} already; choose another name")]
@@ -92,22 +121,25 @@ pub enum StoreError {
          that made them, or make them anew with `hearth reindex`"
     )]
     OtherEmbedding { stored: String, asked: String },
-    #[error("the store's thread ended")]
+    #[error("the store is closed")]
     Stopped,
+    #[error("a fault of Hearth's own: a change of the store panicked and was rolled back; the log has the cause")]
+    Panicked,
     #[error("the database: {0}")]
     Database(#[from] rusqlite::Error),
 }
 
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
-type Change = Box<dyn FnOnce(&mut Connection) + Send>;
-
 /// A handle on the store; see the module.
 pub struct Store {
     directory: PathBuf,
-    writer: Option<SyncSender<Change>>,
-    thread: Option<JoinHandle<()>>,
-    readers: Mutex<Vec<Connection>>,
+    writer: Writer,
+    disk: Disk,
+    /// `None` once the store is closed.
+    readers: Mutex<Option<Vec<Connection>>>,
+    /// Files that were deleted since tombstones were last taken away.
+    deleted_files: AtomicUsize,
     /// Held as long as the store is open.
     _lock: File,
 }
@@ -119,36 +151,40 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens the store of a data directory, made if it is not there, and brings an older schema up to date.
+    /// Opens the store of a data directory, made if it is not there, and brings an older schema up to date after a
+    /// backup.
     ///
     /// # Errors
-    /// If another process uses it, or the database is damaged, of a newer version or not Hearth's.
+    /// If another process uses it, or the database is lost, damaged, of a newer version or not Hearth's.
     pub fn open(directory: &Path) -> Result<Self> {
-        let io_error = |path: &Path| {
-            let path = path.to_owned();
-            move |source| StoreError::Io { path, source }
-        };
-        let files = directory.join(files::FOLDER);
-        fs::create_dir_all(&files).map_err(io_error(&files))?;
-        let lock = take_lock(directory)?;
+        Self::open_with_reserve(directory, None)
+    }
+
+    /// [`Self::open`] with the bytes that growth leaves free on the disk; `None` is a share of the disk.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with_reserve(directory: &Path, reserve: Option<u64>) -> Result<Self> {
+        let lock = opening::take_directory(directory)?;
+        let disk = Disk::new(directory, reserve);
+        // Opening writes; a disk that is full makes room for it.
+        disk.prepare(Growth::Essential, || ())?;
+        let connection = opening::open_database(directory, &disk)?;
         let path = directory.join(DATABASE);
-        let mut connection = Connection::open(&path)?;
-        let opened = configure(&connection).map_err(StoreError::from);
-        opened.and_then(|()| schema::migrate(&mut connection, &path)).map_err(|error| named(error, &path))?;
-        let (writer, changes) = sync_channel::<Change>(QUEUE);
-        let thread = std::thread::Builder::new()
-            .name("hearth-store".to_owned())
-            .spawn(move || changes.into_iter().for_each(|change| change(&mut connection)))
-            .map_err(io_error(&path))?;
+        let writer =
+            Writer::start(connection, &path, disk.clone()).map_err(|source| StoreError::Io { path, source })?;
         let store = Self {
             directory: directory.to_owned(),
-            writer: Some(writer),
-            thread: Some(thread),
-            readers: Mutex::new(Vec::new()),
+            writer,
+            disk,
+            readers: Mutex::new(Some(Vec::new())),
+            deleted_files: AtomicUsize::new(0),
             _lock: lock,
         };
-        store.remove_orphaned_files()?;
+        store.settle_files()?;
         store.take_over_jobs()?;
+        store.skip_chunk_ids()?;
+        store.disk.restore();
         Ok(store)
     }
 
@@ -156,35 +192,76 @@ impl Store {
         &self.directory
     }
 
-    /// Runs a change in a transaction on the writer's thread. When it returns well, the change is on the disk; an
-    /// error leaves nothing of it.
+    /// Why something cannot be stored now, in words for operators: the disk is full, or the database cannot be opened.
+    pub fn problem(&self) -> Option<String> {
+        self.writer.problem().or_else(|| self.disk.problem())
+    }
+
+    /// Writes a small file of the data directory, for its owner alone.
+    ///
+    /// # Errors
+    /// If the disk does not take it.
+    pub fn write_note(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let path = self.directory.join(name);
+        private::write(&path, bytes).map_err(|source| named(StoreError::Io { path: path.clone(), source }, &path))
+    }
+
+    /// Makes the changes that wait, takes the log into the database, and closes it: afterwards `hearth.sqlite3` alone is
+    /// the database, and reading and writing are refused.
+    pub fn close(&self) {
+        // A connection that still reads keeps the log from being taken in whole; those that idle need not.
+        drop(self.readers.lock().take());
+        self.writer.close();
+    }
+
+    /// Runs a change of a few rows in a transaction on the writer's thread. When it returns well, the change is on the
+    /// disk; an error leaves nothing of it.
     fn write<T: Send + 'static>(
         &self,
         change: impl FnOnce(&Transaction<'_>) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let (answer, answered) = sync_channel(1);
-        let run = move |connection: &mut Connection| {
-            let done = connection
-                .transaction_with_behavior(TransactionBehavior::Immediate)
-                .map_err(StoreError::from)
-                .and_then(|transaction| {
-                    let done = change(&transaction)?;
-                    transaction.commit()?;
-                    Ok(done)
-                });
-            // Nobody waits any more: the change stands or falls all the same.
-            let _ = answer.send(done);
-        };
-        let writer = self.writer.as_ref().ok_or(StoreError::Stopped)?;
-        writer.send(Box::new(run)).map_err(|_| StoreError::Stopped)?;
-        let done = answered.recv().map_err(|_| StoreError::Stopped)?;
-        done.map_err(|error| named(error, &self.directory.join(DATABASE)))
+        self.writer.write(Growth::Rows, change)
+    }
+
+    /// [`Self::write`] for a change that makes the database larger by about so many bytes: refused where the disk has no
+    /// room for them beside its reserve.
+    fn grow<T: Send + 'static>(
+        &self,
+        bytes: u64,
+        change: impl FnOnce(&Transaction<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.writer.write(Growth::Bytes(bytes), change)
+    }
+
+    /// [`Self::write`] for a change that a full disk must not prevent, such as deleting.
+    fn write_essential<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&Transaction<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        self.writer.write(Growth::Essential, change)
+    }
+
+    /// Begins chunks' ids past any that a later state of this database may have given which is lost, as when an older
+    /// copy was put back or the database recovered: an index on the disk is held against the database by ids alone.
+    fn skip_chunk_ids(&self) -> Result<()> {
+        /// Ids a second: more than can be given.
+        const SHIFT: u32 = 20;
+        self.write_essential(|transaction| {
+            let first = (now_ms() / 1000) << SHIFT;
+            transaction.execute("UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'chunks'", [first])?;
+            transaction.execute(
+                "INSERT INTO sqlite_sequence (name, seq) SELECT 'chunks', ?
+                 WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'chunks')",
+                [first],
+            )?;
+            Ok(())
+        })
     }
 
     /// Runs a query on a connection that sees one state of the database throughout.
     fn read<T>(&self, query: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
         let path = self.directory.join(DATABASE);
-        let idle = self.readers.lock().pop();
+        let idle = self.readers.lock().as_mut().ok_or(StoreError::Stopped)?.pop();
         let connection = match idle {
             Some(connection) => connection,
             None => {
@@ -196,8 +273,9 @@ impl Store {
         let transaction = connection.unchecked_transaction()?;
         let result = query(&transaction).map_err(|error| named(error, &path));
         drop(transaction);
-        let mut readers = self.readers.lock();
-        if readers.len() < READERS_KEPT {
+        if let Some(readers) = &mut *self.readers.lock()
+            && readers.len() < READERS_KEPT
+        {
             readers.push(connection);
         }
         result
@@ -207,24 +285,8 @@ impl Store {
 impl Drop for Store {
     /// What was accepted is written before the store is closed.
     fn drop(&mut self) {
-        self.writer.take();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("the store's thread failed");
-        }
+        self.close();
     }
-}
-
-/// Makes sure that no other process uses the directory while the file is held.
-fn take_lock(directory: &Path) -> Result<File> {
-    let path = directory.join("lock");
-    let lock = File::create(&path).map_err(|source| StoreError::Io { path: path.clone(), source })?;
-    lock.try_lock().map_err(|error| match error {
-        TryLockError::WouldBlock => StoreError::Locked { path: directory.to_owned() },
-        TryLockError::Error(source) => StoreError::Io { path, source },
-    })?;
-    Ok(lock)
 }
 
 fn configure(connection: &Connection) -> rusqlite::Result<()> {
@@ -238,10 +300,13 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update(None, "trusted_schema", false)
 }
 
-/// Says of a damaged or foreign file what it is.
+/// Says of a damaged or foreign file, or of a full disk, what it is.
 fn named(error: StoreError, path: &Path) -> StoreError {
-    use rusqlite::ErrorCode::{DatabaseCorrupt, NotADatabase};
+    use rusqlite::ErrorCode::{DatabaseCorrupt, DiskFull, NotADatabase};
+    let full = || StoreError::Full { directory: path.parent().unwrap_or(path).to_owned(), free: 0, needed: 1 };
     match error {
+        StoreError::Database(rusqlite::Error::SqliteFailure(failure, _)) if failure.code == DiskFull => full(),
+        StoreError::Io { source, .. } if disk::is_full(&source) => full(),
         StoreError::Database(rusqlite::Error::SqliteFailure(failure, message))
             if [DatabaseCorrupt, NotADatabase].contains(&failure.code) =>
         {

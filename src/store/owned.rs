@@ -4,19 +4,55 @@
 //! forgotten. What belongs to another is not there: the error is the one for what never was. Work in the background
 //! goes through one as well, in the name of its job's owner.
 
-use super::Store;
+use rusqlite::Connection;
+
+use super::{Result, Store, StoreError};
+use crate::domain::StorageQuota;
 
 /// A store as its owner sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct Owned<'a> {
     pub(super) store: &'a Store,
     pub(super) owner: &'a str,
+    pub(super) quota: StorageQuota,
 }
 
 impl Store {
     /// What this caller owns.
     pub fn of<'a>(&'a self, owner: &'a str) -> Owned<'a> {
-        Owned { store: self, owner }
+        Owned { store: self, owner, quota: StorageQuota::default() }
+    }
+}
+
+impl Owned<'_> {
+    /// The same, where no more is stored than this quota allows.
+    #[must_use]
+    pub fn within(self, quota: StorageQuota) -> Self {
+        Self { quota, ..self }
+    }
+}
+
+/// Refuses a file that is too large for what is left of its owner's quota.
+pub(super) fn refuse_bytes_over(quota: StorageQuota, connection: &Connection, owner: &str, more: u64) -> Result<()> {
+    let Some(limit) = quota.bytes else { return Ok(()) };
+    let sum = "SELECT coalesce(sum(bytes), 0) FROM files WHERE owner = ?";
+    let used: u64 = connection.query_row(sum, [owner], |row| row.get(0))?;
+    if used.saturating_add(more) <= limit {
+        return Ok(());
+    }
+    Err(StoreError::Quota { what: "bytes of files", used, limit, more })
+}
+
+/// Refuses what has made its owner's documents more than the quota allows; the transaction is to be rolled back.
+pub(super) fn refuse_documents_over(quota: StorageQuota, connection: &Connection, owner: &str) -> Result<()> {
+    let Some(limit) = quota.documents else { return Ok(()) };
+    let count = "SELECT count(*) FROM documents JOIN collections ON collections.id = documents.collection_id
+         WHERE collections.owner = ?";
+    let used: u64 = connection.query_row(count, [owner], |row| row.get(0))?;
+    if used <= limit {
+        Ok(())
+    } else {
+        Err(StoreError::Quota { what: "documents", used: limit, limit, more: used - limit })
     }
 }
 
@@ -24,7 +60,6 @@ impl Store {
 mod tests {
     use std::{collections::BTreeMap, fmt::Debug, fs};
 
-    use rusqlite::Connection;
     use serde_json::json;
     use tempfile::TempDir;
 
@@ -34,11 +69,11 @@ mod tests {
             LOCAL,
             documents::{DocumentStatus, EmbeddingIdentity, NewChunk, StoredFile},
         },
-        store::{DATABASE, INGEST, JobState, Member, NewJob, Result, StoreError, Upload, configure, recover, schema},
+        store::{DATABASE, INGEST, JobState, Member, NewJob, Upload, configure, recover, schema},
     };
 
     fn file(own: Owned<'_>, name: &str, bytes: &[u8]) -> StoredFile {
-        let mut incoming = own.store.receive_file().unwrap();
+        let mut incoming = own.store.receive_file(0).unwrap();
         incoming.write(bytes).unwrap();
         own.keep_file(incoming, name, "assistants").unwrap()
     }

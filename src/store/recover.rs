@@ -5,20 +5,24 @@
 //! beside the database and are whole: one that the database no longer knows is kept under its id, in a collection of
 //! its own that belongs to the caller who needs no key. Keys and the ledger are taken over row by row. The damaged database
 //! stays, under another name.
+//!
+//! The new database is made beside the damaged one. Once it is whole and on the disk it is renamed to
+//! `hearth.sqlite3.recovered-<time>`, and that name decides: the damaged database and its log are moved away and the new
+//! one takes its place, in this process or, where that was cut off, by [`finish`] in the next one that opens the
+//! directory. Before that name exists nothing of the old state is touched.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs::{self, File},
-    io::{self, Read},
+    io,
     path::{Path, PathBuf},
 };
 
 use rusqlite::{Connection, OpenFlags, Row, Transaction, params, params_from_iter, types::Value};
-use sha2::{Digest, Sha256};
 
 use super::{
-    DATABASE, Result, StoreError, attributes::Attributes, collections, configure, documents, files, named, new_id,
-    now_ms, schema, take_lock,
+    DATABASE, Result, StoreError, attributes::Attributes, collections, documents, files, named, new_id, now_ms,
+    opening::take_directory, private, schema,
 };
 use crate::domain::LOCAL;
 
@@ -37,43 +41,96 @@ pub struct Recovered {
     /// Whether some of the keys could not be read; those are to be made anew.
     pub lost_keys: bool,
     pub ledger_rows: usize,
-    /// Where the damaged database is now.
-    pub damaged: PathBuf,
+    /// Where the damaged database is now; `None` if it was lost.
+    pub damaged: Option<PathBuf>,
 }
 
-/// Puts a new database in the place of a directory's damaged one. All documents are read again when the server starts.
+/// A new database that is whole is called so, and the time in milliseconds.
+const READY: &str = "hearth.sqlite3.recovered-";
+/// A damaged database is called so, and the same time.
+const DAMAGED: &str = "hearth.sqlite3.damaged-";
+
+/// Puts a new database in the place of a directory's damaged or lost one. All documents are read again when the server
+/// starts.
 ///
 /// # Errors
-/// If another process uses the directory, there is no database in it, or the disk does not take the new one.
+/// If another process uses the directory, there is nothing in it to recover from, or the disk does not take the new
+/// database.
 pub fn recover(directory: &Path) -> Result<Recovered> {
-    let _lock = take_lock(directory)?;
-    let path = directory.join(DATABASE);
+    let _lock = take_directory(directory)?;
+    finish(directory)?;
     let io_error = |path: &Path| {
         let path = path.to_owned();
         move |source| StoreError::Io { path, source }
     };
-    fs::metadata(&path).map_err(io_error(&path))?;
+    let path = directory.join(DATABASE);
+    let source = if path.exists() { Some(path.clone()) } else { newest_damaged(directory).map_err(io_error(&path))? };
+    let uploads = files::complete_files(&directory.join(files::FOLDER)).map_err(io_error(directory))?;
+    if source.is_none() && uploads.is_empty() {
+        let nothing = io::Error::new(io::ErrorKind::NotFound, "there is no database and no upload to recover");
+        return Err(StoreError::Io { path, source: nothing });
+    }
     let new_path = directory.join(format!("{DATABASE}.new"));
-    // A recovery that was cut off begins anew.
-    remove_if_there(&new_path).map_err(io_error(&new_path))?;
+    // A recovery that was cut off begins from its beginning.
+    for rest in ["", "-journal", "-wal", "-shm"] {
+        let path = PathBuf::from(format!("{}{rest}", new_path.display()));
+        remove_if_there(&path).map_err(io_error(&path))?;
+    }
+    private::create_new(&new_path).map_err(io_error(&new_path))?;
     let mut new = Connection::open(&new_path)?;
     new.pragma_update(None, "journal_mode", "delete")?;
     schema::migrate(&mut new, &new_path)?;
-    let mut recovered = take_over(&path, &mut new, directory).map_err(|error| named(error, &new_path))?;
-    configure(&new)?;
+    let taken = take_over(source.as_deref(), &mut new, uploads);
+    let mut recovered = taken.map_err(|error| named(error, &new_path))?;
     new.close().map_err(|(_, error)| StoreError::Database(error))?;
     File::open(&new_path).and_then(|file| file.sync_all()).map_err(io_error(&new_path))?;
-    recovered.damaged = directory.join(format!("{DATABASE}.damaged-{}", now_ms()));
-    fs::rename(&path, &recovered.damaged).map_err(io_error(&path))?;
-    for rest in ["wal", "shm"] {
-        let from = directory.join(format!("{DATABASE}-{rest}"));
+    let time = now_ms();
+    let ready = directory.join(format!("{READY}{time}"));
+    let renamed = fs::rename(&new_path, &ready).and_then(|()| private::sync_dir(directory));
+    renamed.map_err(io_error(&ready))?;
+    recovered.damaged = path.exists().then(|| directory.join(format!("{DAMAGED}{time}")));
+    finish(directory)?;
+    Ok(recovered)
+}
+
+/// Puts a recovered database in its place, if there is one that waits for it.
+pub(super) fn finish(directory: &Path) -> Result<()> {
+    let failed = |source| StoreError::Io { path: directory.to_owned(), source };
+    let Some((ready, time)) = newest(directory, READY).map_err(failed)? else { return Ok(()) };
+    let path = directory.join(DATABASE);
+    // The log first: the new database must never be beside a log that is not its own.
+    for rest in ["-wal", "-shm", ""] {
+        let from = PathBuf::from(format!("{}{rest}", path.display()));
         if from.exists() {
-            let to = PathBuf::from(format!("{}-{rest}", recovered.damaged.display()));
-            fs::rename(&from, &to).map_err(io_error(&from))?;
+            let to = directory.join(format!("{DAMAGED}{time}{rest}"));
+            fs::rename(&from, &to).map_err(|source| StoreError::Io { path: from, source })?;
         }
     }
-    fs::rename(&new_path, &path).map_err(io_error(&path))?;
-    Ok(recovered)
+    let finished = private::sync_dir(directory)
+        .and_then(|()| fs::rename(&ready, &path))
+        .and_then(|()| private::sync_dir(directory));
+    finished.map_err(|source| StoreError::Io { path: ready, source })
+}
+
+/// The newest of the databases that recoveries have put away, or that an earlier version left when it was cut off.
+pub(super) fn newest_damaged(directory: &Path) -> io::Result<Option<PathBuf>> {
+    Ok(newest(directory, DAMAGED)?.map(|(path, _)| path))
+}
+
+/// The file with this prefix and the greatest number behind it.
+fn newest(directory: &Path, prefix: &str) -> io::Result<Option<(PathBuf, u64)>> {
+    let mut found = None;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let time = name.to_str().and_then(|name| name.strip_prefix(prefix)?.parse::<u64>().ok());
+        if let Some(time) = time
+            && found.as_ref().is_none_or(|(_, newest)| time > *newest)
+        {
+            found = Some((entry.path(), time));
+        }
+    }
+    Ok(found)
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {
@@ -83,9 +140,11 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-fn take_over(damaged: &Path, new: &mut Connection, directory: &Path) -> Result<Recovered> {
-    // What cannot even be opened has nothing to take over but the files.
-    let old = Connection::open_with_flags(damaged, OpenFlags::SQLITE_OPEN_READ_ONLY).ok();
+/// `uploads` are all complete files by their ids.
+fn take_over(damaged: Option<&Path>, new: &mut Connection, uploads: BTreeMap<String, PathBuf>) -> Result<Recovered> {
+    // What cannot even be opened, or is empty, has nothing to take over but the files.
+    let damaged = damaged.filter(|path| fs::metadata(path).is_ok_and(|found| found.len() > 0));
+    let old = damaged.and_then(|path| Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).ok());
     let (collections, _) = owned_rows(old.as_ref(), collections::COLUMNS, "collections", collections::read_row);
     let (known_files, _) = owned_rows(old.as_ref(), files::COLUMNS, "files", files::read_row);
     let (members, all_members) = rows(old.as_ref(), "collection_id, file_id, attributes", "documents", |row| {
@@ -101,12 +160,18 @@ fn take_over(damaged: &Path, new: &mut Connection, directory: &Path) -> Result<R
         transaction.execute(insert, params![collection.id, owner, collection.name, metadata, collection.created_ms])?;
         collection_owners.entry(collection.id.clone()).or_insert_with(|| owner.clone());
     }
-    let folder = directory.join(files::FOLDER);
-    let mut unread: BTreeMap<String, PathBuf> =
-        complete_files(&folder).map_err(|source| StoreError::Io { path: folder, source })?;
+    let mut unread = uploads;
+    // Deleted before the damage; whether the bytes are gone is for the next start to see.
+    copy(old.as_ref(), &transaction, "deleted_files")?;
+    {
+        let mut deleted = transaction.prepare("SELECT id FROM deleted_files")?;
+        for id in deleted.query_map([], |row| row.get::<_, String>(0))? {
+            unread.remove(&id?);
+        }
+    }
     let mut file_owners = HashMap::new();
     for (file, owner) in &known_files {
-        // Without its bytes it is nothing.
+        // Without its bytes it is nothing. Damage yields some rows twice.
         if unread.remove(&file.id).is_some() {
             files::insert(&transaction, owner, file)?;
             file_owners.insert(file.id.clone(), owner.clone());
@@ -130,7 +195,8 @@ fn take_over(damaged: &Path, new: &mut Connection, directory: &Path) -> Result<R
         }
     }
     for (id, path) in unread {
-        let (bytes, sha256) = hash(&path).map_err(|source| StoreError::Io { path: path.clone(), source })?;
+        let (bytes, sha256) =
+            super::backup::hash(&path).map_err(|source| StoreError::Io { path: path.clone(), source })?;
         let file = crate::domain::documents::StoredFile {
             filename: id.clone(),
             id: id.clone(),
@@ -161,7 +227,7 @@ fn take_over(damaged: &Path, new: &mut Connection, directory: &Path) -> Result<R
         keys,
         lost_keys: !all_keys,
         ledger_rows,
-        damaged: PathBuf::new(),
+        damaged: None,
     })
 }
 
@@ -232,36 +298,4 @@ fn rows<T>(
         }
     }
     (found, false)
-}
-
-/// Uploaded files by their ids; those that had not been received whole are left out.
-fn complete_files(folder: &Path) -> io::Result<BTreeMap<String, PathBuf>> {
-    let mut found = BTreeMap::new();
-    if !folder.exists() {
-        return Ok(found);
-    }
-    for entry in fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.extension().is_none()
-            && let Some(id) = path.file_name().and_then(|name| name.to_str())
-        {
-            found.insert(id.to_owned(), path.clone());
-        }
-    }
-    Ok(found)
-}
-
-fn hash(path: &Path) -> io::Result<(u64, [u8; 32])> {
-    let mut hasher = Sha256::new();
-    let mut file = File::open(path)?;
-    let mut buffer = vec![0; 1 << 20];
-    let mut bytes = 0;
-    loop {
-        let read = file.read(&mut buffer)?;
-        if read == 0 {
-            return Ok((bytes, hasher.finalize().into()));
-        }
-        hasher.update(&buffer[..read]);
-        bytes += read as u64;
-    }
 }

@@ -28,7 +28,8 @@ impl Store {
     /// Keeps new vectors, by their chunks' ids; those of chunks that are gone are dropped.
     pub fn keep_reembedded(&self, embedding: &EmbeddingIdentity, vectors: Vec<(u64, Vec<f32>)>) -> Result<()> {
         let name = embedding.name.clone();
-        self.write(move |transaction| {
+        let bytes = vectors.iter().map(|(_, vector)| 4 * vector.len() + 64).sum::<usize>() as u64;
+        self.grow(bytes, move |transaction| {
             let mut keep = transaction.prepare(
                 "INSERT INTO reembedded (chunk_id, embedding, vector) SELECT id, ?2, ?3 FROM chunks WHERE id = ?1
                  ON CONFLICT DO UPDATE SET embedding = excluded.embedding, vector = excluded.vector",
@@ -47,7 +48,7 @@ impl Store {
     /// [`StoreError::NotFound`]
     pub fn swap_vectors(&self, collection_id: &str, embedding: &EmbeddingIdentity) -> Result<Option<usize>> {
         let (id, embedding) = (collection_id.to_owned(), embedding.clone());
-        self.write(move |transaction| {
+        self.grow(0, move |transaction| {
             let of_collection = "(SELECT id FROM chunks WHERE collection_id = ?1)";
             let missing = "SELECT count(*) FROM chunks WHERE collection_id = ?1 AND id NOT IN (
                     SELECT chunk_id FROM reembedded WHERE embedding = ?2)";

@@ -10,7 +10,8 @@ use super::{Result, StoreError};
 pub(super) const APPLICATION_ID: i64 = 0x4852_5448;
 
 /// Each step brings the schema from its index to the next number. A step that was released is never changed.
-pub(super) const MIGRATIONS: [&str; 7] = [INITIAL, REEMBEDDED, FOLLOWED_BY, BATCHES, OWNERS, KEYS, LEDGER];
+pub(super) const MIGRATIONS: [&str; 8] =
+    [INITIAL, REEMBEDDED, FOLLOWED_BY, BATCHES, OWNERS, KEYS, LEDGER, DELETED_FILES];
 
 /// Times are milliseconds since 1970; attributes and metadata are JSON objects; vectors are little-endian floats of
 /// unit length. A chunk's id is never used again, so that an index can be held against the table by ids alone.
@@ -204,6 +205,15 @@ CREATE INDEX ledger_by_time ON ledger (began);
 CREATE INDEX ledger_by_caller ON ledger (caller, began);
 ";
 
+/// Files whose rows are deleted and whose bytes may still be there: a row is written by the transaction that deletes the
+/// file's own, and nothing else allows an upload to be unlinked.
+const DELETED_FILES: &str = "
+CREATE TABLE deleted_files (
+    id TEXT PRIMARY KEY,
+    deleted INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+";
+
 /// For a connection beside the server's, which alone may change the schema.
 pub(super) fn refuse_unless_current(connection: &Connection, path: &Path) -> Result<()> {
     let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
@@ -211,18 +221,37 @@ pub(super) fn refuse_unless_current(connection: &Connection, path: &Path) -> Res
     if found == supported { Ok(()) } else { Err(StoreError::InUseByOther { path: path.to_owned(), found, supported }) }
 }
 
-/// Brings the database to the newest schema, in one transaction.
-pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
+/// Whether a database has no table at all, as one that SQLite has just made.
+pub(super) fn is_empty(connection: &Connection) -> Result<bool> {
+    Ok(connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, u64>(0))? == 0)
+}
+
+/// The version of the schema, if it is an older one with tables.
+///
+/// # Errors
+/// [`StoreError::Foreign`], [`StoreError::Newer`]
+pub(super) fn version_before_upgrade(connection: &Connection, path: &Path) -> Result<Option<i64>> {
     let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let (application, version) = (number("application_id")?, number("user_version")?);
-    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-    if application != APPLICATION_ID && tables > 0 {
+    let is_empty = is_empty(connection)?;
+    if application != APPLICATION_ID && !is_empty {
         return Err(StoreError::Foreign { path: path.to_owned() });
     }
     let supported = MIGRATIONS.len() as i64;
     if version > supported {
         return Err(StoreError::Newer { path: path.to_owned(), found: version, supported });
     }
+    Ok((version < supported && !is_empty).then_some(version))
+}
+
+/// Brings the database to the newest schema, in one transaction.
+///
+/// # Errors
+/// As [`version_before_upgrade`].
+pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
+    version_before_upgrade(connection, path)?;
+    let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    let supported = MIGRATIONS.len() as i64;
     if version == supported {
         return Ok(());
     }

@@ -1,8 +1,12 @@
 //! The store from outside: what was acknowledged is there after reopening, what was refused is not.
 
+mod backup;
+mod lost_data;
+
 use std::{collections::BTreeMap, fs};
 
 use serde_json::json;
+use sha2::Digest;
 use tempfile::TempDir;
 
 use super::*;
@@ -16,7 +20,7 @@ fn open(directory: &TempDir) -> Store {
 }
 
 fn file(store: &Store, name: &str, bytes: &[u8]) -> StoredFile {
-    let mut incoming = store.receive_file().unwrap();
+    let mut incoming = store.receive_file(0).unwrap();
     bytes.chunks(3).for_each(|part| incoming.write(part).unwrap());
     store.of(LOCAL).keep_file(incoming, name, "assistants").unwrap()
 }
@@ -154,7 +158,7 @@ fn what_is_deleted_is_gone_from_everywhere() {
 fn what_was_not_kept_leaves_nothing() {
     let directory = TempDir::new().unwrap();
     let store = open(&directory);
-    let mut cut_off = store.receive_file().unwrap();
+    let mut cut_off = store.receive_file(0).unwrap();
     cut_off.write(b"half").unwrap();
     let files = directory.path().join(files::FOLDER);
     assert_eq!(fs::read_dir(&files).unwrap().count(), 1);
@@ -162,7 +166,7 @@ fn what_was_not_kept_leaves_nothing() {
     assert_eq!(fs::read_dir(&files).unwrap().count(), 0);
     let kept = file(&store, "../../etc/passwd", b"x");
     assert_eq!(store.file_path(&kept.id).parent(), Some(files.as_path()));
-    fs::write(files.join("file-left-by-a-crash"), "x").unwrap();
+    fs::write(files.join("file-left-by-a-crash.incomplete"), "x").unwrap();
     drop(store);
     open(&directory);
     assert_eq!(fs::read_dir(&files).unwrap().count(), 1);

@@ -12,7 +12,7 @@ use axum::{
     http::{HeaderMap, Method, Request, StatusCode},
 };
 use hearth::{
-    domain::account::Books,
+    domain::{StorageQuota, account::Books},
     http::{AppState, HttpSettings},
     index::GraphParameters,
     metering::{
@@ -178,7 +178,8 @@ impl ScriptedServer {
         let callers = Callers::with_settings(store.clone(), &callers).expect("usable settings");
         let ledger = Ledger::open(store.clone()).expect("a new ledger");
         let books = books(&store, &ledger);
-        let documents = Documents::new(store, GraphParameters::default(), callers.clone(), books.clone());
+        let documents =
+            Documents::new(store, GraphParameters::default(), callers.clone(), books.clone(), StorageQuota::default());
         let router = hearth::http::router(AppState {
             analyses: Analyses::new(documents.clone(), models.clone(), WebhookSettings::default()),
             models: models.clone(),

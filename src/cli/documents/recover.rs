@@ -29,10 +29,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             "Not all keys could be read: see which are there with `hearth keys list`, and make the others anew."
         )?;
     }
-    writeln!(
-        out,
-        "The documents are read again when the server starts. The damaged database is {}.",
-        damaged.display()
-    )?;
+    writeln!(out, "The documents are read again when the server starts.")?;
+    if let Some(damaged) = damaged {
+        writeln!(out, "The damaged database is {}.", damaged.display())?;
+    }
     Ok(())
 }

@@ -257,6 +257,7 @@ fn or(own: CallerLimits, others: CallerLimits) -> CallerLimits {
         concurrent_requests: own.concurrent_requests.or(others.concurrent_requests),
         daily: budget(own.daily, others.daily),
         monthly: budget(own.monthly, others.monthly),
+        storage: own.storage.or(others.storage),
     }
 }
 

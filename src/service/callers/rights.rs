@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::domain::{Budget, Caller, CallerLimits, Policy, Scope};
+use crate::domain::{Budget, Caller, CallerLimits, Policy, Scope, StorageQuota};
 
 /// A [`Caller`] without a name.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -57,6 +57,10 @@ struct LimitsJson {
     daily_compute_seconds: Option<NonZeroU64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     monthly_compute_seconds: Option<NonZeroU64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    storage_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    documents: Option<u64>,
 }
 
 /// The limits of a token.
@@ -74,6 +78,7 @@ impl From<LimitsJson> for CallerLimits {
             concurrent_requests: number(json.concurrent_requests),
             daily: Budget { micro_usd: json.daily_micro_usd, compute: compute(json.daily_compute_seconds) },
             monthly: Budget { micro_usd: json.monthly_micro_usd, compute: compute(json.monthly_compute_seconds) },
+            storage: StorageQuota { bytes: json.storage_bytes, documents: json.documents },
         }
     }
 }
@@ -90,6 +95,8 @@ impl From<CallerLimits> for LimitsJson {
             monthly_micro_usd: limits.monthly.micro_usd,
             daily_compute_seconds: seconds(limits.daily.compute),
             monthly_compute_seconds: seconds(limits.monthly.compute),
+            storage_bytes: limits.storage.bytes,
+            documents: limits.storage.documents,
         }
     }
 }
@@ -145,6 +152,7 @@ mod tests {
                 concurrent_requests: Some(4),
                 daily: Budget { micro_usd: Some(0), compute: Some(Duration::from_secs(60)) },
                 monthly: Budget { micro_usd: Some(1_500_000), compute: None },
+                storage: StorageQuota { bytes: Some(0), documents: Some(10) },
             },
         };
         assert_eq!(Rights::from_json(&rights.to_json()).unwrap(), rights);

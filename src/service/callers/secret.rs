@@ -129,9 +129,11 @@ fn make(path: &Path) -> io::Result<()> {
         file.write_all(&random::<32>()?)?;
         file.sync_all()?;
         match fs::hard_link(&half, path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-            _ => Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
         }
+        // A key that was shown is worth nothing once a power cut has taken the secret.
+        if cfg!(unix) { fs::File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all() } else { Ok(()) }
     })();
     // It may never have come to be.
     let _ = fs::remove_file(&half);

@@ -17,10 +17,11 @@ use std::{
 
 use super::{
     callers::Callers,
-    jobs::{Jobs, blocking, told},
+    jobs::{Jobs, blocking},
 };
 use crate::{
     domain::{
+        StorageQuota,
         account::{Account, Books},
         documents::{AttributeValue, Collection, DocumentStatus},
     },
@@ -46,14 +47,23 @@ pub struct Documents {
     store: Arc<Store>,
     indexes: Arc<Indexes>,
     jobs: Arc<Jobs>,
+    /// Of each caller that has none of its own.
+    quota: StorageQuota,
     retriever: OnceLock<Retriever>,
 }
 
 impl Documents {
-    pub fn new(store: Arc<Store>, graphs: GraphParameters, callers: Arc<Callers>, books: Arc<dyn Books>) -> Arc<Self> {
+    /// Callers may store as much as their own quota allows, or `quota` where they have none.
+    pub fn new(
+        store: Arc<Store>,
+        graphs: GraphParameters,
+        callers: Arc<Callers>,
+        books: Arc<dyn Books>,
+        quota: StorageQuota,
+    ) -> Arc<Self> {
         let indexes = Arc::new(Indexes::new(store.clone(), graphs));
         let jobs = Jobs::new(store.clone(), callers, books);
-        Arc::new(Self { store, indexes, jobs, retriever: OnceLock::new() })
+        Arc::new(Self { store, indexes, jobs, quota, retriever: OnceLock::new() })
     }
 
     pub fn jobs(&self) -> &Arc<Jobs> {
@@ -92,13 +102,13 @@ impl Documents {
         OwnedDocuments { documents: self.clone(), account: account.clone() }
     }
 
-    /// Begins to receive a file.
+    /// Begins to receive a file of about so many bytes; 0 if the sender has not said how many.
     ///
     /// # Errors
-    /// If the data directory cannot be written.
-    pub async fn receive(self: &Arc<Self>) -> Result<Incoming> {
+    /// If the data directory cannot be written, or its disk has no room.
+    pub async fn receive(self: &Arc<Self>, bytes: u64) -> Result<Incoming> {
         let this = self.clone();
-        blocking(move || this.store.receive_file()).await
+        blocking(move || this.store.receive_file(bytes)).await
     }
 
     /// Writes more of a file, and hands it back.
@@ -134,6 +144,6 @@ fn set_failed(store: Owned<'_>, collection_id: &str, file_id: &str, code: &str, 
     let status = DocumentStatus::Failed { code: code.to_owned(), reason: reason.to_owned() };
     match store.set_document_status(collection_id, file_id, status) {
         Ok(_) | Err(StoreError::NotFound { .. }) => {}
-        Err(error) => tracing::error!(file_id, error = %told(error), "a document's failure could not be stored"),
+        Err(error) => tracing::error!(file_id, %error, "a document's failure could not be stored"),
     }
 }

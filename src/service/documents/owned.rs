@@ -39,7 +39,8 @@ impl OwnedDocuments {
         work: impl FnOnce(Owned<'_>, &Indexes) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T> {
         let this = self.clone();
-        blocking(move || work(this.documents.store.of(this.owner()), &this.documents.indexes)).await
+        let quota = self.account.caller().limits.storage.or(self.documents.quota);
+        blocking(move || work(this.documents.store.of(this.owner()).within(quota), &this.documents.indexes)).await
     }
 
     /// A collection that is to be worked on: if it is to stay on this machine, so is what the request does with it.
@@ -403,7 +404,7 @@ mod tests {
     use super::*;
     use crate::{
         domain::{
-            Caller, Policy,
+            Caller, Policy, StorageQuota,
             account::{NoBooks, Opening},
             documents::{AttributeValue, LOCAL_ONLY},
         },
@@ -414,7 +415,13 @@ mod tests {
 
     fn documents(directory: &TempDir) -> Arc<Documents> {
         let store = Arc::new(Store::open(directory.path()).unwrap());
-        Documents::new(store.clone(), GraphParameters::default(), Callers::new(store), Arc::new(NoBooks))
+        Documents::new(
+            store.clone(),
+            GraphParameters::default(),
+            Callers::new(store),
+            Arc::new(NoBooks),
+            StorageQuota::default(),
+        )
     }
 
     /// Of a caller who asks for an upstream.
@@ -466,7 +473,7 @@ mod tests {
         let store = account("a");
         documents.of(&store).vector_store(&secret.id).await.unwrap();
         assert_eq!(store.policy(), Some(Policy::LocalOnly));
-        let mut incoming = documents.receive().await.unwrap();
+        let mut incoming = documents.receive(0).await.unwrap();
         incoming.write(b"mine").unwrap();
         let file = own.keep(incoming, "a.md", "assistants").await.unwrap();
         own.add(&secret.id, &file.id, Attributes::new(), None).await.unwrap();

@@ -1,0 +1,347 @@
+//! Backups: one state of a data directory in a directory of its own, and the way back.
+//!
+//! A backup holds `hearth.sqlite3`, `files/`, `keys.secret` if keys were made, and `manifest.json` with the length and
+//! SHA-256 of each. The manifest is written last: a backup without one is not whole. The database is copied by SQLite in
+//! one read transaction (`VACUUM INTO`), so a server may run meanwhile; a file that is deleted before its turn is deleted
+//! in the backup, too, so that every upload that the backup knows is in it. Vector indexes are not copied: they are made
+//! again from the database.
+//!
+//! Before its schema changes, a database is backed up into `backups/` of its data directory; the uploads there are hard
+//! links, which take no room. Restoring does not change the schema, so an earlier version of Hearth can use what is
+//! restored from such a backup.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+};
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{
+    DATABASE, Result, StoreError, configure, documents::cancel_ingest, files, named, now_ms, opening::take_directory,
+    private, recover,
+};
+
+const MANIFEST: &str = "manifest.json";
+const FORMAT: u32 = 1;
+/// What keys are hashed with; see `service/callers/secret.rs`.
+const SECRET: &str = "keys.secret";
+/// Where backups before upgrades are, in the data directory.
+const UPGRADES: &str = "backups";
+/// In a directory that is being restored into.
+const RESTORING: &str = "restore-incomplete";
+const BUFFER: usize = 1 << 20;
+
+/// How far a backup or a restore is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackupProgress {
+    /// The database is being copied.
+    Database,
+    /// So many of the uploaded files are copied.
+    Files { done: usize, of: usize },
+}
+
+/// What a backup or a restore came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BackupSummary {
+    pub files: usize,
+    /// Of everything, the database included.
+    pub bytes: u64,
+    /// Ids of files that are in the database and not in the data directory.
+    pub missing: Vec<String>,
+    /// Ids of files whose bytes are not those that were uploaded.
+    pub damaged: Vec<String>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+struct Manifest {
+    format: u32,
+    /// The version of Hearth that made the backup.
+    hearth: String,
+    /// The version of the database's schema.
+    schema: i64,
+    /// RFC 3339
+    created: String,
+    files: Vec<Entry>,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+struct Entry {
+    path: String,
+    bytes: u64,
+    /// Hexadecimal
+    sha256: String,
+}
+
+impl Entry {
+    fn new(path: String, bytes: u64, sha256: &[u8]) -> Self {
+        Self { path, bytes, sha256: sha256.iter().map(|byte| format!("{byte:02x}")).collect() }
+    }
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
+    let path = path.to_owned();
+    move |source| named(StoreError::Io { path: path.clone(), source }, &path)
+}
+
+/// Copies a data directory into `to`, which must not be there or be empty. A server may have the directory.
+///
+/// # Errors
+/// If there is no database, it is damaged, or `to` cannot be written.
+pub fn back_up(directory: &Path, to: &Path, progress: &mut dyn FnMut(BackupProgress)) -> Result<BackupSummary> {
+    if !directory.join(DATABASE).exists() {
+        let message = format!("there is no database in {} to back up; name its --data-dir", directory.display());
+        return Err(StoreError::Backup(message));
+    }
+    let _lock = match take_directory(directory) {
+        Ok(lock) => {
+            recover::finish(directory)?;
+            Some(lock)
+        }
+        Err(StoreError::Locked { .. }) => None,
+        Err(error) => return Err(error),
+    };
+    refuse_unfinished_restore(directory)?;
+    if to.exists() && fs::read_dir(to).map_err(io_error(to))?.next().is_some() {
+        return Err(StoreError::Backup(format!("{} is not empty; name a new directory", to.display())));
+    }
+    write(directory, to, Bytes::Copied, progress)
+}
+
+/// Backs the database up before its schema of this version changes; returns where.
+pub(super) fn before_upgrade(directory: &Path, version: i64) -> Result<PathBuf> {
+    let name = format!("schema-{version}-{}", now_ms());
+    let folder = directory.join(UPGRADES);
+    let half = folder.join(format!("{name}.incomplete"));
+    write(directory, &half, Bytes::Linked, &mut |_| ())?;
+    let whole = folder.join(name);
+    fs::rename(&half, &whole).and_then(|()| private::sync_dir(&folder)).map_err(io_error(&whole))?;
+    Ok(whole)
+}
+
+/// How uploads come into a backup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bytes {
+    /// Copied and held against the hash that they were uploaded with.
+    Copied,
+    /// Linked where the file system can, and not read.
+    Linked,
+}
+
+fn write(directory: &Path, to: &Path, bytes: Bytes, progress: &mut dyn FnMut(BackupProgress)) -> Result<BackupSummary> {
+    let folder = to.join(files::FOLDER);
+    private::create_dir_all(&folder).map_err(io_error(&folder))?;
+    progress(BackupProgress::Database);
+    let (path, copy) = (directory.join(DATABASE), to.join(DATABASE));
+    let source = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+    private::create_new(&copy).map_err(io_error(&copy))?;
+    let copied = configure(&source).and_then(|()| source.execute("VACUUM INTO ?", [copy.to_string_lossy()]));
+    copied.map_err(|error| named(error.into(), &path))?;
+    let mut database = Connection::open(&copy)?;
+    let known: Vec<(String, u64, [u8; 32])> = {
+        let mut query = database.prepare("SELECT id, bytes, sha256 FROM files ORDER BY id")?;
+        let rows = query.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        rows.collect::<rusqlite::Result<_>>()?
+    };
+    let mut summary = BackupSummary::default();
+    let mut entries = Vec::with_capacity(known.len() + 2);
+    let (mut deleted, of) = (Vec::new(), known.len());
+    for (done, (id, length, sha256)) in known.into_iter().enumerate() {
+        progress(BackupProgress::Files { done, of });
+        let from = directory.join(files::FOLDER).join(&id);
+        let Some(found) = take(&from, &folder.join(&id), bytes).map_err(io_error(&from))? else {
+            let is_known = "SELECT 1 FROM files WHERE id = ?";
+            match source.query_row(is_known, [&id], |_| Ok(())).optional()? {
+                None => deleted.push(id),
+                Some(()) => summary.missing.push(id),
+            }
+            continue;
+        };
+        if found.is_some_and(|found| found != (length, sha256)) {
+            summary.damaged.push(id.clone());
+        }
+        let (length, sha256) = found.unwrap_or((length, sha256));
+        entries.push(Entry::new(format!("{}/{id}", files::FOLDER), length, &sha256));
+        summary.bytes += length;
+        summary.files += 1;
+    }
+    progress(BackupProgress::Files { done: of, of });
+    forget(&mut database, &deleted)?;
+    let schema = database.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    database.close().map_err(|(_, error)| StoreError::Database(error))?;
+    let (length, sha256) = hash(&copy).map_err(io_error(&copy))?;
+    entries.push(Entry::new(DATABASE.to_owned(), length, &sha256));
+    summary.bytes += length;
+    let secret = directory.join(SECRET);
+    if let Some(Some((length, sha256))) = take(&secret, &to.join(SECRET), Bytes::Copied).map_err(io_error(&secret))? {
+        entries.push(Entry::new(SECRET.to_owned(), length, &sha256));
+    }
+    File::open(&copy).and_then(|file| file.sync_all()).map_err(io_error(&copy))?;
+    private::sync_dir(&folder).and_then(|()| private::sync_dir(to)).map_err(io_error(to))?;
+    let created = jiff::Timestamp::now().to_string();
+    let manifest =
+        Manifest { format: FORMAT, hearth: env!("CARGO_PKG_VERSION").to_owned(), schema, created, files: entries };
+    let json = serde_json::to_vec_pretty(&manifest).map_err(|error| StoreError::Backup(error.to_string()))?;
+    let path = to.join(MANIFEST);
+    private::write(&path, &json).map_err(io_error(&path))?;
+    Ok(summary)
+}
+
+/// Deletes files that are no more from a backup's database, with the documents that were made of them.
+fn forget(database: &mut Connection, deleted: &[String]) -> Result<()> {
+    if deleted.is_empty() {
+        return Ok(());
+    }
+    database.pragma_update(None, "foreign_keys", true)?;
+    let transaction = database.transaction()?;
+    for id in deleted {
+        cancel_ingest(&transaction, None, Some(id))?;
+        transaction.execute("DELETE FROM documents WHERE file_id = ?", [id])?;
+        transaction.execute("DELETE FROM files WHERE id = ?", [id])?;
+    }
+    Ok(transaction.commit()?)
+}
+
+type Hashed = (u64, [u8; 32]);
+
+/// Brings one file into a backup. `None` if it is not there; the inner one if it was linked and so not read.
+fn take(from: &Path, to: &Path, bytes: Bytes) -> io::Result<Option<Option<Hashed>>> {
+    if bytes == Bytes::Linked && fs::hard_link(from, to).is_ok() {
+        return Ok(Some(None));
+    }
+    match File::open(from) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        file => copy(file?, to).map(|hashed| Some(Some(hashed))),
+    }
+}
+
+fn copy(mut from: File, to: &Path) -> io::Result<Hashed> {
+    let mut into = private::create_new(to)?;
+    let hashed = read_through(&mut from, |bytes| into.write_all(bytes))?;
+    into.sync_all()?;
+    Ok(hashed)
+}
+
+/// Length and SHA-256 of a file.
+pub(super) fn hash(path: &Path) -> io::Result<Hashed> {
+    read_through(&mut File::open(path)?, |_| Ok(()))
+}
+
+fn read_through(file: &mut File, mut each: impl FnMut(&[u8]) -> io::Result<()>) -> io::Result<Hashed> {
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; BUFFER];
+    let mut length = 0;
+    loop {
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            return Ok((length, hasher.finalize().into()));
+        }
+        hasher.update(&buffer[..read]);
+        each(&buffer[..read])?;
+        length += read as u64;
+    }
+}
+
+/// # Errors
+/// [`StoreError::HalfRestored`]
+pub(super) fn refuse_unfinished_restore(directory: &Path) -> Result<()> {
+    if directory.join(RESTORING).exists() {
+        return Err(StoreError::HalfRestored { directory: directory.to_owned() });
+    }
+    Ok(())
+}
+
+/// Makes a data directory of a backup. The directory must hold no database, upload, key or index, except those of a
+/// restore that was cut off. Every file is held against the manifest.
+///
+/// # Errors
+/// If the backup is not whole or damaged, or the directory is in use, not empty or cannot be written.
+pub fn restore(from: &Path, directory: &Path, progress: &mut dyn FnMut(BackupProgress)) -> Result<BackupSummary> {
+    let manifest = read_manifest(from)?;
+    let _lock = take_directory(directory)?;
+    let marker = directory.join(RESTORING);
+    if !marker.exists() {
+        refuse_used(directory)?;
+        private::write(&marker, b"").map_err(io_error(&marker))?;
+    }
+    let folder = directory.join(files::FOLDER);
+    private::create_dir_all(&folder).map_err(io_error(&folder))?;
+    let mut summary = BackupSummary::default();
+    let of = manifest.files.len();
+    for (done, entry) in manifest.files.iter().enumerate() {
+        progress(BackupProgress::Files { done, of });
+        let (source, to) = (from.join(&entry.path), directory.join(&entry.path));
+        match fs::remove_file(&to) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io_error(&to)(error)),
+            _ => {}
+        }
+        let (bytes, sha256) = File::open(&source).and_then(|file| copy(file, &to)).map_err(io_error(&source))?;
+        if Entry::new(String::new(), bytes, &sha256).sha256 != entry.sha256 || bytes != entry.bytes {
+            return Err(StoreError::Backup(format!(
+                "{} is not the file that was backed up (its SHA-256 is another one): the backup is damaged; use another \
+                 one",
+                source.display()
+            )));
+        }
+        summary.bytes += bytes;
+        summary.files += usize::from(entry.path.starts_with(files::FOLDER));
+    }
+    progress(BackupProgress::Files { done: of, of });
+    let finished = private::sync_dir(&folder)
+        .and_then(|()| private::sync_dir(directory))
+        .and_then(|()| fs::remove_file(&marker))
+        .and_then(|()| private::sync_dir(directory));
+    finished.map_err(io_error(directory))?;
+    Ok(summary)
+}
+
+fn read_manifest(from: &Path) -> Result<Manifest> {
+    let path = from.join(MANIFEST);
+    let json = fs::read(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => StoreError::Backup(format!(
+            "{} is no whole backup: it has no {MANIFEST}, which is written when everything else is there",
+            from.display()
+        )),
+        _ => io_error(&path)(error),
+    })?;
+    let manifest: Manifest = serde_json::from_slice(&json)
+        .map_err(|error| StoreError::Backup(format!("{} cannot be read: {error}", path.display())))?;
+    if manifest.format != FORMAT {
+        return Err(StoreError::Backup(format!(
+            "{} is of format {}, and this version of Hearth knows {FORMAT}: restore it with the version that made it, {}",
+            from.display(),
+            manifest.format,
+            manifest.hearth
+        )));
+    }
+    let is_plain = |id: &str| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    for Entry { path, .. } in &manifest.files {
+        let is_upload = path.strip_prefix(files::FOLDER).and_then(|rest| rest.strip_prefix('/')).is_some_and(is_plain);
+        if !is_upload && path != DATABASE && path != SECRET {
+            return Err(StoreError::Backup(format!("{MANIFEST} names {path:?}, which is no file of a backup")));
+        }
+    }
+    if manifest.files.iter().all(|entry| entry.path != DATABASE) {
+        return Err(StoreError::Backup(format!("{MANIFEST} names no {DATABASE}")));
+    }
+    Ok(manifest)
+}
+
+/// Refuses to restore over data.
+fn refuse_used(directory: &Path) -> Result<()> {
+    let is_filled = |name: &str| {
+        let found = fs::read_dir(directory.join(name));
+        found.is_ok_and(|mut entries| entries.next().is_some())
+    };
+    // Indexes belong to the database that they were made from.
+    let used = [DATABASE, SECRET].into_iter().find(|name| directory.join(name).exists());
+    let used = used.or_else(|| [files::FOLDER, "index"].into_iter().find(|name| is_filled(name)));
+    let Some(used) = used else { return Ok(()) };
+    Err(StoreError::Backup(format!(
+        "{} has data already ({used}): restore into another --data-dir, or move this one away",
+        directory.display()
+    )))
+}

@@ -1,0 +1,172 @@
+//! The thread that writes: one change after the other, each in a transaction.
+//!
+//! A change that panics is rolled back and fails alone; the connection, which it may have left in any state, is
+//! replaced. While no connection can be opened every change is refused with the reason, and each tries again.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread::JoinHandle,
+};
+
+use parking_lot::Mutex;
+use rusqlite::{Connection, Transaction, TransactionBehavior};
+
+use super::{Result, StoreError, configure, disk::Disk, disk::Growth, named};
+
+/// Changes that may wait; callers of one more wait until there is room.
+const QUEUE: usize = 64;
+/// Length to which the log is cut once it has been taken into the database, in bytes.
+const LOG_BYTES_KEPT: u64 = 64 << 20;
+
+type Change = Box<dyn FnOnce(&mut Connection) + Send>;
+
+struct Work {
+    growth: Growth,
+    change: Change,
+    /// Says that the change is not made, and why.
+    refuse: Box<dyn FnOnce(StoreError) + Send>,
+}
+
+/// A handle on the thread.
+pub(super) struct Writer {
+    path: PathBuf,
+    sender: Mutex<Option<SyncSender<Work>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    problem: Arc<Mutex<Option<String>>>,
+}
+
+impl Writer {
+    pub(super) fn start(connection: Connection, path: &Path, disk: Disk) -> std::io::Result<Self> {
+        let (sender, work) = sync_channel::<Work>(QUEUE);
+        let problem = Arc::new(Mutex::new(None));
+        let state = Loop { connection: Some(connection), path: path.to_owned(), disk, problem: problem.clone() };
+        let thread = std::thread::Builder::new().name("hearth-store".to_owned()).spawn(move || state.run(work))?;
+        Ok(Self { path: path.to_owned(), sender: Mutex::new(Some(sender)), thread: Mutex::new(Some(thread)), problem })
+    }
+
+    /// Runs a change in a transaction. When it returns well, the change is on the disk; an error leaves nothing of it.
+    pub(super) fn write<T: Send + 'static>(
+        &self,
+        growth: Growth,
+        change: impl FnOnce(&Transaction<'_>) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (answer, answered) = sync_channel(1);
+        let refusal = answer.clone();
+        let run = move |connection: &mut Connection| {
+            let done = connection
+                .transaction_with_behavior(TransactionBehavior::Immediate)
+                .map_err(StoreError::from)
+                .and_then(|transaction| {
+                    let done = change(&transaction)?;
+                    transaction.commit()?;
+                    Ok(done)
+                });
+            // A caller that does not wait any more changes nothing: the change stands or falls all the same.
+            let _ = answer.send(done);
+        };
+        let refuse = move |error| drop(refusal.send(Err(error)));
+        let sender = self.sender.lock().clone().ok_or(StoreError::Stopped)?;
+        let work = Work { growth, change: Box::new(run), refuse: Box::new(refuse) };
+        sender.send(work).map_err(|_| StoreError::Stopped)?;
+        drop(sender);
+        let done = answered.recv().map_err(|_| StoreError::Panicked)?;
+        done.map_err(|error| named(error, &self.path))
+    }
+
+    /// Why nothing can be written now.
+    pub(super) fn problem(&self) -> Option<String> {
+        self.problem.lock().clone()
+    }
+
+    /// Makes the changes that wait, takes the log into the database and closes it. Later changes are refused.
+    pub(super) fn close(&self) {
+        self.sender.lock().take();
+        let thread = self.thread.lock().take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the store's thread failed");
+        }
+    }
+}
+
+/// The thread's own.
+struct Loop {
+    connection: Option<Connection>,
+    path: PathBuf,
+    disk: Disk,
+    problem: Arc<Mutex<Option<String>>>,
+}
+
+impl Loop {
+    fn run(mut self, work: Receiver<Work>) {
+        self.limit_log();
+        for Work { growth, change, refuse } in work {
+            if let Err(error) = self.reopen_if_lost() {
+                refuse(error);
+                continue;
+            }
+            let Some(connection) = &mut self.connection else { continue };
+            if let Err(error) = self.disk.prepare(growth, || shorten_log(connection)) {
+                refuse(error);
+                continue;
+            }
+            // What a panic leaves behind is dropped with the connection.
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| change(connection))) {
+                tracing::error!(
+                    reason = message(&*panic),
+                    "a change panicked; it is rolled back and the database reopened"
+                );
+                self.connection = None;
+                continue;
+            }
+            if self.disk.is_tight() {
+                shorten_log(connection);
+                self.disk.restore();
+            }
+        }
+        if let Some(connection) = self.connection.take() {
+            shorten_log(&connection);
+            if let Err((_, error)) = connection.close() {
+                tracing::error!(%error, "the database could not be closed");
+            }
+        }
+    }
+
+    fn limit_log(&self) {
+        if let Some(connection) = &self.connection
+            && let Err(error) = connection.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)
+        {
+            tracing::warn!(%error, "the log's length cannot be limited");
+        }
+    }
+
+    fn reopen_if_lost(&mut self) -> Result<()> {
+        if self.connection.is_some() {
+            return Ok(());
+        }
+        let opened = Connection::open(&self.path).and_then(|connection| configure(&connection).map(|()| connection));
+        *self.problem.lock() = opened.as_ref().err().map(|error| format!("the database cannot be opened: {error}"));
+        self.connection = Some(opened?);
+        self.limit_log();
+        Ok(())
+    }
+}
+
+/// Takes the log into the database and cuts it, as far as readers let it.
+fn shorten_log(connection: &Connection) {
+    let shortened = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+    if let Err(error) = shortened {
+        tracing::warn!(%error, "the database's log could not be taken into it");
+    }
+}
+
+fn message(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("a panic without a message")
+}
