@@ -41,3 +41,4 @@ mod tokenizers;
 mod tokens;
 mod unkind_input;
 mod vector_stores;
+mod web_pages;
