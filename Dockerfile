@@ -4,7 +4,9 @@
 #   docker run --rm -v hearth-data:/data hearth keys create
 #   docker run -p 8080:8080 -v hearth-models:/models -v hearth-data:/data hearth
 #
-# It listens on all addresses and so asks for a key: the one that the first line prints, or those of HEARTH_API_KEY.
+# It listens on all addresses and so asks for a key: the one that the first line prints, or those of HEARTH_API_KEY. With
+# HEARTH_ALLOW_UNAUTHENTICATED=true it asks for none; a name that it is called by, such as a compose service's, is then to be
+# allowed with HEARTH_ALLOWED_HOST.
 FROM rust:1.95-slim-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends gcc g++ make && rm -rf /var/lib/apt/lists/*
 WORKDIR /source

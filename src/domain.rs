@@ -21,7 +21,8 @@ pub use self::{
     caller::{Budget, Caller, CallerLimits, LOCAL, Policy, Scope, StorageQuota},
 };
 
-/// One generation, before any text has become tokens.
+/// One generation, before any text has become tokens. What may be large and is the same for all prompts of a request, and
+/// for all choices, is shared between them.
 #[derive(Clone, Debug)]
 pub struct GenerateRequest {
     /// Whose request it is, and where what it uses is written down.
@@ -35,7 +36,7 @@ pub struct GenerateRequest {
     /// No end-of-text or stop string ends the text before this many tokens.
     pub min_tokens: usize,
     /// End the text when one of these appears; the stop string itself is not part of the answer.
-    pub stop: Vec<String>,
+    pub stop: Arc<[String]>,
     /// Further token ids that end the text.
     pub stop_token_ids: Vec<u32>,
     /// Go on past end-of-text tokens, as load generators ask.
@@ -49,7 +50,7 @@ pub struct GenerateRequest {
     /// Report token ids beside text.
     pub return_token_ids: bool,
     /// What the text must conform to.
-    pub constraint: Option<Constraint>,
+    pub constraint: Option<Arc<Constraint>>,
     /// The instant after which the server ends the request with a timeout.
     pub deadline: Option<Instant>,
 }
@@ -64,7 +65,7 @@ impl GenerateRequest {
             sampling: SamplingParams::default(),
             max_tokens: None,
             min_tokens: 0,
-            stop: Vec::new(),
+            stop: Arc::from([]),
             stop_token_ids: Vec::new(),
             ignore_eos: false,
             n: 1,
@@ -141,7 +142,7 @@ pub struct SamplingParams {
     /// Subtracted once for any token that occurs in the generated text.
     pub presence_penalty: f32,
     /// Added to the logits of these token ids.
-    pub logit_bias: Vec<(u32, f32)>,
+    pub logit_bias: Arc<[(u32, f32)]>,
     /// The same seed gives the same text, whatever else is in the batch.
     pub seed: Option<i64>,
 }
@@ -157,7 +158,7 @@ impl Default for SamplingParams {
             repetition_penalty: 1.0,
             frequency_penalty: 0.0,
             presence_penalty: 0.0,
-            logit_bias: Vec::new(),
+            logit_bias: Arc::from([]),
             seed: None,
         }
     }

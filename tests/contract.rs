@@ -136,13 +136,10 @@ async fn sampling_reaches_the_model_as_written() {
     assert_eq!((sampling.temperature, sampling.top_p, sampling.top_k), (0.5, 0.0, 0));
     assert_eq!((sampling.min_p, sampling.typical_p, sampling.repetition_penalty), (0.1, 0.9, 1.1));
     assert_eq!((sampling.frequency_penalty, sampling.presence_penalty), (-2.0, 2.0));
-    assert_eq!(sampling.logit_bias, [(5, -100.0), (6, 3.0)]);
+    assert_eq!(*sampling.logit_bias, [(5, -100.0), (6, 3.0)]);
     assert_eq!(sampling.seed, Some(-9_007_199_254_740_991));
     assert_eq!((request.min_tokens, request.max_tokens, request.n), (1, Some(3), 2));
-    assert_eq!(
-        (request.stop.as_slice(), request.stop_token_ids.as_slice()),
-        (["x".to_owned()].as_slice(), [7].as_slice())
-    );
+    assert_eq!((&*request.stop, request.stop_token_ids.as_slice()), (["x".to_owned()].as_slice(), [7].as_slice()));
     assert!(request.ignore_eos && request.return_token_ids && request.logprobs == Some(2));
     let Prompt::Chat(prompt) = &request.prompt else { panic!("a chat prompt") };
     assert_eq!(prompt.template_kwargs["enable_thinking"], true, "the caller's own value wins");
@@ -196,6 +193,9 @@ async fn each_mistake_is_a_400_that_names_its_field() {
         (json!({"stop": [""]}), "stop[0]"),
         (json!({"stop": (0..17).map(|n| n.to_string()).collect::<Vec<_>>()}), "stop"),
         (json!({"stop": 5}), "stop"),
+        (json!({"stop": "x".repeat(1025)}), "stop[0]"),
+        (json!({"stop": ["x", "é".repeat(1025)]}), "stop[1]"),
+        (json!({"stop_token_ids": vec![1; 1025]}), "stop_token_ids"),
         (json!({"stop_token_ids": [-1]}), "stop_token_ids[0]"),
         (json!({"stream": "yes"}), "stream"),
         (json!({"stream_options": {"include_usage": 1}}), "stream_options.include_usage"),

@@ -138,7 +138,8 @@ async fn stalled_reader(server: &Running, body: &Value) -> TcpStream {
     let address = server.url.strip_prefix("http://").expect("plain HTTP").parse().expect("an address");
     let mut stream = socket.connect(address).await.expect("the server listens");
     let body = body.to_string();
-    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json";
+    let head =
+        "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: application/json";
     let request = format!("{head}\r\ncontent-length: {}\r\n\r\n{body}", body.len());
     stream.write_all(request.as_bytes()).await.expect("it is taken");
     stream

@@ -45,7 +45,7 @@ fn request() -> GenerateRequest {
         sampling: SamplingParams::default(),
         max_tokens: Some(50),
         min_tokens: 0,
-        stop: Vec::new(),
+        stop: [].into(),
         stop_token_ids: Vec::new(),
         ignore_eos: false,
         n: 1,
@@ -559,14 +559,17 @@ async fn what_cannot_be_asked_for_is_refused_by_name_before_anything_is_sent() {
         (GenerateRequest { ignore_eos: true, ..request() }, "ignore_eos"),
         (GenerateRequest { return_token_ids: true, ..request() }, "return_token_ids"),
         (
-            GenerateRequest { constraint: Some(hearth::domain::Constraint::Regex("a".into())), ..request() },
+            GenerateRequest { constraint: Some(hearth::domain::Constraint::Regex("a".into()).into()), ..request() },
             "guided_regex",
         ),
-        (GenerateRequest { constraint: Some(hearth::domain::Constraint::Lark("a".into())), ..request() }, "grammar"),
+        (
+            GenerateRequest { constraint: Some(hearth::domain::Constraint::Lark("a".into()).into()), ..request() },
+            "grammar",
+        ),
         (
             GenerateRequest {
                 prompt: Prompt::Text("a".into()),
-                constraint: Some(hearth::domain::Constraint::JsonObject),
+                constraint: Some(hearth::domain::Constraint::JsonObject.into()),
                 ..request()
             },
             "response_format",

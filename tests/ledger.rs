@@ -11,7 +11,6 @@ use hearth::{
 };
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use tower::ServiceExt;
 
 use crate::support::scripted_server::{ScriptedServer, eventually};
 
@@ -151,15 +150,15 @@ async fn a_deadline_is_one_within_a_stream_and_before_it() {
 #[tokio::test]
 async fn a_caller_who_leaves_has_cancelled_before_the_answer_and_within_it() {
     let server = then(|| Step::Hang);
-    let waiting = tokio::spawn(server.router.clone().oneshot(request(CHAT, &chat(&json!({})))));
+    let waiting = tokio::spawn(server.respond(request(CHAT, &chat(&json!({})))));
     eventually("it runs", || server.chat.started() == 1).await;
     waiting.abort();
     after(&server, 1).await;
-    let streaming = server.router.clone().oneshot(request(CHAT, &chat(&json!({"stream": true})))).await;
-    let mut body = streaming.expect("a router does not fail").into_body().into_data_stream();
+    let streaming = server.respond(request(CHAT, &chat(&json!({"stream": true})))).await;
+    let mut body = streaming.into_body().into_data_stream();
     assert!(body.next().await.is_some(), "it has begun");
     drop(body);
-    let unread = server.router.clone().oneshot(request(CHAT, &chat(&json!({"stream": true})))).await;
+    let unread = server.respond(request(CHAT, &chat(&json!({"stream": true})))).await;
     drop(unread);
     let totals = after(&server, 3).await;
     assert_eq!(outcomes(&totals), [0, 0, 0, 3, 0]);
@@ -169,8 +168,8 @@ async fn a_caller_who_leaves_has_cancelled_before_the_answer_and_within_it() {
 #[tokio::test]
 async fn a_caller_who_leaves_at_the_last_frame_has_had_the_answer() {
     let server = ScriptedServer::hello();
-    let streaming = server.router.clone().oneshot(request(CHAT, &chat(&json!({"stream": true})))).await;
-    let mut body = streaming.expect("a router does not fail").into_body();
+    let streaming = server.respond(request(CHAT, &chat(&json!({"stream": true})))).await;
+    let mut body = streaming.into_body();
     loop {
         let frame = body.frame().await.expect("there is a last frame").expect("it can be read");
         if frame.into_data().expect("data").ends_with(b"data: [DONE]\n\n") {

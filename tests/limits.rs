@@ -21,7 +21,6 @@ use hearth::{
 };
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
-use tower::ServiceExt;
 
 use crate::support::scripted_server::{Answer, ScriptedServer, eventually};
 
@@ -172,7 +171,7 @@ async fn a_place_comes_back_when_its_caller_leaves() {
     let server = server(chat, CallerLimits { concurrent_requests: Some(1), ..CallerLimits::default() });
     let mut streamed = body(100);
     streamed["stream"] = json!(true);
-    let response = server.router.clone().oneshot(request(CHAT, &streamed)).await.expect("a router does not fail");
+    let response = server.respond(request(CHAT, &streamed)).await;
     assert_eq!(response.status(), 200);
     let mut open = response.into_body();
     open.frame().await.expect("a first frame").expect("which is whole");
@@ -185,7 +184,7 @@ async fn a_place_comes_back_when_its_caller_leaves() {
 
     drop(open);
     eventually("the stream's end", || server.chat.cancelled() == 1).await;
-    let next = server.router.clone().oneshot(request(CHAT, &streamed)).await.expect("a router does not fail");
+    let next = server.respond(request(CHAT, &streamed)).await;
     assert_eq!(next.status(), 200, "its place is free again");
 }
 

@@ -42,3 +42,4 @@ mod tokenizers;
 mod tokens;
 mod unkind_input;
 mod vector_stores;
+mod web_pages;

@@ -213,7 +213,7 @@ fn raw_post(path: &str, body: &Value) -> Vec<u8> {
     let body = body.to_string();
     let length = body.len();
     format!(
-        "POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+        "POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
     )
     .into_bytes()
 }
@@ -278,7 +278,7 @@ async fn pipelined_requests_are_answered_in_order() {
     let listening = server.listen();
     let mut bytes = raw_post(CHAT, &json!({"model": "none", "messages": [{"role": "user", "content": "x"}]}));
     bytes.extend(raw_post("/tokenize", &json!({"content": "a"})));
-    bytes.extend(b"GET /health/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    bytes.extend(b"GET /health/live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n");
     let answers = listening.exchange(&bytes).await;
     let places = ["404 Not Found", "{\"tokens\":[97]}", "{\"status\":\"ok\"}"].map(|text| answers.find(text).unwrap());
     assert!(places.is_sorted(), "{answers}");

@@ -206,13 +206,37 @@ async fn biases_and_stops_beyond_measure() {
         assert_eq!(server.chat(json!({"logit_bias": bias})).await.0, 400);
     }
     let many: Vec<String> = (0..10_000).map(|index| format!("stop{index}")).collect();
-    for stop in [json!(many), json!([""]), json!([null]), json!(5)] {
+    let long = "x".repeat(1_000_000);
+    for stop in [json!(many), json!(long), json!([long]), json!([""]), json!([null]), json!(5)] {
         assert_eq!(server.chat(json!({"stop": stop})).await.0, 400);
     }
-    for stop in [json!("x".repeat(1_000_000)), json!(["\0", "🏳️‍🌈", "\u{feff}"])] {
+    for stop in [json!("x".repeat(1024)), json!(["\0", "🏳️‍🌈", "\u{feff}"])] {
         assert_eq!(server.chat(json!({"stop": stop})).await.0, 200);
     }
     server.chat(json!({"stop_token_ids": (0..100_000).collect::<Vec<_>>()})).await;
+    server.is_well().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prompts_times_choices_times_scores() {
+    let server = Unkind::start().await;
+    let complete = async |extra: Value| {
+        let mut body = json!({"model": "tiny", "max_tokens": 1});
+        body.as_object_mut().expect("an object").extend(extra.as_object().expect("an object").clone());
+        server.send(COMPLETIONS, body.to_string()).await
+    };
+    // Choices of 0.9 MiB each, were stop strings not bounded and shared.
+    let (status, said) = complete(json!({"prompt": vec!["a"; 128], "n": 16, "stop": ["x".repeat(900 << 10)]})).await;
+    assert_eq!(status, 400, "{said}");
+    let (status, said) = complete(json!({"prompt": vec!["a"; 128], "n": 16})).await;
+    assert_eq!(status, 400, "{said}");
+    for number in ["16", "128", "2048"] {
+        assert!(said.contains(number), "{said}");
+    }
+    let scores = |n: u32| json!({"prompt": vec![5; 600], "n": n, "echo": true, "logprobs": 5, "max_tokens": 0});
+    assert_eq!(complete(scores(2)).await.0, 200);
+    let (status, said) = complete(scores(128)).await;
+    assert!(status == 400 && said.contains("76800") && said.contains("65536"), "{said}");
     server.is_well().await;
 }
 

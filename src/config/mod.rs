@@ -35,7 +35,7 @@ pub use self::{
 };
 use crate::{
     domain::Policy,
-    http::{HttpSettings, TlsSettings},
+    http::{AllowedHosts, HttpSettings, TlsSettings},
     index::{GRAPH_MIN, GraphParameters},
     kernels::{device::DeviceChoice, kv::KvType},
     metering::{limits::LimitSettings, prices::Prices},
@@ -182,6 +182,9 @@ impl Config {
                  the port, without a path, such as https://example.com; or * for all."
             );
         }
+        let machine = sysinfo::System::host_name();
+        let named = settings.allowed_host.unwrap_or_default();
+        let hosts = AllowedHosts::new(address.ip(), &named, machine.as_deref())?;
         let http = HttpSettings::default();
         let upload_limit_bytes = in_range("upload-limit-mib", settings.upload_limit_mib, 1..=4096)?
             .map_or(http.upload_limit_bytes, |mib| mib << 20);
@@ -260,6 +263,7 @@ impl Config {
                     http.keep_alive_interval,
                 )?,
                 shutdown_grace: seconds("grace", settings.grace, http.shutdown_grace)?,
+                hosts,
                 cors_origins,
                 tls,
                 strict: settings.strict.unwrap_or(false),
@@ -397,6 +401,9 @@ mod tests {
         {
             parse(&format!("cors_origin = [{origin:?}]")).expect("an origin");
         }
+        let allowed = format!("{:#}", parse("allowed_host = [\"https://a.example\"]").expect_err("not a host"));
+        assert!(allowed.contains("--allowed-host \"https://a.example\""), "{allowed}");
+        parse("allowed_host = [\"a.example\", \"192.168.0.7\", \"::1\", \"*\"]").expect("hosts");
         let file = format!("{:#}", parse("models_dir = \"Cargo.toml\"").expect_err("a file"));
         assert!(file.contains("--models-dir Cargo.toml"), "{file}");
     }

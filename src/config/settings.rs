@@ -160,13 +160,16 @@ settings! {
     #[arg(long, env = "HEARTH_JWT_LEEWAY", value_name = "SECONDS", help_heading = "Tokens")]
     jwt_leeway: u64,
 
+    /// Host under which the server may be reached, beside addresses and localhost, or * for any; several with commas
+    #[arg(long, env = "HEARTH_ALLOWED_HOST", value_name = "NAME", value_delimiter = ',', help_heading = "Server")]
+    allowed_host: Vec<String>,
     /// TLS certificate chain, PEM
     #[arg(long, env = "HEARTH_SSL_CERT_FILE", value_name = "FILE", help_heading = "Server")]
     ssl_cert_file: PathBuf,
     /// TLS private key, PEM
     #[arg(long, env = "HEARTH_SSL_KEY_FILE", value_name = "FILE", help_heading = "Server")]
     ssl_key_file: PathBuf,
-    /// Origin that browsers may call from, or *; several with commas
+    /// Origin whose pages may call and read answers, or * for any; several with commas
     #[arg(long, env = "HEARTH_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', help_heading = "Server")]
     cors_origin: Vec<String>,
     /// Largest request body, in MiB [default: 32]

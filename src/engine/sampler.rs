@@ -112,7 +112,7 @@ impl SequenceSampler {
                 scratch.raw.clear();
                 scratch.raw.extend_from_slice(logits);
             }
-            for &(token, bias) in &rules.params.logit_bias {
+            for &(token, bias) in rules.params.logit_bias.iter() {
                 logits[token as usize] += bias;
             }
             self.constrain(logits, &mut scratch.mask)?;

@@ -88,7 +88,6 @@ pub(super) async fn retrieve(
     if !headers.get_all(header::UPGRADE).iter().any(asks) {
         return Ok(Json(found.job).into_response());
     }
-    check_origin(&headers, &state.settings.cors_origins)?;
     let upgrade =
         upgrade.map_err(|rejection| Error::new(ErrorKind::InvalidRequest, format!("{}.", rejection.body_text())))?;
     let (analyses, owner) = (state.analyses.clone(), caller.owner().to_owned());
@@ -100,20 +99,6 @@ pub(super) async fn retrieve(
 
 fn job_id(id: Result<Path<String>, PathRejection>) -> Result<String, Error> {
     id.map(|Path(id)| id).map_err(|rejection| Error::new(ErrorKind::NotFound, rejection.body_text()))
-}
-
-/// A browser lets any page open a WebSocket to anywhere, and CORS does not stop it: pages from elsewhere are let in as
-/// for other routes only.
-fn check_origin(headers: &HeaderMap, allowed: &[String]) -> Result<(), Error> {
-    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-    let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
-    let origin = origin.to_str().unwrap_or_default();
-    let is_own = origin.split_once("://").is_some_and(|(_, host)| text(header::HOST) == Some(host));
-    if is_own || allowed.iter().any(|allowed| allowed == "*" || allowed == origin) {
-        return Ok(());
-    }
-    let message = "Pages of this origin may not call this server; name it with --cors-origin if they should.";
-    Err(Error::new(ErrorKind::Forbidden, message))
 }
 
 /// Says every event of a job, from its first to its end, and closes.

@@ -11,7 +11,7 @@ use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{body_room::BodyShare, error::ApiError, state::AppState};
+use super::{body_room::BodyShare, error::ApiError, origin::is_from_browser, state::AppState};
 use crate::error::{Error, ErrorKind};
 
 /// Bytes beyond the limit that are still taken off the wire before the answer: a client that is writing
@@ -56,7 +56,8 @@ impl FromRequest<AppState> for JsonBody {
     }
 }
 
-/// `application/json`, anything `+json`, or nothing, as llama-server takes it.
+/// `application/json`, anything `+json`, or nothing, as llama-server takes it. A browser says what it sends: a page can have
+/// it send bytes of no type to any site, and JSON only to those that a preflight has asked.
 fn check_content_type(headers: &HeaderMap) -> Result<(), Error> {
     let unsupported = |message: String| Error::new(ErrorKind::UnsupportedMediaType, message);
     if let Some(value) = headers.get(header::CONTENT_TYPE) {
@@ -65,6 +66,10 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), Error> {
         if essence != "application/json" && !essence.ends_with("+json") {
             return Err(unsupported("The body must be JSON: send `Content-Type: application/json`.".to_owned()));
         }
+    } else if is_from_browser(headers) {
+        let message = "A body without a type is not taken from a browser (the request has `Origin` or `Sec-Fetch-*`): send \
+                       `Content-Type: application/json`.";
+        return Err(unsupported(message.to_owned()));
     }
     if let Some(value) = headers.get(header::CONTENT_ENCODING)
         && value != "identity"

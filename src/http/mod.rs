@@ -21,10 +21,12 @@ mod extract;
 mod files;
 mod head_limit;
 mod health;
+mod host;
 mod ignored;
 mod metered;
 mod models;
 mod openapi;
+mod origin;
 mod quote;
 mod receipt;
 mod rerank;
@@ -55,6 +57,7 @@ use tower_http::{
 
 use self::error::ApiError;
 pub use self::{
+    host::AllowedHosts,
     serve::{check_tls, serve},
     settings::{HttpSettings, TlsSettings},
     state::AppState,
@@ -142,7 +145,9 @@ pub fn router(state: AppState) -> Router {
         .layer(middleware::from_fn(scopes::require_scope))
         .layer(middleware::from_fn_with_state(state.clone(), metered::with_account))
         .layer(middleware::from_fn_with_state(state.clone(), auth::require_api_key))
+        .layer(middleware::from_fn_with_state(state.clone(), origin::require_allowed_origin))
         .layer(cors(&state.settings.cors_origins))
+        .layer(middleware::from_fn_with_state(state.clone(), host::require_allowed_host))
         .layer(middleware::from_fn_with_state(state.clone(), head_limit::limit_head))
         .layer(CatchPanicLayer::custom(after_panic))
         .layer(middleware::from_fn_with_state(state.clone(), context::with_context))

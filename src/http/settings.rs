@@ -1,6 +1,8 @@
-//! What the HTTP side can be told: limits, timeouts, origins, certificates.
+//! What the HTTP side can be told: limits, timeouts, hosts, origins, certificates.
 
 use std::{path::PathBuf, time::Duration};
+
+use super::host::AllowedHosts;
 
 /// See each field. `Default` is what `hearth serve` uses without configuration.
 #[derive(Clone, Debug)]
@@ -26,6 +28,8 @@ pub struct HttpSettings {
     pub request_deadline: Option<Duration>,
     /// How long running streams may go on after the shutdown signal.
     pub shutdown_grace: Duration,
+    /// Hosts under which the server may be reached.
+    pub hosts: AllowedHosts,
     /// Origins whose pages may call, or `*`. Empty: no CORS headers.
     pub cors_origins: Vec<String>,
     /// Serve TLS with this certificate.
@@ -55,6 +59,7 @@ impl Default for HttpSettings {
             keep_alive_interval: Duration::from_secs(10),
             request_deadline: Some(Duration::from_secs(3600)),
             shutdown_grace: Duration::from_secs(30),
+            hosts: AllowedHosts::default(),
             cors_origins: Vec::new(),
             tls: None,
             strict: false,

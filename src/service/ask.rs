@@ -254,7 +254,7 @@ async fn rate(
     let rating = GenerateRequest {
         max_tokens: Some(8),
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-        constraint: Some(Constraint::Regex(RATING.to_owned())),
+        constraint: Some(Arc::new(Constraint::Regex(RATING.to_owned()))),
         ..generation(request, asked)
     };
     let events = start(model, rating).await?;

@@ -2,12 +2,14 @@
 //!
 //! A stop string may begin in one token and end in another, so text that could still become one is held
 //! back until it has or cannot. The engine ends sequences at token ids; strings are found here, at the
-//! edge where tokens have become text.
+//! edge where tokens have become text. The choices of a request share its strings.
+
+use std::sync::Arc;
 
 /// Finds the first of several stop strings in text that arrives in pieces.
 #[derive(Clone, Debug)]
 pub struct StopMatcher {
-    stops: Vec<String>,
+    stops: Arc<[String]>,
     /// Text that could be the beginning of a stop string.
     held: String,
     stopped: bool,
@@ -23,9 +25,8 @@ pub struct StopOutcome {
 }
 
 impl StopMatcher {
-    /// Empty strings stop nothing and are left out.
-    pub fn new(stops: &[String]) -> Self {
-        let stops = stops.iter().filter(|stop| !stop.is_empty()).cloned().collect();
+    /// Empty strings stop nothing.
+    pub fn new(stops: Arc<[String]>) -> Self {
         Self { stops, held: String::new(), stopped: false }
     }
 
@@ -74,7 +75,8 @@ impl StopMatcher {
 /// Where the stop string begins that is the first to be complete: the one that a reader of single characters
 /// would see first, however the text was cut. Of two that end together, the longer one.
 fn first_to_complete(text: &str, stops: &[String]) -> Option<usize> {
-    let found = stops.iter().filter_map(|stop| text.find(stop.as_str()).map(|at| (at + stop.len(), at)));
+    let stops = stops.iter().filter(|stop| !stop.is_empty());
+    let found = stops.filter_map(|stop| text.find(stop.as_str()).map(|at| (at + stop.len(), at)));
     found.min().map(|(_, at)| at)
 }
 
@@ -97,7 +99,7 @@ mod tests {
     }
 
     fn run(pieces: &[String], stops: &[String]) -> String {
-        let mut matcher = StopMatcher::new(stops);
+        let mut matcher = StopMatcher::new(stops.into());
         let mut out = String::new();
         for piece in pieces {
             let outcome = matcher.push(piece);
@@ -111,13 +113,20 @@ mod tests {
 
     #[test]
     fn text_that_cannot_become_a_stop_is_not_held() {
-        let mut matcher = StopMatcher::new(&["\n\nUser:".to_owned()]);
+        let mut matcher = StopMatcher::new(["\n\nUser:".to_owned()].into());
         assert_eq!(matcher.push("Hello\n").text, "Hello");
         assert_eq!(matcher.push("there").text, "\nthere");
         assert_eq!(matcher.push("é\n\nUs").text, "é");
         let outcome = matcher.push("er: no");
         assert!(outcome.stopped);
         assert_eq!(outcome.text, "");
+    }
+
+    #[test]
+    fn matchers_share_the_strings_they_look_for() {
+        let stops: Arc<[String]> = ["x".repeat(1024)].into();
+        let matchers: Vec<_> = (0..128).map(|_| StopMatcher::new(stops.clone())).collect();
+        assert!(matchers.iter().all(|matcher| Arc::ptr_eq(&matcher.stops, &stops)));
     }
 
     proptest! {

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{
     Envelope, Parsed,
     fields::{Fields, bad_value, token_ids, wrong_type},
-    generation::{Common, TOP_LOGPROBS_MAX},
+    generation::{CHOICES_MAX, Common, TOP_LOGPROBS_MAX},
     policy,
 };
 use crate::{
@@ -39,6 +39,7 @@ impl CompletionRequest {
             fields.take("best_of");
         }
         let common = Common::read(&mut fields, envelope)?;
+        check_choices(prompts.len(), common.n)?;
         let logprobs = read_logprobs(&mut fields)?;
         let echo = fields.boolean("echo")?.unwrap_or(false);
         let ignored = policy::apply(fields.rest(), &[policy::GENERATION, policy::COMPLETION], envelope.strict)?;
@@ -70,6 +71,19 @@ impl CompletionRequest {
         };
         Ok(Parsed { request, ignored })
     }
+}
+
+/// Each choice of each prompt takes a place in the engine and memory of its own.
+fn check_choices(prompts: usize, n: usize) -> Result<()> {
+    let choices = prompts.saturating_mul(n);
+    if choices <= CHOICES_MAX {
+        return Ok(());
+    }
+    let message = format!(
+        "`n` is {n} and `prompt` has {prompts} prompts, which makes {choices} choices; a request may have at most \
+         {CHOICES_MAX}. Send several requests."
+    );
+    Err(bad_value("n", message))
 }
 
 /// The legacy field: a number of alternatives. `true` and `false` are what chat clients send by mistake.
@@ -113,6 +127,8 @@ fn read_prompts(prompt: Value) -> Result<Vec<Prompt>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use serde_json::json;
 
     use super::*;
@@ -130,6 +146,37 @@ mod tests {
         assert_eq!(counts, [1, 2, 1, 3]);
         assert_eq!(read(json!({"prompt": [[1], []]})).unwrap_err().param(), Some("prompt[1]"));
         assert_eq!(read(json!({"prompt": [1, "a"]})).unwrap_err().param(), Some("prompt[1]"));
+    }
+
+    #[test]
+    fn prompts_times_choices_are_bounded() {
+        let prompts = |count: usize| vec!["a"; count];
+        for (count, n) in [(128, 1), (64, 2), (1, 128), (8, 16)] {
+            assert_eq!(read(json!({"prompt": prompts(count), "n": n})).unwrap().generations.len(), count);
+        }
+        for (prompt, n) in [(json!(prompts(128)), 2), (json!(prompts(2)), 65), (json!(vec![[1]; 16]), 9)] {
+            let error = read(json!({"prompt": prompt, "n": n, "best_of": n})).unwrap_err();
+            assert_eq!(error.param(), Some("n"));
+            let count = prompt.as_array().unwrap().len();
+            for said in [n.to_string(), count.to_string(), "128".to_owned()] {
+                assert!(error.message().contains(&said), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn prompts_share_what_is_the_same_for_all() {
+        let bias: serde_json::Map<_, _> = (0..100).map(|id| (id.to_string(), json!(1))).collect();
+        let body = json!({
+            "prompt": vec!["a"; 128], "stop": ["x".repeat(1024)], "logit_bias": bias, "guided_regex": "a+",
+        });
+        let generations = read(body).unwrap().generations;
+        let first = &generations[0];
+        for other in &generations[1..] {
+            assert!(Arc::ptr_eq(&first.stop, &other.stop));
+            assert!(Arc::ptr_eq(&first.sampling.logit_bias, &other.sampling.logit_bias));
+            assert!(Arc::ptr_eq(first.constraint.as_ref().unwrap(), other.constraint.as_ref().unwrap()));
+        }
     }
 
     #[test]

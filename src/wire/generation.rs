@@ -1,6 +1,9 @@
 //! The fields that `/v1/chat/completions` and `/v1/completions` share: sampling, limits, stop conditions.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 
@@ -15,8 +18,11 @@ use crate::{
 
 /// OpenAI takes 4; more cost little, and agents use them.
 pub const STOP_STRINGS_MAX: usize = 16;
-/// OpenAI's own bound on `n`.
-pub const CHOICES_MAX: i64 = 128;
+/// Longest stop string, in characters. An answer is held back by as much while it could still become one.
+pub const STOP_CHARS_MAX: usize = 1024;
+pub const STOP_TOKEN_IDS_MAX: usize = 1024;
+/// OpenAI's own bound on `n`; here on the choices of all prompts of a request together.
+pub const CHOICES_MAX: usize = 128;
 pub const TOP_LOGPROBS_MAX: i64 = 20;
 
 /// What both generation routes read the same way.
@@ -29,11 +35,11 @@ pub(super) struct Common {
     pub n: usize,
     pub max_tokens: Option<usize>,
     pub min_tokens: usize,
-    pub stop: Vec<String>,
+    pub stop: Arc<[String]>,
     pub stop_token_ids: Vec<u32>,
     pub ignore_eos: bool,
     pub return_token_ids: bool,
-    pub constraint: Option<Constraint>,
+    pub constraint: Option<Arc<Constraint>>,
     pub deadline: Option<Instant>,
 }
 
@@ -45,7 +51,7 @@ impl Common {
             Some(mut options) => options.boolean("include_usage")?.unwrap_or(false),
             None => false,
         };
-        let n = fields.integer("n", 1, CHOICES_MAX)?.map_or(1, |n| usize::try_from(n).unwrap_or(1));
+        let n = fields.integer("n", 1, CHOICES_MAX as i64)?.map_or(1, |n| usize::try_from(n).unwrap_or(1));
         let sampling = read_sampling(fields)?;
         let newest = fields.count("max_completion_tokens", 0)?;
         let usual = fields.count("max_tokens", 0)?;
@@ -71,10 +77,10 @@ impl Common {
             max_tokens,
             min_tokens,
             stop: read_stop(fields)?,
-            stop_token_ids: fields.token_ids("stop_token_ids")?.unwrap_or_default(),
+            stop_token_ids: read_stop_token_ids(fields)?,
             ignore_eos: fields.boolean("ignore_eos")?.unwrap_or(false),
             return_token_ids: return_token_ids.or(return_tokens).unwrap_or(false),
-            constraint: constraint::read(fields)?,
+            constraint: constraint::read(fields)?.map(Arc::new),
             deadline: read_deadline(fields, envelope)?,
         })
     }
@@ -101,9 +107,9 @@ fn read_sampling(fields: &mut Fields) -> Result<SamplingParams> {
     })
 }
 
-fn read_logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>> {
+fn read_logit_bias(fields: &mut Fields) -> Result<Arc<[(u32, f32)]>> {
     let path = fields.path("logit_bias");
-    let Some(map) = fields.map("logit_bias")? else { return Ok(Vec::new()) };
+    let Some(map) = fields.map("logit_bias")? else { return Ok(Arc::from([])) };
     map.into_iter()
         .map(|(key, value)| {
             let id =
@@ -125,10 +131,10 @@ fn read_logit_bias(fields: &mut Fields) -> Result<Vec<(u32, f32)>> {
         .collect()
 }
 
-fn read_stop(fields: &mut Fields) -> Result<Vec<String>> {
+fn read_stop(fields: &mut Fields) -> Result<Arc<[String]>> {
     let path = fields.path("stop");
     let items = match fields.take("stop") {
-        None => return Ok(Vec::new()),
+        None => return Ok(Arc::from([])),
         Some(Value::Array(items)) => items,
         Some(single @ Value::String(_)) => vec![single],
         Some(other) => return Err(wrong_type(&path, "a string or an array of strings", &other)),
@@ -143,11 +149,31 @@ fn read_stop(fields: &mut Fields) -> Result<Vec<String>> {
         .into_iter()
         .enumerate()
         .map(|(index, item)| match item {
-            Value::String(text) if !text.is_empty() => Ok(text),
-            Value::String(_) => Err(bad_value(format!("{path}[{index}]"), "A stop string must not be empty.")),
+            Value::String(text) if text.is_empty() => {
+                Err(bad_value(format!("{path}[{index}]"), "A stop string must not be empty."))
+            }
+            Value::String(text) => {
+                let chars = text.chars().count();
+                if chars > STOP_CHARS_MAX {
+                    let place = format!("{path}[{index}]");
+                    let message = format!("`{place}` must have at most {STOP_CHARS_MAX} characters, but has {chars}.");
+                    return Err(bad_value(place, message));
+                }
+                Ok(text)
+            }
             other => Err(wrong_type(&format!("{path}[{index}]"), "a string", &other)),
         })
         .collect()
+}
+
+fn read_stop_token_ids(fields: &mut Fields) -> Result<Vec<u32>> {
+    let path = fields.path("stop_token_ids");
+    let ids = fields.token_ids("stop_token_ids")?.unwrap_or_default();
+    if ids.len() > STOP_TOKEN_IDS_MAX {
+        let message = format!("`{path}` must have at most {STOP_TOKEN_IDS_MAX} token ids, but has {}.", ids.len());
+        return Err(bad_value(path, message));
+    }
+    Ok(ids)
 }
 
 /// The earlier of the server's deadline and the body's `timeout`.

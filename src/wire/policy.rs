@@ -46,7 +46,6 @@ const fn refused(name: &'static str, harmless: &'static [&'static str], note: &'
 
 const BOOLEAN: &str = r#"{"type":"boolean"}"#;
 const COUNT: &str = r#"{"type":"integer","minimum":0,"maximum":2147483647}"#;
-const TOKEN_IDS: &str = r#"{"type":"array","items":{"type":"integer","minimum":0,"maximum":4294967295}}"#;
 const PENALTY: &str = r#"{"type":"number","minimum":-2,"maximum":2}"#;
 const FRACTION: &str = r#"{"type":"number","minimum":0,"maximum":1}"#;
 const STRING: &str = r#"{"type":"string"}"#;
@@ -61,7 +60,11 @@ pub const GENERATION: &[FieldPolicy] = &[
         r#"{"type":"object","properties":{"include_usage":{"type":["boolean","null"]}}}"#,
         "`include_usage` adds a last chunk with the usage; `include_obfuscation` changes nothing.",
     ),
-    honoured("n", r#"{"type":"integer","minimum":1,"maximum":128}"#, "Choices per prompt."),
+    honoured(
+        "n",
+        r#"{"type":"integer","minimum":1,"maximum":128}"#,
+        "Choices per prompt; of all prompts together at most 128.",
+    ),
     honoured("temperature", r#"{"type":"number","minimum":0,"maximum":2}"#, "0 is greedy. Default 1."),
     honoured("top_p", FRACTION, "Nucleus sampling. Default 1, off."),
     honoured("top_k", r#"{"type":"integer","minimum":-1,"maximum":2147483647}"#, "0 and -1 keep all."),
@@ -91,10 +94,14 @@ pub const GENERATION: &[FieldPolicy] = &[
     ),
     honoured(
         "stop",
-        r#"{"anyOf":[{"type":"string","minLength":1},{"type":"array","maxItems":16,"items":{"type":"string","minLength":1}}]}"#,
-        "Up to 16 strings; the one that ends the text is not part of it.",
+        r#"{"anyOf":[{"type":"string","minLength":1,"maxLength":1024},{"type":"array","maxItems":16,"items":{"type":"string","minLength":1,"maxLength":1024}}]}"#,
+        "Up to 16 strings of up to 1024 characters; the one that ends the text is not part of it.",
     ),
-    honoured("stop_token_ids", TOKEN_IDS, "Token ids that end the text."),
+    honoured(
+        "stop_token_ids",
+        r#"{"type":"array","maxItems":1024,"items":{"type":"integer","minimum":0,"maximum":4294967295}}"#,
+        "Up to 1024 token ids that end the text.",
+    ),
     honoured("min_tokens", COUNT, "Nothing ends the text before this many tokens."),
     honoured("ignore_eos", BOOLEAN, "Go on past end-of-text tokens."),
     honoured(

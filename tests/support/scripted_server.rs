@@ -9,7 +9,8 @@ use std::{
 use axum::{
     Router,
     body::Body,
-    http::{HeaderMap, Method, Request, StatusCode},
+    http::{HeaderMap, HeaderValue, Method, Request, StatusCode, header},
+    response::Response,
 };
 use hearth::{
     domain::{StorageQuota, account::Books},
@@ -194,11 +195,19 @@ impl ScriptedServer {
         Self { router, chat, models, health, settings, ledger, callers, _data: data }
     }
 
+    /// Sends a request; one without a host names the one that tests without a socket stand for.
     pub async fn send(&self, request: Request<Body>) -> Answer {
-        let response = self.router.clone().oneshot(request).await.expect("a router does not fail");
+        let response = self.respond(request).await;
         let (parts, body) = response.into_parts();
         let body = body.collect().await.expect("the body ends").to_bytes().to_vec();
         Answer { status: parts.status, headers: parts.headers, body }
+    }
+
+    /// The same, with a body that has not been read.
+    pub fn respond(&self, mut request: Request<Body>) -> impl Future<Output = Response> + Send + use<> {
+        request.headers_mut().entry(header::HOST).or_insert(HeaderValue::from_static("localhost"));
+        let answer = self.router.clone().oneshot(request);
+        async { answer.await.expect("a router does not fail") }
     }
 
     pub async fn get(&self, path: &str) -> Answer {

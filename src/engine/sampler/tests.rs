@@ -46,7 +46,7 @@ fn undefined_and_infinite_logits_are_errors() {
 #[test]
 fn bias_changes_the_choice_but_not_the_log_probability() {
     let mut request = greedy(SequenceRequest::new(vec![0]));
-    request.sampling.logit_bias = vec![(2, 100.0), (0, -100.0)];
+    request.sampling.logit_bias = [(2, 100.0), (0, -100.0)].into();
     request.logprobs = Some(2);
     let sampled = sampler_of(&request, None).sample(&mut [3.0, 1.0, 0.0]).expect("a token");
     assert_eq!(sampled.token, 2);

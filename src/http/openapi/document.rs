@@ -3,6 +3,8 @@
 //! A request's schema is made of its field policies, so the document cannot promise a field that is refused.
 //! Answers are described by their stable parts; everything else in them may grow.
 
+use std::collections::BTreeSet;
+
 use serde_json::{Map, Value, json};
 
 use super::{analysis, application, schemas, vector_stores};
@@ -163,6 +165,8 @@ pub(super) fn operation(id: &str, summary: &str, answer: Answer, errors: &[u16])
             "content": answer.content,
         }),
     );
+    // What a request's host and page may be refused with, on any route.
+    let errors: BTreeSet<u16> = [400, 403].into_iter().chain(errors.iter().copied()).collect();
     for status in errors {
         responses.insert(status.to_string(), json!({"$ref": "#/components/responses/Error"}));
     }

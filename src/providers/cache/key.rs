@@ -170,7 +170,7 @@ impl KeyWriter {
             writer.count(count);
         });
         self.flag(*echo).flag(*return_token_ids);
-        self.option(constraint.as_ref(), Self::constraint)
+        self.option(constraint.as_deref(), Self::constraint)
     }
 
     fn prompt(&mut self, prompt: &Prompt) {

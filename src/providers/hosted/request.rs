@@ -115,7 +115,7 @@ fn write_limits(
         None => {}
     }
     if !request.stop.is_empty() {
-        body.insert("stop".to_owned(), request.stop.clone().into());
+        body.insert("stop".to_owned(), request.stop.to_vec().into());
     }
     let mut extension = |name: &str, value: Option<Value>, is_known: bool| match value {
         Some(_) if !is_known => Err(not_expressible(name, dialect)),
@@ -369,20 +369,20 @@ mod tests {
             temperature: 0.7,
             top_k: 5,
             repetition_penalty: 1.1,
-            logit_bias: vec![(3, -2.5)],
+            logit_bias: [(3, -2.5)].into(),
             seed: Some(-1),
             ..SamplingParams::default()
         };
         let asked = GenerateRequest {
             sampling,
             min_tokens: 2,
-            stop: vec!["x".to_owned()],
+            stop: ["x".to_owned()].into(),
             stop_token_ids: vec![7],
             ignore_eos: true,
             n: 2,
             logprobs: Some(3),
             return_token_ids: true,
-            constraint: Some(Constraint::Regex("a+".to_owned())),
+            constraint: Some(Constraint::Regex("a+".to_owned()).into()),
             ..request(Prompt::Chat(chat()))
         };
         let expected = json!({"max_tokens": 9, "stop": ["x"], "min_tokens": 2, "stop_token_ids": [7], "ignore_eos": true,

@@ -4,7 +4,7 @@
 //! token's text has left the stages that can still take text away, so that tokens behind a stop string are
 //! reported nowhere.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use crate::{
     domain::{FinishReason, GenerateEvent, TokenLogprob, TopLogprob},
@@ -63,7 +63,7 @@ impl Choice {
         index: usize,
         tokenizer: Tokenizer,
         detokenizer: Detokenizer,
-        stops: &[String],
+        stops: Arc<[String]>,
         parser: Option<OutputParser>,
         wanted: Wanted,
     ) -> Self {

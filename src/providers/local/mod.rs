@@ -30,6 +30,9 @@ use crate::{
     },
 };
 
+/// Tokens of the prompt whose scores all choices of a request may repeat together.
+const ECHOED_TOKENS_MAX: usize = 64 * 1024;
+
 /// A clonable handle on a loaded chat model.
 #[derive(Clone, Debug)]
 pub struct LocalChat(Arc<Parts>);
@@ -86,6 +89,9 @@ impl Parts {
         let room = context_length.saturating_sub(tokens.len());
         if room == 0 && request.max_tokens != Some(0) {
             return Err(Error::context_length_exceeded(tokens.len(), context_length, param));
+        }
+        if request.echo && request.logprobs.is_some() {
+            check_echoes(request.n, tokens.len())?;
         }
         let thinking = match &request.prompt {
             Prompt::Chat(_) => Thinking::detect(self.template.source(), &text),
@@ -179,7 +185,7 @@ impl Parts {
             token_ids: request.return_token_ids,
             min_tokens: request.min_tokens,
         };
-        choice::Choice::new(index, self.tokenizer.clone(), detokenizer, &request.stop, parser, wanted)
+        choice::Choice::new(index, self.tokenizer.clone(), detokenizer, request.stop.clone(), parser, wanted)
     }
 
     /// The prompt's text and tokens, and the field that they came from.
@@ -218,6 +224,19 @@ impl Parts {
     fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>> {
         self.tokenizer.encode(text, add_special, parse_special).map_err(Error::from)
     }
+}
+
+/// Each choice repeats the prompt's scores, which take a few kilobytes a token.
+fn check_echoes(choices: usize, prompt_tokens: usize) -> Result<()> {
+    let tokens = choices.saturating_mul(prompt_tokens);
+    if choices == 1 || tokens <= ECHOED_TOKENS_MAX {
+        return Ok(());
+    }
+    let message = format!(
+        "`n` is {choices} and the prompt has {prompt_tokens} tokens, so `echo` with `logprobs` would give the scores of \
+         {tokens} tokens; with more than one choice it gives at most {ECHOED_TOKENS_MAX}. Ask for fewer choices."
+    );
+    Err(Error::invalid("n", message).with_code("invalid_value"))
 }
 
 /// The conversation, if it has tools that may be called.

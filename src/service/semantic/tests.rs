@@ -80,7 +80,7 @@ async fn what_else_differs_makes_it_another_question() {
         generation(&account("a"), asking("Be brief.", "?")),
         GenerateRequest { max_tokens: Some(3), ..usual() },
         GenerateRequest { sampling: SamplingParams { temperature: 0.5, ..SamplingParams::default() }, ..usual() },
-        GenerateRequest { stop: vec!["!".into()], ..usual() },
+        GenerateRequest { stop: ["!".to_owned()].into(), ..usual() },
     ];
     for other in others {
         computed += 1;
@@ -100,7 +100,7 @@ async fn what_is_held_against_the_very_question_is_always_computed() {
     let always = [
         generation(&account("a"), with_tools),
         generation(&out, asking("Be kind.", "?")),
-        GenerateRequest { constraint: Some(Constraint::JsonObject), ..usual() },
+        GenerateRequest { constraint: Some(Constraint::JsonObject.into()), ..usual() },
         GenerateRequest { logprobs: Some(0), ..usual() },
         GenerateRequest { n: 2, ..usual() },
         GenerateRequest { echo: true, ..usual() },

@@ -79,7 +79,7 @@ fn changed(request: &GenerateRequest) -> Vec<(&'static str, GenerateRequest)> {
             }));)*
         };
     }
-    let longer = |list: &[String]| -> Vec<String> { list.iter().cloned().chain(["more".to_owned()]).collect() };
+    let longer = |list: &[String]| -> Arc<[String]> { list.iter().cloned().chain(["more".to_owned()]).collect() };
     change! {
         account: account(caller(&format!("{}2", own_account.caller().id)), None),
         account: account(caller(&own_account.caller().id), Some(Policy::HostedOnly)),
@@ -95,11 +95,11 @@ fn changed(request: &GenerateRequest) -> Vec<(&'static str, GenerateRequest)> {
         logprobs: Some(logprobs.map_or(0, |count| count + 1)),
         echo: !echo,
         return_token_ids: !return_token_ids,
-        constraint: Some(Constraint::JsonObject),
-        constraint: Some(Constraint::JsonSchema(json!({"properties": {"a": {}, "b": {}}}))),
-        constraint: Some(Constraint::JsonSchema(json!({"properties": {"b": {}, "a": {}}}))),
-        constraint: Some(Constraint::Regex("x".into())),
-        constraint: Some(Constraint::Lark("x".into())),
+        constraint: Some(Constraint::JsonObject.into()),
+        constraint: Some(Constraint::JsonSchema(json!({"properties": {"a": {}, "b": {}}})).into()),
+        constraint: Some(Constraint::JsonSchema(json!({"properties": {"b": {}, "a": {}}})).into()),
+        constraint: Some(Constraint::Regex("x".into()).into()),
+        constraint: Some(Constraint::Lark("x".into()).into()),
     }
     change_sampling! {
         temperature: temperature + 0.5,
@@ -174,7 +174,7 @@ fn any_request() -> impl Strategy<Value = GenerateRequest> {
                 sampling: SamplingParams { temperature, top_k, top_p, seed, ..SamplingParams::default() },
                 max_tokens,
                 min_tokens,
-                stop,
+                stop: stop.into(),
                 stop_token_ids: Vec::new(),
                 ignore_eos: flags.1,
                 n,
