@@ -86,6 +86,34 @@ pub enum Prompt {
     Tokens(Vec<u32>),
 }
 
+impl Prompt {
+    /// Bytes of text in it, about; of token ids, those of their text.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Chat(chat) => chat.bytes(),
+            Self::Text(text) => text.len(),
+            Self::Tokens(ids) => ids.len() * quote::BYTES_PER_TOKEN,
+        }
+    }
+}
+
+impl ChatPrompt {
+    /// Bytes of text in its messages and tools, about.
+    pub fn bytes(&self) -> usize {
+        self.messages.iter().chain(&self.tools).map(bytes_of_json).sum()
+    }
+}
+
+/// Bytes of the strings in it.
+fn bytes_of_json(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.len(),
+        Value::Array(values) => values.iter().map(bytes_of_json).sum(),
+        Value::Object(fields) => fields.iter().map(|(name, value)| name.len() + bytes_of_json(value)).sum(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => 1,
+    }
+}
+
 /// A conversation, rendered by the model's own chat template.
 #[derive(Clone, Debug, Default)]
 pub struct ChatPrompt {

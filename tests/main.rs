@@ -16,6 +16,7 @@ mod endings;
 mod engine_decoder;
 mod files;
 mod gguf;
+mod held_threads;
 mod hosted_faults;
 mod kill;
 mod ledger;

@@ -139,8 +139,9 @@ fn special_tokens_follow_the_model() {
 
     let bert = load(&directory, "bert-bge");
     assert_eq!(bert.encode("hello", true, false).unwrap(), [101, 7592, 102]);
-    let long = bert.encode_truncated(&"hello ".repeat(600), 256, false).unwrap();
-    assert_eq!((long.ids.len(), long.total, long.ids[255]), (256, 602, 102));
+    let long = bert.encode_first(&"hello ".repeat(9000), true, false, 256, &|| true).unwrap();
+    assert!(!long.is_whole && long.ids.len() > 258);
+    assert_eq!((long.ids[0], long.ids[1], long.ids.last()), (101, 7592, Some(&102)));
     let word = "a".repeat(101);
     assert_eq!(bert.encode(&word, false, false).unwrap(), [100]);
 
@@ -190,5 +191,99 @@ fn decoding_undoes_encoding() {
                 Ok(())
             })
             .unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+}
+
+/// Tokenizers that are in the repository, and the vocabularies if they were fetched.
+fn every_tokenizer() -> Vec<(String, Tokenizer)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files: Vec<PathBuf> = [
+        "models/hearth-embed.gguf",
+        "models/hearth-chat.gguf",
+        "tests/fixtures/tiny-chat.gguf",
+        "tests/fixtures/rerank/bert/tokenizer.json",
+        "tests/fixtures/rerank/xlm-roberta/tokenizer.json",
+        "tests/fixtures/embeddings/nomic-mean.gguf",
+    ]
+    .map(|file| root.join(file))
+    .to_vec();
+    if let Some(directory) = vocabularies() {
+        let entries = std::fs::read_dir(directory).expect("the folder can be read");
+        let paths = entries.map(|entry| entry.expect("an entry").path());
+        files.extend(paths.filter(|path| path.extension().is_some_and(|extension| extension == "gguf")));
+    }
+    let load = |path: PathBuf| {
+        let tokenizer = match path.extension().is_some_and(|extension| extension == "json") {
+            true => Tokenizer::from_file(&path),
+            false => Tokenizer::from_gguf(Gguf::open(&path).unwrap_or_else(|error| panic!("{error}")).metadata()),
+        };
+        (path.display().to_string(), tokenizer.unwrap_or_else(|error| panic!("{error}")))
+    };
+    files.into_iter().map(load).collect()
+}
+
+/// Texts of several parts: words, and in between whatever may reach over a cut.
+fn long_text() -> impl Strategy<Value = String> {
+    let word = prop_oneof![
+        6 => r"[a-zA-Z]{1,9}",
+        2 => r"( |  |\n|\t|, |\. |'s |'LL |-|<\|im_end\|>|<s>|</s>|\[SEP\]|<mask>|<\|end\|> )",
+        1 => r"[0-9]{1,7}",
+        1 => "[\u{80}-\u{2FFF}]{1,4}",
+        1 => "(é|字漢|\u{301}|\u{200D}|\u{2581}|ς|ΣΑΣ|😀|\u{A0}|\u{3000})",
+    ];
+    (prop::collection::vec(word, 20..60), 20_000_usize..70_000).prop_map(|(words, length)| {
+        let mut text = String::new();
+        // The words come around again behind a changing number of spaces.
+        for (index, word) in words.iter().cycle().enumerate() {
+            if text.len() >= length {
+                break;
+            }
+            text.push_str(word);
+            text.push_str(["", " ", " ", "  "][index % 7 % 4]);
+        }
+        text
+    })
+}
+
+/// However far a text is encoded, its tokens are the whole text's, and it never has fewer than its bytes say.
+#[test]
+fn the_first_tokens_are_those_of_the_whole_text() {
+    for (name, tokenizer) in every_tokenizer() {
+        let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+            cases: 12,
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        });
+        runner
+            .run(&(long_text(), any::<bool>()), |(text, special)| {
+                let whole = tokenizer.encode(&text, special, special).unwrap();
+                prop_assert!(tokenizer.fewest_tokens(&text) <= whole.len());
+                let around = if special { tokenizer.encode("", true, true).unwrap().len() } else { 0 };
+                for enough in [0, 300, 6000, usize::MAX] {
+                    let first = tokenizer.encode_first(&text, special, special, enough, &|| true).unwrap();
+                    if first.is_whole {
+                        prop_assert_eq!(&first.ids, &whole);
+                    } else {
+                        prop_assert!(first.ids.len() > enough + around);
+                        let same = first.ids.len() - around;
+                        prop_assert_eq!(&first.ids[..same], &whole[..same]);
+                    }
+                }
+                let stopped = tokenizer.encode_first(&text, special, special, usize::MAX, &|| false).unwrap();
+                prop_assert!(stopped.is_whole || stopped.ids.len() < whole.len());
+                Ok(())
+            })
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+}
+
+/// Prose is not read to its end, in every kind of tokenizer but Unigram.
+#[test]
+fn the_rest_of_a_long_text_is_left_alone() {
+    let prose = "The pump of unit 217 was inspected on Monday, and its relief valve replaced. ".repeat(4000);
+    for (name, tokenizer) in every_tokenizer() {
+        let first = tokenizer.encode_first(&prose, true, true, 100, &|| true).unwrap();
+        let is_unigram = name.contains("xlm-roberta") || name.contains("nomic-bert-moe");
+        assert_eq!(first.is_whole, is_unigram, "{name}");
     }
 }

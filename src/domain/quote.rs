@@ -25,7 +25,7 @@ pub struct Quote {
 }
 
 /// Bytes of English text that a token stands for, about, where no tokenizer can be asked.
-const BYTES_PER_TOKEN: usize = 4;
+pub(super) const BYTES_PER_TOKEN: usize = 4;
 
 /// Tokens of a text of so many bytes, roughly.
 pub fn estimated_tokens(bytes: usize) -> usize {

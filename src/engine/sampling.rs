@@ -1,11 +1,12 @@
-//! From a step's logits to its sequences' next tokens and prompt scores, in parallel over sequences.
+//! From a step's logits to its sequences' next tokens and prompt scores, in parallel over sequences, on the threads that
+//! computed the logits: a pool that other work can hold would hold the engine.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
 
-use rayon::prelude::*;
+use parking_lot::Mutex;
 
 use super::{
     open_request::SampleResult,
@@ -15,7 +16,7 @@ use super::{
     sequence::SequenceId,
     warpers::log_softmax_of,
 };
-use crate::{error::Error, models::batch::LogitsWanted};
+use crate::{error::Error, kernels::pool, models::batch::LogitsWanted};
 
 /// Logits below this number are not worth waking other threads for.
 const PARALLEL_MIN_LOGITS: usize = 1 << 15;
@@ -63,7 +64,15 @@ pub(super) fn sample(
         tasks.push(Task { scheduled, rows, sampler, prompt, prompt_logprobs, outcome: StepOutcome::default() });
     }
     if step.sequences.len() > 1 && total >= PARALLEL_MIN_LOGITS {
-        tasks.par_iter_mut().with_max_len(1).for_each(|task| task.run(vocab_size));
+        let shared: Vec<Mutex<&mut Task<'_>>> = tasks.iter_mut().map(Mutex::new).collect();
+        let ran = pool::run(shared.len(), |index| shared[index].lock().run(vocab_size));
+        drop(shared);
+        // A task catches its sampler's panic; what fails besides fails the step.
+        if let Err(error) = ran {
+            for task in &mut tasks {
+                task.outcome.sampled = Some(Err(Error::internal(anyhow::anyhow!("sampling failed: {error}"))));
+            }
+        }
     } else {
         tasks.iter_mut().for_each(|task| task.run(vocab_size));
     }

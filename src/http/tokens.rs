@@ -1,13 +1,13 @@
 //! `/tokenize`, `/detokenize`, `/apply-template`, as llama-server has them.
 //!
-//! A body may hold megabytes of text, so the work is done on a blocking thread: the async threads carry
-//! everybody's streams.
+//! A body may hold megabytes of text, so the work is done where `text/work.rs` says: the async threads carry everybody's
+//! streams.
 
 use axum::{Json, extract::State};
 
 use super::{context::Caller, error::ApiError, extract::JsonBody, state::AppState};
 use crate::{
-    error::{Error, Result},
+    text::work::off_the_async_threads,
     wire::tokens::{
         ApplyTemplateRequest, ApplyTemplateResponse, DetokenizeRequest, DetokenizeResponse, Piece, TokenPiece,
         TokenizePart, TokenizeRequest, TokenizeResponse, Tokens,
@@ -21,11 +21,13 @@ pub(super) async fn tokenize(
 ) -> Result<Json<TokenizeResponse>, ApiError> {
     let request = TokenizeRequest::read(body)?;
     let model = state.chat_or_first(caller.may(), request.model.as_deref())?;
-    off_the_async_threads(move || {
+    let bytes_of = |part: &TokenizePart| if let TokenizePart::Text(text) = part { text.len() } else { 0 };
+    let answer = off_the_async_threads(request.content.iter().map(bytes_of).sum(), move |wanted| {
         let mut ids = Vec::new();
         // The text's special tokens belong to its beginning: only the first piece gets them.
         let mut add_special = request.add_special;
         for part in &request.content {
+            wanted.check()?;
             match part {
                 TokenizePart::Text(text) => ids.extend(model.tokenize(text, add_special, request.parse_special)?),
                 TokenizePart::Token(id) => ids.push(*id),
@@ -38,8 +40,8 @@ pub(super) async fn tokenize(
             false => Tokens::Ids(ids),
         };
         Ok(TokenizeResponse { tokens })
-    })
-    .await
+    });
+    Ok(Json(answer.await?))
 }
 
 pub(super) async fn detokenize(
@@ -49,7 +51,9 @@ pub(super) async fn detokenize(
 ) -> Result<Json<DetokenizeResponse>, ApiError> {
     let request = DetokenizeRequest::read(body)?;
     let model = state.chat_or_first(caller.may(), request.model.as_deref())?;
-    off_the_async_threads(move || Ok(DetokenizeResponse { content: model.detokenize(&request.tokens)? })).await
+    let bytes = size_of_val(request.tokens.as_slice());
+    let content = off_the_async_threads(bytes, move |_| model.detokenize(&request.tokens)).await?;
+    Ok(Json(DetokenizeResponse { content }))
 }
 
 pub(super) async fn apply_template(
@@ -59,11 +63,6 @@ pub(super) async fn apply_template(
 ) -> Result<Json<ApplyTemplateResponse>, ApiError> {
     let request = ApplyTemplateRequest::read(body)?;
     let model = state.chat_or_first(caller.may(), request.model.as_deref())?;
-    off_the_async_threads(move || Ok(ApplyTemplateResponse { prompt: model.render(&request.prompt)? })).await
-}
-
-async fn off_the_async_threads<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T> + Send + 'static,
-) -> Result<Json<T>, ApiError> {
-    Ok(Json(tokio::task::spawn_blocking(work).await.map_err(Error::internal)??))
+    let prompt = off_the_async_threads(request.prompt.bytes(), move |_| model.render(&request.prompt)).await?;
+    Ok(Json(ApplyTemplateResponse { prompt }))
 }

@@ -79,5 +79,5 @@ pub(super) fn read(path: &Path, identity: &str) -> Result<Frozen, SnapshotError>
 }
 
 fn hash_of(head: &[u8], rest: &[u8]) -> blake3::Hash {
-    blake3::Hasher::new().update(head).update_rayon(rest).finalize()
+    blake3::Hasher::new().update(head).update(rest).finalize()
 }

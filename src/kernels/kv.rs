@@ -1,12 +1,13 @@
 //! One layer's keys and values, in blocks.
 //!
 //! On the CPU a block holds, for every KV head, its keys as `[head_dim, BLOCK_TOKENS]`, so that one vector load
-//! brings the same dimension of sixteen tokens, and its values as `[BLOCK_TOKENS, head_dim]`. Memory is zeroed
-//! by the operating system on first touch: blocks that were never used cost nothing.
+//! brings the same dimension of sixteen tokens, and its values as `[BLOCK_TOKENS, head_dim]`. Blocks that were never
+//! used take no memory, which is the business of `zeroed_pages.rs`; blocks that were used and are free again keep theirs.
 
+use bytemuck::Pod;
 use candle_core::{DType, Device, Result};
 
-use super::gpu::GpuKv;
+use super::{gpu::GpuKv, zeroed_pages::ZeroedPages};
 
 /// Tokens in one block; also the width of a vector in the attention kernels.
 pub const BLOCK_TOKENS: usize = 16;
@@ -51,13 +52,13 @@ pub struct KvLayer {
 #[derive(Debug)]
 pub(super) enum KvStore {
     CpuF32 {
-        keys: Vec<f32>,
-        values: Vec<f32>,
+        keys: ZeroedPages<f32>,
+        values: ZeroedPages<f32>,
     },
-    /// Half floats as their bits, because zeroed integers come from the allocator untouched.
+    /// Half floats as their bits.
     CpuF16 {
-        keys: Vec<u16>,
-        values: Vec<u16>,
+        keys: ZeroedPages<u16>,
+        values: ZeroedPages<u16>,
     },
     Gpu(GpuKv),
 }
@@ -119,15 +120,10 @@ impl KvLayer {
     }
 }
 
-/// Zeroes that the operating system provides on first touch. Memory that it does not give is an error here and not
-/// the end of the process: how large the cache is to be comes from the user.
-fn zeroed<T: Clone + Default>(elements: usize, num_blocks: usize) -> Result<Vec<T>> {
-    // Filling a reserved vector would touch every page, and `vec!` cannot fail; so the room is asked for twice. The
-    // compiler must not see that the first vector is never used: it would take it away.
-    let mut room = Vec::<T>::new();
-    room.try_reserve_exact(elements).map_err(|_| larger_than_memory(num_blocks))?;
-    drop(std::hint::black_box(room));
-    Ok(vec![T::default(); elements])
+/// Memory that the system does not give is an error here and not the end of the process: how large the cache is to be
+/// comes from the user.
+fn zeroed<T: Pod>(elements: usize, num_blocks: usize) -> Result<ZeroedPages<T>> {
+    ZeroedPages::new(elements).map_err(|_| larger_than_memory(num_blocks))
 }
 
 fn larger_than_memory(num_blocks: usize) -> candle_core::Error {
@@ -149,6 +145,39 @@ mod tests {
                 let error = KvLayer::new(num_blocks, 8, 64, kv_type, &Device::Cpu).expect_err("no machine has it");
                 assert!(error.to_string().contains("lower --ctx-size"), "{error}");
             }
+        }
+    }
+
+    /// Resident bytes of this process.
+    #[cfg(target_os = "linux")]
+    fn resident() -> usize {
+        let status = std::fs::read_to_string("/proc/self/status").expect("Linux has it");
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        kib.and_then(|kib| kib.parse::<usize>().ok()).expect("a number of KiB") * 1024
+    }
+
+    /// A layer of SmolLM2 with 8 sequences of 8192 tokens is two arrays of 24 MiB, which glibc's allocator takes from
+    /// its heap and clears once a mapping as large has been freed.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn blocks_that_were_never_used_are_not_resident() {
+        const MIB: usize = 1 << 20;
+        let elements = 24 * MIB / 2;
+        drop(std::hint::black_box(vec![0_u16; elements]));
+        for kv_type in [KvType::F16, KvType::F32] {
+            let num_blocks = elements / (BLOCK_TOKENS * 3 * 64) / (kv_type.bytes() / 2);
+            let before = resident();
+            let mut layers: Vec<KvLayer> = (0..8)
+                .map(|_| KvLayer::new(num_blocks, 3, 64, kv_type, &Device::Cpu).expect("there is memory"))
+                .collect();
+            let made = resident().saturating_sub(before);
+            for layer in &mut layers {
+                layer.copy_block(0, num_blocks as u32 / 2).expect("both blocks are there");
+            }
+            let used = resident().saturating_sub(before);
+            // 384 MiB in all. Other tests of the same process may use a few meanwhile.
+            assert!(made < 64 * MIB, "{kv_type:?}: {} MiB are resident before any block is used", made / MIB);
+            assert!(used < 64 * MIB, "{kv_type:?}: {} MiB are resident for 16 blocks", used / MIB);
         }
     }
 }

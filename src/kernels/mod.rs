@@ -17,6 +17,7 @@ pub mod norm;
 pub mod pool;
 pub mod quant;
 pub mod rope;
+mod zeroed_pages;
 
 use candle_core::{DType, Device, Result, Storage, Tensor};
 

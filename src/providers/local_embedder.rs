@@ -1,7 +1,7 @@
 //! Texts to vectors on this machine: the text side of the encoder's thread.
 //!
-//! It puts the model's own prompt before a text, turns it into tokens (in parallel, off the async threads),
-//! holds it against the model's limit, and hands tokens to the [`EncoderHandle`]. What the contract asks
+//! It puts the model's own prompt before a text, turns it into tokens (where `text/work.rs` says, and no further than
+//! the model's limit makes necessary), and hands tokens to the [`EncoderHandle`]. What the contract asks
 //! beyond that is decided here: an empty string is refused, as OpenAI does, because it has no meaning to
 //! embed; a text of spaces is not empty and gives the vector of its special tokens. A text over the limit
 //! is refused with both numbers, or cut when the caller asks for it, keeping the closing special tokens.
@@ -10,7 +10,6 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use futures_util::future::{BoxFuture, FutureExt};
-use rayon::prelude::*;
 
 use super::Embedder;
 use crate::{
@@ -22,7 +21,10 @@ use crate::{
     error::{Error, ErrorKind, Result},
     kernels::device::{DeviceChoice, device_name, open_device},
     models::encoder::{Encoder, EncoderSource, package::Prompts, pooling::truncate_dimensions},
-    text::tokenizer::Tokenizer,
+    text::{
+        tokenizer::{FirstTokens, Tokenizer},
+        work::{Wanted, each_off_the_async_threads},
+    },
 };
 
 /// How an embedding model is served.
@@ -166,12 +168,18 @@ impl LocalEmbedder {
         }
         let EmbedRequest { account, inputs, input_type, dimensions, truncate, deadline, .. } = request;
         let text_side = self.texts.clone();
-        // Nobody waits for the background, and everybody would wait for cores that it took.
-        let in_parallel = self.priority == Priority::Interactive && inputs.len() >= TextSide::PARALLEL_INPUTS;
-        let texts =
-            tokio::task::spawn_blocking(move || text_side.tokens_of_all(inputs, input_type, truncate, in_parallel))
-                .await
-                .map_err(Error::internal)??;
+        let tokens_of = move |index, input, wanted: &Wanted| {
+            text_side.tokens_of(index, input, input_type, truncate, &|| wanted.still())
+        };
+        let texts = match self.priority {
+            Priority::Interactive => each_off_the_async_threads(inputs, bytes_of, tokens_of).await?,
+            // A document's pieces are short and many. They come from few workers, which must not be refused.
+            Priority::Background => {
+                let one = move |(index, input)| tokens_of(index, input, &Wanted::always());
+                let all = move || (0..).zip(inputs).map(one).collect::<Result<Vec<_>>>();
+                tokio::task::spawn_blocking(all).await.map_err(Error::internal)??
+            }
+        };
         if texts.is_empty() {
             return Ok(EmbedResponse {
                 embeddings: Vec::new(),
@@ -223,23 +231,9 @@ impl Embedder for LocalEmbedder {
 }
 
 impl TextSide {
-    /// Below this many inputs, handing them to other threads costs more than it saves.
-    const PARALLEL_INPUTS: usize = 4;
-
-    fn tokens_of_all(
-        &self,
-        inputs: Vec<EmbedInput>,
-        input_type: EmbedInputType,
-        truncate: bool,
-        in_parallel: bool,
-    ) -> Result<Vec<Vec<u32>>> {
-        let one = |(index, input): (usize, EmbedInput)| self.tokens_of(index, input, input_type, truncate);
-        if in_parallel {
-            inputs.into_par_iter().enumerate().map(one).collect()
-        } else {
-            inputs.into_iter().enumerate().map(one).collect()
-        }
-    }
+    /// A text that is refused is counted exactly up to so many times the limit, so that its sender knows by how much it
+    /// is too long; of a longer one it is known only that it is longer.
+    const COUNTED: usize = 4;
 
     fn tokens_of(
         &self,
@@ -247,13 +241,20 @@ impl TextSide {
         input: EmbedInput,
         input_type: EmbedInputType,
         truncate: bool,
+        go_on: &dyn Fn() -> bool,
     ) -> Result<Vec<u32>> {
+        let mut is_whole = true;
         let param = || format!("input[{index}]");
         let mut tokens = match input {
             EmbedInput::Text(text) if text.is_empty() => {
                 return Err(Error::invalid(param(), format!("{} cannot be an empty string.", param())));
             }
-            EmbedInput::Text(text) => self.encode(text, input_type)?,
+            EmbedInput::Text(text) => {
+                let enough = if truncate { self.max_tokens } else { Self::COUNTED * self.max_tokens };
+                let first = self.encode(text, input_type, enough, go_on)?;
+                is_whole = first.is_whole;
+                first.ids
+            }
             EmbedInput::Tokens(tokens) if tokens.is_empty() => {
                 return Err(Error::invalid(param(), format!("{} cannot be an empty array of tokens.", param())));
             }
@@ -272,7 +273,7 @@ impl TextSide {
         }
         if tokens.len() > self.max_tokens {
             if !truncate {
-                return Err(too_long(&param(), tokens.len(), self.max_tokens));
+                return Err(too_long(&param(), tokens.len(), is_whole, self.max_tokens));
             }
             self.truncate(&mut tokens);
         }
@@ -281,17 +282,26 @@ impl TextSide {
 
     /// Special tokens written out in a text count as such, as in sentence-transformers: there is no conversation
     /// here that they could break out of.
-    fn encode(&self, text: String, input_type: EmbedInputType) -> Result<Vec<u32>> {
+    fn encode(
+        &self,
+        text: String,
+        input_type: EmbedInputType,
+        enough: usize,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<FirstTokens> {
         let prompt = match input_type {
             EmbedInputType::Plain => &self.prompts.plain,
             EmbedInputType::Query => &self.prompts.query,
             EmbedInputType::Passage => &self.prompts.passage,
         };
-        let mut text = prompt.as_ref().map_or(text.clone(), |prompt| format!("{prompt}{text}"));
+        let mut text = match prompt {
+            Some(prompt) => format!("{prompt}{text}"),
+            None => text,
+        };
         if self.lowercase {
             text = text.to_lowercase();
         }
-        self.tokenizer.encode(&text, true, true).map_err(Error::internal)
+        self.tokenizer.encode_first(&text, true, true, enough, go_on).map_err(Error::internal)
     }
 
     /// Cuts words off the end and keeps the special tokens that close a text.
@@ -302,11 +312,21 @@ impl TextSide {
     }
 }
 
-fn too_long(param: &str, tokens: usize, limit: usize) -> Error {
+fn bytes_of(input: &EmbedInput) -> usize {
+    match input {
+        EmbedInput::Text(text) => text.len(),
+        // There is nothing to tokenize.
+        EmbedInput::Tokens(_) => 0,
+    }
+}
+
+/// `tokens` is how many there are or, if the text was not counted to its end, how many there are at least.
+fn too_long(param: &str, tokens: usize, is_whole: bool, limit: usize) -> Error {
+    let at_least = if is_whole { "" } else { "at least " };
     Error::new(
         ErrorKind::ContextLengthExceeded,
         format!(
-            "This model's longest text is {limit} tokens, but {param} has {tokens} tokens. Shorten it, split it, or \
+            "This model's longest text is {limit} tokens, but {param} has {at_least}{tokens} tokens. Shorten it, split it, or \
              have it cut: `truncate` in a request, --truncate on the command line."
         ),
     )

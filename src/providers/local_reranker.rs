@@ -9,7 +9,6 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, ensure};
 use futures_util::future::{BoxFuture, FutureExt};
-use rayon::prelude::*;
 
 use super::{Reranker, local_embedder::EmbedderSettings};
 use crate::{
@@ -21,7 +20,10 @@ use crate::{
     error::{Error, ErrorKind, Result},
     kernels::device::{device_name, open_device},
     models::encoder::{EncoderSource, cross_encoder::CrossEncoder},
-    text::tokenizer::Tokenizer,
+    text::{
+        tokenizer::{FirstTokens, Tokenizer},
+        work::{Wanted, each_off_the_async_threads, off_the_async_threads},
+    },
 };
 
 /// A rerank model that runs in this process. Cheap to clone.
@@ -114,9 +116,10 @@ impl LocalReranker {
             return Ok(RerankResponse { scores: Vec::new(), prompt_tokens: 0 });
         }
         let pairs = self.pairs.clone();
-        let texts = tokio::task::spawn_blocking(move || pairs.tokens_of_all(&query, &documents))
-            .await
-            .map_err(Error::internal)??;
+        let front = off_the_async_threads(query.len(), move |wanted| pairs.front(&query, wanted)).await?;
+        let pairs = self.pairs.clone();
+        let pair = move |_index, document: String, wanted: &Wanted| pairs.pair(&front, &document, wanted);
+        let texts = each_off_the_async_threads(documents, String::len, pair).await?;
         let prompt_tokens = texts.iter().map(Vec::len).sum();
         let leg = account.leg(&self.info.id, ServedBy::Local { device: self.device.to_owned() });
         leg.prompt(prompt_tokens, 0);
@@ -143,6 +146,9 @@ impl Reranker for LocalReranker {
 }
 
 impl PairSide {
+    /// A query that is refused is counted exactly up to so many times the limit.
+    const COUNTED: usize = 4;
+
     fn new(tokenizer: Tokenizer, max_tokens: usize, is_bert: bool) -> anyhow::Result<Self> {
         let with_special = tokenizer.encode("a", true, false)?;
         let without = tokenizer.encode("a", false, false)?;
@@ -157,29 +163,36 @@ impl PairSide {
         Ok(Self { opening: opening.to_vec(), between, closing, tokenizer, max_tokens })
     }
 
-    fn tokens_of_all(&self, query: &str, documents: &[String]) -> Result<Vec<Vec<u32>>> {
-        let encode = |text: &str| self.tokenizer.encode(text, false, false).map_err(Error::internal);
-        let query = encode(query)?;
-        let front: Vec<u32> = [self.opening.as_slice(), &query, &self.between].concat();
-        let used = front.len() + self.closing.len();
-        if used >= self.max_tokens {
-            let limit = self.max_tokens - (used - query.len()) - 1;
+    /// What stands before each document: the query with the special tokens around it.
+    fn front(&self, query: &str, wanted: &Wanted) -> Result<Vec<u32>> {
+        let specials = self.opening.len() + self.between.len() + self.closing.len();
+        let limit = self.max_tokens - specials - 1;
+        let query = self.encode(query, Self::COUNTED * limit, wanted)?;
+        if query.ids.len() > limit {
+            let at_least = if query.is_whole { "" } else { "at least " };
+            let num_tokens = query.ids.len();
             return Err(Error::new(
                 ErrorKind::ContextLengthExceeded,
                 format!(
-                    "The query has {} tokens, but with a document beside it this model takes at most {limit}. Shorten it.",
-                    query.len()
+                    "The query has {at_least}{num_tokens} tokens, but with a document beside it this model takes at most \
+                     {limit}. Shorten it."
                 ),
             )
-            .with_context(query.len(), limit)
+            .with_context(num_tokens, limit)
             .with_param("query"));
         }
-        let one = |document: &String| -> Result<Vec<u32>> {
-            let mut passage = encode(document)?;
-            passage.truncate(self.max_tokens - used);
-            Ok([front.as_slice(), &passage, &self.closing].concat())
-        };
-        documents.par_iter().map(one).collect()
+        Ok([self.opening.as_slice(), &query.ids, &self.between].concat())
+    }
+
+    fn pair(&self, front: &[u32], document: &str, wanted: &Wanted) -> Result<Vec<u32>> {
+        let room = self.max_tokens - front.len() - self.closing.len();
+        let mut passage = self.encode(document, room, wanted)?.ids;
+        passage.truncate(room);
+        Ok([front, &passage, &self.closing].concat())
+    }
+
+    fn encode(&self, text: &str, enough: usize, wanted: &Wanted) -> Result<FirstTokens> {
+        self.tokenizer.encode_first(text, false, false, enough, &|| wanted.still()).map_err(Error::internal)
     }
 }
 
@@ -231,8 +244,9 @@ mod tests {
                 }
             };
             for case in &cases {
-                let tokens = reranker.pairs.tokens_of_all(&case.query, std::slice::from_ref(&case.passage));
-                assert_eq!(tokens.expect("it fits").concat(), case.ids, "{name}: {:?}", case.passage);
+                let front = reranker.pairs.front(&case.query, &Wanted::always()).expect("it fits");
+                let tokens = reranker.pairs.pair(&front, &case.passage, &Wanted::always()).expect("it fits");
+                assert_eq!(tokens, case.ids, "{name}: {:?}", case.passage);
                 let alone = model.logits(&case.ids, &[case.ids.len()], separator).expect("it runs");
                 check(&alone, std::slice::from_ref(case));
             }
@@ -273,10 +287,11 @@ mod tests {
     #[tokio::test]
     async fn a_query_without_room_for_a_document_is_refused_and_written_specials_are_words() {
         let reranker = load("bert");
-        let error = reranker.pairs.tokens_of_all(&"water ".repeat(50), &["fox".to_owned()]).expect_err("too long");
+        let error = reranker.pairs.front(&"water ".repeat(50), &Wanted::always()).expect_err("too long");
         assert_eq!(error.kind(), ErrorKind::ContextLengthExceeded);
-        let pairs = reranker.pairs.tokens_of_all("a [SEP] fox", &["dog".to_owned()]).expect("it fits");
+        let front = reranker.pairs.front("a [SEP] fox", &Wanted::always()).expect("it fits");
+        let pair = reranker.pairs.pair(&front, "dog", &Wanted::always()).expect("it fits");
         let separator = reranker.pairs.closing[0];
-        assert_eq!(pairs[0].iter().filter(|token| **token == separator).count(), 2);
+        assert_eq!(pair.iter().filter(|token| **token == separator).count(), 2);
     }
 }

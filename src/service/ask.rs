@@ -32,6 +32,7 @@ use crate::{
         passages::Passage,
         search::{Retriever, SearchRequest},
     },
+    text::work::off_the_async_threads,
     wire::ask::{Source, preview},
 };
 
@@ -185,8 +186,11 @@ async fn packed(
     let (model, question, history) = (model.clone(), request.question.clone(), request.history.clone());
     let context_length = model.info().context_length;
     let budget = context_length - request.max_tokens.min(context_length / 2);
-    let packed = tokio::task::spawn_blocking(move || {
+    // How long passages are is the server's doing; the caller's are the question and the conversation.
+    let bytes = question.len() + history.iter().map(|message| message.to_string().len()).sum::<usize>();
+    off_the_async_threads(bytes, move |wanted| {
         let count = |prompt: &str| {
+            wanted.check()?;
             let chat = chat_prompt(messages(&*model, &history, prompt));
             let counted = model.render(&chat).and_then(|text| model.tokenize(&text, false, true));
             match counted {
@@ -204,8 +208,8 @@ async fn packed(
             return Err(Error::context_length_exceeded(tokens, context_length, "question"));
         }
         Ok((context, passages))
-    });
-    packed.await.map_err(Error::internal)?
+    })
+    .await
 }
 
 /// The template and the tokenizer of a hosted model are not here, so that its tokens can only be estimated.

@@ -8,8 +8,9 @@ use crate::{
         account::{Account, LegReceipt},
         quote::Quote,
     },
-    error::{Error, Result},
+    error::Result,
     providers::ChatModel,
+    text::work::off_the_async_threads,
 };
 
 /// A quote and what it comes to in money.
@@ -29,10 +30,11 @@ pub async fn quote(
     account: Arc<Account>,
     generations: Vec<GenerateRequest>,
 ) -> Result<Vec<Priced>> {
-    // A long prompt takes milliseconds to tokenize.
-    let quoting = tokio::task::spawn_blocking(move || {
+    let bytes = generations.iter().map(|generation| generation.prompt.bytes()).sum();
+    off_the_async_threads(bytes, move |wanted| {
         let mut sides: Vec<Quote> = Vec::new();
         for generation in &generations {
+            wanted.check()?;
             let quotes = model.quotes(generation)?;
             if sides.is_empty() {
                 sides = quotes;
@@ -41,8 +43,8 @@ pub async fn quote(
             }
         }
         Ok(sides.into_iter().map(|quote| priced(&account, quote)).collect())
-    });
-    quoting.await.map_err(Error::internal)?
+    })
+    .await
 }
 
 /// Several prompts run side by side: their tokens add up, and one that does not fit is none that fits.

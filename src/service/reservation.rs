@@ -1,25 +1,14 @@
 //! How many tokens a request may use, guessed before it runs: enough to keep callers to their tokens a minute, cheap
 //! enough to be done for every request. What was really used is settled at the end.
 
-use serde_json::Value;
-
-use crate::domain::{EmbedInput, EmbedRequest, GenerateRequest, ModelInfo, Prompt};
+use crate::domain::{EmbedInput, EmbedRequest, GenerateRequest, ModelInfo, quote::estimated_tokens};
 
 /// What one answer is taken to use where the request names no bound.
 const ANSWER_TOKENS: u64 = 512;
-/// Bytes that a token stands for, of text in most languages and tokenizers.
-const BYTES_PER_TOKEN: u64 = 4;
 
 /// Tokens of a generation, prompt and answers.
 pub(super) fn tokens_of_generation(generation: &GenerateRequest, model: &ModelInfo) -> u64 {
-    let prompt = match &generation.prompt {
-        Prompt::Tokens(ids) => ids.len() as u64,
-        Prompt::Text(text) => tokens_of_text(text),
-        Prompt::Chat(chat) => {
-            let bytes: u64 = chat.messages.iter().chain(&chat.tools).map(bytes_of_json).sum();
-            bytes.div_ceil(BYTES_PER_TOKEN)
-        }
-    };
+    let prompt = estimated_tokens(generation.prompt.bytes()) as u64;
     let answer = generation.max_tokens.map_or(ANSWER_TOKENS, |tokens| tokens as u64);
     // No answer is longer than what the context leaves for it.
     let answer = answer.min((model.context_length as u64).saturating_sub(prompt));
@@ -37,15 +26,5 @@ pub(super) fn tokens_of_inputs(request: &EmbedRequest, model: &ModelInfo) -> u64
 }
 
 pub(super) fn tokens_of_text(text: &str) -> u64 {
-    (text.len() as u64).div_ceil(BYTES_PER_TOKEN)
-}
-
-/// Bytes of the strings in it.
-fn bytes_of_json(value: &Value) -> u64 {
-    match value {
-        Value::String(text) => text.len() as u64,
-        Value::Array(values) => values.iter().map(bytes_of_json).sum(),
-        Value::Object(fields) => fields.iter().map(|(name, value)| name.len() as u64 + bytes_of_json(value)).sum(),
-        Value::Null | Value::Bool(_) | Value::Number(_) => 1,
-    }
+    estimated_tokens(text.len()) as u64
 }

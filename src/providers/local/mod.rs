@@ -2,7 +2,8 @@
 //!
 //! Everything that knows text happens here, at the engine's edge: the chat template, the tokenizer, the
 //! grammar that a schema becomes, stop strings, tool calls. Preparing a request can take milliseconds (a
-//! long prompt, a large schema) and runs on a blocking thread. The stream it returns owns the engine's
+//! long prompt, a large schema) and runs where `text/work.rs` says. A prompt is tokenized no further than its refusal
+//! makes necessary. The stream it returns owns the engine's
 //! stream, so dropping one cancels the other.
 
 mod answer;
@@ -27,6 +28,7 @@ use crate::{
         grammar::{GrammarCompiler, ToolCallRules},
         tokenizer::Tokenizer,
         tool_calls::{OutputParser, Thinking, ToolFormat},
+        work::{Wanted, off_the_async_threads},
     },
 };
 
@@ -75,6 +77,9 @@ impl LocalChat {
     }
 }
 
+/// What the refusal of a prompt adds that was not counted to its end.
+const NOT_COUNTED: &str = "The prompt was not counted to its end: it has at least that many tokens.";
+
 /// A request that is ready for the engine, and what turns its tokens back into words.
 struct Prepared {
     sequence: SequenceRequest,
@@ -82,14 +87,35 @@ struct Prepared {
     choices: Vec<choice::Choice>,
 }
 
+/// A prompt as the model reads it.
+struct PromptTokens {
+    text: String,
+    ids: Vec<u32>,
+    /// How many tokens it has, at least: of one that is far too long, not all are made, or none.
+    count: usize,
+    /// The field that it came from.
+    param: &'static str,
+}
+
+impl PromptTokens {
+    fn is_whole(&self) -> bool {
+        self.ids.len() == self.count
+    }
+}
+
 impl Parts {
-    fn prepare(&self, request: GenerateRequest) -> Result<Prepared> {
-        let (text, tokens, param) = self.prompt_tokens(&request.prompt)?;
+    /// A prompt that is refused is counted exactly up to so many times the context.
+    const COUNTED: usize = 2;
+
+    fn prepare(&self, request: GenerateRequest, wanted: &Wanted) -> Result<Prepared> {
+        let prompt = self.prompt_tokens(&request.prompt, wanted)?;
         let context_length = self.engine.config().context_length;
-        let room = context_length.saturating_sub(tokens.len());
-        if room == 0 && request.max_tokens != Some(0) {
-            return Err(Error::context_length_exceeded(tokens.len(), context_length, param));
+        let room = context_length.saturating_sub(prompt.count);
+        if room == 0 && (request.max_tokens != Some(0) || !prompt.is_whole()) {
+            let error = Error::context_length_exceeded(prompt.count, context_length, prompt.param);
+            return Err(if prompt.is_whole() { error } else { error.with_note(NOT_COUNTED) });
         }
+        let PromptTokens { text, ids: tokens, .. } = prompt;
         if request.echo && request.logprobs.is_some() {
             check_echoes(request.n, tokens.len())?;
         }
@@ -188,22 +214,22 @@ impl Parts {
         choice::Choice::new(index, self.tokenizer.clone(), detokenizer, request.stop.clone(), parser, wanted)
     }
 
-    /// The prompt's text and tokens, and the field that they came from.
-    fn prompt_tokens(&self, prompt: &Prompt) -> Result<(String, Vec<u32>, &'static str)> {
+    fn prompt_tokens(&self, prompt: &Prompt, wanted: &Wanted) -> Result<PromptTokens> {
         match prompt {
             Prompt::Chat(chat) => {
                 let text = self.render(chat)?;
-                let mut tokens = self.encode(&text, false, true)?;
+                let mut prompt = self.first_tokens(text, false, "messages", wanted)?;
                 // Most templates write the opening token out; where one does not, the model still wants it.
                 if let Some(bos) = self.tokenizer.bos()
                     && self.tokenizer.adds_bos()
-                    && tokens.first() != Some(&bos)
+                    && prompt.ids.first() != Some(&bos)
                 {
-                    tokens.insert(0, bos);
+                    prompt.ids.insert(0, bos);
+                    prompt.count += 1;
                 }
-                Ok((text, tokens, "messages"))
+                Ok(prompt)
             }
-            Prompt::Text(text) => Ok((text.clone(), self.encode(text, true, true)?, "prompt")),
+            Prompt::Text(text) => self.first_tokens(text.clone(), true, "prompt", wanted),
             Prompt::Tokens(tokens) => {
                 let vocab_size = self.engine.vocab_size();
                 if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab_size) {
@@ -212,9 +238,30 @@ impl Parts {
                         format!("Token id {token} is not in the vocabulary of {vocab_size} tokens."),
                     ));
                 }
-                Ok((self.tokenizer.decode(tokens, false), tokens.clone(), "prompt"))
+                let text = self.tokenizer.decode(tokens, false);
+                Ok(PromptTokens { text, ids: tokens.clone(), count: tokens.len(), param: "prompt" })
             }
         }
+    }
+
+    /// The tokens of a text, as far as it could fit.
+    fn first_tokens(
+        &self,
+        text: String,
+        add_special: bool,
+        param: &'static str,
+        wanted: &Wanted,
+    ) -> Result<PromptTokens> {
+        let enough = Self::COUNTED * self.engine.config().context_length;
+        let fewest = self.tokenizer.fewest_tokens(&text);
+        if fewest > enough {
+            return Ok(PromptTokens { text, ids: Vec::new(), count: fewest, param });
+        }
+        let first = self.tokenizer.encode_first(&text, add_special, true, enough, &|| wanted.still())?;
+        wanted.check()?;
+        // What is behind the last part is one token at least.
+        let count = first.ids.len() + usize::from(!first.is_whole);
+        Ok(PromptTokens { text, ids: first.ids, count, param })
     }
 
     fn render(&self, prompt: &ChatPrompt) -> Result<String> {
@@ -255,11 +302,10 @@ impl ChatModel for LocalChat {
     fn generate(&self, request: GenerateRequest) -> BoxFuture<'_, Result<GenerateStream>> {
         let parts = self.0.clone();
         async move {
-            let preparing = {
+            let prepared = {
                 let parts = parts.clone();
-                tokio::task::spawn_blocking(move || parts.prepare(request))
+                off_the_async_threads(request.prompt.bytes(), move |wanted| parts.prepare(request, wanted)).await?
             };
-            let prepared = preparing.await.map_err(Error::internal)??;
             let tokens = parts.engine.submit(prepared.sequence)?;
             Ok(Answer::new(tokens, prepared.choices, prepared.prompt).boxed())
         }
@@ -268,13 +314,14 @@ impl ChatModel for LocalChat {
 
     fn quotes(&self, request: &GenerateRequest) -> Result<Vec<Quote>> {
         let parts = &self.0;
-        let (_, tokens, _) = parts.prompt_tokens(&request.prompt)?;
+        let prompt = parts.prompt_tokens(&request.prompt, &Wanted::always())?;
         let served_by = ServedBy::Local { device: parts.device.to_owned() };
-        let mut quote = Quote::new(served_by, &parts.info, tokens.len(), request.n, request.max_tokens);
+        let mut quote = Quote::new(served_by, &parts.info, prompt.count, request.n, request.max_tokens);
+        quote.is_exact = prompt.is_whole();
         let stats = parts.engine.stats();
         let times = |per_token: Duration, tokens: usize| per_token.mul_f64(tokens as f64);
-        let prompt = times(stats.prefill_per_token, tokens.len());
-        quote.compute = (prompt, prompt + times(stats.decode_per_token, quote.max_completion_tokens));
+        let prefill = times(stats.prefill_per_token, prompt.count);
+        quote.compute = (prefill, prefill + times(stats.decode_per_token, quote.max_completion_tokens));
         if stats.waiting_requests > 0 || stats.running_sequences >= parts.engine.config().max_running_sequences {
             quote.wait = stats.estimated_wait;
         }

@@ -9,7 +9,9 @@ use std::{cmp::Reverse, collections::BinaryHeap};
 use ahash::AHashMap;
 
 use super::{
-    TokenizerError, byte_alphabet,
+    TokenizerError,
+    byte_alphabet::{self, utf8_bytes},
+    parts::reaches_across,
     pre_tokenizer::PreTokenizer,
     pre_tokenizer_families::Family,
     vocabulary::{META_SPACE, Vocabulary},
@@ -33,6 +35,8 @@ pub(super) struct BytePairEncoder {
     /// The symbol of each single byte, for byte-level vocabularies.
     byte_symbols: Box<[u32; 256]>,
     ignore_merges: bool,
+    /// A merge reaches across the space between two words.
+    joins_words: bool,
     /// Words are UTF-8 with U+2581 for a space, and what is not in the vocabulary falls back to bytes.
     meta_space: bool,
     unknown: Option<u32>,
@@ -89,6 +93,7 @@ impl BytePairEncoder {
             vocabulary_size,
             byte_symbols: Box::new([NO_SYMBOL; 256]),
             ignore_merges: family.ignore_merges,
+            joins_words: false,
             meta_space: family.meta_space,
             unknown,
         };
@@ -98,6 +103,7 @@ impl BytePairEncoder {
             result.clear();
             result.push_str(left);
             result.push_str(right);
+            encoder.joins_words |= family.meta_space && reaches_across(&result, META_SPACE);
             let pair = (encoder.intern(vocabulary, left), encoder.intern(vocabulary, right));
             let result = encoder.intern(vocabulary, &result);
             encoder.merges.entry(pair).or_insert(Merge { rank, result });
@@ -116,6 +122,30 @@ impl BytePairEncoder {
             true => (0..=u8::MAX).filter(|byte| vocabulary.byte_token(*byte).is_none()).count(),
             false => self.byte_symbols.iter().filter(|symbol| **symbol >= self.vocabulary_size).count(),
         }
+    }
+
+    /// Whether no merge joins what stands before and behind a space between two ASCII letters.
+    pub(super) fn keeps_words_apart(&self) -> bool {
+        if self.meta_space { !self.joins_words } else { self.pre_tokenizer.split("ab cd") == [0..2, 2..5] }
+    }
+
+    /// Whether no text is without a token.
+    pub(super) fn keeps_every_byte(&self, vocabulary: &Vocabulary) -> bool {
+        let has_token = |byte: u8| match self.meta_space {
+            true => vocabulary.byte_token(byte).is_some(),
+            false => self.byte_symbols[usize::from(byte)] < self.vocabulary_size,
+        };
+        self.unknown.is_some() || utf8_bytes().all(has_token)
+    }
+
+    /// Bytes that a token stands for at most.
+    pub(super) fn longest_token(&self, vocabulary: &Vocabulary) -> usize {
+        let bytes = |id: u32, text: &str| match self.meta_space {
+            // The text may have a space or U+2581 itself.
+            true => text.len(),
+            false => vocabulary.bytes(id).map_or(0, |bytes| bytes.len()),
+        };
+        vocabulary.iter().map(|(id, text, _)| bytes(id, text)).max().unwrap_or(0)
     }
 
     fn symbol(&self, vocabulary: &Vocabulary, spelling: &str) -> u32 {

@@ -36,6 +36,11 @@ fn stands_for_itself(byte: u8) -> bool {
     matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF)
 }
 
+/// The bytes that a text in UTF-8 can have.
+pub(super) fn utf8_bytes() -> impl Iterator<Item = u8> {
+    (0..=u8::MAX).filter(|byte| !matches!(byte, 0xC0 | 0xC1 | 0xF5..))
+}
+
 /// The character that stands for a byte.
 pub(super) fn char_of_byte(byte: u8) -> char {
     TABLES.char_of_byte[usize::from(byte)]

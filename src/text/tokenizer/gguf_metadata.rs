@@ -7,6 +7,7 @@ use super::{
     added_tokens::{AddedTokens, Strip},
     bpe::BytePairEncoder,
     character_map::CharacterMap,
+    parts::Cuts,
     pre_tokenizer_families::{self, Family},
     sentence_piece::SentencePieceEncoder,
     special_ids::{self, SpecialIds},
@@ -50,7 +51,7 @@ impl Tokenizer {
         let mut special = special_ids_of(metadata, &vocabulary, defaults.special);
         let end_of_generation = special_ids::settle(&mut vocabulary, &mut special);
         let strip = strip_rule(kind, metadata, &vocabulary);
-        let added_tokens = AddedTokens::new(&vocabulary, strip)?;
+        let added_tokens = AddedTokens::new(&vocabulary, &strip)?;
 
         let flag = |key: &str, default: bool| metadata.bool(key).unwrap_or(default);
         let space_prefix = flag("tokenizer.ggml.add_space_prefix", defaults.space_prefix);
@@ -69,6 +70,7 @@ impl Tokenizer {
             _ => (special.bos.filter(|_| add_bos), special.eos.filter(|_| add_eos)),
         };
         Ok(Self(Arc::new(Inner {
+            cuts: Cuts::of(&vocabulary, &encoder, strip),
             vocabulary,
             encoder,
             added_tokens: Some(added_tokens),

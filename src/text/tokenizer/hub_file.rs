@@ -8,10 +8,11 @@ use std::{
 };
 
 use serde_json::Value;
-use tokenizers::{PostProcessor as _, TruncationDirection};
+use tokenizers::{Encoding, ModelWrapper, NormalizerWrapper, PreTokenizerWrapper};
 
 use super::{
     TokenizerError,
+    added_tokens::Strip,
     special_ids::SpecialIds,
     vocabulary::{Spelling, TokenKind, Vocabulary, byte_of_hex_spelling},
 };
@@ -82,21 +83,37 @@ impl HubEncoder {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The ids, special ones included, cut to `max_tokens`, and how many there would have been.
-    pub(super) fn encode_truncated(
+    /// The ids of a text that comes in parts, and whether it was all of it. `next` is told how many tokens there are so
+    /// far, and gives a part and whether it is the last, or nothing more.
+    pub(super) fn encode_parts<'a>(
         &self,
-        text: &str,
-        max_tokens: usize,
+        add_special: bool,
         parse_special: bool,
-    ) -> Result<(Vec<u32>, usize), TokenizerError> {
+        mut next: impl FnMut(usize) -> Option<(&'a str, bool)>,
+    ) -> Result<(Vec<u32>, bool), TokenizerError> {
         let tokenizer = self.tokenizer(parse_special);
-        let mut encoding = tokenizer.encode_fast(text, false).map_err(encode_error)?;
-        let added = tokenizer.get_post_processor().map_or(0, |processor| processor.added_tokens(false));
-        let total = encoding.len() + added;
-        encoding.truncate(max_tokens.saturating_sub(added), 0, TruncationDirection::Right);
-        encoding.set_overflowing(Vec::new());
-        let encoding = tokenizer.post_process(encoding, None, true).map_err(encode_error)?;
-        Ok((encoding.get_ids().to_vec(), total))
+        let mut encoding = Encoding::default();
+        let mut is_whole = false;
+        while !is_whole && let Some((part, is_last)) = next(encoding.len()) {
+            encoding.merge_with(tokenizer.encode_fast(part, false).map_err(encode_error)?, false);
+            is_whole = is_last;
+        }
+        let encoding = tokenizer.post_process(encoding, None, add_special).map_err(encode_error)?;
+        Ok((encoding.get_ids().to_vec(), is_whole))
+    }
+
+    /// Whether a text's words are looked at one by one, as BERT's are.
+    pub(super) fn keeps_words_apart(&self) -> bool {
+        let tokenizer = &self.parsing_special;
+        matches!(tokenizer.get_normalizer(), None | Some(NormalizerWrapper::BertNormalizer(_)))
+            && matches!(tokenizer.get_pre_tokenizer(), Some(PreTokenizerWrapper::BertPreTokenizer(_)))
+            && matches!(tokenizer.get_model(), ModelWrapper::WordPiece(_))
+    }
+
+    /// What an added token takes with it out of the text around it.
+    pub(super) fn strip_rule(&self) -> impl Fn(u32) -> Strip + use<> {
+        let tokens = self.parsing_special.get_added_tokens_decoder();
+        move |id| tokens.get(&id).map_or(Strip::default(), |token| Strip { left: token.lstrip, right: token.rstrip })
     }
 }
 

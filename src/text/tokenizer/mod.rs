@@ -10,6 +10,7 @@ mod character_map;
 mod error;
 mod gguf_metadata;
 mod hub_file;
+mod parts;
 mod pre_tokenizer;
 mod pre_tokenizer_families;
 mod sentence_piece;
@@ -24,13 +25,14 @@ use self::{
     added_tokens::{AddedTokens, Fragment},
     bpe::BytePairEncoder,
     hub_file::{HubEncoder, HubFile},
+    parts::Cuts,
     sentence_piece::SentencePieceEncoder,
     special_ids::SpecialIds,
     unigram::UnigramEncoder,
     vocabulary::Vocabulary,
     word_piece::WordPieceEncoder,
 };
-pub use self::{error::TokenizerError, vocabulary::TokenKind};
+pub use self::{error::TokenizerError, parts::FirstTokens, vocabulary::TokenKind};
 use super::detokenizer::Detokenizer;
 
 /// A vocabulary and the way text becomes its ids. Cheap to clone; clones share everything.
@@ -50,6 +52,7 @@ struct Inner {
     end_of_generation: Vec<u32>,
     /// Text gets a space in front that decoding takes away again.
     space_prefix: bool,
+    cuts: Cuts,
 }
 
 #[derive(Debug)]
@@ -59,15 +62,6 @@ enum Encoder {
     WordPiece(WordPieceEncoder),
     Unigram(UnigramEncoder),
     Hub(Box<HubEncoder>),
-}
-
-/// A text cut to a number of tokens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TruncatedTokens {
-    /// Complete with the model's own special tokens.
-    pub ids: Vec<u32>,
-    /// How many there were before the cut.
-    pub total: usize,
 }
 
 impl Tokenizer {
@@ -82,9 +76,12 @@ impl Tokenizer {
         }
         let around = encoder.encode("", true, true)?;
         let begins_with_bos = special.bos.is_some() && around.first().copied() == special.bos;
+        let strip = encoder.strip_rule();
+        let encoder = Encoder::Hub(Box::new(encoder));
         Ok(Self(Arc::new(Inner {
+            cuts: Cuts::of(&vocabulary, &encoder, strip),
             vocabulary,
-            encoder: Encoder::Hub(Box::new(encoder)),
+            encoder,
             added_tokens: None,
             prefix: special.bos.filter(|_| begins_with_bos).into_iter().collect(),
             suffix: Vec::new(),
@@ -105,60 +102,44 @@ impl Tokenizer {
         if add_special {
             ids.extend_from_slice(&inner.prefix);
         }
-        self.encode_content(text, parse_special, &mut ids)?;
+        self.encode_content(text, parse_special, &mut true, &mut ids)?;
         if add_special {
             ids.extend_from_slice(&inner.suffix);
         }
         Ok(ids)
     }
 
-    /// At most `max_tokens` ids of a text with the model's special tokens around it; what does not fit is cut from
-    /// the text's end, never from the special tokens.
-    pub fn encode_truncated(
+    /// Appends the tokens of a text or of a part of one; `starts_afresh` says whether it goes on behind other text.
+    fn encode_content(
         &self,
         text: &str,
-        max_tokens: usize,
         parse_special: bool,
-    ) -> Result<TruncatedTokens, TokenizerError> {
-        let inner = &*self.0;
-        if let Encoder::Hub(encoder) = &inner.encoder {
-            let (ids, total) = encoder.encode_truncated(text, max_tokens, parse_special)?;
-            return Ok(TruncatedTokens { ids, total });
-        }
-        let mut ids = self.encode(text, true, parse_special)?;
-        let total = ids.len();
-        if total > max_tokens {
-            ids.truncate(max_tokens.saturating_sub(inner.suffix.len()).max(inner.prefix.len()));
-            ids.extend_from_slice(&inner.suffix);
-        }
-        Ok(TruncatedTokens { ids, total })
-    }
-
-    fn encode_content(&self, text: &str, parse_special: bool, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
+        starts_afresh: &mut bool,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), TokenizerError> {
         let inner = &*self.0;
         let fragments = match &inner.added_tokens {
             Some(added_tokens) => added_tokens.split(text, parse_special),
             None => vec![Fragment::Text(text)],
         };
-        let mut starts_afresh = true;
         for fragment in fragments {
             match fragment {
                 Fragment::Token(id) => {
                     ids.push(id);
-                    starts_afresh = true;
+                    *starts_afresh = true;
                 }
                 Fragment::Text(text) => {
                     let vocabulary = &inner.vocabulary;
                     match &inner.encoder {
                         Encoder::BytePair(encoder) => encoder.encode(vocabulary, text, ids),
                         Encoder::SentencePiece(encoder) => {
-                            encoder.encode(vocabulary, text, inner.space_prefix && starts_afresh, ids);
+                            encoder.encode(vocabulary, text, inner.space_prefix && *starts_afresh, ids);
                         }
                         Encoder::WordPiece(encoder) => encoder.encode(text, ids)?,
                         Encoder::Unigram(encoder) => encoder.encode(text, ids)?,
                         Encoder::Hub(encoder) => ids.extend(encoder.encode(text, false, parse_special)?),
                     }
-                    starts_afresh = false;
+                    *starts_afresh = false;
                 }
             }
         }

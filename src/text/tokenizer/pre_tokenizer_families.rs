@@ -194,6 +194,8 @@ pub(super) fn fallback() -> (&'static str, Family) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::{super::pre_tokenizer::PreTokenizer, *};
 
     const NAMES: &str = "default llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano dbrx \
@@ -217,5 +219,26 @@ mod tests {
             assert_eq!(pieces.into_iter().map(|piece| &text[piece]).collect::<String>(), text, "{name}");
         }
         assert_eq!(family("no such model"), None);
+    }
+
+    proptest! {
+        /// A family that cuts two words cuts them whatever stands around them.
+        #[test]
+        fn words_are_cut_apart_in_any_text(
+            before in r"[ \t\na-cA-C1-3'!.é字\u{301}]{0,12}[a-z]",
+            after in r" [a-z][ \t\na-cA-C1-3'!.é字\u{301}]{0,12}",
+        ) {
+            let text = format!("{before}{after}");
+            for name in NAMES.split_whitespace() {
+                let pre_tokenizer = PreTokenizer::new(family(name).expect("it is known").passes).unwrap();
+                if pre_tokenizer.split("ab cd") != [0..2, 2..5] {
+                    continue;
+                }
+                let mut pieces = pre_tokenizer.split(&before);
+                let behind = pre_tokenizer.split(&after).into_iter();
+                pieces.extend(behind.map(|piece| piece.start + before.len()..piece.end + before.len()));
+                prop_assert_eq!(pre_tokenizer.split(&text), pieces, "{}", name);
+            }
+        }
     }
 }

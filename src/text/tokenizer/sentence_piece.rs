@@ -6,7 +6,10 @@
 
 use std::{cmp::Ordering, collections::BinaryHeap};
 
-use super::vocabulary::{META_SPACE, TokenKind, Vocabulary};
+use super::{
+    byte_alphabet::utf8_bytes,
+    vocabulary::{META_SPACE, TokenKind, Vocabulary},
+};
 
 /// The end of the list of symbols.
 const NONE: u32 = u32::MAX;
@@ -78,6 +81,16 @@ impl SentencePieceEncoder {
     /// How many bytes the vocabulary has no token for.
     pub(super) fn missing_bytes(&self) -> usize {
         self.byte_tokens.iter().filter(|token| token.is_none()).count()
+    }
+
+    /// Whether no text is without a token.
+    pub(super) fn keeps_every_byte(&self) -> bool {
+        self.unknown.is_some() || utf8_bytes().all(|byte| self.byte_tokens[usize::from(byte)].is_some())
+    }
+
+    /// Bytes of text that a token stands for at most.
+    pub(super) fn longest_token(&self) -> usize {
+        self.longest_token
     }
 
     /// Appends the tokens of a text that holds no added tokens. `space_prefix` puts a space in front of it.
@@ -169,7 +182,7 @@ impl SentencePieceEncoder {
 
 /// Whether text after this token starts afresh, as the text's own start does: it takes the prefix space.
 pub(super) fn starts_afresh_after(kind: TokenKind) -> bool {
-    matches!(kind, TokenKind::Control | TokenKind::UserDefined | TokenKind::Unknown)
+    kind.is_added()
 }
 
 #[cfg(test)]

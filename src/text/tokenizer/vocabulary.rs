@@ -26,6 +26,11 @@ pub enum TokenKind {
 }
 
 impl TokenKind {
+    /// Whether tokens of this kind are found in a text before the rest is split.
+    pub(super) fn is_added(self) -> bool {
+        matches!(self, Self::Control | Self::UserDefined | Self::Unknown)
+    }
+
     /// The GGUF numbering, `tokenizer.ggml.token_type`.
     pub(super) fn from_gguf(number: i32) -> Self {
         match number {
