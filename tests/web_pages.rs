@@ -244,7 +244,7 @@ async fn a_page_of_another_site_has_nothing_done_here() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_no_foreign_page_is_let_in() {
+async fn programs_and_own_pages_are_let_in() {
     let wire = Wire::start().await;
     let body = question();
     let own = ("origin", wire.own_origin());
@@ -281,7 +281,7 @@ async fn a_websocket_is_opened_by_the_server_s_own_pages() {
     {
         follow(headers).await.is_refused(403, "origin_not_allowed", "--cors-origin");
     }
-    // There is no such job, which only who was let in is told.
+    // There is no such job; only a caller who was let in is told so.
     for headers in [&[][..], &[("origin", wire.own_origin())]] {
         follow(headers).await.is_refused(404, "not_found", "job_1");
     }

@@ -234,7 +234,7 @@ mod tests {
         assert!(allows(&open, true, "hearth:8080"), "a page of another site has no key");
         let named = hosts("::", &["hearth"]);
         assert!(allows(&named, false, "Hearth:8080") && allows(&named, true, "10.0.0.1"));
-        assert!(!allows(&named, true, "other"), "who names hosts means these alone");
+        assert!(!allows(&named, true, "other"), "a list of hosts is the whole list");
     }
 
     #[test]
