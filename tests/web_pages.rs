@@ -1,5 +1,5 @@
 //! Pages of other sites get nothing done here, be it by a name that resolves to this machine, by requests that need no
-//! preflight, or by WebSockets; and programs, probes, the server's own pages, pages of `--cors-origin` and callers by a
+//! preflight, or by a WebSocket; and programs, probes, the server's own pages, pages of `--cors-origin` and callers by a
 //! name of `--allowed-host` are served.
 
 use hearth::{
