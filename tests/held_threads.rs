@@ -35,6 +35,9 @@ async fn server() -> Running {
     .await
 }
 
+/// The pool is the process's own: where tests share a process, one of these runs at a time.
+static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// Threads that wait until this is dropped.
 struct Held {
     _release: Vec<Sender<()>>,
@@ -93,6 +96,7 @@ fn embeddings(texts: usize, bytes: usize) -> Value {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn chats_and_short_texts_go_on_while_long_texts_hold_their_pool() {
+    let _alone = ALONE.lock().await;
     let server = server().await;
     let pool = LongTexts::shared().expect("the system has threads");
     let place = &*Box::leak(Box::new(pool.admit(1).expect("there is a place")));
@@ -142,6 +146,7 @@ async fn chats_and_short_texts_go_on_while_long_texts_hold_their_pool() {
 /// A caller who has left does not hold the pool for the rest of its texts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_texts_of_a_caller_who_left_are_not_read() {
+    let _alone = ALONE.lock().await;
     let server = server().await;
     let pool = LongTexts::shared().expect("the system has threads");
     let place = &*Box::leak(Box::new(pool.admit(1).expect("there is a place")));

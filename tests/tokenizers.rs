@@ -231,7 +231,7 @@ fn long_text() -> impl Strategy<Value = String> {
         1 => "[\u{80}-\u{2FFF}]{1,4}",
         1 => "(é|字漢|\u{301}|\u{200D}|\u{2581}|ς|ΣΑΣ|😀|\u{A0}|\u{3000})",
     ];
-    (prop::collection::vec(word, 20..60), 20_000_usize..70_000).prop_map(|(words, length)| {
+    (prop::collection::vec(word, 20..60), 20_000_usize..50_000).prop_map(|(words, length)| {
         let mut text = String::new();
         // The words come around again behind a changing number of spaces.
         for (index, word) in words.iter().cycle().enumerate() {
@@ -250,7 +250,7 @@ fn long_text() -> impl Strategy<Value = String> {
 fn the_first_tokens_are_those_of_the_whole_text() {
     for (name, tokenizer) in every_tokenizer() {
         let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
-            cases: 12,
+            cases: 6,
             failure_persistence: None,
             ..ProptestConfig::default()
         });
@@ -283,7 +283,6 @@ fn the_rest_of_a_long_text_is_left_alone() {
     let prose = "The pump of unit 217 was inspected on Monday, and its relief valve replaced. ".repeat(4000);
     for (name, tokenizer) in every_tokenizer() {
         let first = tokenizer.encode_first(&prose, true, true, 100, &|| true).unwrap();
-        let is_unigram = name.contains("xlm-roberta") || name.contains("nomic-bert-moe");
-        assert_eq!(first.is_whole, is_unigram, "{name}");
+        assert_eq!(first.is_whole, name.contains("nomic-bert-moe"), "{name}");
     }
 }

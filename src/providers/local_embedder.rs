@@ -231,8 +231,7 @@ impl Embedder for LocalEmbedder {
 }
 
 impl TextSide {
-    /// A text that is refused is counted exactly up to so many times the limit, so that its sender knows by how much it
-    /// is too long; of a longer one it is known only that it is longer.
+    /// A text is counted exactly up to this multiple of the limit, so that a refusal says by how much it is too long.
     const COUNTED: usize = 4;
 
     fn tokens_of(
@@ -326,8 +325,8 @@ fn too_long(param: &str, tokens: usize, is_whole: bool, limit: usize) -> Error {
     Error::new(
         ErrorKind::ContextLengthExceeded,
         format!(
-            "This model's longest text is {limit} tokens, but {param} has {at_least}{tokens} tokens. Shorten it, split it, or \
-             have it cut: `truncate` in a request, --truncate on the command line."
+            "This model's longest text is {limit} tokens, but {param} has {at_least}{tokens} tokens. Shorten it, split \
+             it, or have it cut: `truncate` in a request, --truncate on the command line."
         ),
     )
     .with_context(tokens, limit)

@@ -146,7 +146,7 @@ impl Reranker for LocalReranker {
 }
 
 impl PairSide {
-    /// A query that is refused is counted exactly up to so many times the limit.
+    /// A query is counted exactly up to this multiple of the limit.
     const COUNTED: usize = 4;
 
     fn new(tokenizer: Tokenizer, max_tokens: usize, is_bert: bool) -> anyhow::Result<Self> {

@@ -32,7 +32,7 @@ pub const SHORT_BYTES: usize = 64 * 1024;
 const MAX_REQUESTS: usize = 64;
 /// Compute threads for one thread here.
 const COMPUTE_THREADS_EACH: usize = 4;
-/// With one, a single long text would hold up everybody else's.
+/// With one thread, a single long text would hold up those of all other requests.
 const MIN_THREADS: usize = 2;
 /// What a waiting request is told at least and at most.
 const ESTIMATED_WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
@@ -40,7 +40,7 @@ const ESTIMATED_WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::
 #[cfg(target_os = "linux")]
 const NICENESS: i32 = 6;
 
-/// Whether somebody still waits for what is being worked on.
+/// Whether the caller still waits for the work's outcome.
 #[derive(Clone, Debug)]
 pub struct Wanted(Arc<AtomicBool>);
 
@@ -57,7 +57,7 @@ impl Wanted {
     /// An error for a caller who has left, if so: it ends the work.
     ///
     /// # Errors
-    /// If nobody waits.
+    /// If the caller has left.
     pub fn check(&self) -> Result<()> {
         if self.still() {
             return Ok(());
@@ -85,8 +85,7 @@ impl<W> Drop for Untaken<W> {
     }
 }
 
-/// Runs work over a text of so many bytes: on a blocking thread, or in the pool that the process has for long texts.
-/// Dropping the future gives the work up.
+/// Runs work over texts of `bytes` bytes: on a blocking thread, or in the pool that the process has for long texts. Dropping the future gives the work up.
 ///
 /// # Errors
 /// What the work says; a full pool; a panic in the work.
@@ -165,7 +164,7 @@ impl LongTexts {
             .ok_or_else(|| Error::internal(anyhow::anyhow!("the threads that read long texts could not be started")))
     }
 
-    /// A pool of so many threads for so many requests.
+    /// A pool for at most `max_requests` requests at a time.
     ///
     /// # Errors
     /// If the system gives no threads.
@@ -192,7 +191,7 @@ impl LongTexts {
         self.num_threads
     }
 
-    /// A place for a request with so many bytes of text, until it is dropped.
+    /// A place for a request with `bytes` bytes of text, until it is dropped.
     ///
     /// # Errors
     /// 503 with the time until a place is expected, if there is none.
@@ -239,7 +238,7 @@ impl Drop for Place {
 }
 
 impl Place {
-    /// Runs one piece of work, over so many of the request's bytes, behind the pieces that other requests gave before.
+    /// Runs one piece of work, over `bytes` of the request's bytes, behind the pieces that other requests gave before.
     /// Dropping the future gives it up.
     ///
     /// # Errors
@@ -331,7 +330,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_nobody_waits_for_is_not_begun_and_what_has_begun_is_told() {
+    async fn work_whose_caller_left_is_not_begun_and_what_has_begun_is_told() {
         let pool = pool(1, 8);
         let (place, other) = (pool.admit(1).expect("a place"), pool.admit(1).expect("a place"));
         let (release, has_begun, work) = held();
@@ -347,7 +346,7 @@ mod tests {
         drop(release);
         assert!(running.await.expect("it ends"), "its caller waited");
         assert!(behind.await.expect("it ends"));
-        begins.recv().expect_err("nobody waited for it");
+        begins.recv().expect_err("its caller had left");
 
         let (release, has_begun, work) = held();
         let (told, was_told) = channel();
@@ -359,30 +358,33 @@ mod tests {
         assert!(!was_told.recv().expect("it ends").expect("it says whether"), "its caller has left");
     }
 
+    /// The second piece of a request queues behind what others gave while the first was waiting.
     #[tokio::test]
     async fn requests_take_turns() {
         let pool = pool(1, 8);
-        let (first, second) = (pool.admit(1).expect("a place"), pool.admit(1).expect("a place"));
-        let order = Arc::new(parking_lot::Mutex::new(Vec::new()));
-        let pieces = |place, name: &'static str| {
-            let order = order.clone();
-            let piece = move |place: &'static Place| {
-                let order = order.clone();
-                place.run(1, move |_| Ok(order.lock().push(name)))
-            };
-            let place: &'static Place = Box::leak(Box::new(place));
-            stream::iter((0..3).map(move |_| piece(place))).buffered(1).try_collect::<Vec<()>>()
-        };
+        let place = || pool.admit(1).expect("a place");
+        let (holder, long, other) = (place(), place(), place());
         let (release, has_begun, work) = held();
-        let holder = pool.admit(1).expect("a place");
         let mut holding = holder.run(1, work).boxed();
         assert!(poll!(&mut holding).is_pending());
         has_begun.recv().expect("it begins");
-        let mut both = futures_util::future::try_join(pieces(first, "long"), pieces(second, "other")).boxed();
-        assert!(poll!(&mut both).is_pending());
+
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let notes = |name: &'static str| {
+            let order = order.clone();
+            move |_: &Wanted| -> Result<()> {
+                order.lock().push(name);
+                Ok(())
+            }
+        };
+        let many = (0..3).map(|_| long.run(1, notes("long"))).collect::<Vec<_>>();
+        let mut many = stream::iter(many).buffered(1).try_collect::<Vec<()>>().boxed();
+        let mut one = other.run(1, notes("other")).boxed();
+        assert!(poll!(&mut many).is_pending() && poll!(&mut one).is_pending());
         drop(release);
-        both.await.expect("they run");
-        assert_eq!(*order.lock(), ["long", "other", "long", "other", "long", "other"]);
+        holding.await.expect("it ends");
+        futures_util::future::try_join(many, one).await.expect("they run");
+        assert_eq!(*order.lock(), ["long", "other", "long", "long"]);
     }
 
     #[tokio::test]

@@ -104,7 +104,7 @@ impl PromptTokens {
 }
 
 impl Parts {
-    /// A prompt that is refused is counted exactly up to so many times the context.
+    /// A prompt is counted exactly up to this multiple of the context, so that a refusal says by how much it is too long.
     const COUNTED: usize = 2;
 
     fn prepare(&self, request: GenerateRequest, wanted: &Wanted) -> Result<Prepared> {

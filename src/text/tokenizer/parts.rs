@@ -12,7 +12,7 @@ use super::{
     vocabulary::{META_SPACE, Vocabulary},
 };
 
-/// A part has at least so many bytes.
+/// The fewest bytes of a part, but for the last.
 const PART_BYTES: usize = 16 * 1024;
 
 /// Tokens of a text, or of its beginning.
