@@ -22,12 +22,12 @@ use super::{
 use crate::{
     domain::{
         account::{Account, Books},
-        documents::{AttributeValue, Collection, DocumentStatus},
+        documents::{AttributeValue, Collection},
     },
     error::{Error, ErrorKind, Result},
     index::GraphParameters,
     retrieval::{indexes::Indexes, search::Retriever},
-    store::{Incoming, Owned, Store, StoreError},
+    store::{Incoming, Owned, Store},
 };
 
 /// The collection of whoever names none.
@@ -130,10 +130,9 @@ fn heed(collection: &Collection, account: &Account) {
 /// What a document's failure is called when nothing more precise is known.
 const SERVER_ERROR: &str = "server_error";
 
+/// Says of a document that is being read that it could not be.
 fn set_failed(store: Owned<'_>, collection_id: &str, file_id: &str, code: &str, reason: &str) {
-    let status = DocumentStatus::Failed { code: code.to_owned(), reason: reason.to_owned() };
-    match store.set_document_status(collection_id, file_id, status) {
-        Ok(_) | Err(StoreError::NotFound { .. }) => {}
-        Err(error) => tracing::error!(file_id, error = %told(error), "a document's failure could not be stored"),
+    if let Err(error) = store.fail_document(collection_id, file_id, code, reason) {
+        tracing::error!(file_id, error = %told(error), "a document's failure could not be stored");
     }
 }
