@@ -12,7 +12,7 @@ use axum::{
     http::{HeaderMap, Method, Request, StatusCode},
 };
 use hearth::{
-    domain::account::Books,
+    domain::{account::Books, part::PartReport},
     http::{AppState, HttpSettings},
     index::GraphParameters,
     metering::{
@@ -41,6 +41,7 @@ use tower::ServiceExt;
 pub struct FixedHealth {
     pub status: Mutex<ServerStatus>,
     pub engine: Mutex<EngineReport>,
+    pub parts: Mutex<Vec<PartReport>>,
 }
 
 impl Health for FixedHealth {
@@ -54,6 +55,7 @@ impl Health for FixedHealth {
             device_asked: "auto".to_owned(),
             device_in_use: "cpu".to_owned(),
             engine: Some(*self.engine.lock()),
+            parts: self.parts.lock().clone(),
             uptime: Duration::from_secs(3),
         }
     }
@@ -171,7 +173,11 @@ impl ScriptedServer {
             kv_blocks_total: 64,
             kv_blocks_used: 3,
         };
-        let health = Arc::new(FixedHealth { status: Mutex::new(ServerStatus::Ready), engine: Mutex::new(engine) });
+        let health = Arc::new(FixedHealth {
+            status: Mutex::new(ServerStatus::Ready),
+            engine: Mutex::new(engine),
+            parts: Mutex::default(),
+        });
         let settings = Arc::new(settings);
         let models = Arc::new(models);
         let store = Arc::new(Store::open(data.path()).expect("a new store"));
