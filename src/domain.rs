@@ -7,6 +7,7 @@
 pub mod account;
 mod caller;
 pub mod documents;
+pub mod part;
 pub mod quote;
 
 use std::{

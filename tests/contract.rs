@@ -5,7 +5,7 @@ use axum::{
     http::{Request, StatusCode},
 };
 use hearth::{
-    domain::{FinishReason, GenerateEvent, Prompt, Timings, ToolChoice, Usage},
+    domain::{FinishReason, GenerateEvent, Prompt, Timings, ToolChoice, Usage, part::PartReport},
     error::{Error, ErrorKind},
     http::HttpSettings,
     providers::scripted::{ScriptedChat, Step},
@@ -503,6 +503,21 @@ async fn health_tells_loading_from_ready_from_stalled() {
     assert_eq!(server.get("/health/ready").await.error()["code"], "engine_stalled");
     let deep = server.get("/health/deep").await;
     assert_eq!((deep.status, &deep.json()["status"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("stalled")));
+    server.health.engine.lock().heartbeat_age = std::time::Duration::ZERO;
+
+    let part =
+        |failure: Option<&str>| PartReport { name: "mill".to_owned(), panics: 4, failure: failure.map(str::to_owned) };
+    *server.health.parts.lock() = vec![part(None), part(Some("The mill stands still."))];
+    let error = server.get("/health/ready").await.error();
+    assert_eq!((&error["code"], &error["message"]), (&json!("part_failed"), &json!("The mill stands still.")));
+    let deep = server.get("/health/deep").await;
+    assert_eq!((deep.status, &deep.json()["status"]), (StatusCode::SERVICE_UNAVAILABLE, &json!("failed")));
+    assert_eq!(deep.json()["reason"], "The mill stands still.");
+    let shown = json!({"name": "mill", "panics": 4, "failure": "The mill stands still."});
+    assert_eq!(deep.json()["parts"][1], shown);
+    assert_eq!(server.post(CHAT, chat_body(json!({}))).await.status, StatusCode::OK, "the others go on");
+    *server.health.parts.lock() = vec![part(None)];
+    assert_eq!(server.get("/health/ready").await.status, StatusCode::OK);
 
     *server.health.status.lock() = ServerStatus::Loading;
     for answer in

@@ -33,6 +33,7 @@ mod pull;
 mod quote;
 mod rerank;
 mod routing;
+mod second_signal;
 mod server;
 mod startup;
 mod storage;

@@ -69,6 +69,39 @@ pub struct Server {
 /// After the grace every answer has its end, and all that is left is to deliver it: whoever does not read holds the
 /// process no longer than this.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+/// How long a server that is told to stop at once may take to end its requests, and again to write their rows.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+/// Ends a server that runs, without any grace. It outlives [`Server::run`].
+pub struct CutOff {
+    state: Arc<ServerState>,
+    books: Arc<dyn Books>,
+    ledger: Arc<Ledger>,
+}
+
+impl std::fmt::Debug for CutOff {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CutOff").field("ledger", &self.ledger).finish_non_exhaustive()
+    }
+}
+
+impl CutOff {
+    /// Ends what runs with an error, where it can be told, and writes down what it has used.
+    pub async fn at_once(self) {
+        // A step of a large model may take longer than this; its result is not used any more.
+        let _ended = tokio::time::timeout(AT_ONCE, self.state.drain(Duration::ZERO)).await;
+        close_books(&self.books, self.ledger, AT_ONCE).await;
+    }
+}
+
+/// Writes a row for every request, also for those that are still being worked on.
+async fn close_books(books: &Arc<dyn Books>, ledger: Arc<Ledger>, patience: Duration) {
+    books.close();
+    let flushed = tokio::task::spawn_blocking(move || ledger.flush(patience)).await;
+    if !matches!(flushed, Ok(true)) {
+        tracing::error!("the ledger was not written to its end");
+    }
+}
 
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -114,6 +147,9 @@ impl Server {
         let models = Arc::new(Models::new(config.accept_any_model).with_caches(&config.caches));
         let router = Arc::new(Router::new(&config, models.clone())?);
         let state = Arc::new(ServerState::new(config.device));
+        let (ledgers, jobs) = (ledger.part().clone(), documents.jobs().clone());
+        state.watch(move || vec![ledgers.report()]);
+        state.watch(move || jobs.parts());
         Ok(Self { config, listener, models, router, documents, callers, books, ledger, state })
     }
 
@@ -129,6 +165,11 @@ impl Server {
         self.router.take_chat(&self.config, chat);
         self.state.ready();
         self
+    }
+
+    /// What ends it without grace while it runs.
+    pub fn cut_off(&self) -> CutOff {
+        CutOff { state: self.state.clone(), books: self.books.clone(), ledger: self.ledger.clone() }
     }
 
     /// Serves until `shutdown` resolves and what is running has ended or had its grace.
@@ -150,7 +191,7 @@ impl Server {
             documents: documents.clone(),
             analyses: analyses.clone(),
             callers,
-            books,
+            books: books.clone(),
             ledger: ledger.clone(),
             health: state.clone(),
             metrics: Some(metrics),
@@ -185,16 +226,10 @@ impl Server {
         };
         let http_settings = HttpSettings { shutdown_grace: grace.min(LAST_WORDS), ..config.http };
         let served = http::serve(listener, http::router(app), &http_settings, until).await;
-        // What still holds an account is written when it lets go; this is what has ended.
-        let flushed = tokio::task::spawn_blocking(move || {
-            let is_written = ledger.flush(LAST_WORDS);
-            // A task that still holds the store would keep its log from being taken into the database.
-            store.close();
-            is_written
-        })
-        .await;
-        if !matches!(flushed, Ok(true)) {
-            tracing::error!("the ledger was not written to its end");
+        close_books(&books, ledger, LAST_WORDS).await;
+        // A task that still holds the store would keep its log from being taken into the database.
+        if let Err(error) = tokio::task::spawn_blocking(move || store.close()).await {
+            tracing::error!(%error, "closing the store failed");
         }
         served?;
         match failure.await {

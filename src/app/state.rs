@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use parking_lot::RwLock;
 
 use crate::{
+    domain::part::PartReport,
     engine::Engine,
     kernels::device::DeviceChoice,
     providers::{local::LocalChat, local_embedder::LocalEmbedder, local_reranker::LocalReranker},
@@ -27,9 +28,23 @@ struct Inner {
     engine: Option<Engine>,
     embedder: Option<LocalEmbedder>,
     reranker: Option<LocalReranker>,
+    watched: Vec<Watched>,
+}
+
+/// What says how some parts of the server are.
+struct Watched(Box<dyn Fn() -> Vec<PartReport> + Send + Sync>);
+
+impl std::fmt::Debug for Watched {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Watched").field(&self.0()).finish()
+    }
 }
 
 impl Inner {
+    fn watch(&mut self, parts: impl Fn() -> Vec<PartReport> + Send + Sync + 'static) {
+        self.watched.push(Watched(Box::new(parts)));
+    }
+
     fn status(&self) -> ServerStatus {
         let has_failed = |engine: &Engine| !engine.heartbeat().alive;
         if self.status == ServerStatus::Ready && self.engine.as_ref().is_some_and(has_failed) {
@@ -43,23 +58,42 @@ impl Inner {
 
 impl ServerState {
     pub(super) fn new(device_asked: DeviceChoice) -> Self {
-        let inner =
-            Inner { status: ServerStatus::Loading, device_in_use: "", engine: None, embedder: None, reranker: None };
+        let inner = Inner {
+            status: ServerStatus::Loading,
+            device_in_use: "",
+            engine: None,
+            embedder: None,
+            reranker: None,
+            watched: Vec::new(),
+        };
         Self { device_asked, started: Instant::now(), inner: RwLock::new(inner) }
+    }
+
+    /// Readiness asks for these parts from now on.
+    pub(super) fn watch(&self, parts: impl Fn() -> Vec<PartReport> + Send + Sync + 'static) {
+        self.inner.write().watch(parts);
     }
 
     pub(super) fn set_chat(&self, chat: &LocalChat) {
         let mut inner = self.inner.write();
+        let part = chat.engine().part().clone();
+        inner.watch(move || vec![part.report()]);
         inner.engine = Some(chat.engine().clone());
         inner.device_in_use = chat.device();
     }
 
     pub(super) fn set_embedder(&self, embedder: LocalEmbedder) {
-        self.inner.write().embedder = Some(embedder);
+        let mut inner = self.inner.write();
+        let part = embedder.part().clone();
+        inner.watch(move || vec![part.report()]);
+        inner.embedder = Some(embedder);
     }
 
     pub(super) fn set_reranker(&self, reranker: LocalReranker) {
-        self.inner.write().reranker = Some(reranker);
+        let mut inner = self.inner.write();
+        let part = reranker.part().clone();
+        inner.watch(move || vec![part.report()]);
+        inner.reranker = Some(reranker);
     }
 
     pub(super) fn ready(&self) {
@@ -126,6 +160,7 @@ impl Health for ServerState {
             device_asked: self.device_asked.to_string(),
             device_in_use: inner.device_in_use.to_owned(),
             engine,
+            parts: inner.watched.iter().flat_map(|watched| watched.0()).collect(),
             uptime: self.started.elapsed(),
         }
     }
@@ -134,7 +169,10 @@ impl Health for ServerState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::{self, EngineConfig};
+    use crate::{
+        domain::part::Part,
+        engine::{self, EngineConfig},
+    };
 
     /// A model that is never asked.
     struct NoModel;
@@ -159,5 +197,22 @@ mod tests {
         engine.drain(Duration::ZERO).await;
         assert!(matches!(state.status(), ServerStatus::Failed(_)), "{:?}", state.status());
         assert_eq!(state.report().status, state.status());
+    }
+
+    #[test]
+    fn a_part_that_has_failed_is_reported_and_the_others_with_it() {
+        let state = ServerState::new(DeviceChoice::Cpu);
+        let parts = ["sound", "broken"].map(Part::new);
+        let watched = parts.clone();
+        state.watch(move || watched.iter().map(|part| part.report()).collect());
+        state.ready();
+        assert_eq!(state.report().failed_part(), None);
+        while parts[1].panicked(&"asked to panic") {}
+        let report = state.report();
+        assert!(report.failed_part().is_some_and(|reason| reason.contains("broken")), "{report:?}");
+        assert_eq!(report.parts.len(), 2);
+        assert_eq!(report.status, ServerStatus::Ready, "requests that do without it are served");
+        parts[1].works();
+        assert_eq!(state.report().failed_part(), None);
     }
 }

@@ -19,6 +19,7 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let server = Server::bind(config)?;
     let address = server.address().context("asking for the port")?;
+    let cut_off = server.cut_off();
     // From here on a signal is a request to stop and not the end of the process: whoever reads the line below may
     // send one at once.
     let mut signals = {
@@ -37,7 +38,10 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
         tokio::select! {
             served = server.run(async { drop(stopped.await) }) => served,
             // Whoever says it again does not want to wait for the grace.
-            () = told_twice => bail!("told to stop a second time: answers that had not ended are cut off"),
+            () = told_twice => {
+                cut_off.at_once().await;
+                bail!("told to stop a second time: answers that had not ended are cut off")
+            }
         }
     });
     // Loading a large model cannot be interrupted; nobody waits for it any more.

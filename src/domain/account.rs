@@ -11,7 +11,10 @@ use std::{
     fmt,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{AcqRel, Relaxed},
+        },
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -23,6 +26,9 @@ use crate::error::{Error, Result};
 
 /// Where accounts are settled.
 pub trait Books: Send + Sync {
+    /// An account has been opened.
+    fn opened(&self, _account: &Arc<Account>) {}
+
     /// Lets a request in, before any work for it.
     ///
     /// # Errors
@@ -47,6 +53,9 @@ pub trait Books: Send + Sync {
 
     /// The account's end. Called once, and must not block.
     fn settle(&self, account: &Account, receipt: Receipt);
+
+    /// The process is about to end: settles, with what they have used so far, the accounts that are open still.
+    fn close(&self) {}
 }
 
 /// Books that nobody reads: for commands and tests.
@@ -171,6 +180,7 @@ pub struct Account {
     bytes_out: AtomicU64,
     legs: Mutex<Vec<Arc<LegFigures>>>,
     facts: Mutex<Facts>,
+    is_settled: AtomicBool,
     /// Given back after the account has been settled.
     place: OnceLock<Place>,
 }
@@ -205,7 +215,7 @@ pub struct Opening {
 impl Account {
     pub fn open(books: Arc<dyn Books>, opening: Opening) -> Arc<Self> {
         let Opening { request_id, route, caller, turn, policy, is_recorded } = opening;
-        Arc::new(Self {
+        let account = Arc::new(Self {
             books,
             request_id,
             route,
@@ -219,8 +229,11 @@ impl Account {
             bytes_out: AtomicU64::new(0),
             legs: Mutex::default(),
             facts: Mutex::default(),
+            is_settled: AtomicBool::new(false),
             place: OnceLock::new(),
-        })
+        });
+        account.books.opened(&account);
+        account
     }
 
     /// An account that nobody reads: for commands and tests.
@@ -346,6 +359,19 @@ impl Account {
         }
     }
 
+    /// Settles the account while the request may still be worked on: the server stops and cuts it off. Usage after
+    /// this is in no row.
+    pub fn cut_off(&self) {
+        self.ended(Outcome::Failed, Some("draining"));
+        self.settle();
+    }
+
+    fn settle(&self) {
+        if !self.is_settled.swap(true, AcqRel) {
+            self.books.settle(self, self.receipt());
+        }
+    }
+
     /// What a leg costs, in millionths of a US dollar.
     pub fn price(&self, leg: &LegReceipt) -> u64 {
         self.books.price(leg)
@@ -378,8 +404,7 @@ impl Drop for Account {
     /// Nobody works for the request any more. Where nobody said how it ended, the caller left before anybody could.
     fn drop(&mut self) {
         self.ended(Outcome::Cancelled, None);
-        let books = self.books.clone();
-        books.settle(self, self.receipt());
+        self.settle();
     }
 }
 
@@ -620,6 +645,23 @@ mod tests {
         assert_eq!(receipts[0].outcome, Some(Outcome::Cancelled), "nobody said how it ended");
         assert_eq!((receipts[0].completion_tokens(), receipts[0].cost_micro_usd), (2, 2));
         assert_eq!(receipts[0].compute(), Duration::from_millis(3));
+    }
+
+    #[test]
+    fn what_is_cut_off_is_settled_once_with_what_it_has_used() {
+        let books = Arc::new(Recorded::default());
+        let account = open(&books);
+        let leg = account.leg("m", ServedBy::Local { device: "cpu".into() });
+        leg.generated();
+        account.cut_off();
+        leg.generated();
+        account.ended(Outcome::Finished, None);
+        account.cut_off();
+        drop((account, leg));
+        let receipts = books.0.lock();
+        let [receipt] = &receipts[..] else { panic!("{receipts:?}") };
+        assert_eq!((receipt.outcome, receipt.error_code.as_deref()), (Some(Outcome::Failed), Some("draining")));
+        assert_eq!(receipt.completion_tokens(), 1);
     }
 
     #[test]

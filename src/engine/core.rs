@@ -2,10 +2,13 @@
 //!
 //! It runs on the one thread that owns the model and everything that this file names, so nothing is locked.
 //! A step that fails, by an error or by a panic, fails its own requests; their blocks are free again and the
-//! loop goes on. Before each step, requests whose reader is gone or whose deadline has passed are reaped.
+//! loop goes on. A panic anywhere else may have left the books wrong: every request ends with an error, and the loop begins
+//! again with new books over the same model, unless it has done so too often. Before each step, requests whose
+//! reader is gone or whose deadline has passed are reaped.
 
 use std::{
     collections::BTreeMap,
+    mem,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -16,7 +19,7 @@ use std::{
 };
 
 use super::{
-    Command, Shared, StepError, StepModel, Submission,
+    Command, EngineConfig, Shared, StepError, StepModel, Submission,
     chunk_size::ChunkSize,
     metrics,
     open_request::{OpenRequest, choice_of},
@@ -26,7 +29,7 @@ use super::{
     stats::EngineStats,
 };
 use crate::{
-    domain::FinishReason,
+    domain::{FinishReason, part::panic_message},
     error::{Error, ErrorKind},
     models::batch::LogitsWanted,
 };
@@ -66,16 +69,8 @@ pub(super) struct Core {
 
 impl Core {
     pub(super) fn new(model: Box<dyn StepModel>, shared: Arc<Shared>, inbox: Receiver<Command>) -> Self {
-        let config = &shared.config;
-        let scheduler = Scheduler::new(SchedulerConfig {
-            num_blocks: config.num_blocks,
-            block_tokens: config.block_tokens,
-            max_running_sequences: config.max_running_sequences,
-            max_batch_tokens: config.max_batch_tokens,
-            max_logits_rows: config.max_logits_rows,
-            prefix_cache: config.prefix_cache,
-        });
-        let chunk_size = ChunkSize::new(config.target_step, config.max_batch_tokens);
+        let scheduler = new_scheduler(&shared.config);
+        let chunk_size = new_chunk_size(&shared.config);
         let stats = shared.stats.snapshot();
         Self {
             model,
@@ -91,13 +86,35 @@ impl Core {
     }
 
     pub(super) fn run(self) {
-        // A fault of the loop itself, outside of what it guards, must not look like a busy engine, and a shutdown must
-        // not wait for it.
+        // However the thread ends, it must not look like a busy engine, and a shutdown must not wait for it.
         let _end = EndOfThread(self.shared.clone());
-        self.run_until_done();
+        // Dropped before that.
+        let mut core = self;
+        while let Err(panic) = catch_unwind(AssertUnwindSafe(|| core.run_until_done())) {
+            let goes_on = core.shared.part.panicked(&*panic);
+            core.begin_again();
+            if !goes_on {
+                break;
+            }
+        }
     }
 
-    fn run_until_done(mut self) {
+    /// After a panic that no step has caught: which blocks are whose is not certain any more. Every request ends with an
+    /// error, and nothing is known of any. What the model's cache still holds is never read, for a block is read only
+    /// after it was written, by the new books.
+    pub(super) fn begin_again(&mut self) {
+        for request in mem::take(&mut self.requests).into_values() {
+            let error = Error::internal(anyhow::anyhow!("the engine's loop panicked while this request was open"));
+            // Dropping the caller's constraint may panic as well; the error has been sent by then.
+            let _panicked = catch_unwind(AssertUnwindSafe(|| request.fail(error)));
+        }
+        self.scheduler = new_scheduler(&self.shared.config);
+        self.chunk_size = new_chunk_size(&self.shared.config);
+        self.shared.stats.step_ends();
+        self.publish();
+    }
+
+    fn run_until_done(&mut self) {
         let mut idle = true;
         while self.receive(idle) {
             match self.turn(Instant::now()) {
@@ -434,7 +451,7 @@ impl Core {
     }
 
     /// Ends what is left: the drain's grace is over, or no handle and no reader remain.
-    pub(super) fn stop(mut self) {
+    pub(super) fn stop(&mut self) {
         let draining = || {
             let message = "The server shut down before the answer was complete; retry on another instance or later.";
             Error::new(ErrorKind::Draining, message)
@@ -461,23 +478,27 @@ impl Core {
     }
 }
 
+fn new_scheduler(config: &EngineConfig) -> Scheduler {
+    Scheduler::new(SchedulerConfig {
+        num_blocks: config.num_blocks,
+        block_tokens: config.block_tokens,
+        max_running_sequences: config.max_running_sequences,
+        max_batch_tokens: config.max_batch_tokens,
+        max_logits_rows: config.max_logits_rows,
+        prefix_cache: config.prefix_cache,
+    })
+}
+
+fn new_chunk_size(config: &EngineConfig) -> ChunkSize {
+    ChunkSize::new(config.target_step, config.max_batch_tokens)
+}
+
 /// Says that the thread is gone, however it ended. Dropped after the [`Core`], so all streams have ended by then.
 struct EndOfThread(Arc<Shared>);
 
 impl Drop for EndOfThread {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            tracing::error!("the engine's thread failed; its requests get an error, and so does every later one");
-        }
         self.0.stats.stopped();
         self.0.drain.stopped();
     }
-}
-
-fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
-    panic
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("no message")
 }

@@ -55,6 +55,7 @@ pub use self::{
 };
 use self::{request::StreamSide, stats::SharedStats};
 use crate::{
+    domain::part::Part,
     error::{Error, ErrorKind, Result},
     models::batch::Batch,
 };
@@ -181,6 +182,7 @@ pub(crate) struct Shared {
     wake_sent: AtomicBool,
     drain: drain::DrainRequest,
     stats: SharedStats,
+    part: Arc<Part>,
 }
 
 impl Shared {
@@ -237,6 +239,7 @@ impl Engine {
             wake_sent: AtomicBool::new(false),
             drain: drain::DrainRequest::default(),
             stats: SharedStats::new(&config),
+            part: Part::new("chat engine"),
             config,
         });
         // Room for every request that can be open and for the one wake-up that can be on its way.
@@ -315,6 +318,11 @@ impl Engine {
     /// Is the loop alive, and how long has the current step taken?
     pub fn heartbeat(&self) -> Heartbeat {
         self.shared.stats.heartbeat()
+    }
+
+    /// How often the loop has panicked, and whether it has been given up.
+    pub fn part(&self) -> &Arc<Part> {
+        &self.shared.part
     }
 
     /// Refuses new requests, lets the accepted ones finish within `grace`, ends the rest with an error event,

@@ -46,7 +46,7 @@ pub struct EngineStats {
 /// Is the loop alive?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
-    /// The thread is running; false after a drain or a fault outside a step.
+    /// The thread is running; false after a drain, or when the loop has panicked too often.
     pub alive: bool,
     pub steps: u64,
     /// How long the step in progress has taken so far; `None` between steps.

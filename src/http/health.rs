@@ -1,8 +1,8 @@
 //! Health, for people and probes.
 //!
-//! `/health` and `/health/ready` say whether requests are served; `/health/live` only that the process
-//! answers, since restarting does not help a model that is still loading; `/health/deep` what the engine
-//! and the device do.
+//! `/health` and `/health/ready` say whether requests are served, and the latter also whether every part of the server
+//! works; `/health/live` only that the process answers, since restarting does not help a model that is still loading;
+//! `/health/deep` what the engine, the device and the parts do.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::{error::ApiError, state::AppState};
 use crate::{
     error::{Error, ErrorKind},
     service::health::{HEARTBEAT_AGE_MAX, ServerStatus, refuse_unless_ready},
-    wire::health::{DeepHealth, DeviceHealth, EngineHealth, HealthSummary, Liveness},
+    wire::health::{DeepHealth, DeviceHealth, EngineHealth, HealthSummary, Liveness, PartHealth},
 };
 
 impl AppState {
@@ -41,6 +41,9 @@ pub(super) async fn live() -> Json<Liveness> {
 pub(super) async fn ready(State(state): State<AppState>) -> Result<Json<HealthSummary>, ApiError> {
     let report = state.health.report();
     refuse_unless_ready(&report.status)?;
+    if let Some(reason) = report.failed_part() {
+        return Err(Error::new(ErrorKind::Unavailable, reason).with_code("part_failed").into());
+    }
     if report.is_stalled() {
         let message = format!("The engine has not completed a step for over {} seconds.", HEARTBEAT_AGE_MAX.as_secs());
         return Err(Error::new(ErrorKind::Unavailable, message)
@@ -56,6 +59,9 @@ pub(super) async fn ready(State(state): State<AppState>) -> Result<Json<HealthSu
 pub(super) async fn deep(State(state): State<AppState>) -> Response {
     let report = state.health.report();
     let (status, reason) = match &report.status {
+        ServerStatus::Ready if report.failed_part().is_some() => {
+            ("failed", report.failed_part().map(ToOwned::to_owned))
+        }
         ServerStatus::Ready if report.is_stalled() => ("stalled", Some("The engine does not come round.".to_owned())),
         ServerStatus::Ready => ("ok", None),
         ServerStatus::Loading => ("loading", Some("A model is still loading.".to_owned())),
@@ -78,6 +84,7 @@ pub(super) async fn deep(State(state): State<AppState>) -> Response {
             kv_blocks_total: engine.kv_blocks_total,
             kv_blocks_used: engine.kv_blocks_used,
         }),
+        parts: report.parts.into_iter().map(PartHealth::from).collect(),
     };
     if status == "ok" {
         Json(body).into_response()

@@ -3,12 +3,14 @@
 //! A row waits in memory for at most [`FLUSH_INTERVAL`] before it is written, together with what came meanwhile; so a
 //! process that is killed loses the rows of the requests that ended in that time and in that of one write. While the
 //! store cannot write, for want of room on the disk for instance, up to [`ROWS_WAITING_MAX`] rows wait; those beyond are
-//! counted as lost and said in the log. Nobody who hands over a row waits for the disk.
+//! counted as lost and said in the log. A write that panics counts as one that failed. Handing over a row never waits for
+//! the disk.
 //!
 //! The sums of the whole ledger are kept beside: they are read from the store once, and a row adds to them when it is
 //! taken. A row that was lost is not in them.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant, UNIX_EPOCH},
@@ -17,7 +19,10 @@ use std::{
 use parking_lot::{Condvar, Mutex};
 
 use crate::{
-    domain::account::{Account, LegReceipt, Outcome, Receipt},
+    domain::{
+        account::{Account, LegReceipt, Outcome, Receipt},
+        part::{Part, panic_message},
+    },
     store::{LedgerRow, LedgerTotals, Store, StoreError},
 };
 
@@ -61,6 +66,7 @@ struct Shared {
     /// Rows were written.
     written: Condvar,
     rows_waiting_max: usize,
+    part: Arc<Part>,
 }
 
 #[derive(Default)]
@@ -95,12 +101,7 @@ impl Ledger {
 
     fn with_room(store: Arc<Store>, rows_waiting_max: usize) -> anyhow::Result<Arc<Self>> {
         let state = State { totals: store.ledger_totals()?, ..State::default() };
-        let shared = Arc::new(Shared {
-            state: Mutex::new(state),
-            work: Condvar::new(),
-            written: Condvar::new(),
-            rows_waiting_max,
-        });
+        let shared = Arc::new(Shared::new(state, rows_waiting_max));
         let (writer, writers_store) = (shared.clone(), store.clone());
         let write = move |rows: Arc<[LedgerRow]>| writers_store.add_ledger_rows(rows);
         let thread = std::thread::Builder::new()
@@ -111,6 +112,11 @@ impl Ledger {
 
     pub fn store(&self) -> &Arc<Store> {
         &self.store
+    }
+
+    /// How often the writer has panicked, and whether it does not get on any more.
+    pub fn part(&self) -> &Arc<Part> {
+        &self.shared.part
     }
 
     /// Takes a row. Never waits for the disk.
@@ -158,6 +164,25 @@ impl Drop for Ledger {
 }
 
 impl Shared {
+    fn new(state: State, rows_waiting_max: usize) -> Self {
+        let (work, written, part) = (Condvar::new(), Condvar::new(), Part::new("ledger's writer"));
+        Self { state: Mutex::new(state), work, written, rows_waiting_max, part }
+    }
+
+    /// Writes rows; a panic on the way is an error like any other, for the rows must be written all the same.
+    fn try_to_write(&self, write: impl FnOnce() -> Result<(), StoreError>) -> Result<(), String> {
+        match catch_unwind(AssertUnwindSafe(write)) {
+            Ok(written) => {
+                self.part.works();
+                written.map_err(|error| error.to_string())
+            }
+            Err(panic) => {
+                self.part.panicked(&*panic);
+                Err(panic_message(&*panic).to_owned())
+            }
+        }
+    }
+
     fn record(&self, row: LedgerRow) {
         metrics::counter!(ROWS_TOTAL, "outcome" => row.outcome).increment(1);
         metrics::counter!(COST_MICRO_USD_TOTAL).increment(row.cost_micro_usd);
@@ -202,7 +227,7 @@ fn write_until_closed(shared: &Shared, write: impl Fn(Arc<[LedgerRow]>) -> Resul
         let rows: Arc<[LedgerRow]> = std::mem::take(&mut state.waiting).into();
         state.taken = rows.len();
         drop(state);
-        let outcome = write(rows.clone());
+        let outcome = shared.try_to_write(|| write(rows.clone()));
         let mut state = shared.state.lock();
         state.taken = 0;
         match outcome {
@@ -212,7 +237,7 @@ fn write_until_closed(shared: &Shared, write: impl Fn(Arc<[LedgerRow]>) -> Resul
             }
             Err(error) => {
                 if !std::mem::replace(&mut state.has_failed, true) {
-                    tracing::error!(%error, rows = rows.len(), "the ledger cannot be written; its rows wait in memory");
+                    tracing::error!(error, rows = rows.len(), "the ledger cannot be written; its rows wait in memory");
                 }
                 let since = std::mem::replace(&mut state.waiting, rows.to_vec());
                 state.waiting.extend(since);
@@ -278,7 +303,7 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use crate::domain::{Usage, account::ServedBy};
+    use crate::domain::{Usage, account::ServedBy, part::RESTARTS_MAX};
 
     fn open() -> (tempfile::TempDir, Arc<Store>) {
         let directory = tempfile::tempdir().unwrap();
@@ -312,9 +337,7 @@ mod tests {
 
     #[test]
     fn rows_wait_for_a_disk_that_fails_and_those_beyond_the_room_are_counted() {
-        let state = State::default();
-        let shared =
-            Shared { state: Mutex::new(state), work: Condvar::new(), written: Condvar::new(), rows_waiting_max: 3 };
+        let shared = Shared::new(State::default(), 3);
         let (answers, asked) = mpsc::channel::<Result<(), StoreError>>();
         let (written, rows_written) = mpsc::channel();
         std::thread::scope(|scope| {
@@ -342,6 +365,41 @@ mod tests {
             answers.send(Ok(())).unwrap();
         });
         assert!(shared.state.lock().is_written());
+    }
+
+    #[test]
+    fn a_writer_that_panics_loses_no_row_and_says_how_it_is() {
+        let shared = Shared::new(State::default(), 9);
+        let (answers, asked) = mpsc::channel::<bool>();
+        let (written, rows_written) = mpsc::channel();
+        std::thread::scope(|scope| {
+            let shared = &shared;
+            let write = move |rows: Arc<[LedgerRow]>| {
+                written.send(rows.len()).unwrap();
+                assert!(asked.recv().unwrap(), "asked to panic");
+                Ok(())
+            };
+            scope.spawn(move || write_until_closed(shared, write));
+            shared.record(finished(1));
+            for panics in 1..=RESTARTS_MAX + 1 {
+                assert_eq!(rows_written.recv().unwrap(), 1, "the row is still there");
+                assert_eq!(shared.part.report().failure, None, "after {} panics", panics - 1);
+                answers.send(false).unwrap();
+                // It waits before it tries again, unless there is something new to do.
+                while shared.part.report().panics < panics as u64 {
+                    std::thread::yield_now();
+                }
+                shared.work.notify_one();
+            }
+            assert_eq!(rows_written.recv().unwrap(), 1);
+            assert!(shared.part.report().failure.is_some_and(|reason| reason.contains("ledger")));
+            answers.send(true).unwrap();
+            let mut state = shared.state.lock();
+            shared.written.wait_while(&mut state, |state| !state.is_written());
+            state.closing = true;
+            shared.work.notify_one();
+        });
+        assert_eq!(shared.part.report().failure, None, "it has written since");
     }
 
     #[test]

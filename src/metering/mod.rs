@@ -4,7 +4,14 @@ pub mod ledger;
 pub mod limits;
 pub mod prices;
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    ptr,
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
+
+use parking_lot::{Condvar, Mutex};
 
 use self::{
     ledger::Ledger,
@@ -26,11 +33,23 @@ pub struct Metering {
     ledger: Arc<Ledger>,
     limits: Limits,
     started: Instant,
+    /// The accounts that will leave a row, by their addresses.
+    open: Mutex<HashMap<usize, Weak<Account>>>,
+    /// The last of them has its row.
+    none_open: Condvar,
+}
+
+/// How long [`Books::close`] waits for accounts that other threads are settling at that moment.
+const CLOSING: Duration = Duration::from_millis(200);
+
+/// Tells an account from all others while it is there.
+fn address(account: &Account) -> usize {
+    ptr::from_ref(account).addr()
 }
 
 impl Metering {
     pub fn new(prices: Arc<Prices>, ledger: Arc<Ledger>, limits: Limits) -> Self {
-        Self { prices, ledger, limits, started: Instant::now() }
+        Self { prices, ledger, limits, started: Instant::now(), open: Mutex::default(), none_open: Condvar::new() }
     }
 
     pub fn prices(&self) -> &Arc<Prices> {
@@ -47,6 +66,12 @@ impl Metering {
 }
 
 impl Books for Metering {
+    fn opened(&self, account: &Arc<Account>) {
+        if account.is_recorded() {
+            self.open.lock().insert(address(account), Arc::downgrade(account));
+        }
+    }
+
     fn admit(&self, account: &Account) -> Result<Place> {
         self.limits.admit(account.caller(), self.now())
     }
@@ -67,6 +92,70 @@ impl Books for Metering {
         self.limits.settle(account, &receipt, self.now());
         if account.is_recorded() {
             self.ledger.record(ledger::row(account, &receipt));
+            let mut open = self.open.lock();
+            open.remove(&address(account));
+            if open.is_empty() {
+                self.none_open.notify_all();
+            }
         }
+    }
+
+    fn close(&self) {
+        // Settling takes the lock.
+        let open: Vec<Arc<Account>> = self.open.lock().values().filter_map(Weak::upgrade).collect();
+        open.iter().for_each(|account| account.cut_off());
+        drop(open);
+        // An account that could not be upgraded is being settled by the thread that dropped it.
+        let until = Instant::now() + CLOSING;
+        let mut open = self.open.lock();
+        while !open.is_empty() && !self.none_open.wait_until(&mut open, until).timed_out() {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        domain::account::{Opening, ServedBy},
+        metering::limits::LimitSettings,
+        store::Store,
+    };
+
+    fn opening(request_id: &str, is_recorded: bool) -> Opening {
+        Opening {
+            request_id: request_id.to_owned(),
+            route: "POST /ask".to_owned(),
+            caller: Arc::new(Caller::local()),
+            turn: String::new(),
+            policy: None,
+            is_recorded,
+        }
+    }
+
+    #[test]
+    fn closing_the_books_gives_every_open_account_its_row_and_no_account_two() {
+        let directory = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(Arc::new(Store::open(directory.path()).unwrap())).unwrap();
+        let limits = Limits::new(LimitSettings::default());
+        let metering = Arc::new(Metering::new(Arc::default(), ledger.clone(), limits));
+        let books: Arc<dyn Books> = metering.clone();
+        let open = |id: &str, is_recorded| Account::open(books.clone(), opening(id, is_recorded));
+        drop(open("over", true));
+        let (works, unrecorded) = (open("works", true), open("looks", false));
+        let leg = works.leg("m", ServedBy::Local { device: "cpu".to_owned() });
+        leg.prompt(7, 0);
+        leg.generated();
+        books.close();
+        leg.generated();
+        books.close();
+        drop((works, leg, unrecorded));
+        assert!(metering.open.lock().is_empty());
+        assert!(ledger.flush(Duration::from_secs(60)));
+        let rows = ledger.store().ledger_rows(0, 9).unwrap();
+        let said: Vec<_> = rows
+            .iter()
+            .map(|row| (&row.request_id[..], row.outcome, row.prompt_tokens, row.completion_tokens))
+            .collect();
+        assert_eq!(said, [("over", "cancelled", 0, 0), ("works", "failed", 7, 1)]);
     }
 }

@@ -15,7 +15,7 @@ use super::Embedder;
 use crate::{
     domain::{
         EmbedInput, EmbedInputType, EmbedRequest, EmbedResponse, ModelInfo, ModelKind, Timings, account::ServedBy,
-        documents::EmbeddingIdentity,
+        documents::EmbeddingIdentity, part::Part,
     },
     engine::encoder::{EncodeRequest, EncoderConfig, EncoderHandle, EncoderStats, Foreground, Priority},
     error::{Error, ErrorKind, Result},
@@ -126,7 +126,7 @@ impl LocalEmbedder {
             ),
             dimensions: config.hidden,
         };
-        let encoder = EncoderHandle::start(Box::new(Arc::new(encoder)), settings.queue)?;
+        let encoder = EncoderHandle::start("embedding engine", Box::new(Arc::new(encoder)), settings.queue)?;
         let (texts, info, identity) = (Arc::new(texts), Arc::new(info), Arc::new(identity));
         let device = device_name(&device);
         Ok(Self { texts, encoder, info, identity, device, priority: Priority::Interactive })
@@ -149,6 +149,11 @@ impl LocalEmbedder {
 
     pub fn stats(&self) -> EncoderStats {
         self.encoder.stats()
+    }
+
+    /// What health says of the thread.
+    pub fn part(&self) -> &Arc<Part> {
+        self.encoder.part()
     }
 
     /// Refuses new requests, finishes the accepted ones within `grace`, and stops the thread.

@@ -12,7 +12,7 @@ use futures_util::future::{BoxFuture, FutureExt};
 
 use super::{Reranker, local_embedder::EmbedderSettings};
 use crate::{
-    domain::{ModelInfo, ModelKind, RerankRequest, RerankResponse, account::ServedBy},
+    domain::{ModelInfo, ModelKind, RerankRequest, RerankResponse, account::ServedBy, part::Part},
     engine::{
         StepError,
         encoder::{EncodeRequest, EncoderHandle, EncoderModel, Priority},
@@ -101,8 +101,13 @@ impl LocalReranker {
             max_tokens = info.context_length,
             "rerank model loaded"
         );
-        let encoder = EncoderHandle::start(Box::new(PairScorer { model, separator }), settings.queue)?;
+        let encoder = EncoderHandle::start("rerank engine", Box::new(PairScorer { model, separator }), settings.queue)?;
         Ok(Self { pairs: Arc::new(pairs), encoder, info: Arc::new(info), device: device_name(&device) })
+    }
+
+    /// What health says of the thread.
+    pub fn part(&self) -> &Arc<Part> {
+        self.encoder.part()
     }
 
     /// Refuses new requests, finishes the accepted ones within `grace`, and stops the thread.

@@ -3,7 +3,10 @@
 
 use std::time::Duration;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::{
+    domain::part::PartReport,
+    error::{Error, ErrorKind, Result},
+};
 
 /// Whether requests are served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +28,8 @@ pub struct HealthReport {
     pub device_in_use: String,
     /// `None` without a chat model.
     pub engine: Option<EngineReport>,
+    /// What works for as long as the server runs.
+    pub parts: Vec<PartReport>,
     pub uptime: Duration,
 }
 
@@ -55,6 +60,11 @@ impl HealthReport {
         self.engine.is_some_and(|engine| {
             engine.heartbeat_age > HEARTBEAT_AGE_MAX && (engine.running > 0 || engine.waiting > 0)
         })
+    }
+
+    /// Why a part of the server does not work, if one does not, and what to do.
+    pub fn failed_part(&self) -> Option<&str> {
+        self.parts.iter().find_map(|part| part.failure.as_deref())
     }
 }
 

@@ -1,27 +1,39 @@
 //! Jobs: work that goes on after the request that asked for it was answered, and after a restart.
 //!
-//! The store keeps them; here they are run. A [`Worker`] does the jobs of one kind, several at a time. While a job runs
-//! its lease is renewed, which is also how its worker learns that it was cancelled: the work is dropped at its next
-//! pause. What fails for a passing reason is tried again, with ever longer waits; what fails for good is given up. A
-//! process that ends leaves its jobs to the next one.
+//! The store keeps them; here they are run. A [`Worker`] does the jobs of one kind, several at a time, and holds each for
+//! as long as its attempt lasts: one that panics or is dropped lets go of it, and the job is taken again. A job that was
+//! cancelled while it ran is its worker's no more: the work is dropped at its next pause, and nothing further of it is
+//! written. What fails for a passing reason is tried again, with ever longer waits; what fails for good is given up. What
+//! the disk has no room for waits until there is room. A process that ends leaves its jobs to the next one.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
-use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::future::{BoxFuture, FutureExt, join_all};
+use parking_lot::Mutex;
 use serde_json::Value;
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+};
 
 use super::callers::Callers;
 use crate::{
-    domain::account::{Account, Books, Opening, Outcome},
+    domain::{
+        account::{Account, Books, Opening, Outcome},
+        part::{Part, PartReport, panic_message},
+    },
     error::{Error, ErrorKind, Result},
-    store::{Job, JobState, NewJob, Owned, Store, StoreError},
+    store::{Job, JobState, Lease, Leases, NewJob, Owned, Store, StoreError},
 };
 
-/// A job whose worker has been silent for this long is taken by another one.
-const LEASE: Duration = Duration::from_secs(60);
-/// How often a lease is renewed, and how soon a worker learns of a cancellation.
-const RENEWAL: Duration = Duration::from_secs(1);
+/// A worker looks this often, and at every change of any job, whether it still holds its own.
+const LOOK_AT_HOLD: Duration = Duration::from_secs(1);
+/// What a worker waits when it has panicked, or the store did not do what it had to.
+const AFTER_FAULT: Duration = Duration::from_secs(5);
+/// How long a job waits that there was no room for.
+const NO_ROOM_WAIT: Duration = Duration::from_secs(60);
+/// What workers may take to end when they are told to stop, until the store is closed without them.
+const STOPPING_MAX: Duration = Duration::from_secs(5);
 /// Idle workers look for work this often unasked: for retries whose time has come.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
 /// What is waited after each failed attempt, unless a worker has its own; after the last of them the job has failed.
@@ -33,9 +45,11 @@ const RETRIES: [Duration; 4] =
 pub enum Failure {
     /// It may go well another time.
     Passing(String),
+    /// The disk has no room for what it makes: it waits for room, however long that takes.
+    NoRoom(String),
     /// It will not.
     Lasting(String),
-    /// The work is no longer wanted.
+    /// The work is no longer wanted: what it was about is not there any more.
     Moot,
     /// The server is shutting down: the job stays as it is, for the next process.
     Interrupted,
@@ -49,7 +63,7 @@ pub trait Worker: Send + Sync + 'static {
     /// Does one job, from its beginning; an earlier attempt may have been cut off anywhere. Dropped, it stops.
     fn work(&self, job: Job, progress: Progress) -> BoxFuture<'_, Result<Value, Failure>>;
 
-    /// The job has failed for good, for this reason.
+    /// The job has failed for good, for this reason. Called where blocking is allowed.
     fn given_up(&self, _job: &Job, _reason: &str) {}
 
     /// What is waited after each attempt that failed for a passing reason; after the last of them the job has failed.
@@ -83,9 +97,13 @@ impl Progress {
     }
 }
 
-/// The jobs of a store, and who works at them.
+/// The jobs of a store, and who works at them. There is one for a store.
 pub struct Jobs {
     store: Arc<Store>,
+    leases: Leases,
+    /// The tasks of each kind, as health sees them.
+    parts: Mutex<Vec<Arc<Part>>>,
+    tasks: Mutex<Vec<JoinHandle<()>>>,
     callers: Arc<Callers>,
     books: Arc<dyn Books>,
     new_work: Notify,
@@ -104,7 +122,8 @@ impl Jobs {
     pub fn new(store: Arc<Store>, callers: Arc<Callers>, books: Arc<dyn Books>) -> Arc<Self> {
         let (changed, _) = watch::channel(0);
         let (stopping, _) = watch::channel(false);
-        Arc::new(Self { store, callers, books, new_work: Notify::new(), changed, stopping })
+        let (leases, parts, tasks) = (Leases::default(), Mutex::default(), Mutex::default());
+        Arc::new(Self { store, leases, parts, tasks, callers, books, new_work: Notify::new(), changed, stopping })
     }
 
     /// The jobs that are done in this caller's name.
@@ -134,10 +153,18 @@ impl Jobs {
 
     /// Starts `count` tasks that do the jobs of this worker until [`Self::stop`].
     pub fn start(self: &Arc<Self>, worker: Arc<dyn Worker>, count: usize) {
+        let part = Part::new(format!("work at `{}` jobs", worker.kind()));
+        self.parts.lock().push(part.clone());
         for _ in 0..count {
-            let (this, worker) = (self.clone(), worker.clone());
-            tokio::spawn(async move { this.run(worker).await });
+            let (this, worker, part) = (self.clone(), worker.clone(), part.clone());
+            let task = tokio::spawn(async move { this.run_guarded(worker, &part).await });
+            self.tasks.lock().push(task);
         }
+    }
+
+    /// What health says of the workers.
+    pub fn parts(&self) -> Vec<PartReport> {
+        self.parts.lock().iter().map(|part| part.report()).collect()
     }
 
     /// Takes no more work, and drops what runs: the next process goes on with it.
@@ -145,12 +172,38 @@ impl Jobs {
         self.stopping.send_replace(true);
     }
 
+    /// [`Self::stop`], and waits until the workers have written down how their attempts ended.
+    pub async fn stop_and_wait(&self) {
+        self.stop();
+        let tasks = std::mem::take(&mut *self.tasks.lock());
+        if tokio::time::timeout(STOPPING_MAX, join_all(tasks)).await.is_err() {
+            tracing::warn!("a job does not let itself be stopped; it is begun again at the next start");
+        }
+    }
+
     /// Whether [`Self::stop`] was called, and when it is.
     pub fn stopping(&self) -> watch::Receiver<bool> {
         self.stopping.subscribe()
     }
 
-    async fn run(self: Arc<Self>, worker: Arc<dyn Worker>) {
+    /// A panic outside of an attempt ends neither the task nor its turn at later jobs. What it held is free by then.
+    async fn run_guarded(self: Arc<Self>, worker: Arc<dyn Worker>, part: &Part) {
+        let mut stopping = self.stopping.subscribe();
+        while let Err(panic) = AssertUnwindSafe(self.run(&worker, part)).catch_unwind().await {
+            part.panicked(&*panic);
+            self.look();
+            self.pause(&mut stopping).await;
+        }
+    }
+
+    async fn pause(&self, stopping: &mut watch::Receiver<bool>) {
+        tokio::select! {
+            () = tokio::time::sleep(AFTER_FAULT) => {}
+            _ = stopping.wait_for(|is_stopping| *is_stopping) => {}
+        }
+    }
+
+    async fn run(self: &Arc<Self>, worker: &Arc<dyn Worker>, part: &Part) {
         let mut stopping = self.stopping.subscribe();
         while !*stopping.borrow_and_update() {
             let woken = self.new_work.notified();
@@ -158,10 +211,13 @@ impl Jobs {
             // From here on a wake-up counts, also one that comes while the store is asked.
             woken.as_mut().enable();
             let (this, kind) = (self.clone(), worker.kind());
-            let leased = blocking(move || this.store.lease_job(kind, LEASE.as_millis() as i64)).await;
-            match leased {
-                Ok(Some(job)) => self.attempt(&*worker, job, &mut stopping).await,
+            match blocking(move || this.store.lease_job(kind, &this.leases)).await {
+                Ok(Some((job, lease))) => {
+                    self.attempt(worker, job, lease, &mut stopping).await;
+                    part.works();
+                }
                 Ok(None) => {
+                    part.works();
                     tokio::select! {
                         () = woken => {}
                         () = tokio::time::sleep(IDLE_LOOK) => {}
@@ -170,46 +226,71 @@ impl Jobs {
                 }
                 Err(error) => {
                     tracing::error!(kind, ?error, "no job can be taken");
-                    tokio::select! {
-                        () = tokio::time::sleep(LEASE) => {}
-                        _ = stopping.changed() => {}
-                    }
+                    self.pause(&mut stopping).await;
                 }
             }
         }
     }
 
-    async fn attempt(self: &Arc<Self>, worker: &dyn Worker, job: Job, stopping: &mut watch::Receiver<bool>) {
+    async fn attempt(
+        self: &Arc<Self>,
+        worker: &Arc<dyn Worker>,
+        job: Job,
+        lease: Lease,
+        stopping: &mut watch::Receiver<bool>,
+    ) {
         let account = self.open_account(&job).await;
         let progress = Progress { jobs: self.clone(), job: job.clone(), account: account.clone() };
         // A panic ends the attempt and not the worker, which has other jobs to do.
         let work = AssertUnwindSafe(async { worker.work(job.clone(), progress).await }).catch_unwind();
         let outcome = tokio::select! {
-            outcome = work => outcome.unwrap_or_else(|panic| Err(Failure::Passing(panic_reason(&*panic)))),
-            () = self.hold(&job) => Err(Failure::Moot),
-            _ = stopping.changed() => Err(Failure::Interrupted),
+            outcome = work => Some(outcome.unwrap_or_else(|panic| Err(Failure::Passing(panic_reason(&*panic))))),
+            () = self.is_lost(&job) => None,
+            _ = stopping.changed() => Some(Err(Failure::Interrupted)),
         };
-        account.ended(how_it_ended(&outcome), None);
+        account.ended(outcome.as_ref().map_or(Outcome::Cancelled, how_it_ended), None);
         let ended = match outcome {
-            Ok(result) => self.end(&job, move |store, job| store.finish_job(job, result)).await,
-            Err(Failure::Interrupted) => self.end(&job, Store::forget_attempt).await,
-            Err(Failure::Moot) => self.end(&job, |store, job| store.of(&job.owner).cancel_job(&job.id)).await,
-            Err(Failure::Passing(reason)) if job.attempts as usize <= worker.retries().len() => {
+            // It has ended, or another worker holds it: nothing is written.
+            None => Ok(false),
+            Some(Ok(result)) => self.end(&job, move |store, job| store.finish_job(job, result)).await,
+            Some(Err(Failure::Interrupted)) => {
+                let forgotten = self.end(&job, Store::forget_attempt).await;
+                // The process is about to end, and if it is not, nothing is to be hurried.
+                self.pause(stopping).await;
+                forgotten
+            }
+            Some(Err(Failure::NoRoom(reason))) => {
+                tracing::warn!(job = job.id, kind = job.kind, reason, retry_in = ?NO_ROOM_WAIT, "a job waits for room");
+                let wait = NO_ROOM_WAIT.as_millis() as i64;
+                self.end(&job, move |store, job| store.put_off_job(job, &reason, wait)).await
+            }
+            Some(Err(Failure::Moot)) => self.end(&job, Store::drop_job).await,
+            Some(Err(Failure::Passing(reason))) if job.attempts as usize <= worker.retries().len() => {
                 let wait = worker.retries()[(job.attempts as usize).saturating_sub(1)];
                 tracing::warn!(job = job.id, kind = job.kind, reason, retry_in = ?wait, "a job's attempt failed");
                 let after = wait.as_millis() as i64;
                 self.end(&job, move |store, job| store.fail_job(job, &reason, Some(after))).await
             }
-            Err(Failure::Passing(reason) | Failure::Lasting(reason)) => {
+            Some(Err(Failure::Passing(reason) | Failure::Lasting(reason))) => {
                 tracing::warn!(job = job.id, kind = job.kind, reason, "a job failed");
-                worker.given_up(&job, &reason);
-                self.end(&job, move |store, job| store.fail_job(job, &reason, None)).await
+                let worker = worker.clone();
+                let fail = move |store: &Store, job: &Job| {
+                    let has_failed = store.fail_job(job, &reason, None)?;
+                    // Only who holds the job may say what comes of it.
+                    if has_failed {
+                        worker.given_up(job, &reason);
+                    }
+                    Ok(has_failed)
+                };
+                self.end(&job, fail).await
             }
         };
         if let Err(error) = ended {
             tracing::error!(job = job.id, %error, "how a job ended could not be stored; it will be done again");
+            self.pause(stopping).await;
         }
-        // Another one may follow it.
+        // Now it can be taken again, if it has not ended; and another one may follow it.
+        drop(lease);
         self.look();
     }
 
@@ -226,21 +307,24 @@ impl Jobs {
         Account::open(self.books.clone(), opening)
     }
 
+    /// Stores how an attempt ended. `false` if the job was not this worker's any more.
     async fn end(
         self: &Arc<Self>,
         job: &Job,
         how: impl FnOnce(&Store, &Job) -> Result<bool, StoreError> + Send + 'static,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let (this, job) = (self.clone(), job.clone());
-        blocking(move || how(&this.store, &job)).await.map(drop)
+        blocking(move || how(&this.store, &job)).await
     }
 
-    /// Keeps a job's lease for as long as it is this worker's; resolves when it is not any more.
-    async fn hold(self: &Arc<Self>, job: &Job) {
+    /// Resolves when a job is not this worker's any more: it was cancelled.
+    async fn is_lost(self: &Arc<Self>, job: &Job) {
+        let mut changes = self.changes();
         loop {
-            tokio::time::sleep(RENEWAL).await;
+            // A change of any job, or none for a while: both are reasons to look.
+            let _any = tokio::time::timeout(LOOK_AT_HOLD, changes.changed()).await;
             let (this, job) = (self.clone(), job.clone());
-            if let Ok(false) = blocking(move || this.store.renew_job(&job, LEASE.as_millis() as i64)).await {
+            if let Ok(false) = blocking(move || this.store.holds_job(&job)).await {
                 return;
             }
         }
@@ -319,7 +403,7 @@ impl OwnedJobs<'_> {
 fn how_it_ended(outcome: &Result<Value, Failure>) -> Outcome {
     match outcome {
         Ok(_) => Outcome::Finished,
-        Err(Failure::Passing(_) | Failure::Lasting(_)) => Outcome::Failed,
+        Err(Failure::Passing(_) | Failure::NoRoom(_) | Failure::Lasting(_)) => Outcome::Failed,
         Err(Failure::Moot | Failure::Interrupted) => Outcome::Cancelled,
     }
 }
@@ -340,8 +424,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 }
 
 fn panic_reason(panic: &(dyn std::any::Any + Send)) -> String {
-    let message = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("a fault of Hearth's own: {}", message.unwrap_or("a panic without a message"))
+    format!("a fault of Hearth's own: {}", panic_message(panic))
 }
 
 fn not_found(what: &str, id: &str) -> Error {
@@ -372,73 +455,4 @@ pub(super) fn told(error: StoreError) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use serde_json::json;
-
-    use super::*;
-    use crate::domain::{LOCAL, account::NoBooks};
-
-    /// Panics at its first job, does the second, and is interrupted at the third.
-    #[derive(Debug, Default)]
-    struct Clumsy(AtomicUsize);
-
-    impl Worker for Clumsy {
-        fn kind(&self) -> &'static str {
-            "clumsy"
-        }
-
-        fn work(&self, job: Job, progress: Progress) -> BoxFuture<'_, Result<Value, Failure>> {
-            let turn = self.0.fetch_add(1, Ordering::Relaxed);
-            assert_ne!(turn, 0, "not my day");
-            async move {
-                progress.report(json!({"turn": turn})).await;
-                if job.payload == json!("endless") { std::future::pending().await } else { Ok(json!(turn)) }
-            }
-            .boxed()
-        }
-
-        fn retries(&self) -> &[Duration] {
-            &[]
-        }
-    }
-
-    async fn ended(jobs: &Arc<Jobs>, id: &str) -> Job {
-        let mut changes = jobs.changes();
-        loop {
-            changes.mark_unchanged();
-            let job = jobs.of(LOCAL).find("clumsy", id).await.unwrap();
-            if has_ended(&job) {
-                return job;
-            }
-            changes.changed().await.unwrap();
-        }
-    }
-
-    #[tokio::test]
-    async fn a_panic_fails_its_job_alone_and_a_stop_leaves_the_job_as_it_is() {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Arc::new(Store::open(directory.path()).unwrap());
-        let jobs = Jobs::new(store.clone(), Callers::new(store), Arc::new(NoBooks));
-        jobs.start(Arc::new(Clumsy::default()), 1);
-        let first = jobs.of(LOCAL).enqueue("clumsy", json!(1)).await.unwrap();
-        let reason = "a fault of Hearth's own: assertion `left != right` failed: not my day";
-        assert!(matches!(ended(&jobs, &first.id).await.state, JobState::Failed { error } if error.starts_with(reason)));
-        let second = jobs.of(LOCAL).enqueue("clumsy", json!(2)).await.unwrap();
-        assert_eq!(ended(&jobs, &second.id).await.state, JobState::Done { result: json!(1) });
-
-        let third = jobs.of(LOCAL).enqueue("clumsy", json!("endless")).await.unwrap();
-        let mut changes = jobs.changes();
-        while jobs.of(LOCAL).events(&third.id, 0).await.unwrap().is_empty() {
-            changes.changed().await.unwrap();
-        }
-        assert_eq!(jobs.of(LOCAL).find("clumsy", &third.id).await.unwrap().attempts, 1);
-        jobs.stop();
-        while jobs.of(LOCAL).find("clumsy", &third.id).await.unwrap().attempts != 0 {
-            changes.changed().await.unwrap();
-        }
-        assert_eq!(jobs.of(LOCAL).find("clumsy", &third.id).await.unwrap().state, JobState::Running);
-        assert_eq!(jobs.num_unended("clumsy").await.unwrap(), 1);
-    }
-}
+mod tests;

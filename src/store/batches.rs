@@ -44,10 +44,11 @@ fn attach(transaction: &Transaction<'_>, owner: &str, collection_id: &str, membe
          WHERE collection_id = ? AND file_id = ? AND status IN ('processing', 'ready')",
         params![to_json(attributes), now_ms(), collection_id, file_id],
     )?;
-    if changed == 0 {
-        documents::enqueue(transaction, collection_id, file_id, attributes, None)?;
+    if changed > 0 {
+        documents::ensure_job(transaction, collection_id, file_id)
+    } else {
+        documents::enqueue(transaction, collection_id, file_id, attributes, None)
     }
-    Ok(())
 }
 
 fn find(connection: &Connection, owner: &str, collection_id: &str, id: &str) -> Result<Batch> {

@@ -1,5 +1,7 @@
 //! Documents: files as members of collections, and the change from one version to the next.
 
+use std::collections::{HashMap, HashSet};
+
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use serde_json::json;
 
@@ -136,6 +138,16 @@ pub(super) fn enqueue(
         superseded.extend(superseded_by(transaction, collection_id, old)?);
         superseded.retain(|id| id != file_id);
     }
+    enqueue_ingest(transaction, collection_id, file_id, &superseded)
+}
+
+/// The job that reads a document.
+fn enqueue_ingest(
+    transaction: &Transaction<'_>,
+    collection_id: &str,
+    file_id: &str,
+    superseded: &[String],
+) -> Result<()> {
     let payload = json!({"collection_id": collection_id, "file_id": file_id, "supersedes": superseded});
     let owned = "SELECT owner FROM collections WHERE id = ?";
     let owner: String = transaction.query_row(owned, [collection_id], |row| row.get(0))?;
@@ -147,6 +159,57 @@ pub(super) fn enqueue(
 fn stored_bytes(chunks: &[NewChunk]) -> u64 {
     chunks.iter().map(|chunk| 2 * (chunk.text.len() + chunk.heading.len()) + 4 * chunk.vector.len() + 64).sum::<usize>()
         as u64
+}
+
+/// A document that is to be read gets a job, if it has none that has not ended.
+pub(super) fn ensure_job(transaction: &Transaction<'_>, collection_id: &str, file_id: &str) -> Result<()> {
+    let without = "SELECT count(*) FROM documents
+         WHERE collection_id = ?2 AND file_id = ?3 AND status = 'processing' AND NOT EXISTS (
+            SELECT 1 FROM jobs WHERE kind = ?1 AND state IN ('queued', 'running') AND
+                payload ->> 'collection_id' = ?2 AND payload ->> 'file_id' = ?3)";
+    if transaction.query_row(without, [INGEST, collection_id, file_id], |row| row.get::<_, u64>(0))? > 0 {
+        let superseded = superseded_by(transaction, collection_id, file_id)?;
+        enqueue_ingest(transaction, collection_id, file_id, &superseded)?;
+    }
+    Ok(())
+}
+
+/// [`ensure_job`] for all documents; returns how many got one. Each table is read once, however many there are.
+pub(super) fn enqueue_unread(transaction: &Transaction<'_>) -> Result<usize> {
+    type Key = (String, String);
+    let key = |row: &Row<'_>| Ok::<Key, rusqlite::Error>((row.get(0)?, row.get(1)?));
+    let of_job = "payload ->> 'collection_id' AS of_collection, payload ->> 'file_id' AS of_file";
+    let mut processing = transaction.prepare(
+        "SELECT collection_id, file_id FROM documents WHERE status = 'processing' ORDER BY created, file_id",
+    )?;
+    let mut unread: Vec<Key> = processing.query_map([], key)?.collect::<rusqlite::Result<_>>()?;
+    if unread.is_empty() {
+        return Ok(0);
+    }
+    let mut unended = transaction.prepare(&format!(
+        "SELECT {of_job} FROM jobs WHERE kind = ? AND state IN ('queued', 'running') AND
+            of_collection IS NOT NULL AND of_file IS NOT NULL"
+    ))?;
+    let unended: HashSet<Key> = unended.query_map([INGEST], key)?.collect::<rusqlite::Result<_>>()?;
+    unread.retain(|document| !unended.contains(document));
+    if unread.is_empty() {
+        return Ok(0);
+    }
+    let mut superseded: HashMap<Key, Vec<String>> = HashMap::new();
+    let mut earlier = transaction.prepare(&format!(
+        "SELECT DISTINCT {of_job}, old.value FROM jobs, json_each(jobs.payload, '$.supersedes') AS old
+         WHERE kind = ? AND of_collection IS NOT NULL AND of_file IS NOT NULL"
+    ))?;
+    for row in earlier.query_map([INGEST], |row| Ok((key(row)?, row.get(2)?)))? {
+        let (document, old) = row?;
+        superseded.entry(document).or_default().push(old);
+    }
+    for document in &unread {
+        let (collection_id, file_id) = document;
+        let superseded = superseded.remove(document).unwrap_or_default();
+        enqueue_ingest(transaction, collection_id, file_id, &superseded)?;
+    }
+    Ok(unread.len())
 }
 
 impl Owned<'_> {
@@ -179,6 +242,7 @@ impl Owned<'_> {
                  documents.status IN ('processing', 'ready') LIMIT 1"
             );
             if let Some(known) = transaction.query_row(&same_bytes, [&collection_id, &file_id], read_row).optional()? {
+                ensure_job(transaction, &collection_id, &known.file_id)?;
                 return Ok(Upload::Known(known));
             }
             enqueue(transaction, &collection_id, &file_id, &attributes, supersedes.as_deref())?;
@@ -257,6 +321,20 @@ impl Owned<'_> {
                 params![name, code, reason, now_ms(), collection_id, file_id],
             )?;
             find(transaction, &owner, &collection_id, &file_id)
+        })
+    }
+
+    /// A document that is being read could not be. `false`, and nothing has changed, if it is not being read any more: it
+    /// was cancelled or deleted meanwhile. An earlier version stays searchable.
+    pub fn fail_document(&self, collection_id: &str, file_id: &str, code: &str, reason: &str) -> Result<bool> {
+        let (owner, collection_id, file_id) = self.owned_key(collection_id, file_id);
+        let (code, reason) = (code.to_owned(), reason.to_owned());
+        self.store.write(move |transaction| {
+            let fail = "UPDATE documents SET status = 'failed', error_code = ?, error_reason = ?, updated = ?
+                 WHERE collection_id = ? AND file_id = ? AND status = 'processing' AND
+                    collection_id IN (SELECT id FROM collections WHERE owner = ?)";
+            let failed = transaction.execute(fail, params![code, reason, now_ms(), collection_id, file_id, owner])?;
+            Ok(failed > 0)
         })
     }
 

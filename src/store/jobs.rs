@@ -1,14 +1,19 @@
 //! Jobs: work that outlives the request that asked for it, and the process.
 //!
-//! A worker takes a job for a time (its lease) and renews the lease while it works. A worker that died leaves a lease
-//! that runs out, and the job is taken again, up to a number of attempts with ever longer waits between them. What a
-//! job says of its progress is kept in order, for whoever comes late. What is to be done when a job has ended, such as
+//! A worker that takes a job gets a [`Lease`] with it and holds the job until the lease is dropped, however that comes
+//! about. Leases are in memory and know no clock: no other process has the store, so a job that runs without a lease has lost
+//! its worker, in this process or with the one before it, and the next worker takes it. The number of its attempt tells the
+//! holder from those that held it before: what they still have to say of the job is not heard. What a
+//! job says of its progress is kept in order. What is to be done when a job has ended, such as
 //! telling somebody, is another job that begins in the same transaction.
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use std::{collections::HashSet, sync::Arc};
+
+use parking_lot::Mutex;
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 use serde_json::{Value, json};
 
-use super::{Owned, Result, Store, StoreError, new_id, now_ms};
+use super::{Owned, Result, Store, StoreError, documents, new_id, now_ms};
 
 /// Work to be done.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -88,6 +93,12 @@ pub(super) fn enqueue(connection: &Connection, owner: &str, job: &NewJob) -> Res
     find(connection, &id)
 }
 
+/// Whether this attempt at a job is the one that runs.
+fn is_held(connection: &Connection, job: &Job) -> Result<bool> {
+    let held = "SELECT count(*) FROM jobs WHERE id = ? AND attempts = ? AND state = 'running'";
+    Ok(connection.query_row(held, params![job.id, job.attempts], |row| row.get::<_, u64>(0))? > 0)
+}
+
 /// A job has ended: what follows it is to be done.
 fn enqueue_follower(connection: &Connection, id: &str) -> Result<()> {
     let asked = "SELECT followed_by, owner FROM jobs WHERE id = ?";
@@ -99,51 +110,86 @@ fn enqueue_follower(connection: &Connection, id: &str) -> Result<()> {
     Ok(())
 }
 
+/// Which jobs are held by workers of this process. There is one for a store; clones are the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Leases(Arc<Mutex<HashSet<String>>>);
+
+impl Leases {
+    /// `None` if another worker holds the job.
+    fn take(&self, id: &str) -> Option<Lease> {
+        self.0.lock().insert(id.to_owned()).then(|| Lease { leases: self.clone(), id: id.to_owned() })
+    }
+}
+
+/// A worker's hold on a job. Dropping it lets the job be taken again, if it has not ended.
+#[derive(Debug)]
+pub struct Lease {
+    leases: Leases,
+    id: String,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.leases.0.lock().remove(&self.id);
+    }
+}
+
 /// How long a job that has ended is remembered.
 const REMEMBERED_MS: i64 = 30 * 24 * 3600 * 1000;
 
+/// The job of a kind that is to be done next, and the lease on it: first those that have lost their worker.
+fn next_job(transaction: &Transaction<'_>, kind: &str, leases: &Leases) -> Result<Option<(String, Lease)>> {
+    let lost = "SELECT id FROM jobs WHERE kind = ?1 AND state = 'running' ORDER BY run_after, id";
+    // A job whose last change lies in the future was put off before the clock was set back. It may be taken at once, so that no
+    // wait becomes longer than intended.
+    let waiting = "SELECT id FROM jobs WHERE kind = ?1 AND state = 'queued' AND (run_after <= ?2 OR updated > ?2)
+         ORDER BY run_after, id";
+    let now = now_ms();
+    for (query, parameters) in [(lost, params![kind]), (waiting, params![kind, now])] {
+        let mut query = transaction.prepare(query)?;
+        let mut rows = query.query(parameters)?;
+        while let Some(row) = rows.next()? {
+            let id: String = row.get(0)?;
+            if let Some(lease) = leases.take(&id) {
+                return Ok(Some((id, lease)));
+            }
+        }
+    }
+    Ok(None)
+}
+
 impl Store {
-    /// No other process has this store: whatever ran here before runs no more and can be taken again. Jobs that ended
-    /// long ago are forgotten.
+    /// No other process has this store: what ran here before runs no more and will be taken again. A document that is to be
+    /// read and has lost its job gets another one. Jobs that ended long ago are forgotten.
     pub(super) fn take_over_jobs(&self) -> Result<()> {
-        self.write(move |transaction| {
-            let now = now_ms();
-            transaction.execute("UPDATE jobs SET leased_until = 0 WHERE state = 'running'", [])?;
+        let unread = self.write_essential(|transaction| {
+            // What a document was to take the place of stands in its earlier jobs.
+            let unread = documents::enqueue_unread(transaction)?;
             let forget = "DELETE FROM jobs WHERE state IN ('done', 'failed', 'cancelled') AND updated < ?";
-            transaction.execute(forget, [now - REMEMBERED_MS])?;
-            Ok(())
+            transaction.execute(forget, [now_ms() - REMEMBERED_MS])?;
+            Ok(unread)
+        })?;
+        if unread > 0 {
+            tracing::warn!(documents = unread, "documents were waiting to be read without a job; they have one now");
+        }
+        Ok(())
+    }
+
+    /// Takes the job of a kind that has lost its worker, or else the one that has waited longest. `None` if there is
+    /// nothing to do now. The job is the caller's for as long as the lease is there.
+    pub fn lease_job(&self, kind: &str, leases: &Leases) -> Result<Option<(Job, Lease)>> {
+        let (kind, leases) = (kind.to_owned(), leases.clone());
+        self.write(move |transaction| {
+            let Some((id, lease)) = next_job(transaction, &kind, &leases)? else { return Ok(None) };
+            let take = "UPDATE jobs SET state = 'running', attempts = attempts + 1, updated = ? WHERE id = ?";
+            transaction.execute(take, params![now_ms(), id])?;
+            Ok(Some((find(transaction, &id)?, lease)))
         })
     }
 
-    /// Takes the job of a kind that has waited longest, or one whose worker has not renewed its lease. `None` if
-    /// there is nothing to do now.
-    pub fn lease_job(&self, kind: &str, lease_ms: i64) -> Result<Option<Job>> {
-        let kind = kind.to_owned();
-        self.write(move |transaction| {
-            let now = now_ms();
-            let waiting = "SELECT id FROM jobs WHERE kind = ?1 AND (
-                    (state = 'queued' AND run_after <= ?2) OR (state = 'running' AND leased_until < ?2))
-                 ORDER BY run_after, id LIMIT 1";
-            let Some(id) = transaction.query_row(waiting, params![kind, now], |row| row.get::<_, String>(0)).optional()?
-            else {
-                return Ok(None);
-            };
-            transaction.execute(
-                "UPDATE jobs SET state = 'running', attempts = attempts + 1, leased_until = ?, updated = ? WHERE id = ?",
-                params![now + lease_ms, now, id],
-            )?;
-            find(transaction, &id).map(Some)
-        })
-    }
-
-    /// Renews the lease of a running job. `false` if it runs no more: cancelled, or taken by another worker since; its
-    /// worker stops.
-    pub fn renew_job(&self, job: &Job, lease_ms: i64) -> Result<bool> {
-        let (id, attempts) = (job.id.clone(), job.attempts);
-        self.write(move |transaction| {
-            let renew = "UPDATE jobs SET leased_until = ? WHERE id = ? AND attempts = ? AND state = 'running'";
-            Ok(transaction.execute(renew, params![now_ms() + lease_ms, id, attempts])? > 0)
-        })
+    /// Whether this attempt at a job is the one that runs: it is not once the job was cancelled.
+    pub fn holds_job(&self, job: &Job) -> Result<bool> {
+        self.read(|connection| is_held(connection, job))
     }
 
     /// Ends a job that this worker holds. `false` if it holds it no more.
@@ -161,7 +207,7 @@ impl Store {
     }
 
     /// Says that an attempt failed: the job waits for another one, or with `retry_after_ms` of `None` has failed for
-    /// good.
+    /// good. `false` if this worker holds it no more.
     pub fn fail_job(&self, job: &Job, error: &str, retry_after_ms: Option<i64>) -> Result<bool> {
         let (id, attempts, error) = (job.id.clone(), job.attempts, error.to_owned());
         self.write(move |transaction| {
@@ -178,13 +224,38 @@ impl Store {
         })
     }
 
-    /// An attempt was broken off by no fault of the job's: it does not count. The lease stays, so that the process
-    /// that is about to end does not take the job again.
+    /// Cancels a job that this worker holds and whose work has become moot. `false` if the worker holds it no more.
+    pub fn drop_job(&self, job: &Job) -> Result<bool> {
+        let (id, attempts) = (job.id.clone(), job.attempts);
+        self.write(move |transaction| {
+            let drop = "UPDATE jobs SET state = 'cancelled', updated = ?
+                 WHERE id = ? AND attempts = ? AND state = 'running'";
+            let ended = transaction.execute(drop, params![now_ms(), id, attempts])? > 0;
+            if ended {
+                enqueue_follower(transaction, &id)?;
+            }
+            Ok(ended)
+        })
+    }
+
+    /// An attempt was broken off by no fault of the job's: it does not count. The job still runs.
     pub fn forget_attempt(&self, job: &Job) -> Result<bool> {
         let (id, attempts) = (job.id.clone(), job.attempts);
         self.write(move |transaction| {
             let forget = "UPDATE jobs SET attempts = attempts - 1 WHERE id = ? AND attempts = ? AND state = 'running'";
             Ok(transaction.execute(forget, params![id, attempts])? > 0)
+        })
+    }
+
+    /// Puts a job off that there is no room for: the attempt does not count. `false` if this worker holds it no more.
+    pub fn put_off_job(&self, job: &Job, reason: &str, for_ms: i64) -> Result<bool> {
+        let (id, attempts, reason) = (job.id.clone(), job.attempts, reason.to_owned());
+        self.write(move |transaction| {
+            let now = now_ms();
+            let put_off =
+                "UPDATE jobs SET state = 'queued', attempts = attempts - 1, error = ?, run_after = ?, updated = ?
+                 WHERE id = ? AND attempts = ? AND state = 'running'";
+            Ok(transaction.execute(put_off, params![reason, now + for_ms, now, id, attempts])? > 0)
         })
     }
 
@@ -199,16 +270,15 @@ impl Store {
     /// Adds to what a job has said; returns the event's number, from 0, or `None` if this worker holds the job no
     /// more: what has ended says nothing further.
     pub fn add_job_event(&self, job: &Job, event: &Value) -> Result<Option<u64>> {
-        let (id, attempts, event) = (job.id.clone(), job.attempts, event.to_string());
+        let (job, event) = (job.clone(), event.to_string());
         self.write(move |transaction| {
-            let holds = "SELECT count(*) FROM jobs WHERE id = ? AND attempts = ? AND state = 'running'";
-            if transaction.query_row(holds, params![id, attempts], |row| row.get::<_, u64>(0))? == 0 {
+            if !is_held(transaction, &job)? {
                 return Ok(None);
             }
             let next = "SELECT coalesce(max(number) + 1, 0) FROM job_events WHERE job_id = ?";
-            let number: u64 = transaction.query_row(next, [&id], |row| row.get(0))?;
+            let number: u64 = transaction.query_row(next, [&job.id], |row| row.get(0))?;
             let insert = "INSERT INTO job_events (job_id, number, event, created) VALUES (?, ?, ?, ?)";
-            transaction.execute(insert, params![id, number, event, now_ms()])?;
+            transaction.execute(insert, params![job.id, number, event, now_ms()])?;
             Ok(Some(number))
         })
     }
@@ -217,7 +287,7 @@ impl Store {
 impl Owned<'_> {
     pub fn enqueue(&self, job: NewJob) -> Result<Job> {
         let owner = self.owner.to_owned();
-        self.store.write(move |transaction| enqueue(transaction, &owner, &job))
+        self.store.grow(0, move |transaction| enqueue(transaction, &owner, &job))
     }
 
     /// Ends a job that has not ended. `false` if it has.
@@ -226,7 +296,7 @@ impl Owned<'_> {
     /// [`StoreError::NotFound`]
     pub fn cancel_job(&self, id: &str) -> Result<bool> {
         let (owner, id) = (self.owner.to_owned(), id.to_owned());
-        self.store.write(move |transaction| {
+        self.store.write_essential(move |transaction| {
             find_owned(transaction, &owner, &id)?;
             let cancel =
                 "UPDATE jobs SET state = 'cancelled', updated = ? WHERE id = ? AND state IN ('queued', 'running')";
@@ -268,3 +338,6 @@ impl Owned<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -41,7 +41,7 @@ pub use self::{
     batches::{Batch, Member},
     documents::{INGEST, Replaced, Upload},
     files::Incoming,
-    jobs::{Job, JobState, NewJob},
+    jobs::{Job, JobState, Lease, Leases, NewJob},
     keys::{KeyTable, StoredKey},
     ledger::{GroupBy, LedgerRow, LedgerTotals, UsageGroup, UsageQuery},
     owned::Owned,

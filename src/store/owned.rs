@@ -69,7 +69,7 @@ mod tests {
             LOCAL,
             documents::{DocumentStatus, EmbeddingIdentity, NewChunk, StoredFile},
         },
-        store::{DATABASE, INGEST, JobState, Member, NewJob, Upload, configure, recover, schema},
+        store::{DATABASE, INGEST, Job, JobState, Leases, Member, NewJob, Upload, configure, recover, schema},
     };
 
     fn file(own: Owned<'_>, name: &str, bytes: &[u8]) -> StoredFile {
@@ -108,7 +108,8 @@ mod tests {
         a.add_document(&docs.id, &waiting.id, BTreeMap::new(), None).unwrap();
         let work = NewJob { kind: "analysis".into(), payload: json!({}), followed_by: None };
         let job = a.enqueue(work).unwrap();
-        let leased = store.lease_job("analysis", 60_000).unwrap().unwrap();
+        let leases = Leases::default();
+        let (leased, _lease) = store.lease_job("analysis", &leases).unwrap().unwrap();
         store.add_job_event(&leased, &json!({"step": 0})).unwrap();
         let of_a = || {
             let documents = a.documents(&docs.id).unwrap();
@@ -138,6 +139,7 @@ mod tests {
         absent(b.delete_document(&docs.id, &stored.id), "document");
         absent(b.replace_chunks(&docs.id, &stored.id, vec![chunk()], &[]), "document");
         absent(b.set_document_status(&docs.id, &stored.id, DocumentStatus::Cancelled), "document");
+        assert!(!b.fail_document(&docs.id, &waiting.id, "server_error", "not theirs to say").unwrap());
         absent(b.set_document_attributes(&docs.id, &stored.id, BTreeMap::new()), "document");
         absent(b.batch(&docs.id, &batch.id), "file batch");
         absent(b.cancel_batch(&docs.id, &batch.id), "file batch");
@@ -166,11 +168,9 @@ mod tests {
         assert_eq!(a.job_events(&job.id, 0).unwrap().len(), 1);
         assert!(store.file_path(&stored.id).exists());
         // What deletes another's document would have ended its reading.
-        let read: Vec<String> = std::iter::from_fn(|| store.lease_job(INGEST, 60_000).unwrap())
-            .filter(|job| job.owner == "a")
-            .map(|job| job.payload["file_id"].as_str().unwrap().to_owned())
-            .collect();
-        assert!(read.contains(&waiting.id), "{read:?}");
+        let taken: Vec<_> = std::iter::from_fn(|| store.lease_job(INGEST, &leases).unwrap()).collect();
+        let is_read = |job: &Job| job.owner == "a" && job.payload["file_id"] == waiting.id.as_str();
+        assert!(taken.iter().any(|(job, _)| is_read(job)), "{taken:?}");
     }
 
     #[test]
@@ -208,7 +208,7 @@ mod tests {
         assert_eq!(own.file("file-1").unwrap().bytes, 4);
         assert!(store.file_path("file-1").exists());
         assert_eq!(own.jobs("analysis", 9).unwrap().len(), 1);
-        let leased = store.lease_job(INGEST, 60_000).unwrap().unwrap();
+        let (leased, _lease) = store.lease_job(INGEST, &Leases::default()).unwrap().unwrap();
         assert_eq!((&leased.id[..], &leased.owner[..]), ("job_1", LOCAL));
         own.replace_chunks("vs_1", "file-1", vec![chunk()], &[]).unwrap();
         assert_eq!((other.collections().unwrap(), other.files().unwrap()), (Vec::new(), Vec::new()));
@@ -239,9 +239,9 @@ mod tests {
         }
         let unknown = store.of(LOCAL).files().unwrap();
         assert_eq!(unknown.iter().map(|file| &file.id[..]).collect::<Vec<_>>(), ["file-unknown"]);
-        let owners: Vec<String> =
-            std::iter::from_fn(|| store.lease_job(INGEST, 60_000).unwrap()).map(|job| job.owner).collect();
-        assert_eq!(owners.len(), 3);
-        assert!(["a", "b", LOCAL].iter().all(|owner| owners.iter().any(|found| found == owner)), "{owners:?}");
+        let leases = Leases::default();
+        let taken: Vec<_> = std::iter::from_fn(|| store.lease_job(INGEST, &leases).unwrap()).collect();
+        assert_eq!(taken.len(), 3);
+        assert!(["a", "b", LOCAL].iter().all(|owner| taken.iter().any(|(job, _)| job.owner == *owner)), "{taken:?}");
     }
 }

@@ -5,7 +5,6 @@ mod lost_data;
 
 use std::{collections::BTreeMap, fs};
 
-use serde_json::json;
 use sha2::Digest;
 use tempfile::TempDir;
 
@@ -248,87 +247,6 @@ fn a_collection_keeps_to_one_embedding_and_names_are_taken_once() {
 }
 
 #[test]
-fn a_job_is_held_by_one_worker_and_survives_it() {
-    let directory = TempDir::new().unwrap();
-    let store = open(&directory);
-    let new = |n: i32| NewJob { kind: "ingest".into(), payload: json!({"n": n}), ..NewJob::default() };
-    let first = store.of(LOCAL).enqueue(new(1)).unwrap();
-    store.of(LOCAL).enqueue(new(2)).unwrap();
-    let held = store.lease_job("ingest", 60_000).unwrap().unwrap();
-    assert_eq!((&held.id, held.attempts, &held.state), (&first.id, 1, &JobState::Running));
-    assert_eq!(store.lease_job("other", 60_000).unwrap(), None);
-    assert!(store.renew_job(&held, -1).unwrap(), "as if its worker had been silent for too long");
-    drop(store);
-
-    let store = open(&directory);
-    let again = store.lease_job("ingest", 60_000).unwrap().unwrap();
-    assert_eq!((&again.id, again.attempts), (&first.id, 2));
-    assert!(!store.renew_job(&held, 60_000).unwrap() && !store.finish_job(&held, json!(1)).unwrap());
-    assert!(store.fail_job(&again, "no luck", Some(0)).unwrap());
-    let second = store.lease_job("ingest", 60_000).unwrap().unwrap();
-    assert_eq!(second.payload, json!({"n": 2}));
-    let third = store.lease_job("ingest", 60_000).unwrap().unwrap();
-    assert_eq!((&third.id, third.attempts), (&first.id, 3));
-    for number in 0..3 {
-        assert_eq!(store.add_job_event(&third, &json!({"step": number})).unwrap(), Some(number));
-    }
-    assert!(store.fail_job(&third, "never", None).unwrap());
-    assert_eq!(store.add_job_event(&third, &json!({"step": 3})).unwrap(), None, "what has ended says nothing further");
-    assert_eq!(store.of(LOCAL).job(&first.id).unwrap().state, JobState::Failed { error: "never".into() });
-    assert!(store.of(LOCAL).cancel_job(&second.id).unwrap() && !store.of(LOCAL).cancel_job(&second.id).unwrap());
-    assert!(!store.finish_job(&second, json!({})).unwrap(), "a cancelled job has no result");
-    assert_eq!(store.of(LOCAL).jobs("ingest", 10).unwrap().len(), 2);
-    assert_eq!(store.of(LOCAL).job_events(&first.id, 1).unwrap(), [(1, json!({"step": 1})), (2, json!({"step": 2}))]);
-}
-
-#[test]
-fn however_a_job_ends_what_follows_it_begins_once() {
-    let directory = TempDir::new().unwrap();
-    let store = open(&directory);
-    let new = || NewJob { kind: "analysis".into(), followed_by: Some("webhook".into()), ..NewJob::default() };
-    let lease = |kind: &str| store.lease_job(kind, 60_000).unwrap();
-    let ends: [fn(&Store, &Job); 4] = [
-        |store, job| assert!(store.finish_job(job, json!({})).unwrap()),
-        |store, job| assert!(store.fail_job(job, "never", None).unwrap()),
-        |store, job| assert!(store.of(LOCAL).cancel_job(&job.id).unwrap()),
-        // Tried again first.
-        |store, job| {
-            assert!(store.fail_job(job, "not yet", Some(0)).unwrap());
-            assert_eq!(store.lease_job("webhook", 60_000).unwrap(), None);
-            let again = store.lease_job("analysis", 60_000).unwrap().unwrap();
-            assert!(store.finish_job(&again, json!({})).unwrap());
-        },
-    ];
-    for end in ends {
-        store.of(LOCAL).enqueue(new()).unwrap();
-        let job = lease("analysis").unwrap();
-        assert_eq!(lease("webhook"), None);
-        end(&store, &job);
-        let follower = lease("webhook").unwrap();
-        assert_eq!(follower.payload, json!({"job_id": job.id}));
-        assert!(!store.of(LOCAL).cancel_job(&job.id).unwrap() && !store.finish_job(&job, json!({})).unwrap());
-        assert_eq!(lease("webhook"), None);
-        assert!(store.finish_job(&follower, json!({})).unwrap());
-    }
-    assert_eq!(
-        (store.num_unended_jobs("analysis").unwrap(), store.of(LOCAL).jobs("analysis", 9).unwrap().len()),
-        (0, 4)
-    );
-}
-
-#[test]
-fn an_attempt_that_was_broken_off_does_not_count() {
-    let directory = TempDir::new().unwrap();
-    let store = open(&directory);
-    store.of(LOCAL).enqueue(NewJob { kind: "ingest".into(), ..NewJob::default() }).unwrap();
-    for _ in 0..3 {
-        let job = store.lease_job("ingest", -1).unwrap().unwrap();
-        assert_eq!(job.attempts, 1);
-        assert!(store.forget_attempt(&job).unwrap() && !store.forget_attempt(&job).unwrap());
-    }
-}
-
-#[test]
 fn one_process_at_a_time() {
     let directory = TempDir::new().unwrap();
     let store = open(&directory);
@@ -399,7 +317,10 @@ fn a_batch_outlives_the_process_and_is_cancelled_as_one() {
     let unknown = Member { file_id: "file-none".into(), attributes: BTreeMap::new() };
     let refused = store.of(LOCAL).create_batch(&id, vec![member(&files[0]), unknown]);
     assert!(matches!(refused, Err(StoreError::NotFound { what: "file", .. })));
-    assert!(store.of(LOCAL).documents(&id).unwrap().is_empty() && store.lease_job(INGEST, 1000).unwrap().is_none());
+    assert!(
+        store.of(LOCAL).documents(&id).unwrap().is_empty()
+            && store.lease_job(INGEST, &Leases::default()).unwrap().is_none()
+    );
     let batch = store.of(LOCAL).create_batch(&id, files.iter().map(member).collect()).unwrap();
     store.of(LOCAL).replace_chunks(&id, &files[0].id, vec![chunk("same")], &[]).unwrap();
     drop(store);

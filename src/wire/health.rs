@@ -3,6 +3,8 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::domain::part::PartReport;
+
 /// `GET /health`.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct HealthSummary {
@@ -39,6 +41,25 @@ pub struct DeepHealth {
     pub device: DeviceHealth,
     #[schema(required = true)]
     pub engine: Option<EngineHealth>,
+    /// What works for as long as the server runs.
+    pub parts: Vec<PartHealth>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct PartHealth {
+    #[schema(example = "chat engine")]
+    pub name: String,
+    /// Faults of the server's own since the start, after which the part began again.
+    pub panics: u64,
+    /// Why it does not work, if it does not, and what to do.
+    #[schema(required = true)]
+    pub failure: Option<String>,
+}
+
+impl From<PartReport> for PartHealth {
+    fn from(PartReport { name, panics, failure }: PartReport) -> Self {
+        Self { name, panics, failure }
+    }
 }
 
 #[derive(Debug, Serialize, ToSchema)]

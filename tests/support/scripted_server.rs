@@ -13,7 +13,7 @@ use axum::{
     response::Response,
 };
 use hearth::{
-    domain::{StorageQuota, account::Books},
+    domain::{StorageQuota, account::Books, part::PartReport},
     http::{AppState, HttpSettings},
     index::GraphParameters,
     metering::{
@@ -42,6 +42,7 @@ use tower::ServiceExt;
 pub struct FixedHealth {
     pub status: Mutex<ServerStatus>,
     pub engine: Mutex<EngineReport>,
+    pub parts: Mutex<Vec<PartReport>>,
 }
 
 impl Health for FixedHealth {
@@ -55,6 +56,7 @@ impl Health for FixedHealth {
             device_asked: "auto".to_owned(),
             device_in_use: "cpu".to_owned(),
             engine: Some(*self.engine.lock()),
+            parts: self.parts.lock().clone(),
             uptime: Duration::from_secs(3),
         }
     }
@@ -172,7 +174,11 @@ impl ScriptedServer {
             kv_blocks_total: 64,
             kv_blocks_used: 3,
         };
-        let health = Arc::new(FixedHealth { status: Mutex::new(ServerStatus::Ready), engine: Mutex::new(engine) });
+        let health = Arc::new(FixedHealth {
+            status: Mutex::new(ServerStatus::Ready),
+            engine: Mutex::new(engine),
+            parts: Mutex::default(),
+        });
         let settings = Arc::new(settings);
         let models = Arc::new(models);
         let store = Arc::new(Store::open(data.path()).expect("a new store"));

@@ -1,8 +1,11 @@
 //! The loop of the encoder's thread: take in, drop what nobody waits for, compute one batch, answer.
+//!
+//! A batch that panics fails its own requests. A panic anywhere else fails every request that is open, and the loop begins
+//! again with an empty queue, unless it has done so too often.
 
 use std::{
-    any::Any,
     collections::HashMap,
+    mem,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
@@ -20,7 +23,7 @@ use super::{
     stats::add,
 };
 use crate::{
-    domain::account::Leg,
+    domain::{account::Leg, part::panic_message},
     engine::StepError,
     error::{Error, ErrorKind, Result},
     kernels::device::{Aside, threads},
@@ -73,10 +76,28 @@ impl Core {
         }
     }
 
-    /// Returns when every handle is gone and the queue is empty, or when drained.
+    /// Returns when every handle is gone and the queue is empty, when drained, or when the loop has panicked too often.
     pub fn run(mut self) {
-        self.run_until_done();
+        while let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.run_until_done())) {
+            let goes_on = self.shared.part.panicked(&*panic);
+            self.begin_again();
+            if !goes_on {
+                break;
+            }
+        }
         metrics::publish(&self.shared.snapshot());
+    }
+
+    /// After a panic that no batch has caught: which texts wait is not certain any more, so every request ends.
+    fn begin_again(&mut self) {
+        self.queue = EncoderQueue::default();
+        self.background_rests_until = None;
+        *self.shared.stats.batch_started.lock() = None;
+        for open in mem::take(&mut self.open).into_values() {
+            let error = Error::internal(anyhow::anyhow!("the encoder's loop panicked while this request was open"));
+            drop(open.places);
+            let _cancelled = open.reply.send(Err(error));
+        }
     }
 
     fn run_until_done(&mut self) {
@@ -202,7 +223,7 @@ impl Core {
                     metrics::queued(started.duration_since(open.submitted));
                 }
                 // The tokens are not needed again.
-                let text = std::mem::take(&mut open.texts[member.text]);
+                let text = mem::take(&mut open.texts[member.text]);
                 lengths.push(text.len());
                 tokens.extend(text);
             }
@@ -228,7 +249,10 @@ impl Core {
                 return self.fail_batch(batch, &StepError::Failed(format!("{found} vectors for {expected} texts")));
             }
             Ok(Err(error)) => return self.fail_batch(batch, &error),
-            Err(panic) => return self.fail_batch(batch, &StepError::Failed(panic_message(panic.as_ref()))),
+            Err(panic) => {
+                let cause = format!("the batch panicked: {}", panic_message(&*panic));
+                return self.fail_batch(batch, &StepError::Failed(cause));
+            }
         };
         self.shared.stats.batch_succeeded(batch.len(), tokens.len());
         for (member, vector) in batch.iter().zip(vectors) {
@@ -285,9 +309,4 @@ impl Drop for Core {
     fn drop(&mut self) {
         self.shared.stats.end();
     }
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    format!("panic: {}", text.unwrap_or("without a message"))
 }

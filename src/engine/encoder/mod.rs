@@ -4,7 +4,7 @@
 //! refuses early: the queue has a limit in texts. The thread merges waiting requests into batches (`queue`
 //! says which), so that a text's vector is the same alone and in any company. Dropping the returned future
 //! cancels the request between batches. A panic or an error in a batch fails the requests in that
-//! batch, and the thread goes on.
+//! batch, and the thread goes on; a panic of the loop itself fails all requests, and the loop begins again.
 
 mod core;
 pub(super) mod metrics;
@@ -32,7 +32,7 @@ pub use self::{
 };
 use super::{Heartbeat, StepError};
 use crate::{
-    domain::account::Leg,
+    domain::{account::Leg, part::Part},
     error::{Error, ErrorKind, Result},
     models::encoder::Encoder,
 };
@@ -108,6 +108,7 @@ struct Shared {
     draining: AtomicBool,
     gives_way: GivesWay,
     stats: SharedStats,
+    part: Arc<Part>,
 }
 
 /// Everything that the thread is told.
@@ -126,11 +127,11 @@ struct Submission {
 }
 
 impl EncoderHandle {
-    /// Moves the model to its own thread and starts the loop.
+    /// Moves the model to its own thread and starts the loop. Health knows it by `name`, such as `embedding engine`.
     ///
     /// # Errors
     /// A limit of zero, or a thread that the system does not give.
-    pub fn start(model: Box<dyn EncoderModel>, config: EncoderConfig) -> Result<Self> {
+    pub fn start(name: &str, model: Box<dyn EncoderModel>, config: EncoderConfig) -> Result<Self> {
         if config.max_waiting_texts == 0 || config.max_batch_tokens == 0 {
             return Err(Error::new(
                 ErrorKind::Unavailable,
@@ -144,6 +145,7 @@ impl EncoderHandle {
             draining: AtomicBool::new(false),
             gives_way: GivesWay::default(),
             stats: SharedStats::default(),
+            part: Part::new(name),
         });
         // The channel itself has no limit: a submission has taken its places in the queue before it is sent.
         let (commands, inbox) = channel();
@@ -173,7 +175,7 @@ impl EncoderHandle {
         let submission = Submission { id, request, reply, submitted: Instant::now(), places };
         self.commands.send(Command::Submit(submission)).map_err(|_| self.stopped())?;
         let handle = self.clone();
-        Ok(async move { answer.await.unwrap_or_else(|_| Err(handle.stopped())) })
+        Ok(async move { answer.await.unwrap_or_else(|_| Err(handle.unanswered())) })
     }
 
     fn queue_full(&self, texts: usize) -> Error {
@@ -191,11 +193,23 @@ impl EncoderHandle {
         .with_retry_after(self.shared.stats.estimated_wait(open))
     }
 
+    /// Of a request that the thread let go of without a word.
+    fn unanswered(&self) -> Error {
+        if self.shared.draining.load(Ordering::Acquire) {
+            draining()
+        } else {
+            Error::internal(anyhow::anyhow!("the encoder's loop ended with the request open"))
+        }
+    }
+
     fn stopped(&self) -> Error {
         if self.shared.draining.load(Ordering::Acquire) {
             draining()
         } else {
-            Error::internal(anyhow::anyhow!("the encoder's thread has ended"))
+            Error::new(
+                ErrorKind::Unavailable,
+                "The embedding queue has stopped; the server's log has the cause. Restart it.",
+            )
         }
     }
 
@@ -216,6 +230,11 @@ impl EncoderHandle {
     /// Is the loop alive, and how long has the current batch taken?
     pub fn heartbeat(&self) -> Heartbeat {
         self.shared.stats.heartbeat()
+    }
+
+    /// How often the loop has panicked, and whether it has been given up.
+    pub fn part(&self) -> &Arc<Part> {
+        &self.shared.part
     }
 
     /// Refuses new requests, lets the accepted ones finish within `grace`, ends the rest with an error, and

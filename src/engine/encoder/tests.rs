@@ -3,6 +3,7 @@
 use std::sync::mpsc;
 
 use super::*;
+use crate::domain::part::RESTARTS_MAX;
 
 /// A text's vector is the sum of its tokens and its length, so that every text's vector is known. Each batch
 /// waits for a permit and is reported, so that tests decide when a batch ends.
@@ -46,7 +47,7 @@ impl Bench {
         let (permits, permitted) = channel();
         let (report, batches) = channel();
         let model = Mock { permits: permitted, batches: report };
-        let handle = EncoderHandle::start(Box::new(model), config).expect("the thread starts");
+        let handle = EncoderHandle::start("test encoder", Box::new(model), config).expect("the thread starts");
         Self { handle, permits, batches }
     }
 
@@ -140,6 +141,74 @@ async fn a_panic_and_an_error_fail_their_own_batch_only() {
     assert_eq!(bench.handle.heartbeat().consecutive_failures, 0);
 }
 
+/// Makes the loop panic outside of its batches, this many times: between two of them it asks who chats.
+fn panic_in_the_loop(handle: &EncoderHandle) -> Arc<AtomicUsize> {
+    let left = Arc::new(AtomicUsize::new(0));
+    let counter = left.clone();
+    handle.give_way_to(move || {
+        let panics = counter.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1));
+        assert!(panics.is_err(), "asked to panic");
+        Foreground::default()
+    });
+    left
+}
+
+#[tokio::test]
+async fn a_loop_that_panics_ends_every_request_and_begins_again() {
+    let bench = Bench::new(EncoderConfig::default());
+    let panics = panic_in_the_loop(&bench.handle);
+    let background = || EncodeRequest { priority: Priority::Background, ..request(&[&[1, 2]]) };
+    // Two requests are open when the loop panics: one whose batch runs meanwhile, and one behind it.
+    let first = bench.handle.submit(request(&[&[5]])).expect("there is room");
+    assert_eq!(bench.batch(), [1]);
+    let second = bench.handle.submit(background()).expect("there is room");
+    let third = bench.handle.submit(background()).expect("there is room");
+    panics.store(1, Ordering::Release);
+    bench.permit(Outcome::Succeed);
+    first.await.expect("its batch was computed");
+    for waiting in [second.await, third.await] {
+        assert_eq!(waiting.expect_err("the loop panicked").kind(), ErrorKind::Internal);
+    }
+    bench.permit(Outcome::Succeed);
+    let next = bench.handle.submit(background()).expect("there is room").await.expect("the loop has begun again");
+    assert_eq!(next.vectors, [[3.0, 2.0]]);
+    assert_eq!(bench.handle.stats().open_texts, 0);
+    let report = bench.handle.part().report();
+    assert_eq!((report.panics, report.failure), (1, None));
+    assert!(bench.handle.heartbeat().alive);
+
+    // A drain that is under way is not forgotten.
+    panics.store(1, Ordering::Release);
+    let open = bench.handle.submit(background()).expect("there is room");
+    bench.handle.drain(Duration::from_secs(3600)).await;
+    open.await.expect_err("the loop panicked");
+}
+
+#[tokio::test]
+async fn a_loop_that_panics_again_and_again_is_given_up_and_says_so() {
+    let bench = Bench::new(EncoderConfig::default());
+    panic_in_the_loop(&bench.handle).store(RESTARTS_MAX + 1, Ordering::Release);
+    for _ in 0..=RESTARTS_MAX {
+        let background = EncodeRequest { priority: Priority::Background, ..request(&[&[1]]) };
+        let ended = bench.handle.submit(background).expect("there is room").await;
+        assert_eq!(ended.expect_err("the loop panicked").kind(), ErrorKind::Internal);
+    }
+    while bench.handle.heartbeat().alive {
+        tokio::task::yield_now().await;
+    }
+    let refused = loop {
+        match bench.handle.submit(request(&[&[1]])) {
+            Err(refused) => break refused,
+            // The thread is about to let go of its end of the channel.
+            Ok(answer) => drop(answer.await.expect_err("the thread has ended")),
+        }
+    };
+    assert_eq!(refused.kind(), ErrorKind::Unavailable);
+    assert!(bench.handle.part().report().failure.is_some_and(|reason| reason.contains("test encoder")));
+    assert_eq!(bench.handle.stats().open_texts, 0);
+    bench.handle.drain(Duration::from_secs(3600)).await;
+}
+
 #[tokio::test]
 async fn a_failed_batch_ends_the_rest_of_its_request() {
     let bench = Bench::new(EncoderConfig { max_batch_tokens: 1, ..EncoderConfig::default() });
@@ -228,7 +297,7 @@ impl EncoderModel for OnThreads {
 async fn background_batches_are_small_and_aside_while_others_chat() {
     let (report, batches) = channel();
     let config = EncoderConfig { max_batch_tokens: 64, ..EncoderConfig::default() };
-    let handle = EncoderHandle::start(Box::new(OnThreads(report)), config).expect("the thread starts");
+    let handle = EncoderHandle::start("test encoder", Box::new(OnThreads(report)), config).expect("the thread starts");
     let running = Arc::new(AtomicUsize::new(4));
     let gauge = running.clone();
     handle.give_way_to(move || Foreground { running: gauge.load(Ordering::Acquire), waiting: 0 });

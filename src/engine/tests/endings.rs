@@ -3,7 +3,7 @@
 use std::sync::mpsc::Sender;
 
 use super::*;
-use crate::domain::TokenConstraint;
+use crate::domain::{TokenConstraint, part::RESTARTS_MAX};
 
 /// An engine whose steps wait for permits; without the sender they run free.
 fn start_paced(config: EngineConfig) -> (Engine, Arc<MockControl>, Sender<()>) {
@@ -71,7 +71,7 @@ fn what_undefined_logits_came_of_is_found_by_no_later_request() {
     assert_eq!(tokens_of(&events, 0), greedy(&prompt, 3));
 }
 
-/// Allows everything; the engine's thread does not survive its end.
+/// Allows everything; its end is a panic in the engine's loop.
 struct FatalConstraint;
 
 impl TokenConstraint for FatalConstraint {
@@ -95,22 +95,47 @@ impl Drop for FatalConstraint {
     }
 }
 
-#[tokio::test]
-async fn a_thread_that_fails_leaves_no_reader_no_caller_and_no_shutdown_waiting() {
+/// A request whose end panics where the loop does not expect it. That is in its second step, before which the loop has
+/// received whatever was sent before its first one ended.
+fn fatal() -> SequenceRequest {
+    SequenceRequest { constraints: vec![Box::new(FatalConstraint)], ..greedy_request(vec![1], 2) }
+}
+
+#[test]
+fn a_loop_that_panics_ends_every_request_and_begins_again() {
     let (engine, _, pace) = start_paced(config());
-    let fatal = SequenceRequest { constraints: vec![Box::new(FatalConstraint)], ..greedy_request(vec![1], 1) };
-    let streams: Vec<TokenStream> = std::iter::once(fatal)
-        .chain((0..9).map(|_| greedy_request(vec![2], 9)))
+    let streams: Vec<TokenStream> = std::iter::once(fatal())
+        .chain((0..9).map(|_| greedy_request(vec![2; 9], 9)))
         .map(|request| engine.submit(request).expect("there is room"))
         .collect();
     drop(pace);
-    let ends = tokio::task::spawn_blocking(|| streams.into_iter().map(collect).collect::<Vec<_>>());
-    for events in ends.await.expect("no panic") {
+    for events in streams.into_iter().map(collect) {
+        assert_eq!(error_kind(&events), Some(ErrorKind::Internal), "{events:?}");
+    }
+    for _ in 0..2 {
+        let events = collect(engine.submit(greedy_request(vec![2; 9], 9)).expect("there is room"));
+        assert_eq!(tokens_of(&events, 0), greedy(&[2; 9], 9));
+    }
+    wait_until_idle(&engine);
+    let report = engine.part().report();
+    assert_eq!((report.panics, report.failure), (1, None));
+    assert!(engine.heartbeat().alive && engine.heartbeat().in_step.is_none());
+    assert_eq!(engine.stats().waiting_sequences, 0);
+}
+
+#[tokio::test]
+async fn a_loop_that_panics_again_and_again_leaves_no_reader_no_caller_and_no_shutdown_waiting() {
+    let (engine, _) = start(config());
+    for time in 0..=RESTARTS_MAX {
+        assert!(engine.part().report().failure.is_none(), "it goes on after {time}");
+        let stream = engine.submit(fatal()).expect("there is room");
+        let events = tokio::task::spawn_blocking(|| collect(stream)).await.expect("no panic");
         assert_eq!(error_kind(&events), Some(ErrorKind::Internal), "{events:?}");
     }
     let wait = engine.clone();
     tokio::task::spawn_blocking(move || wait_for(&wait, |_| !wait.heartbeat().alive)).await.expect("no panic");
     assert_eq!(engine.submit(greedy_request(vec![1], 1)).expect_err("nobody is there"), SubmitError::Stopped);
+    assert!(engine.part().report().failure.is_some_and(|reason| reason.contains("chat engine")));
     let stats = engine.stats();
     assert_eq!(
         (stats.open_requests, stats.running_sequences, stats.waiting_sequences, stats.blocks_used),

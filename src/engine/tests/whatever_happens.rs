@@ -71,6 +71,8 @@ enum Happening {
     },
     /// At the next step.
     Fault(Fault),
+    /// The loop has panicked.
+    BeginAgain,
 }
 
 fn prompts() -> impl Strategy<Value = Vec<u32>> {
@@ -126,6 +128,7 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
         6 => (0_usize..12, 1_usize..12).prop_map(|(which, events)| Happening::Read { which, events }),
         8 => (1_usize..8).prop_map(|count| Happening::Turns { count }),
         1 => faults.prop_map(Happening::Fault),
+        1 => Just(Happening::BeginAgain),
     ];
     proptest::collection::vec(happening, 1..60)
 }
@@ -390,6 +393,10 @@ impl World {
             }
             Happening::Turns { count } => (0..count).for_each(|_| self.turn()),
             Happening::Fault(fault) => self.faults.send(fault).expect("the model is there"),
+            Happening::BeginAgain => {
+                self.core.begin_again();
+                self.core.check();
+            }
         }
     }
 
@@ -418,7 +425,8 @@ proptest! {
     #[test]
     fn every_stream_ends_once_and_the_engine_serves_the_next(config in configs(), happenings in happenings()) {
         let mut world = World::new(config);
-        let faults = happenings.iter().filter(|happening| matches!(happening, Happening::Fault(_))).count();
+        let is_fault = |happening: &&Happening| matches!(happening, Happening::Fault(_) | Happening::BeginAgain);
+        let faults = happenings.iter().filter(is_fault).count();
         for happening in happenings {
             world.happens(happening);
         }

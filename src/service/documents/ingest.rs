@@ -14,10 +14,7 @@ use serde_json::{Value, json};
 
 use super::{SERVER_ERROR, heed, set_failed};
 use crate::{
-    domain::{
-        Account, EmbedInput, EmbedInputType, EmbedRequest,
-        documents::{DocumentStatus, NewChunk},
-    },
+    domain::{Account, EmbedInput, EmbedInputType, EmbedRequest, documents::NewChunk},
     error::{Error, ErrorKind},
     providers::Embedder,
     retrieval::indexes::Indexes,
@@ -76,11 +73,8 @@ impl Worker for Ingest {
 
     fn given_up(&self, job: &Job, reason: &str) {
         if let Ok(Payload { collection_id, file_id, .. }) = payload(job) {
-            // What is wrong with the document itself was said more precisely when it was found.
-            let is_processing = self.store.of(&job.owner).document(&collection_id, &file_id);
-            if is_processing.is_ok_and(|document| document.status == DocumentStatus::Processing) {
-                set_failed(self.store.of(&job.owner), &collection_id, &file_id, SERVER_ERROR, reason);
-            }
+            // What is wrong with the document itself was said more precisely when it was found, and that stays.
+            set_failed(self.store.of(&job.owner), &collection_id, &file_id, SERVER_ERROR, reason);
         }
     }
 }
@@ -112,13 +106,11 @@ impl Ingest {
             Ok(())
         });
         stored.await.map_err(|error| Failure::Passing(error.to_string()))?.map_err(|error| match error {
-            // It was deleted or cancelled meanwhile.
-            StoreError::NotFound { .. } => Failure::Moot,
             StoreError::OtherEmbedding { .. } => {
                 set_failed(self.store.of(owner), &collection_id, &file_id, "other_embedding_model", &error.to_string());
                 Failure::Lasting(error.to_string())
             }
-            error => Failure::Passing(error.to_string()),
+            error => not_found_or_passing(error),
         })?;
         let seconds = begun.elapsed().as_secs_f64();
         tracing::info!(file_id, num_chunks, seconds, format = ?extracted.format, "document read");
@@ -137,8 +129,8 @@ impl Ingest {
         let (sandbox, limits, chunker) = (self.sandbox.clone(), self.limits.clone(), self.chunker.clone());
         let extracted = tokio::task::spawn_blocking(move || {
             let own = store.of(&of_whom);
-            heed(&own.collection(&collection).map_err(|_deleted| Failure::Moot)?, &account);
-            let file = own.file(&id).map_err(|_deleted| Failure::Moot)?;
+            heed(&own.collection(&collection).map_err(not_found_or_passing)?, &account);
+            let file = own.file(&id).map_err(not_found_or_passing)?;
             let extracted = extract(&store.file_path(&id), &file.filename, &limits, &sandbox);
             Ok(extracted.and_then(|extracted| {
                 let chunks = chunker.chunk(&extracted.blocks);
@@ -174,6 +166,16 @@ impl Ingest {
             vectors.extend(embed_passages(&*self.embedder, texts, progress.account()).await?);
         }
         Ok(vectors)
+    }
+}
+
+/// What is not there was deleted or cancelled meanwhile. Nothing else makes the work moot: a store that cannot be read now
+/// may be read later.
+pub(super) fn not_found_or_passing(error: StoreError) -> Failure {
+    match error {
+        StoreError::NotFound { .. } => Failure::Moot,
+        error @ StoreError::Full { .. } => Failure::NoRoom(error.to_string()),
+        error => Failure::Passing(error.to_string()),
     }
 }
 

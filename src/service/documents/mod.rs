@@ -23,12 +23,12 @@ use crate::{
     domain::{
         StorageQuota,
         account::{Account, Books},
-        documents::{AttributeValue, Collection, DocumentStatus},
+        documents::{AttributeValue, Collection},
     },
     error::{Error, ErrorKind, Result},
     index::GraphParameters,
     retrieval::{indexes::Indexes, search::Retriever},
-    store::{Incoming, Owned, Store, StoreError},
+    store::{Incoming, Owned, Store},
 };
 
 /// The collection of whoever names none.
@@ -89,7 +89,7 @@ impl Documents {
 
     /// Stops reading; what is half read is read again by the next process. Indexes that are being built are waited for.
     pub async fn stop(self: &Arc<Self>) {
-        self.jobs.stop();
+        self.jobs.stop_and_wait().await;
         let this = self.clone();
         if let Err(error) = tokio::task::spawn_blocking(move || this.indexes.close()).await {
             tracing::error!(%error, "closing the indexes failed");
@@ -140,10 +140,9 @@ fn heed(collection: &Collection, account: &Account) {
 /// What a document's failure is called when nothing more precise is known.
 const SERVER_ERROR: &str = "server_error";
 
+/// Says of a document that is being read that it could not be.
 fn set_failed(store: Owned<'_>, collection_id: &str, file_id: &str, code: &str, reason: &str) {
-    let status = DocumentStatus::Failed { code: code.to_owned(), reason: reason.to_owned() };
-    match store.set_document_status(collection_id, file_id, status) {
-        Ok(_) | Err(StoreError::NotFound { .. }) => {}
-        Err(error) => tracing::error!(file_id, %error, "a document's failure could not be stored"),
+    if let Err(error) = store.fail_document(collection_id, file_id, code, reason) {
+        tracing::error!(file_id, %error, "a document's failure could not be stored");
     }
 }

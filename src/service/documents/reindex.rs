@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{
     heed,
-    ingest::{embed_passages, embedded_text},
+    ingest::{embed_passages, embedded_text, not_found_or_passing},
 };
 use crate::{
     error::Error,
@@ -51,8 +51,6 @@ impl Worker for Reindex {
         }
         .boxed()
     }
-
-    fn given_up(&self, _job: &Job, _reason: &str) {}
 }
 
 impl Reindex {
@@ -62,10 +60,7 @@ impl Reindex {
     ) -> Result<T, Failure> {
         let store = self.store.clone();
         let done = tokio::task::spawn_blocking(move || work(&store)).await;
-        done.map_err(|error| Failure::Passing(error.to_string()))?.map_err(|error| match error {
-            StoreError::NotFound { .. } => Failure::Moot,
-            error => Failure::Passing(error.to_string()),
-        })
+        done.map_err(|error| Failure::Passing(error.to_string()))?.map_err(not_found_or_passing)
     }
 
     async fn reindex(&self, owner: String, id: String, progress: &Progress) -> Result<Value, Failure> {

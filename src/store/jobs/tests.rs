@@ -1,0 +1,409 @@
+//! Jobs from outside: who holds one, what ends it, and that nothing waits for ever.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+use crate::{
+    domain::{
+        LOCAL,
+        documents::{DocumentStatus, NewChunk, StoredFile},
+    },
+    store::{INGEST, Member, Upload},
+};
+
+fn open(directory: &TempDir) -> Store {
+    Store::open(directory.path()).unwrap()
+}
+
+fn new_job(kind: &str, n: i32) -> NewJob {
+    NewJob { kind: kind.to_owned(), payload: json!({"n": n}), followed_by: None }
+}
+
+/// Changes rows as no caller can.
+fn tamper(store: &Store, sql: &str) -> usize {
+    let sql = sql.to_owned();
+    store.write(move |transaction| Ok(transaction.execute(&sql, [])?)).unwrap()
+}
+
+#[test]
+fn a_job_is_held_by_one_worker_and_survives_it() {
+    let directory = TempDir::new().unwrap();
+    let (store, leases) = (open(&directory), Leases::default());
+    let take = |store: &Store, leases: &Leases| store.lease_job("ingest", leases).unwrap();
+    let first = store.of(LOCAL).enqueue(new_job("ingest", 1)).unwrap();
+    let (held, lease) = take(&store, &leases).unwrap();
+    assert_eq!((&held.id, held.attempts, &held.state), (&first.id, 1, &JobState::Running));
+    assert!(store.holds_job(&held).unwrap());
+    assert!(take(&store, &leases).is_none() && store.lease_job("other", &leases).unwrap().is_none());
+    // The clock of the machine says nothing of a lease.
+    tamper(&store, "UPDATE jobs SET leased_until = 0, updated = 0, run_after = 0");
+    assert!(take(&store, &leases).is_none());
+    drop(lease);
+    let (again, _lease) = take(&store, &leases).expect("its worker was lost");
+    assert_eq!((&again.id, again.attempts), (&first.id, 2));
+    drop(store);
+
+    let (store, leases) = (open(&directory), Leases::default());
+    let (third, lease) = take(&store, &leases).expect("its process is gone");
+    assert_eq!((&third.id, third.attempts), (&first.id, 3));
+    for stale in [&held, &again] {
+        assert!(!store.holds_job(stale).unwrap() && !store.finish_job(stale, json!(1)).unwrap());
+        assert!(!store.fail_job(stale, "late", None).unwrap() && !store.drop_job(stale).unwrap());
+        assert_eq!(store.add_job_event(stale, &json!("late")).unwrap(), None);
+    }
+    assert!(store.fail_job(&third, "no luck", Some(0)).unwrap());
+    drop(lease);
+    let (fourth, _lease) = take(&store, &leases).unwrap();
+    for number in 0..3 {
+        assert_eq!(store.add_job_event(&fourth, &json!({"step": number})).unwrap(), Some(number));
+    }
+    assert!(store.fail_job(&fourth, "never", None).unwrap());
+    assert_eq!(store.add_job_event(&fourth, &json!({"step": 3})).unwrap(), None, "what has ended says nothing further");
+    assert_eq!(store.of(LOCAL).job(&first.id).unwrap().state, JobState::Failed { error: "never".into() });
+    assert_eq!(store.of(LOCAL).job_events(&first.id, 1).unwrap(), [(1, json!({"step": 1})), (2, json!({"step": 2}))]);
+
+    let second = store.of(LOCAL).enqueue(new_job("ingest", 2)).unwrap();
+    let (second, _lease) = take(&store, &leases).filter(|(job, _)| job.id == second.id).unwrap();
+    assert!(store.of(LOCAL).cancel_job(&second.id).unwrap() && !store.of(LOCAL).cancel_job(&second.id).unwrap());
+    assert!(!store.finish_job(&second, json!({})).unwrap(), "a cancelled job has no result");
+    assert_eq!(store.of(LOCAL).jobs("ingest", 10).unwrap().len(), 2);
+}
+
+#[test]
+fn however_a_job_ends_what_follows_it_begins_once() {
+    let directory = TempDir::new().unwrap();
+    let (store, leases) = (open(&directory), Leases::default());
+    let new = || NewJob { followed_by: Some("webhook".into()), ..new_job("analysis", 0) };
+    let lease = |kind: &str| store.lease_job(kind, &leases).unwrap().map(|(job, _lost)| job);
+    let ends: [&dyn Fn(&Job); 5] = [
+        &|job| assert!(store.finish_job(job, json!({})).unwrap()),
+        &|job| assert!(store.fail_job(job, "never", None).unwrap()),
+        &|job| assert!(store.drop_job(job).unwrap()),
+        &|job| assert!(store.of(LOCAL).cancel_job(&job.id).unwrap()),
+        // Tried again first.
+        &|job| {
+            assert!(store.fail_job(job, "not yet", Some(0)).unwrap());
+            assert_eq!(lease("webhook"), None);
+            assert!(store.finish_job(&lease("analysis").unwrap(), json!({})).unwrap());
+        },
+    ];
+    for end in ends {
+        store.of(LOCAL).enqueue(new()).unwrap();
+        let job = lease("analysis").unwrap();
+        assert_eq!(lease("webhook"), None);
+        end(&job);
+        let follower = lease("webhook").unwrap();
+        assert_eq!(follower.payload, json!({"job_id": job.id}));
+        assert!(!store.of(LOCAL).cancel_job(&job.id).unwrap() && !store.finish_job(&job, json!({})).unwrap());
+        assert!(store.finish_job(&follower, json!({})).unwrap());
+        assert_eq!(lease("webhook"), None);
+    }
+    assert_eq!(
+        (store.num_unended_jobs("analysis").unwrap(), store.of(LOCAL).jobs("analysis", 9).unwrap().len()),
+        (0, 5)
+    );
+}
+
+#[test]
+fn an_attempt_that_was_broken_off_does_not_count() {
+    let directory = TempDir::new().unwrap();
+    let (store, leases) = (open(&directory), Leases::default());
+    store.of(LOCAL).enqueue(new_job("ingest", 0)).unwrap();
+    for _ in 0..3 {
+        let (job, _lease) = store.lease_job("ingest", &leases).unwrap().unwrap();
+        assert_eq!(job.attempts, 1);
+        assert!(store.forget_attempt(&job).unwrap() && !store.forget_attempt(&job).unwrap());
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_back_does_not_put_a_retry_off() {
+    let directory = TempDir::new().unwrap();
+    let (store, leases) = (open(&directory), Leases::default());
+    store.of(LOCAL).enqueue(new_job("ingest", 0)).unwrap();
+    let (job, lease) = store.lease_job("ingest", &leases).unwrap().unwrap();
+    assert!(store.fail_job(&job, "not yet", Some(3_600_000)).unwrap());
+    drop(lease);
+    assert!(store.lease_job("ingest", &leases).unwrap().is_none(), "in an hour");
+    // The attempt failed at what is tomorrow now.
+    tamper(&store, "UPDATE jobs SET updated = updated + 86400000, run_after = run_after + 86400000");
+    assert!(store.lease_job("ingest", &leases).unwrap().is_some());
+}
+
+fn file(store: &Store, bytes: &[u8]) -> StoredFile {
+    let mut incoming = store.receive_file().unwrap();
+    incoming.write(bytes).unwrap();
+    store.of(LOCAL).keep_file(incoming, "a.md", "assistants").unwrap()
+}
+
+fn add(store: &Store, collection: &str, file: &StoredFile, supersedes: Option<&str>) -> Upload {
+    store.of(LOCAL).add_document(collection, &file.id, BTreeMap::new(), supersedes).unwrap()
+}
+
+/// Payloads of the jobs that are to read documents, in the order in which they are taken.
+fn to_read(store: &Store) -> Vec<Value> {
+    let leases = Leases::default();
+    let taken: Vec<_> = std::iter::from_fn(|| store.lease_job(INGEST, &leases).unwrap()).collect();
+    taken.into_iter().map(|(job, _lease)| job.payload).collect()
+}
+
+/// A store with a document that waits to be read and whose job was cancelled, as a lost lease could once do. Beside it
+/// one that has been read, one that has failed and one that waits with its job.
+fn with_a_stuck_document(directory: &TempDir) -> (Store, String, StoredFile) {
+    let store = open(directory);
+    let own = store.of(LOCAL);
+    let collection = own.create_collection("docs", BTreeMap::new()).unwrap().id;
+    let chunk = || NewChunk { text: "words".into(), heading: String::new(), place: None, tokens: 1, vector: vec![1.0] };
+    let files = [&b"old"[..], b"failed", b"stuck", b"waits"].map(|bytes| file(&store, bytes));
+    for (number, file) in files.iter().enumerate() {
+        let supersedes = (number == 2).then_some(&files[0].id[..]);
+        assert!(matches!(add(&store, &collection, file, supersedes), Upload::New(_)));
+    }
+    own.replace_chunks(&collection, &files[0].id, vec![chunk()], &[]).unwrap();
+    assert!(own.fail_document(&collection, &files[1].id, "invalid_file", "no text in it").unwrap());
+    assert!(!own.fail_document(&collection, &files[1].id, "server_error", "once more").unwrap());
+    for number in 0..3 {
+        let end = "UPDATE jobs SET state = 'cancelled' WHERE payload ->> 'file_id' =";
+        assert_eq!(tamper(&store, &format!("{end} '{}'", files[number].id)), 1);
+    }
+    let [_, _, stuck, _] = files;
+    assert_eq!(own.document(&collection, &stuck.id).unwrap().status, DocumentStatus::Processing);
+    (store, collection, stuck)
+}
+
+#[test]
+fn a_document_without_a_job_gets_one_at_start() {
+    let directory = TempDir::new().unwrap();
+    let (store, collection, stuck) = with_a_stuck_document(&directory);
+    let before: Value = store
+        .read(|connection| {
+            let sql = "SELECT payload FROM jobs WHERE payload ->> 'file_id' = ?";
+            let payload: String = connection.query_row(sql, [&stuck.id], |row| row.get(0))?;
+            Ok(serde_json::from_str(&payload).unwrap())
+        })
+        .unwrap();
+    assert_eq!(before["supersedes"].as_array().unwrap().len(), 1);
+    let waiting = to_read(&store);
+    assert!(waiting.len() == 1 && waiting[0]["file_id"] != stuck.id.as_str());
+    drop(store);
+    for _ in 0..2 {
+        let store = open(&directory);
+        let payloads = to_read(&store);
+        assert_eq!(payloads.len(), 2, "one more than before, and the second start finds nothing missing: {payloads:?}");
+        assert!(payloads.contains(&before) && payloads.contains(&waiting[0]));
+        assert_eq!(store.of(LOCAL).jobs(INGEST, 9).unwrap().len(), 5);
+        assert_eq!(store.of(LOCAL).documents(&collection).unwrap().len(), 4);
+    }
+}
+
+#[test]
+fn the_same_bytes_once_more_give_a_stuck_document_a_job() {
+    let directory = TempDir::new().unwrap();
+    let (store, collection, stuck) = with_a_stuck_document(&directory);
+    let again = file(&store, b"stuck");
+    for _ in 0..2 {
+        match add(&store, &collection, &again, None) {
+            Upload::Known(known) => {
+                assert_eq!((known.file_id, known.status), (stuck.id.clone(), DocumentStatus::Processing));
+            }
+            Upload::New(document) => panic!("{document:?}"),
+        }
+        let of_it = to_read(&store).into_iter().filter(|payload| payload["file_id"] == stuck.id.as_str()).count();
+        assert_eq!(of_it, 1);
+    }
+    tamper(&store, "UPDATE jobs SET state = 'failed' WHERE state IN ('queued', 'running')");
+    let member = Member { file_id: stuck.id, attributes: BTreeMap::new() };
+    store.of(LOCAL).attach_document(&collection, member).unwrap();
+    assert_eq!(to_read(&store).len(), 1, "and so does its file, as a member of a vector store");
+}
+
+/// What happens to jobs and those who work at them. Numbers choose among what is there.
+#[derive(Clone, Debug)]
+enum Happening {
+    Enqueue,
+    Lease,
+    /// A worker that may be the holder or one that was ends the job, each in a way of its own.
+    Finish(usize),
+    Fail(usize),
+    Retry(usize),
+    Drop(usize),
+    Forget(usize),
+    Look(usize),
+    Say(usize),
+    /// The owner.
+    Cancel(usize),
+    /// The worker is gone, without a word.
+    Lose(usize),
+    /// The process is.
+    Restart,
+    SetClockBack,
+}
+
+fn happenings() -> impl Strategy<Value = Vec<Happening>> {
+    let some = 0_usize..1000;
+    let happening = prop_oneof![
+        4 => Just(Happening::Enqueue),
+        8 => Just(Happening::Lease),
+        3 => some.clone().prop_map(Happening::Finish),
+        2 => some.clone().prop_map(Happening::Fail),
+        3 => some.clone().prop_map(Happening::Retry),
+        2 => some.clone().prop_map(Happening::Drop),
+        1 => some.clone().prop_map(Happening::Forget),
+        2 => some.clone().prop_map(Happening::Look),
+        1 => some.clone().prop_map(Happening::Say),
+        2 => some.clone().prop_map(Happening::Cancel),
+        4 => some.prop_map(Happening::Lose),
+        1 => Just(Happening::Restart),
+        1 => Just(Happening::SetClockBack),
+    ];
+    proptest::collection::vec(happening, 1..40)
+}
+
+/// A worker's view of a job, which it may keep for longer than the job is its own.
+struct Attempt {
+    job: Job,
+    lease: Option<Lease>,
+    /// What it was told last of whether it holds the job; nothing makes it true again.
+    holds: bool,
+}
+
+struct World {
+    directory: TempDir,
+    store: Option<Store>,
+    leases: Leases,
+    attempts: Vec<Attempt>,
+    /// How often each job has ended.
+    ends: BTreeMap<String, u32>,
+}
+
+impl World {
+    fn new() -> Self {
+        let directory = TempDir::new().unwrap();
+        let store = Some(open(&directory));
+        Self { directory, store, leases: Leases::default(), attempts: Vec::new(), ends: BTreeMap::new() }
+    }
+
+    fn store(&self) -> &Store {
+        self.store.as_ref().unwrap()
+    }
+
+    fn take(&mut self) -> bool {
+        let Some((job, lease)) = self.store().lease_job("work", &self.leases).unwrap() else { return false };
+        assert_eq!(self.ends[&job.id], 0, "what has ended is not taken");
+        for earlier in self.attempts.iter_mut().filter(|earlier| earlier.job.id == job.id) {
+            assert!(earlier.lease.is_none(), "two hold one job");
+            earlier.holds = false;
+        }
+        self.attempts.push(Attempt { job, lease: Some(lease), holds: true });
+        true
+    }
+
+    /// An attempt says something that only the holder may.
+    fn says(&mut self, which: usize, ends: bool, keeps: bool, says: impl FnOnce(&Store, &Job) -> bool) {
+        let count = self.attempts.len();
+        if count == 0 {
+            return;
+        }
+        let attempt = &self.attempts[which % count];
+        let is_heard = says(self.store(), &attempt.job);
+        assert_eq!(is_heard, attempt.holds, "{:?}", attempt.job);
+        let id = attempt.job.id.clone();
+        if is_heard && ends {
+            *self.ends.get_mut(&id).unwrap() += 1;
+        }
+        let attempt = &mut self.attempts[which % count];
+        if !keeps {
+            (attempt.holds, attempt.lease) = (false, None);
+        }
+    }
+
+    fn happens(&mut self, happening: &Happening) {
+        match *happening {
+            Happening::Enqueue => {
+                let job = NewJob { followed_by: Some("follower".into()), ..new_job("work", 0) };
+                self.ends.insert(self.store().of(LOCAL).enqueue(job).unwrap().id, 0);
+            }
+            Happening::Lease => drop(self.take()),
+            Happening::Finish(which) => {
+                self.says(which, true, false, |store, job| store.finish_job(job, json!(1)).unwrap());
+            }
+            Happening::Fail(which) => {
+                self.says(which, true, false, |store, job| store.fail_job(job, "bad", None).unwrap());
+            }
+            Happening::Retry(which) => {
+                self.says(which, false, false, |store, job| store.fail_job(job, "not yet", Some(0)).unwrap());
+            }
+            Happening::Drop(which) => self.says(which, true, false, |store, job| store.drop_job(job).unwrap()),
+            Happening::Forget(which) => {
+                // Which attempt an earlier one was is not told any more by its number.
+                self.says(which, false, false, |store, job| store.forget_attempt(job).unwrap());
+                let ids: Vec<String> = self.attempts.iter().map(|attempt| attempt.job.id.clone()).collect();
+                if let Some(id) = ids.get(which % ids.len().max(1)) {
+                    self.attempts.retain(|attempt| attempt.job.id != *id);
+                }
+            }
+            Happening::Look(which) => self.says(which, false, true, |store, job| store.holds_job(job).unwrap()),
+            Happening::Say(which) => {
+                self.says(which, false, true, |store, job| store.add_job_event(job, &json!(1)).unwrap().is_some());
+            }
+            Happening::Cancel(which) => {
+                let count = self.ends.len();
+                let Some(id) = self.ends.keys().nth(which % count.max(1)).cloned() else { return };
+                let has_ended = self.ends[&id] > 0;
+                assert_eq!(self.store().of(LOCAL).cancel_job(&id).unwrap(), !has_ended);
+                *self.ends.get_mut(&id).unwrap() = 1;
+                self.attempts
+                    .iter_mut()
+                    .filter(|attempt| attempt.job.id == id)
+                    .for_each(|attempt| attempt.holds = false);
+            }
+            Happening::Lose(which) => {
+                let count = self.attempts.len();
+                if count > 0 {
+                    self.attempts[which % count].lease = None;
+                }
+            }
+            Happening::Restart => {
+                self.store = None;
+                self.store = Some(open(&self.directory));
+                self.leases = Leases::default();
+                self.attempts.iter_mut().for_each(|attempt| attempt.lease = None);
+            }
+            Happening::SetClockBack => {
+                let later = "UPDATE jobs SET updated = updated + 86400000, run_after = run_after + 86400000";
+                tamper(self.store(), &format!("{later} WHERE state = 'queued'"));
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_job_ends_once_by_its_holder_or_its_owner_and_can_always_end(happenings in happenings()) {
+        let mut world = World::new();
+        for happening in &happenings {
+            world.happens(happening);
+            let store = world.store();
+            for (id, ends) in &world.ends {
+                let job = store.of(LOCAL).job(id).unwrap();
+                let has_ended = !matches!(job.state, JobState::Queued | JobState::Running);
+                prop_assert_eq!(has_ended, *ends == 1, "{:?} after {} ends", job, ends);
+            }
+            let followers = store.of(LOCAL).jobs("follower", 1000).unwrap().len();
+            prop_assert_eq!(followers, world.ends.values().filter(|ends| **ends > 0).count());
+        }
+        // All leases are dropped: then every job can be taken, and ended.
+        world.attempts.clear();
+        while world.take() {
+            let last = world.attempts.len() - 1;
+            world.happens(&Happening::Finish(last));
+        }
+        prop_assert!(world.ends.values().all(|ends| *ends == 1), "{:?}", world.ends);
+        prop_assert_eq!(world.store().num_unended_jobs("work").unwrap(), 0);
+    }
+}
