@@ -77,6 +77,8 @@ async fn below_the_disks_reserve_growth_is_a_507_and_everything_else_goes_on() {
         assert_eq!(refused["error"]["code"], "insufficient_storage");
     }
     assert_eq!(server.chat(json!({"max_tokens": 1})).await.status(), StatusCode::OK);
+    assert_eq!(api.get("/health/deep").await.1["storage"], json!({"has_room": false}));
+    assert_eq!(api.get("/health/ready").await.0, StatusCode::OK, "what needs no disk is served");
     assert_eq!(api.delete(&format!("/v1/files/{kept}")).await.0, StatusCode::OK);
     assert_eq!(api.get("/v1/files").await.1["data"], json!([]));
 }

@@ -147,7 +147,8 @@ impl Server {
         let models = Arc::new(Models::new(config.accept_any_model).with_caches(&config.caches));
         let router = Arc::new(Router::new(&config, models.clone())?);
         let state = Arc::new(ServerState::new(config.device));
-        let (ledgers, jobs) = (ledger.part().clone(), documents.jobs().clone());
+        let (ledgers, jobs, stores) = (ledger.part().clone(), documents.jobs().clone(), documents.store().clone());
+        state.watch(move || vec![stores.report()]);
         state.watch(move || vec![ledgers.report()]);
         state.watch(move || jobs.parts());
         Ok(Self { config, listener, models, router, documents, callers, books, ledger, state })

@@ -17,7 +17,7 @@ use super::{error::ApiError, state::AppState};
 use crate::{
     error::{Error, ErrorKind},
     service::health::{HEARTBEAT_AGE_MAX, ServerStatus, refuse_unless_ready},
-    wire::health::{DeepHealth, DeviceHealth, EngineHealth, HealthSummary, Liveness, PartHealth},
+    wire::health::{DeepHealth, DeviceHealth, EngineHealth, HealthSummary, Liveness, PartHealth, StorageHealth},
 };
 
 impl AppState {
@@ -84,6 +84,7 @@ pub(super) async fn deep(State(state): State<AppState>) -> Response {
             kv_blocks_total: engine.kv_blocks_total,
             kv_blocks_used: engine.kv_blocks_used,
         }),
+        storage: StorageHealth { has_room: state.documents.store().has_room() },
         parts: report.parts.into_iter().map(PartHealth::from).collect(),
     };
     if status == "ok" {

@@ -70,11 +70,6 @@ impl Disk {
         self.free() < self.reserve.saturating_add(TIGHT_BYTES)
     }
 
-    /// What is wrong with the disk for growth, in words for operators; `None` if nothing is.
-    pub(super) fn problem(&self) -> Option<String> {
-        self.refuse_growth(0).err().map(|error| error.to_string())
-    }
-
     /// # Errors
     /// [`StoreError::Full`] if so many more bytes leave less free than the reserve.
     pub(super) fn refuse_growth(&self, bytes: u64) -> Result<()> {
@@ -197,7 +192,7 @@ mod tests {
         // A reserve that no disk has stands for a full one.
         let full = Disk { reserve: u64::MAX, ..disk.clone() };
         assert!(matches!(full.prepare(Growth::Bytes(1), || ()), Err(StoreError::Full { .. })));
-        assert!(full.prepare(Growth::Rows, || ()).is_ok() && full.problem().is_some());
+        assert!(full.prepare(Growth::Rows, || ()).is_ok());
         full.release();
         full.restore();
         assert!(!full.ballast().exists(), "there is no room for it");

@@ -53,6 +53,7 @@ use self::{
     disk::{Disk, Growth},
     writer::Writer,
 };
+use crate::domain::part::PartReport;
 
 /// How long a connection waits for a lock that another one holds, a checkpoint's for instance.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -192,9 +193,14 @@ impl Store {
         &self.directory
     }
 
-    /// Why something cannot be stored now, in words for operators: the disk is full, or the database cannot be opened.
-    pub fn problem(&self) -> Option<String> {
-        self.writer.problem().or_else(|| self.disk.problem())
+    /// Whether the disk has room for more documents beside its reserve.
+    pub fn has_room(&self) -> bool {
+        self.disk.refuse_growth(0).is_ok()
+    }
+
+    /// What health says of the thread that writes.
+    pub fn report(&self) -> PartReport {
+        self.writer.report()
     }
 
     /// Writes a small file of the data directory, for its owner alone.

@@ -16,7 +16,12 @@ use std::{
 use parking_lot::Mutex;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-use super::{Result, StoreError, configure, disk::Disk, disk::Growth, named};
+use super::{
+    Result, StoreError, configure,
+    disk::{Disk, Growth},
+    named,
+};
+use crate::domain::part::{Part, PartReport};
 
 /// Changes that may wait; callers of one more wait until there is room.
 const QUEUE: usize = 64;
@@ -37,14 +42,22 @@ pub(super) struct Writer {
     path: PathBuf,
     sender: Mutex<Option<SyncSender<Work>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    part: Arc<Part>,
+    /// Why there is no connection, if there is none.
     problem: Arc<Mutex<Option<String>>>,
 }
 
 impl Writer {
     pub(super) fn start(connection: Connection, path: &Path, disk: Disk) -> std::io::Result<Self> {
         let (sender, work) = sync_channel::<Work>(QUEUE);
-        let problem = Arc::new(Mutex::new(None));
-        let state = Loop { connection: Some(connection), path: path.to_owned(), disk, problem: problem.clone() };
+        let (problem, part) = (Arc::new(Mutex::new(None)), Part::new("store"));
+        let state = Loop {
+            connection: Some(connection),
+            path: path.to_owned(),
+            disk,
+            part: part.clone(),
+            problem: problem.clone(),
+        };
         let thread = std::thread::Builder::new().name("hearth-store".to_owned()).spawn(move || state.run(work))?;
         Ok(Self { path: path.to_owned(), sender: Mutex::new(Some(sender)), thread: Mutex::new(Some(thread)), problem })
     }
@@ -78,9 +91,11 @@ impl Writer {
         done.map_err(|error| named(error, &self.path))
     }
 
-    /// Why nothing can be written now.
-    pub(super) fn problem(&self) -> Option<String> {
-        self.problem.lock().clone()
+    /// What health says of the thread.
+    pub(super) fn report(&self) -> PartReport {
+        let mut report = self.part.report();
+        report.failure = self.problem.lock().clone().or(report.failure);
+        report
     }
 
     /// Makes the changes that wait, takes the log into the database and closes it. Later changes are refused.
@@ -100,6 +115,7 @@ struct Loop {
     connection: Option<Connection>,
     path: PathBuf,
     disk: Disk,
+    part: Arc<Part>,
     problem: Arc<Mutex<Option<String>>>,
 }
 
@@ -118,13 +134,12 @@ impl Loop {
             }
             // What a panic leaves behind is dropped with the connection.
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| change(connection))) {
-                tracing::error!(
-                    reason = message(&*panic),
-                    "a change panicked; it is rolled back and the database reopened"
-                );
+                // Rolled back, and the connection replaced.
+                self.part.panicked(&*panic);
                 self.connection = None;
                 continue;
             }
+            self.part.works();
             if self.disk.is_tight() {
                 shorten_log(connection);
                 self.disk.restore();
@@ -151,7 +166,10 @@ impl Loop {
             return Ok(());
         }
         let opened = Connection::open(&self.path).and_then(|connection| configure(&connection).map(|()| connection));
-        *self.problem.lock() = opened.as_ref().err().map(|error| format!("the database cannot be opened: {error}"));
+        *self.problem.lock() = opened.as_ref().err().map(|error| {
+            tracing::error!(%error, "the database cannot be opened");
+            "The database cannot be opened, so that nothing can be stored; the log has the cause.".to_owned()
+        });
         self.connection = Some(opened?);
         self.limit_log();
         Ok(())
@@ -164,9 +182,4 @@ fn shorten_log(connection: &Connection) {
     if let Err(error) = shortened {
         tracing::warn!(%error, "the database's log could not be taken into it");
     }
-}
-
-fn message(panic: &(dyn std::any::Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("a panic without a message")
 }

@@ -43,6 +43,13 @@ pub struct DeepHealth {
     pub engine: Option<EngineHealth>,
     /// What works for as long as the server runs.
     pub parts: Vec<PartHealth>,
+    pub storage: StorageHealth,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub struct StorageHealth {
+    /// `false`: the disk is full, and nothing more is stored until there is room. Everything else goes on.
+    pub has_room: bool,
 }
 
 #[derive(Debug, Serialize, ToSchema)]

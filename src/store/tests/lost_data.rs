@@ -212,7 +212,7 @@ fn a_change_that_panics_fails_alone() {
         panic!("a fault on purpose")
     });
     assert!(matches!(failed, Err(StoreError::Panicked)), "{failed:?}");
-    assert_eq!(store.problem(), None);
+    assert_eq!((store.report().panics, store.report().failure), (1, None));
     store.of(LOCAL).create_collection("docs", BTreeMap::new()).unwrap();
     assert_eq!(store.of(LOCAL).collections().unwrap().len(), 1, "nothing of the half is there");
 }
