@@ -59,7 +59,13 @@ impl Writer {
             problem: problem.clone(),
         };
         let thread = std::thread::Builder::new().name("hearth-store".to_owned()).spawn(move || state.run(work))?;
-        Ok(Self { path: path.to_owned(), sender: Mutex::new(Some(sender)), thread: Mutex::new(Some(thread)), problem })
+        Ok(Self {
+            path: path.to_owned(),
+            sender: Mutex::new(Some(sender)),
+            thread: Mutex::new(Some(thread)),
+            part,
+            problem,
+        })
     }
 
     /// Runs a change in a transaction. When it returns well, the change is on the disk; an error leaves nothing of it.

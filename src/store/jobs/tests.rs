@@ -134,7 +134,7 @@ fn a_clock_that_is_set_back_does_not_put_a_retry_off() {
 }
 
 fn file(store: &Store, bytes: &[u8]) -> StoredFile {
-    let mut incoming = store.receive_file().unwrap();
+    let mut incoming = store.receive_file(0).unwrap();
     incoming.write(bytes).unwrap();
     store.of(LOCAL).keep_file(incoming, "a.md", "assistants").unwrap()
 }
