@@ -6,6 +6,7 @@
 //!
 //! `KILLS` and `POWER_CUTS` set how often each test fails, `KILL_SEED` what happens; `scripts/full` runs the hundreds.
 
+mod backup;
 mod checks;
 mod clients;
 mod documents;
