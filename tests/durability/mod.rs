@@ -10,6 +10,8 @@ mod backup;
 mod checks;
 mod clients;
 mod documents;
+#[cfg(target_os = "linux")]
+mod full_disk;
 mod keys;
 mod ledger;
 mod machine;
