@@ -18,6 +18,10 @@ test:
 test-rust *ARGS:
     cargo nextest run {{ARGS}}
 
+# Hundreds of kills and power cuts; the first seed repeats a run
+full *SEED:
+    scripts/full {{SEED}}
+
 # The main job, from nothing
 quickstart:
     scripts/quickstart.sh

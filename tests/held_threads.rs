@@ -186,7 +186,7 @@ async fn until(what: &str, is_so: impl Fn() -> bool) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_request_needs_rayons_own_threads() {
     let server = server().await;
-    let held = hold(rayon::current_num_threads(), |task| rayon::spawn(task));
+    let held = hold(rayon::current_num_threads(), rayon::spawn);
     chat(&server, 16).await;
     let (status, _, answer) = post(&server, "/v1/embeddings", embeddings(8, 2 * SHORT_BYTES)).await;
     assert_eq!(status, 200, "{answer}");

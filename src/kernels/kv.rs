@@ -156,7 +156,7 @@ mod tests {
         kib.and_then(|kib| kib.parse::<usize>().ok()).expect("a number of KiB") * 1024
     }
 
-    /// A layer of SmolLM2 with 8 sequences of 8192 tokens is two arrays of 24 MiB, which glibc's allocator takes from
+    /// A layer of `SmolLM2` with 8 sequences of 8192 tokens is two arrays of 24 MiB, which glibc's allocator takes from
     /// its heap and clears once a mapping as large has been freed.
     #[cfg(target_os = "linux")]
     #[test]

@@ -340,4 +340,13 @@ impl Owned<'_> {
 }
 
 #[cfg(test)]
+impl Store {
+    /// Changes rows as no caller can; returns how many.
+    pub(crate) fn tamper(&self, sql: &str) -> usize {
+        let sql = sql.to_owned();
+        self.write(move |transaction| Ok(transaction.execute(&sql, [])?)).unwrap()
+    }
+}
+
+#[cfg(test)]
 mod tests;

@@ -5,6 +5,8 @@ use std::{env, path::PathBuf};
 pub mod api;
 pub mod fake_hub;
 pub mod gguf_writer;
+#[cfg(target_os = "linux")]
+pub mod power_cut_fs;
 pub mod running_server;
 pub mod scripted_server;
 pub mod scripted_upstream;

@@ -31,13 +31,6 @@ fn job_kind(job: &Job) -> &'static str {
     ["clumsy", "gated", "faulty"].into_iter().find(|kind| *kind == job.kind).unwrap()
 }
 
-/// Changes rows from outside, as no worker does.
-fn tamper(directory: &TempDir, sql: &str) {
-    let database = rusqlite::Connection::open(directory.path().join("hearth.sqlite3")).unwrap();
-    database.busy_timeout(Duration::from_secs(10)).unwrap();
-    assert!(database.execute(sql, []).unwrap() > 0);
-}
-
 /// Panics at its first job, does the second, and is interrupted at the third.
 #[derive(Debug, Default)]
 struct Clumsy(AtomicUsize);
@@ -125,7 +118,7 @@ async fn a_clock_that_jumps_takes_no_job_from_its_worker() {
     let first = jobs.of(LOCAL).enqueue("gated", json!(1)).await.unwrap();
     assert_eq!(begins.recv().await.unwrap(), (first.id.clone(), 1));
     // As if the machine had slept for a day: every time in the row is long past.
-    tamper(&directory, "UPDATE jobs SET leased_until = 1, run_after = 1, updated = 1");
+    assert_eq!(jobs.store.tamper("UPDATE jobs SET leased_until = 1, run_after = 1, updated = 1"), 1);
     let second = jobs.of(LOCAL).enqueue("gated", json!(2)).await.unwrap();
     assert_eq!(begins.recv().await.unwrap(), (second.id.clone(), 1), "the other worker takes what is free");
     gate.add_permits(2);
@@ -145,7 +138,7 @@ async fn who_has_lost_a_job_writes_nothing_more_of_it_and_cancels_nothing() {
     let job = jobs.of(LOCAL).enqueue_job(followed).await.unwrap();
     assert_eq!(begins.recv().await.unwrap(), (job.id.clone(), 1));
     // As if another worker had taken it.
-    tamper(&directory, "UPDATE jobs SET attempts = attempts + 1");
+    assert_eq!(jobs.store.tamper("UPDATE jobs SET attempts = attempts + 1"), 1);
     jobs.look();
     assert_eq!(begins.recv().await.unwrap(), (job.id.clone(), 3), "its worker has let go of it");
     gate.add_permits(1);

@@ -22,12 +22,6 @@ fn new_job(kind: &str, n: i32) -> NewJob {
     NewJob { kind: kind.to_owned(), payload: json!({"n": n}), followed_by: None }
 }
 
-/// Changes rows as no caller can.
-fn tamper(store: &Store, sql: &str) -> usize {
-    let sql = sql.to_owned();
-    store.write(move |transaction| Ok(transaction.execute(&sql, [])?)).unwrap()
-}
-
 #[test]
 fn a_job_is_held_by_one_worker_and_survives_it() {
     let directory = TempDir::new().unwrap();
@@ -39,7 +33,7 @@ fn a_job_is_held_by_one_worker_and_survives_it() {
     assert!(store.holds_job(&held).unwrap());
     assert!(take(&store, &leases).is_none() && store.lease_job("other", &leases).unwrap().is_none());
     // The clock of the machine says nothing of a lease.
-    tamper(&store, "UPDATE jobs SET leased_until = 0, updated = 0, run_after = 0");
+    store.tamper("UPDATE jobs SET leased_until = 0, updated = 0, run_after = 0");
     assert!(take(&store, &leases).is_none());
     drop(lease);
     let (again, _lease) = take(&store, &leases).expect("its worker was lost");
@@ -129,7 +123,7 @@ fn a_clock_that_is_set_back_does_not_put_a_retry_off() {
     drop(lease);
     assert!(store.lease_job("ingest", &leases).unwrap().is_none(), "in an hour");
     // The attempt failed at what is tomorrow now.
-    tamper(&store, "UPDATE jobs SET updated = updated + 86400000, run_after = run_after + 86400000");
+    store.tamper("UPDATE jobs SET updated = updated + 86400000, run_after = run_after + 86400000");
     assert!(store.lease_job("ingest", &leases).unwrap().is_some());
 }
 
@@ -167,7 +161,7 @@ fn with_a_stuck_document(directory: &TempDir) -> (Store, String, StoredFile) {
     assert!(!own.fail_document(&collection, &files[1].id, "server_error", "once more").unwrap());
     for number in 0..3 {
         let end = "UPDATE jobs SET state = 'cancelled' WHERE payload ->> 'file_id' =";
-        assert_eq!(tamper(&store, &format!("{end} '{}'", files[number].id)), 1);
+        assert_eq!(store.tamper(&format!("{end} '{}'", files[number].id)), 1);
     }
     let [_, _, stuck, _] = files;
     assert_eq!(own.document(&collection, &stuck.id).unwrap().status, DocumentStatus::Processing);
@@ -214,7 +208,7 @@ fn the_same_bytes_once_more_give_a_stuck_document_a_job() {
         let of_it = to_read(&store).into_iter().filter(|payload| payload["file_id"] == stuck.id.as_str()).count();
         assert_eq!(of_it, 1);
     }
-    tamper(&store, "UPDATE jobs SET state = 'failed' WHERE state IN ('queued', 'running')");
+    store.tamper("UPDATE jobs SET state = 'failed' WHERE state IN ('queued', 'running')");
     let member = Member { file_id: stuck.id, attributes: BTreeMap::new() };
     store.of(LOCAL).attach_document(&collection, member).unwrap();
     assert_eq!(to_read(&store).len(), 1, "and so does its file, as a member of a vector store");
@@ -374,7 +368,7 @@ impl World {
             }
             Happening::SetClockBack => {
                 let later = "UPDATE jobs SET updated = updated + 86400000, run_after = run_after + 86400000";
-                tamper(self.store(), &format!("{later} WHERE state = 'queued'"));
+                self.store().tamper(&format!("{later} WHERE state = 'queued'"));
             }
         }
     }
