@@ -244,9 +244,11 @@ impl Jobs {
         // A panic ends the attempt and not the worker, which has other jobs to do.
         let work = AssertUnwindSafe(async { worker.work(job.clone(), progress).await }).catch_unwind();
         let outcome = tokio::select! {
-            outcome = work => Some(outcome.unwrap_or_else(|panic| Err(Failure::Passing(panic_reason(&*panic))))),
-            () = self.is_lost(&job) => None,
+            // In this order: work that is taken while the server stops does not begin.
+            biased;
             _ = stopping.changed() => Some(Err(Failure::Interrupted)),
+            () = self.is_lost(&job) => None,
+            outcome = work => Some(outcome.unwrap_or_else(|panic| Err(Failure::Passing(panic_reason(&*panic))))),
         };
         account.ended(outcome.as_ref().map_or(Outcome::Cancelled, how_it_ended), None);
         let ended = match outcome {
