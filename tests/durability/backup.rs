@@ -155,16 +155,17 @@ async fn what_was_restored_stays(mut machine: Machine, failures: u64, seed: u64)
     assert_went_well(&backup(made_of.path(), &kept), "at first");
     for failure in 0..failures {
         let context = format!("seed {seed}, after failure {failure}");
+        let data = machine.data();
         let restore = || {
-            let mut command = command(&machine.data(), &["restore"]);
+            let mut command = command(&data, &["restore"]);
             command.arg(&kept);
             spawn(command)
         };
         let mut restoring = restore();
         let mut ended = machine.fail(&mut [&mut restoring.0], WITHIN, &mut random).await;
         if ended.is_none() {
-            if machine.data().join("restore-incomplete").exists() {
-                let said = try_start(&machine.data()).await.expect_err("half a restore is not served");
+            if data.join("restore-incomplete").exists() {
+                let Err(said) = try_start(&data).await else { panic!("{context}: half a restore is served") };
                 assert!(said.contains("hearth restore"), "{context}: {said}");
             }
             let never = Within { time: Duration::from_secs(600), changes: u64::MAX };
