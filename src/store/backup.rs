@@ -152,7 +152,7 @@ fn write(directory: &Path, to: &Path, bytes: Bytes, progress: &mut dyn FnMut(Bac
     for (done, (id, length, sha256)) in known.into_iter().enumerate() {
         progress(BackupProgress::Files { done, of });
         let from = directory.join(files::FOLDER).join(&id);
-        let Some(found) = take(&from, &folder.join(&id), bytes).map_err(io_error(&from))? else {
+        let Some(found) = take_upload(&from, &folder.join(&id), bytes).map_err(io_error(&from))? else {
             let is_known = "SELECT 1 FROM files WHERE id = ?";
             match source.query_row(is_known, [&id], |_| Ok(())).optional()? {
                 None => deleted.push(id),
@@ -206,6 +206,17 @@ fn forget(database: &mut Connection, deleted: &[String]) -> Result<()> {
 }
 
 type Hashed = (u64, [u8; 32]);
+
+/// [`take`] for an upload whose row is written. It may not have its name yet, and get it meanwhile.
+fn take_upload(from: &Path, to: &Path, bytes: Bytes) -> io::Result<Option<Option<Hashed>>> {
+    for from in [from, &from.with_extension(files::INCOMPLETE), from] {
+        let taken = take(from, to, bytes)?;
+        if taken.is_some() {
+            return Ok(taken);
+        }
+    }
+    Ok(None)
+}
 
 /// Brings one file into a backup. `None` if it is not there; the inner one if it was linked and so not read.
 fn take(from: &Path, to: &Path, bytes: Bytes) -> io::Result<Option<Option<Hashed>>> {

@@ -124,6 +124,22 @@ pub(super) fn enqueue(
     attributes: &Attributes,
     supersedes: Option<&str>,
 ) -> Result<()> {
+    let mut superseded: Vec<String> = supersedes.map(str::to_owned).into_iter().collect();
+    if let Some(old) = supersedes {
+        // It may not have taken the place of those before it yet, and will not any more.
+        superseded.extend(superseded_by(transaction, collection_id, old)?);
+    }
+    enqueue_superseding(transaction, collection_id, file_id, attributes, superseded)
+}
+
+/// [`enqueue`] for a file that takes the place of just these.
+pub(super) fn enqueue_superseding(
+    transaction: &Transaction<'_>,
+    collection_id: &str,
+    file_id: &str,
+    attributes: &Attributes,
+    mut superseded: Vec<String>,
+) -> Result<()> {
     let now = now_ms();
     transaction.execute(
         "INSERT INTO documents (collection_id, file_id, status, attributes, created, updated)
@@ -132,12 +148,7 @@ pub(super) fn enqueue(
             updated = ?4",
         params![collection_id, file_id, to_json(attributes), now],
     )?;
-    let mut superseded: Vec<String> = supersedes.map(str::to_owned).into_iter().collect();
-    if let Some(old) = supersedes {
-        // It may not have taken the place of those before it yet, and will not any more.
-        superseded.extend(superseded_by(transaction, collection_id, old)?);
-        superseded.retain(|id| id != file_id);
-    }
+    superseded.retain(|id| id != file_id);
     enqueue_ingest(transaction, collection_id, file_id, &superseded)
 }
 

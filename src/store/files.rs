@@ -23,7 +23,7 @@ use super::{
 use crate::domain::documents::StoredFile;
 
 pub(super) const FOLDER: &str = "files";
-const INCOMPLETE: &str = "incomplete";
+pub(super) const INCOMPLETE: &str = "incomplete";
 /// Folders of files that no row knows are called so, and the time in milliseconds.
 const ORPHANED: &str = "orphaned-";
 /// After how many deletions tombstones are taken away.

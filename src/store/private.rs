@@ -11,10 +11,13 @@ use std::{
 
 /// Makes a directory and the missing ones above it.
 pub(super) fn create_dir_all(path: &Path) -> io::Result<()> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     if path.is_dir() {
+        // A process that made it may have been killed before its name was on the disk. A parent that this user cannot read was
+        // not made here.
+        let _ = parent.map(sync_dir);
         return Ok(());
     }
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     if let Some(parent) = parent {
         create_dir_all(parent)?;
     }

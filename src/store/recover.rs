@@ -151,6 +151,7 @@ fn take_over(damaged: Option<&Path>, new: &mut Connection, uploads: BTreeMap<Str
         let attributes: String = row.get(2)?;
         Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, super::attributes::from_json(&attributes)))
     });
+    let mut superseded = superseded_by_unread(old.as_ref());
     let transaction = new.transaction()?;
     let mut collection_owners = HashMap::new();
     for (collection, owner) in &collections {
@@ -182,8 +183,10 @@ fn take_over(damaged: Option<&Path>, new: &mut Connection, uploads: BTreeMap<Str
         let is_new = !enqueued.contains(&(collection_id.clone(), file_id.clone()));
         let owners = (collection_owners.get(&collection_id), file_owners.get(&file_id));
         if is_new && matches!(owners, (Some(of_collection), Some(of_file)) if of_collection == of_file) {
-            documents::enqueue(&transaction, &collection_id, &file_id, &attributes, None)?;
-            enqueued.insert((collection_id, file_id));
+            let key = (collection_id, file_id);
+            let replaces = superseded.remove(&key).unwrap_or_default();
+            documents::enqueue_superseding(&transaction, &key.0, &key.1, &attributes, replaces)?;
+            enqueued.insert(key);
         }
     }
     let unknown_files = unread.len();
@@ -229,6 +232,25 @@ fn take_over(damaged: Option<&Path>, new: &mut Connection, uploads: BTreeMap<Str
         ledger_rows,
         damaged: None,
     })
+}
+
+/// What each document that had not been read yet was to take the place of, by its collection and file.
+fn superseded_by_unread(old: Option<&Connection>) -> HashMap<(String, String), Vec<String>> {
+    let (jobs, _) = rows(old, "id, kind, state, payload", "jobs", |row| {
+        let payload: String = row.get(3)?;
+        Ok((row.get::<_, String>(1)?, row.get::<_, String>(2)?, payload))
+    });
+    let unread = jobs
+        .into_iter()
+        .filter(|(kind, state, _)| kind == documents::INGEST && ["queued", "running"].contains(&&state[..]));
+    unread
+        .filter_map(|(_, _, payload)| {
+            let payload: serde_json::Value = serde_json::from_str(&payload).ok()?;
+            let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+            let replaced = payload["supersedes"].as_array()?.iter().filter_map(text).collect();
+            Some(((text(&payload["collection_id"])?, text(&payload["file_id"])?), replaced))
+        })
+        .collect()
 }
 
 /// Takes the rows of a table over as they are. Returns how many, and whether these are all.

@@ -75,6 +75,19 @@ fn a_backup_that_is_not_whole_or_damaged_is_not_restored() {
 }
 
 #[test]
+fn an_upload_that_has_no_name_yet_is_backed_up() {
+    let (directory, away) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    let store = open(&directory);
+    let id = file(&store, "a", b"bytes").id;
+    let path = store.file_path(&id);
+    drop(store);
+    fs::rename(&path, path.with_extension("incomplete")).unwrap();
+    let summary = back_up(directory.path(), &away.path().join("backup"), &mut quiet).unwrap();
+    assert_eq!((summary.files, summary.missing.len()), (1, 0));
+    assert_eq!(fs::read(away.path().join("backup/files").join(id)).unwrap(), b"bytes");
+}
+
+#[test]
 fn what_a_backup_cannot_find_or_finds_changed_is_named() {
     let (directory, away) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let store = open(&directory);

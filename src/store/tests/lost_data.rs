@@ -159,6 +159,22 @@ fn what_was_deleted_before_the_bytes_were_unlinked_does_not_come_back() {
 }
 
 #[test]
+fn a_recovered_new_version_still_takes_the_place_of_the_old_one() {
+    let (directory, ids) = with_uploads(1);
+    let store = open(&directory);
+    let collection = store.of(LOCAL).collection("docs").unwrap().id;
+    let new = file(&store, "new.md", b"new").id;
+    store.of(LOCAL).add_document(&collection, &new, BTreeMap::new(), Some(&ids[0])).unwrap();
+    drop(store);
+    recover(directory.path()).unwrap();
+    let store = open(&directory);
+    let leases = Leases::default();
+    let held: Vec<_> = std::iter::from_fn(|| store.lease_job(INGEST, &leases).unwrap()).collect();
+    let job = held.iter().find(|(job, _)| job.payload["file_id"] == new).expect("a job");
+    assert_eq!(job.0.payload["supersedes"], serde_json::json!([ids[0]]));
+}
+
+#[test]
 fn an_upload_whose_row_is_written_gets_its_name_at_the_next_start() {
     let (directory, ids) = with_uploads(1);
     let path = directory.path().join(files::FOLDER).join(&ids[0]);
