@@ -69,8 +69,10 @@ pub struct Server {
 /// After the grace every answer has its end, and all that is left is to deliver it: whoever does not read holds the
 /// process no longer than this.
 const LAST_WORDS: Duration = Duration::from_secs(5);
-/// How long a server that is told to stop at once may take to end its requests, and again to write their rows.
+/// How long a server that is told to stop at once may take to end its requests.
 const AT_ONCE: Duration = Duration::from_secs(1);
+/// How long it may take to write their rows: they wait for the change that is being made, such as that of a large document.
+const LAST_ROWS: Duration = Duration::from_secs(15);
 
 /// Ends a server that runs, without any grace. It outlives [`Server::run`].
 pub struct CutOff {
@@ -90,7 +92,7 @@ impl CutOff {
     pub async fn at_once(self) {
         // A step of a large model may take longer than this; its result is not used any more.
         let _ended = tokio::time::timeout(AT_ONCE, self.state.drain(Duration::ZERO)).await;
-        close_books(&self.books, self.ledger, AT_ONCE).await;
+        close_books(&self.books, self.ledger, LAST_ROWS).await;
     }
 }
 

@@ -92,7 +92,8 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
 /// # Errors
 /// If there is no database, it is damaged, or `to` cannot be written.
 pub fn back_up(directory: &Path, to: &Path, progress: &mut dyn FnMut(BackupProgress)) -> Result<BackupSummary> {
-    if !directory.join(DATABASE).exists() {
+    // SQLite deletes the log of an empty database when it opens it.
+    if !fs::metadata(directory.join(DATABASE)).is_ok_and(|found| found.len() > 0) {
         let message = format!("there is no database in {} to back up; name its --data-dir", directory.display());
         return Err(StoreError::Backup(message));
     }
@@ -115,9 +116,14 @@ pub fn back_up(directory: &Path, to: &Path, progress: &mut dyn FnMut(BackupProgr
 pub(super) fn before_upgrade(directory: &Path, version: i64) -> Result<PathBuf> {
     let name = format!("schema-{version}-{}", now_ms());
     let folder = directory.join(UPGRADES);
-    let half = folder.join(format!("{name}.incomplete"));
-    write(directory, &half, Bytes::Linked, &mut |_| ())?;
-    let whole = folder.join(name);
+    let (half, whole) = (folder.join(format!("{name}.incomplete")), folder.join(name));
+    let written = write(directory, &half, Bytes::Linked, &mut |_| ()).inspect_err(|_| {
+        // It is of no use, and may be what fills the disk.
+        let _ = fs::remove_dir_all(&half);
+    })?;
+    if !written.missing.is_empty() {
+        tracing::error!(files = ?written.missing, backup = %whole.display(), "uploads are missing in a backup");
+    }
     fs::rename(&half, &whole).and_then(|()| private::sync_dir(&folder)).map_err(io_error(&whole))?;
     Ok(whole)
 }
@@ -149,10 +155,22 @@ fn write(directory: &Path, to: &Path, bytes: Bytes, progress: &mut dyn FnMut(Bac
     let mut summary = BackupSummary::default();
     let mut entries = Vec::with_capacity(known.len() + 2);
     let (mut deleted, of) = (Vec::new(), known.len());
+    let mut aside = None;
     for (done, (id, length, sha256)) in known.into_iter().enumerate() {
         progress(BackupProgress::Files { done, of });
         let from = directory.join(files::FOLDER).join(&id);
-        let Some(found) = take_upload(&from, &folder.join(&id), bytes).map_err(io_error(&from))? else {
+        let mut taken = take_upload(&from, &folder.join(&id), bytes).map_err(io_error(&from))?;
+        if taken.is_none() {
+            // A start with an older database may have moved it.
+            let aside = match &mut aside {
+                Some(found) => found,
+                none => none.insert(files::complete_files(&directory.join(files::FOLDER)).map_err(io_error(&from))?),
+            };
+            if let Some(path) = aside.get(&id) {
+                taken = take(path, &folder.join(&id), bytes).map_err(io_error(path))?;
+            }
+        }
+        let Some(found) = taken else {
             let is_known = "SELECT 1 FROM files WHERE id = ?";
             match source.query_row(is_known, [&id], |_| Ok(())).optional()? {
                 None => deleted.push(id),
@@ -275,6 +293,8 @@ pub fn restore(from: &Path, directory: &Path, progress: &mut dyn FnMut(BackupPro
     let _lock = take_directory(directory)?;
     let marker = directory.join(RESTORING);
     if !marker.exists() {
+        // A recovered database that waits for its place is data.
+        recover::finish(directory)?;
         refuse_used(directory)?;
         private::write(&marker, b"").map_err(io_error(&marker))?;
     }
@@ -328,9 +348,9 @@ fn read_manifest(from: &Path) -> Result<Manifest> {
             manifest.hearth
         )));
     }
-    let is_plain = |id: &str| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
     for Entry { path, .. } in &manifest.files {
-        let is_upload = path.strip_prefix(files::FOLDER).and_then(|rest| rest.strip_prefix('/')).is_some_and(is_plain);
+        let is_upload =
+            path.strip_prefix(files::FOLDER).and_then(|rest| rest.strip_prefix('/')).is_some_and(files::is_id);
         if !is_upload && path != DATABASE && path != SECRET {
             return Err(StoreError::Backup(format!("{MANIFEST} names {path:?}, which is no file of a backup")));
         }
@@ -347,8 +367,9 @@ fn refuse_used(directory: &Path) -> Result<()> {
         let found = fs::read_dir(directory.join(name));
         found.is_ok_and(|mut entries| entries.next().is_some())
     };
-    // Indexes belong to the database that they were made from.
-    let used = [DATABASE, SECRET].into_iter().find(|name| directory.join(name).exists());
+    // A log is replayed into whatever database is beside it, and indexes belong to the one that they were made from.
+    let (log, journal) = (format!("{DATABASE}-wal"), format!("{DATABASE}-journal"));
+    let used = [DATABASE, &log, &journal, SECRET].into_iter().find(|name| directory.join(name).exists());
     let used = used.or_else(|| [files::FOLDER, "index"].into_iter().find(|name| is_filled(name)));
     let Some(used) = used else { return Ok(()) };
     Err(StoreError::Backup(format!(

@@ -8,7 +8,9 @@ use serde_json::json;
 use super::{
     NewJob, Owned, Result, StoreError,
     attributes::{Attributes, Vector, from_json, to_json},
-    collections, jobs, now_ms,
+    collections,
+    files::bury,
+    jobs, now_ms,
     owned::refuse_documents_over,
 };
 use crate::domain::documents::{Document, DocumentStatus, NewChunk};
@@ -107,11 +109,11 @@ fn check_document(connection: &Connection, owner: &str, collection_id: &str, fil
     found.optional()?.ok_or_else(|| StoreError::NotFound { what: "document", id: file_id.to_owned() })
 }
 
-/// The documents whose place this one was to take.
+/// The documents whose place this one is to take and has not taken yet.
 fn superseded_by(connection: &Connection, collection_id: &str, file_id: &str) -> rusqlite::Result<Vec<String>> {
     let mut query = connection.prepare(
         "SELECT DISTINCT old.value FROM jobs, json_each(jobs.payload, '$.supersedes') AS old
-         WHERE kind = ? AND payload ->> 'collection_id' = ? AND payload ->> 'file_id' = ?",
+         WHERE kind = ? AND state <> 'done' AND payload ->> 'collection_id' = ? AND payload ->> 'file_id' = ?",
     )?;
     query.query_map([INGEST, collection_id, file_id], |row| row.get(0))?.collect()
 }
@@ -209,7 +211,7 @@ pub(super) fn enqueue_unread(transaction: &Transaction<'_>) -> Result<usize> {
     let mut superseded: HashMap<Key, Vec<String>> = HashMap::new();
     let mut earlier = transaction.prepare(&format!(
         "SELECT DISTINCT {of_job}, old.value FROM jobs, json_each(jobs.payload, '$.supersedes') AS old
-         WHERE kind = ? AND of_collection IS NOT NULL AND of_file IS NOT NULL"
+         WHERE kind = ? AND state <> 'done' AND of_collection IS NOT NULL AND of_file IS NOT NULL"
     ))?;
     for row in earlier.query_map([INGEST], |row| Ok((key(row)?, row.get(2)?)))? {
         let (document, old) = row?;
@@ -263,7 +265,7 @@ impl Owned<'_> {
     }
 
     /// Makes a document searchable: the new chunks take the place of the old ones in one step, and of those of the
-    /// documents that it supersedes, which are deleted. If the document has been deleted or cancelled meanwhile, nothing
+    /// documents that it supersedes, which are deleted, with their files where those are in no other collection. If the document has been deleted or cancelled meanwhile, nothing
     /// is stored and that is the error.
     ///
     /// # Errors
@@ -277,7 +279,7 @@ impl Owned<'_> {
     ) -> Result<Replaced> {
         let (owner, collection_id, file_id) = self.owned_key(collection_id, file_id);
         let supersedes: Vec<String> = supersedes.iter().filter(|&old| *old != file_id).cloned().collect();
-        self.store.grow(stored_bytes(&chunks), move |transaction| {
+        let (replaced, buried) = self.store.grow(stored_bytes(&chunks), move |transaction| {
             check_document(transaction, &owner, &collection_id, &file_id)?;
             let ready = transaction.execute(
                 "UPDATE documents SET status = 'ready', error_code = NULL, error_reason = NULL, updated = ?
@@ -291,11 +293,26 @@ impl Owned<'_> {
                 Replaced { added: Vec::new(), removed: chunk_ids(transaction, &collection_id, &file_id)? };
             let delete = "DELETE FROM chunks WHERE collection_id = ? AND file_id = ?";
             transaction.execute(delete, [&collection_id, &file_id])?;
+            let mut buried = Vec::new();
             for old in supersedes {
                 replaced.removed.extend(chunk_ids(transaction, &collection_id, &old)?);
                 transaction
                     .execute("DELETE FROM documents WHERE collection_id = ? AND file_id = ?", [&collection_id, &old])?;
+                // In this transaction: a file that is attached elsewhere meanwhile stays.
+                let unused = "DELETE FROM files WHERE id = ?1 AND owner = ?2 AND
+                     NOT EXISTS (SELECT 1 FROM documents WHERE file_id = ?1)";
+                if transaction.execute(unused, [&old, &owner])? > 0 {
+                    bury(transaction, &old)?;
+                    buried.push(old);
+                }
             }
+            // A job that is begun again after a crash does not delete what has been added again since.
+            transaction.execute(
+                "UPDATE jobs SET payload = json_set(payload, '$.supersedes', json('[]'))
+                 WHERE kind = ? AND state IN ('queued', 'running') AND
+                    payload ->> 'collection_id' = ? AND payload ->> 'file_id' = ?",
+                [INGEST, &collection_id, &file_id],
+            )?;
             let mut insert_chunk = transaction.prepare(
                 "INSERT INTO chunks (collection_id, file_id, position, heading, text, place, tokens)
                  VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -308,8 +325,10 @@ impl Owned<'_> {
                 insert_vector.execute(params![id, Vector(vector)])?;
                 replaced.added.push(id as u64);
             }
-            Ok(replaced)
-        })
+            Ok((replaced, buried))
+        })?;
+        buried.iter().for_each(|id| self.store.unlink_deleted(id));
+        Ok(replaced)
     }
 
     /// Sets what became of a document that is not searchable, or not yet. An earlier version stays searchable.

@@ -97,12 +97,19 @@ pub(super) fn insert(connection: &Connection, owner: &str, file: &StoredFile) ->
     Ok(())
 }
 
+/// Writes the tombstone of a file whose row this transaction deletes.
+pub(super) fn bury(connection: &Connection, id: &str) -> Result<()> {
+    let bury = "INSERT OR IGNORE INTO deleted_files (id, deleted) VALUES (?, ?)";
+    connection.execute(bury, params![id, now_ms()])?;
+    Ok(())
+}
+
 impl Store {
     fn file_folder(&self) -> PathBuf {
         self.directory.join(FOLDER)
     }
 
-    /// Where a file's bytes are. Ids are made here and have nothing but letters, digits and dashes in them.
+    /// Where a file's bytes are.
     pub fn file_path(&self, id: &str) -> PathBuf {
         self.file_folder().join(id)
     }
@@ -149,7 +156,7 @@ impl Store {
     }
 
     /// Unlinks the bytes of a file whose tombstone is written.
-    fn unlink_deleted(&self, id: &str) {
+    pub(super) fn unlink_deleted(&self, id: &str) {
         let path = self.file_path(id);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -214,7 +221,7 @@ fn settle(folder: &Path, known: &HashSet<String>, deleted: &HashSet<String>) -> 
             Some(_) => fs::remove_file(&path)?,
             None if known.contains(&name) => drop(missing.remove(&name)),
             None if deleted.contains(&name) => fs::remove_file(&path)?,
-            None => unknown.push(name),
+            None => unknown.push(entry.file_name()),
         }
     }
     if !unknown.is_empty() {
@@ -239,8 +246,21 @@ fn settle(folder: &Path, known: &HashSet<String>, deleted: &HashSet<String>) -> 
         }
         missing.retain(|id| !aside.contains_key(*id));
     }
+    if !deleted.is_empty() {
+        // It may have been moved aside between its deletion and now.
+        for (_, path) in
+            complete_files(folder)?.into_iter().filter(|(id, _)| deleted.contains(id) && !known.contains(id))
+        {
+            fs::remove_file(path)?;
+        }
+    }
     private::sync_dir(folder)?;
     Ok(missing.len())
+}
+
+/// Whether a name may be an upload's. Ids are made here and have nothing but letters, digits and dashes in them.
+pub(super) fn is_id(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
 /// Uploaded files by their ids, those included that were moved aside; those that had not been received whole are left
@@ -260,7 +280,7 @@ pub(super) fn complete_files(folder: &Path) -> io::Result<BTreeMap<String, PathB
             for (id, path) in complete_files(&path)? {
                 found.entry(id).or_insert(path);
             }
-        } else if kind.is_file() && path.extension().is_none() {
+        } else if kind.is_file() && is_id(name) {
             found.insert(name.to_owned(), path.clone());
         }
     }
@@ -334,8 +354,7 @@ impl Owned<'_> {
             cancel_ingest(transaction, None, Some(&row_id))?;
             transaction.execute("DELETE FROM documents WHERE file_id = ?", [&row_id])?;
             transaction.execute("DELETE FROM files WHERE id = ?", [&row_id])?;
-            let bury = "INSERT OR IGNORE INTO deleted_files (id, deleted) VALUES (?, ?)";
-            transaction.execute(bury, params![row_id, now_ms()])?;
+            bury(transaction, &row_id)?;
             Ok(Some(chunks))
         })?;
         if deleted.is_some() {

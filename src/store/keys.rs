@@ -8,7 +8,11 @@ use std::{fs::File, path::Path};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 
-use super::{DATABASE, Result, Store, StoreError, configure, disk::Disk, named, now_ms, opening, schema};
+use super::{
+    DATABASE, Result, Store, StoreError, configure,
+    disk::{Disk, Growth},
+    named, now_ms, opening, schema,
+};
 
 /// A row of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,6 +110,7 @@ impl Store {
 #[derive(Debug)]
 pub struct KeyTable {
     connection: Connection,
+    disk: Disk,
     /// Where no server has the directory, none is to begin while the schema changes.
     _lock: Option<File>,
 }
@@ -115,8 +120,9 @@ impl KeyTable {
     /// If the database is damaged, not Hearth's, or of another version than this program and in use.
     pub fn open(directory: &Path) -> Result<Self> {
         let path = directory.join(DATABASE);
+        let disk = Disk::new(directory, None);
         let (lock, connection) = match opening::take_directory(directory) {
-            Ok(lock) => (Some(lock), opening::open_database(directory, &Disk::new(directory, None))?),
+            Ok(lock) => (Some(lock), opening::open_database(directory, &disk)?),
             Err(StoreError::Locked { .. }) => {
                 let connection = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
                 let checked = configure(&connection).map_err(StoreError::from);
@@ -126,7 +132,7 @@ impl KeyTable {
             }
             Err(error) => return Err(error),
         };
-        Ok(Self { connection, _lock: lock })
+        Ok(Self { connection, disk, _lock: lock })
     }
 
     /// # Errors
@@ -149,6 +155,7 @@ impl KeyTable {
     /// # Errors
     /// [`StoreError::NotFound`]
     pub fn revoke(&self, id: &str) -> Result<bool> {
+        self.disk.prepare(Growth::Essential, || ())?;
         let update = "UPDATE keys SET revoked = ? WHERE id = ? AND revoked IS NULL";
         let has_changed = self.connection.execute(update, params![now_ms(), id])? == 1;
         if !has_changed && find(&self.connection, id)?.is_none() {

@@ -64,7 +64,9 @@ pub fn recover(directory: &Path) -> Result<Recovered> {
         move |source| StoreError::Io { path, source }
     };
     let path = directory.join(DATABASE);
-    let source = if path.exists() { Some(path.clone()) } else { newest_damaged(directory).map_err(io_error(&path))? };
+    // An empty database has nothing: what an earlier recovery put away may have more.
+    let is_there = fs::metadata(&path).is_ok_and(|found| found.len() > 0);
+    let source = if is_there { Some(path.clone()) } else { newest_damaged(directory).map_err(io_error(&path))? };
     let uploads = files::complete_files(&directory.join(files::FOLDER)).map_err(io_error(directory))?;
     if source.is_none() && uploads.is_empty() {
         let nothing = io::Error::new(io::ErrorKind::NotFound, "there is no database and no upload to recover");
@@ -99,7 +101,7 @@ pub(super) fn finish(directory: &Path) -> Result<()> {
     let Some((ready, time)) = newest(directory, READY).map_err(failed)? else { return Ok(()) };
     let path = directory.join(DATABASE);
     // The log first: the new database must never be beside a log that is not its own.
-    for rest in ["-wal", "-shm", ""] {
+    for rest in ["-journal", "-wal", "-shm", ""] {
         let from = PathBuf::from(format!("{}{rest}", path.display()));
         if from.exists() {
             let to = directory.join(format!("{DAMAGED}{time}{rest}"));

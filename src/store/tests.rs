@@ -128,6 +128,44 @@ fn the_same_bytes_are_one_document() {
 }
 
 #[test]
+fn a_version_replaces_the_old_one_once_and_only_where_it_was() {
+    let directory = TempDir::new().unwrap();
+    let store = open(&directory);
+    let own = store.of(LOCAL);
+    let [x, y] = ["x", "y"].map(|name| own.create_collection(name, BTreeMap::new()).unwrap().id);
+    let (a, _) = document(&store, &x, "a.md", &["first"]);
+    own.attach_document(&y, Member { file_id: a.clone(), attributes: BTreeMap::new() }).unwrap();
+    let leases = Leases::default();
+    let ended = || {
+        while let Some((job, _lease)) = store.lease_job(INGEST, &leases).unwrap() {
+            store.finish_job(&job, serde_json::json!(null)).unwrap();
+        }
+    };
+    let replace = |name: &str, old: &str| {
+        let new = file(&store, name, name.as_bytes()).id;
+        own.add_document(&x, &new, BTreeMap::new(), Some(old)).unwrap();
+        new
+    };
+    ended();
+    let b = replace("b.md", &a);
+    own.replace_chunks(&x, &b, vec![chunk("second")], std::slice::from_ref(&a)).unwrap();
+    assert!(store.file_path(&a).exists() && own.file(&a).is_ok(), "it is in another collection");
+    let (job, lease) = store.lease_job(INGEST, &leases).unwrap().expect("the job of b");
+    assert_eq!(job.payload["supersedes"], serde_json::json!([]), "begun again it replaces nothing more");
+    drop(lease);
+    ended();
+
+    own.attach_document(&x, Member { file_id: a.clone(), attributes: BTreeMap::new() }).unwrap();
+    ended();
+    let c = replace("c.md", &b);
+    let (job, _lease) = store.lease_job(INGEST, &leases).unwrap().expect("the job of c");
+    assert_eq!(job.payload["supersedes"], serde_json::json!([b]), "a was added again since b replaced it");
+    own.replace_chunks(&x, &c, vec![chunk("third")], std::slice::from_ref(&b)).unwrap();
+    assert!(own.document(&x, &a).is_ok());
+    assert!(!store.file_path(&b).exists() && own.file(&b).is_err(), "its file is in no collection any more");
+}
+
+#[test]
 fn what_is_deleted_is_gone_from_everywhere() {
     let directory = TempDir::new().unwrap();
     let store = open(&directory);

@@ -11,13 +11,14 @@ use std::{
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
 use parking_lot::Mutex;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
 use super::{
-    Result, StoreError, configure,
+    BUSY_TIMEOUT, Result, StoreError, configure,
     disk::{Disk, Growth},
     named,
 };
@@ -134,7 +135,7 @@ impl Loop {
                 continue;
             }
             let Some(connection) = &mut self.connection else { continue };
-            if let Err(error) = self.disk.prepare(growth, || shorten_log(connection)) {
+            if let Err(error) = self.disk.prepare(growth, || shorten_log(connection, Duration::ZERO)) {
                 refuse(error);
                 continue;
             }
@@ -147,12 +148,14 @@ impl Loop {
             }
             self.part.works();
             if self.disk.is_tight() {
-                shorten_log(connection);
+                shorten_log(connection, Duration::ZERO);
                 self.disk.restore();
             }
         }
         if let Some(connection) = self.connection.take() {
-            shorten_log(&connection);
+            if !shorten_log(&connection, BUSY_TIMEOUT) {
+                tracing::warn!("another process reads the database: its log stays beside it, and belongs to it");
+            }
             if let Err((_, error)) = connection.close() {
                 tracing::error!(%error, "the database could not be closed");
             }
@@ -182,10 +185,14 @@ impl Loop {
     }
 }
 
-/// Takes the log into the database and cuts it, as far as readers let it.
-fn shorten_log(connection: &Connection) {
-    let shortened = connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
-    if let Err(error) = shortened {
+/// Takes the log into the database and cuts it; `false` if a reader, such as a backup, does not let it within this time.
+fn shorten_log(connection: &Connection, patience: Duration) -> bool {
+    let shortened = connection.busy_timeout(patience).and_then(|()| {
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| Ok(row.get::<_, i64>(0)? == 0))
+    });
+    let restored = connection.busy_timeout(BUSY_TIMEOUT);
+    shortened.and_then(|shortened| restored.map(|()| shortened)).unwrap_or_else(|error| {
         tracing::warn!(%error, "the database's log could not be taken into it");
-    }
+        false
+    })
 }

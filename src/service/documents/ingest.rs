@@ -96,14 +96,7 @@ impl Ingest {
             let store = store.of(&of_whom);
             store.bind_collection(&collection, &embedding)?;
             let replaced = store.replace_chunks(&collection, &file, chunks, &supersedes)?;
-            indexes.apply(&collection, &embedding, &replaced)?;
-            // The file of a document that was replaced is of no use, unless it is in another collection.
-            for old in supersedes {
-                if old != file && store.documents_of_file(&old)?.is_empty() {
-                    store.delete_file(&old)?;
-                }
-            }
-            Ok(())
+            indexes.apply(&collection, &embedding, &replaced)
         });
         stored.await.map_err(|error| Failure::Passing(error.to_string()))?.map_err(|error| match error {
             StoreError::OtherEmbedding { .. } => {

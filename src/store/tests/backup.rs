@@ -54,6 +54,11 @@ fn a_backup_that_is_not_whole_or_damaged_is_not_restored() {
     assert!(refused.to_string().contains("SHA-256"), "{refused}");
     assert!(matches!(Store::open(&back), Err(StoreError::HalfRestored { .. })));
     fs::write(&upload, "bytes").unwrap();
+    let logged = away.path().join("logged");
+    fs::create_dir(&logged).unwrap();
+    fs::write(logged.join("hearth.sqlite3-wal"), "of another database").unwrap();
+    let refused = restore(&to, &logged, &mut quiet).unwrap_err();
+    assert!(refused.to_string().contains("hearth.sqlite3-wal"), "{refused}");
     restore(&to, &back, &mut quiet).unwrap();
     assert_eq!(Store::open(&back).unwrap().of(LOCAL).file(&stored.id).unwrap(), stored);
 

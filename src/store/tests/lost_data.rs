@@ -181,6 +181,7 @@ fn an_upload_whose_row_is_written_gets_its_name_at_the_next_start() {
     let cut_off = path.with_extension("incomplete");
     fs::rename(&path, &cut_off).unwrap();
     fs::create_dir(directory.path().join("files/lost+found")).unwrap();
+    fs::write(directory.path().join("files/.DS_Store"), "not an upload").unwrap();
     let store = open(&directory);
     assert_eq!(fs::read(store.file_path(&ids[0])).unwrap(), b"text 0");
     assert!(!cut_off.exists());
