@@ -26,10 +26,11 @@ async fn a_callers_quota_is_a_507_and_deleting_makes_room() {
     let server = Running::start(quota).await;
     let api = Api(&server);
     let large = vec![b'x'; 600 << 10];
-    let upload = async |bytes: &[u8]| api.post_form("/v1/files", file_form("a.txt", bytes)).await;
+    let form = |bytes: &[u8]| file_form("a.txt", bytes).text("purpose", "assistants");
+    let upload = async |bytes: &[u8]| api.post_form("/v1/files", form(bytes)).await;
     let (status, first) = upload(&large).await;
     assert_eq!(status, StatusCode::OK, "{first}");
-    let response = file_form("b.txt", &large).of(server.client.post(format!("{}/v1/files", server.url)));
+    let response = form(&large).of(server.client.post(format!("{}/v1/files", server.url)));
     let response = response.send().await.expect("an answer");
     assert_eq!(response.status(), StatusCode::INSUFFICIENT_STORAGE);
     assert_eq!(response.headers()["x-should-retry"], "false");
@@ -72,7 +73,7 @@ async fn below_the_disks_reserve_growth_is_a_507_and_everything_else_goes_on() {
     let server = Running::start(settings(16 << 20)).await;
     let api = Api(&server);
     for (path, form) in [("/v1/files", "new.txt"), ("/api/v1/documents/upload", "new.txt")] {
-        let (status, refused) = api.post_form(path, file_form(form, b"text")).await;
+        let (status, refused) = api.post_form(path, file_form(form, b"text").text("purpose", "assistants")).await;
         assert_eq!(status, StatusCode::INSUFFICIENT_STORAGE, "{path}: {refused}");
         assert_eq!(refused["error"]["code"], "insufficient_storage");
     }
@@ -126,7 +127,8 @@ async fn a_backup_of_a_running_server_is_restored_by_the_commands() {
     };
     let client = reqwest::Client::new();
     let (server, url) = serve(&data);
-    let form = file_form("a.txt", b"text").of(client.post(format!("{url}/v1/files")).bearer_auth(&key));
+    let form = file_form("a.txt", b"text").text("purpose", "assistants");
+    let form = form.of(client.post(format!("{url}/v1/files")).bearer_auth(&key));
     let file: Value = form.send().await.expect("an answer").json().await.expect("JSON");
     let made = command(&["backup", backup.to_str().unwrap()], &data).output().expect("it runs");
     assert!(made.status.success(), "{}", said(&made));
