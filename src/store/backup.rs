@@ -40,7 +40,7 @@ const BUFFER: usize = 1 << 20;
 pub enum BackupProgress {
     /// The database is being copied.
     Database,
-    /// So many of the uploaded files are copied.
+    /// `done` of the `of` files are copied.
     Files { done: usize, of: usize },
 }
 

@@ -27,7 +27,7 @@ const TIGHT_BYTES: u64 = 16 << 20;
 /// What a change is to the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Growth {
-    /// So many more bytes, refused below the reserve.
+    /// About this many more bytes, refused below the reserve.
     Bytes(u64),
     /// A few rows, such as the ledger's: they use up the reserve, but not the ballast.
     Rows,
@@ -71,7 +71,7 @@ impl Disk {
     }
 
     /// # Errors
-    /// [`StoreError::Full`] if so many more bytes leave less free than the reserve.
+    /// [`StoreError::Full`] if `bytes` more leave less free than the reserve.
     pub(super) fn refuse_growth(&self, bytes: u64) -> Result<()> {
         let (free, needed) = (self.free(), self.reserve.saturating_add(bytes));
         if free >= needed {

@@ -114,7 +114,7 @@ impl Store {
         self.file_folder().join(id)
     }
 
-    /// Begins to receive a file of about so many bytes; 0 if the sender has not said how many.
+    /// Begins to receive a file of about `bytes` bytes; 0 if the sender has not said how many.
     ///
     /// # Errors
     /// If the folder cannot be written, or the disk has no room for the file beside its reserve.

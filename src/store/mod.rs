@@ -229,8 +229,8 @@ impl Store {
         self.writer.write(Growth::Rows, change)
     }
 
-    /// [`Self::write`] for a change that makes the database larger by about so many bytes: refused where the disk has no
-    /// room for them beside its reserve.
+    /// [`Self::write`] for a change that makes the database larger by about `bytes`: refused where the disk has no room
+    /// for them beside its reserve.
     fn grow<T: Send + 'static>(
         &self,
         bytes: u64,

@@ -38,7 +38,7 @@ pub struct Recovered {
     /// Files that the damaged database no longer knew.
     pub unknown_files: usize,
     pub keys: usize,
-    /// Whether some of the keys could not be read; those are to be made anew.
+    /// Whether some of the keys could not be read; those have to be created again.
     pub lost_keys: bool,
     pub ledger_rows: usize,
     /// Where the damaged database is now; `None` if it was lost.
@@ -260,7 +260,7 @@ fn copy(old: Option<&Connection>, new: &Transaction<'_>, table: &str) -> Result<
     let select = format!("SELECT * FROM {table} LIMIT 0");
     let columns: Vec<String> = match old.map(|old| old.prepare(&select)) {
         Some(Ok(query)) => query.column_names().map(str::to_owned).collect(),
-        // A database from before there was such a table lost nothing of it; of one that cannot be read nobody knows.
+        // A database from before there was such a table lost nothing of it; what one that cannot be read has lost is unknown.
         Some(Err(_)) => return Ok((0, old.is_some_and(|old| is_without(old, table)))),
         None => return Ok((0, false)),
     };

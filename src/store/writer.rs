@@ -135,7 +135,10 @@ impl Loop {
                 continue;
             }
             let Some(connection) = &mut self.connection else { continue };
-            if let Err(error) = self.disk.prepare(growth, || shorten_log(connection, Duration::ZERO)) {
+            let shorten = || {
+                shorten_log(connection, Duration::ZERO);
+            };
+            if let Err(error) = self.disk.prepare(growth, shorten) {
                 refuse(error);
                 continue;
             }

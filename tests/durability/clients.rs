@@ -187,7 +187,7 @@ pub async fn start(data: &Path, context: &str) -> (Served, Client) {
     try_start(data).await.unwrap_or_else(|said| panic!("{context}: the server does not start: {said}"))
 }
 
-/// Clients that change documents until each has done so many changes or the server answers no more.
+/// Clients that change documents until each has done its number of changes or the server answers no more.
 pub fn disturb(client: &Client, knowledge: &Shared, changes: u64, random: &mut StdRng) -> Vec<JoinHandle<()>> {
     let disturb = |seed| tokio::spawn(change(client.clone(), knowledge.clone(), changes, StdRng::seed_from_u64(seed)));
     (0..CLIENTS).map(|_| disturb(random.random())).collect()

@@ -1,4 +1,4 @@
-//! The server fails while documents come, change and go. Graphs and their snapshots are made anew every few documents.
+//! The server fails while documents come, change and go. Graphs and their snapshots are rebuilt every few documents.
 
 use std::time::Duration;
 

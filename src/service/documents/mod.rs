@@ -102,7 +102,7 @@ impl Documents {
         OwnedDocuments { documents: self.clone(), account: account.clone() }
     }
 
-    /// Begins to receive a file of about so many bytes; 0 if the sender has not said how many.
+    /// Begins to receive a file of about `bytes` bytes; 0 if the sender has not said how many.
     ///
     /// # Errors
     /// If the data directory cannot be written, or its disk has no room.
