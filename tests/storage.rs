@@ -22,8 +22,14 @@ fn said(output: &Output) -> String {
 
 #[tokio::test]
 async fn a_callers_quota_is_a_507_and_deleting_makes_room() {
-    let quota = Settings { caller_storage_mib: Some(1), caller_documents: Some(2), ..Settings::default() };
-    let server = Running::start(quota).await;
+    let embedder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/embeddings/bert-mean.gguf");
+    let server = Running::start(Settings {
+        embedding_model: Some(embedder),
+        caller_storage_mib: Some(1),
+        caller_documents: Some(2),
+        ..Settings::default()
+    })
+    .await;
     let api = Api(&server);
     let large = vec![b'x'; 600 << 10];
     let form = |bytes: &[u8]| file_form("a.txt", bytes).text("purpose", "assistants");
