@@ -442,8 +442,8 @@ pub(super) fn told(error: StoreError) -> Error {
         StoreError::OtherEmbedding { .. } => Error::new(ErrorKind::Conflict, format!("{error}.")),
         StoreError::Quota { what, used, limit, more } => {
             let message = format!(
-                "You may store {limit} {what} here; {used} are in use, and this takes {more} more. Delete what is not \
-                 needed, or ask the operator for more."
+                "You may store {limit} {what} here; {used} are in use, and this takes {more} more. Delete documents \
+                 that you do not need, or ask the operator for more."
             );
             Error::new(ErrorKind::InsufficientStorage, message).with_code("storage_quota_exceeded")
         }

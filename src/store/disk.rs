@@ -2,8 +2,8 @@
 //!
 //! A database on a full disk cannot even delete, since deleting writes. So growth (uploads, chunks, new jobs) is refused
 //! below a reserve of free space, and a ballast file beside the database holds space that the store gives up when the
-//! disk is full all the same, through other programs for instance: deleting, revoking and opening go on with it, and it
-//! is made again when there is room.
+//! disk is full all the same, through other programs for instance: deleting, revoking and opening use it, and it is
+//! made again when there is room.
 
 use std::{
     fs, io,
@@ -108,7 +108,7 @@ impl Disk {
         match fs::remove_file(self.ballast()) {
             Ok(()) => tracing::warn!(
                 directory = %self.directory.display(),
-                "the disk is full: the store goes on with the space of its ballast file; make room, or delete documents"
+                "the disk is full: the store uses the space of its ballast file; make room, or delete documents"
             ),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => tracing::error!(%error, "the ballast file cannot be removed from a full disk"),

@@ -57,12 +57,14 @@ const DAMAGED: &str = "hearth.sqlite3.damaged-";
 /// If another process uses the directory, there is nothing in it to recover from, or the disk does not take the new
 /// database.
 pub fn recover(directory: &Path) -> Result<Recovered> {
-    let _lock = take_directory(directory)?;
-    finish(directory)?;
     let io_error = |path: &Path| {
         let path = path.to_owned();
         move |source| StoreError::Io { path, source }
     };
+    // A directory that is not there is not made.
+    fs::metadata(directory).map_err(io_error(directory))?;
+    let _lock = take_directory(directory)?;
+    finish(directory)?;
     let path = directory.join(DATABASE);
     // An empty database has nothing: what an earlier recovery put away may have more.
     let is_there = fs::metadata(&path).is_ok_and(|found| found.len() > 0);

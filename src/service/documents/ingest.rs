@@ -162,8 +162,8 @@ impl Ingest {
     }
 }
 
-/// What is not there was deleted or cancelled meanwhile. Nothing else makes the work moot: a store that cannot be read now
-/// may be read later.
+/// A document that is not found was deleted or cancelled meanwhile. Nothing else makes the work moot: a store that cannot
+/// be read now may be read later.
 pub(super) fn not_found_or_passing(error: StoreError) -> Failure {
     match error {
         StoreError::NotFound { .. } => Failure::Moot,

@@ -26,7 +26,7 @@ pub struct Contents {
     changed: BTreeSet<u64>,
 }
 
-/// How many pages so many bytes take.
+/// How many pages this many bytes take.
 pub fn pages_of(bytes: u64) -> u64 {
     bytes.div_ceil(PAGE as u64)
 }

@@ -31,7 +31,7 @@ pub struct PowerCutDisk {
 }
 
 impl PowerCutDisk {
-    /// An empty disk of so many bytes; `None`, which is said on standard error, on a machine without FUSE. Where the
+    /// An empty disk of `bytes` bytes; `None`, which is said on standard error, on a machine without FUSE. Where the
     /// environment says `CI`, FUSE must be there.
     pub fn mount(capacity: u64) -> Option<Self> {
         if let Err(error) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse") {
