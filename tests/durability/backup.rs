@@ -163,8 +163,11 @@ async fn what_was_restored_stays(mut machine: Machine, failures: u64, seed: u64)
         };
         let mut restoring = restore();
         let mut ended = machine.fail(&mut [&mut restoring.0], WITHIN, &mut random).await;
-        if ended.is_none() {
-            if data.join("restore-incomplete").exists() {
+        let marker = data.join("restore-incomplete");
+        // A restore that fails between its last step and its end has gone well.
+        let has_finished = ended.is_none() && data.join("hearth.sqlite3").exists() && !marker.exists();
+        if ended.is_none() && !has_finished {
+            if marker.exists() {
                 let Err(said) = try_start(&data).await else { panic!("{context}: half a restore is served") };
                 assert!(said.contains("hearth restore"), "{context}: {said}");
             }
@@ -173,7 +176,7 @@ async fn what_was_restored_stays(mut machine: Machine, failures: u64, seed: u64)
             ended = machine.fail(&mut [&mut restoring.0], never, &mut random).await;
         }
         let said = std::io::read_to_string(restoring.0.stderr.take().expect("a pipe")).expect("UTF-8");
-        assert!(ended.is_some_and(|ended| ended.success()), "{context}: {ended:?} {said}");
+        assert!(has_finished || ended.is_some_and(|ended| ended.success()), "{context}: {ended:?} {said}");
         let (server, client) = start(&machine.data(), &context).await;
         check(&client, &knowledge, &context).await;
         drop(server);
