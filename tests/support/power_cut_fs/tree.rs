@@ -81,7 +81,7 @@ fn directory() -> Kind {
 }
 
 impl Tree {
-    /// An empty tree with room for so many pages.
+    /// An empty tree with room for this many pages.
     pub fn new(capacity: u64) -> Self {
         let nodes = BTreeMap::from([(ROOT, Node::new(directory(), 0o700))]);
         Self { nodes, next: ROOT + 1, journal: Vec::new(), capacity, used: 0 }
