@@ -35,7 +35,8 @@ const CONFINED: [(&str, &[&str]); 21] = [
     ("pdf_oxide", &["text"]),
     ("calamine", &["text"]),
     ("quick_xml", &["text"]),
-    ("zip", &["text"]),
+    // In `http` it opens the archive of Swagger UI.
+    ("zip", &["text", "http"]),
     ("html5ever", &["text"]),
     ("pulldown_cmark", &["text"]),
     ("encoding_rs", &["text"]),

@@ -1,7 +1,6 @@
 //! What `/v1/chat/completions` answers: the whole object, and the chunks of a stream.
 
 use serde::Serialize;
-use utoipa::ToSchema;
 
 use super::{
     receipt::Receipt,
@@ -17,80 +16,69 @@ pub(super) fn finite_logprob(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob.max(LOGPROB_FLOOR) } else { LOGPROB_FLOOR }
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct ChatCompletion {
     pub id: String,
-    #[schema(value_type = String, example = "chat.completion")]
     pub object: &'static str,
     /// Unix seconds.
     pub created: u64,
     pub model: String,
     pub choices: Vec<ChatChoice>,
     pub usage: Usage,
-    #[schema(required = true)]
     pub service_tier: Option<String>,
     pub system_fingerprint: String,
     pub timings: Timings,
     pub receipt: Receipt,
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct ChatChoice {
     pub index: usize,
     pub message: AssistantMessage,
-    #[schema(required = true)]
     pub logprobs: Option<ChatLogprobs>,
     /// `stop`, `length` or `tool_calls`.
-    #[schema(value_type = String)]
     pub finish_reason: &'static str,
     /// With `return_token_ids`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_ids: Option<Vec<u32>>,
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct AssistantMessage {
-    #[schema(value_type = String, example = "assistant")]
     pub role: &'static str,
     /// `null` when the answer is tool calls only.
-    #[schema(required = true)]
     pub content: Option<String>,
-    #[schema(required = true)]
     pub refusal: Option<String>,
-    #[schema(value_type = Vec<Object>)]
     pub annotations: [(); 0],
     /// What a reasoning model thought before it answered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schema(required = false)]
     pub tool_calls: Vec<ToolCall>,
 }
 
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
 pub struct ToolCall {
     pub id: String,
     #[serde(rename = "type")]
-    #[schema(value_type = String, example = "function")]
     pub kind: &'static str,
     pub function: ToolCallFunction,
 }
 
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
 pub struct ToolCallFunction {
     pub name: String,
     /// JSON text.
     pub arguments: String,
 }
 
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
 pub struct ChatLogprobs {
     pub content: Vec<ChatTokenLogprob>,
-    #[schema(required = true)]
     pub refusal: Option<Vec<ChatTokenLogprob>>,
 }
 
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
 pub struct ChatTokenLogprob {
     /// The token's id, with `return_token_ids`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -101,7 +89,7 @@ pub struct ChatTokenLogprob {
     pub top_logprobs: Vec<ChatTopLogprob>,
 }
 
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
 pub struct ChatTopLogprob {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<u32>,
@@ -135,14 +123,12 @@ impl ChatLogprobs {
     }
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct ChatCompletionChunk {
     pub id: String,
-    #[schema(value_type = String, example = "chat.completion.chunk")]
     pub object: &'static str,
     pub created: u64,
     pub model: String,
-    #[schema(required = true)]
     pub service_tier: Option<String>,
     pub system_fingerprint: String,
     /// Empty in the chunk that carries the usage.
@@ -158,22 +144,19 @@ pub struct ChatCompletionChunk {
     pub receipt: Option<Receipt>,
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct ChatChunkChoice {
     pub index: usize,
     pub delta: ChatDelta,
-    #[schema(required = true)]
     pub logprobs: Option<ChatLogprobs>,
-    #[schema(required = true, value_type = Option<String>)]
     pub finish_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_ids: Option<Vec<u32>>,
 }
 
-#[derive(Debug, Default, Serialize, ToSchema)]
+#[derive(Debug, Default, Serialize)]
 pub struct ChatDelta {
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
     pub role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
@@ -184,18 +167,17 @@ pub struct ChatDelta {
 }
 
 /// The opening of a call (`id`, `type` and `function.name` present), or more of its arguments.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct ToolCallDelta {
     pub index: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
     pub kind: Option<&'static str>,
     pub function: ToolCallFunctionDelta,
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct ToolCallFunctionDelta {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,

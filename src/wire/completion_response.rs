@@ -2,7 +2,6 @@
 
 use serde::Serialize;
 use serde_json::{Map, Value};
-use utoipa::ToSchema;
 
 use super::{
     chat_response::finite_logprob,
@@ -11,10 +10,9 @@ use super::{
 };
 use crate::domain;
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct Completion {
     pub id: String,
-    #[schema(value_type = String, example = "text_completion")]
     pub object: &'static str,
     /// Unix seconds.
     pub created: u64,
@@ -31,27 +29,24 @@ pub struct Completion {
     pub receipt: Option<Receipt>,
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct CompletionChoice {
     pub index: usize,
     pub text: String,
-    #[schema(required = true)]
     pub logprobs: Option<CompletionLogprobs>,
     /// `stop` or `length`; `null` in all chunks but a choice's last.
-    #[schema(required = true, value_type = Option<String>)]
     pub finish_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_ids: Option<Vec<u32>>,
 }
 
 /// The legacy shape: four arrays of the same length.
-#[derive(Debug, Default, Serialize, ToSchema)]
+#[derive(Debug, Default, Serialize)]
 pub struct CompletionLogprobs {
     pub tokens: Vec<String>,
     /// `null` for the first token of an echoed prompt, which nothing predicts.
     pub token_logprobs: Vec<Option<f32>>,
     /// The likeliest tokens and the one that was taken, by text.
-    #[schema(value_type = Vec<Option<Object>>)]
     pub top_logprobs: Vec<Option<Map<String, Value>>>,
     /// Where each token begins in the text, in characters.
     pub text_offset: Vec<usize>,

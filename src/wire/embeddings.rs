@@ -3,7 +3,6 @@
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::Serialize;
 use serde_json::Value;
-use utoipa::ToSchema;
 
 use super::{
     Envelope, Parsed,
@@ -123,9 +122,8 @@ fn text_input(text: String, place: &str) -> Result<EmbedInput> {
     Ok(EmbedInput::Text(text))
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct EmbeddingList {
-    #[schema(value_type = String, example = "list")]
     pub object: &'static str,
     /// In the order of the inputs.
     pub data: Vec<Embedding>,
@@ -134,23 +132,22 @@ pub struct EmbeddingList {
     pub receipt: Receipt,
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct Embedding {
-    #[schema(value_type = String, example = "embedding")]
     pub object: &'static str,
     pub index: usize,
     pub embedding: EmbeddingValues,
 }
 
 /// Numbers, or with `encoding_format` `base64` the same as little-endian f32 in base64.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum EmbeddingValues {
     Float(Vec<f32>),
     Base64(String),
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct EmbeddingUsage {
     pub prompt_tokens: usize,
     pub total_tokens: usize,

@@ -1,26 +1,22 @@
 //! The error body of the contract: four keys, always all of them.
 
 use serde::Serialize;
-use utoipa::ToSchema;
 
 /// `{"error": {...}}`, as an answer's body and as the last frame of a stream that failed.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct ErrorBody {
     pub error: ErrorDetail,
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct ErrorDetail {
     /// What was wrong, where, and what to do next.
     pub message: String,
     #[serde(rename = "type")]
-    #[schema(value_type = String)]
     pub kind: &'static str,
     /// The path of the field that is at fault, such as `messages[2].role`.
-    #[schema(required = true)]
     pub param: Option<String>,
     /// For programs: never a number.
-    #[schema(required = true, value_type = Option<String>)]
     pub code: Option<&'static str>,
     /// Both numbers of a prompt that did not fit, in llama-server's names.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
-use utoipa::ToSchema;
 
 use super::{
     Parsed,
@@ -56,21 +55,17 @@ impl FileListQuery {
     }
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct FileObject {
     pub id: String,
-    #[schema(value_type = String, example = "file")]
     pub object: &'static str,
     pub bytes: u64,
     /// Unix seconds.
     pub created_at: i64,
-    #[schema(required = true)]
     pub expires_at: Option<i64>,
     pub filename: String,
     pub purpose: String,
-    #[schema(value_type = String, example = "processed")]
     pub status: &'static str,
-    #[schema(required = true)]
     pub status_details: Option<String>,
 }
 
@@ -91,10 +86,9 @@ impl From<StoredFile> for FileObject {
 }
 
 /// That something was deleted: a file, a vector store, a file of one.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct Deleted {
     pub id: String,
-    #[schema(value_type = String, example = "file")]
     pub object: &'static str,
     pub deleted: bool,
 }

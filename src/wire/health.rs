@@ -1,65 +1,53 @@
 //! What the health routes say.
 
 use serde::Serialize;
-use utoipa::ToSchema;
 
 use crate::domain::part::PartReport;
 
 /// `GET /health`.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct HealthSummary {
-    #[schema(value_type = String, example = "ok")]
     pub status: &'static str,
-    #[schema(required = true)]
     pub model: Option<String>,
-    #[schema(required = true)]
     pub embedding_model: Option<String>,
 }
 
 /// `GET /health/live`: the process answers.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct Liveness {
-    #[schema(value_type = String, example = "ok")]
     pub status: &'static str,
 }
 
 /// `GET /health/deep`.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct DeepHealth {
     /// `ok`, `loading`, `failed`, `draining` or `stalled`.
-    #[schema(value_type = String, example = "ok")]
     pub status: &'static str,
     /// What is wrong, if anything is.
-    #[schema(required = true)]
     pub reason: Option<String>,
     pub version: String,
     pub uptime_seconds: f64,
-    #[schema(required = true)]
     pub model: Option<String>,
-    #[schema(required = true)]
     pub embedding_model: Option<String>,
     pub device: DeviceHealth,
-    #[schema(required = true)]
     pub engine: Option<EngineHealth>,
     /// What works for as long as the server runs.
     pub parts: Vec<PartHealth>,
     pub storage: StorageHealth,
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct StorageHealth {
     /// `false`: the disk is full, and nothing more is stored until there is room. Everything else goes on.
     pub has_room: bool,
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct PartHealth {
-    #[schema(example = "chat engine")]
     pub name: String,
     /// Faults of the server's own since the start, after which the part began again.
     pub panics: u64,
     /// Why it does not work, if it does not, and what to do.
-    #[schema(required = true)]
     pub failure: Option<String>,
 }
 
@@ -69,14 +57,14 @@ impl From<PartReport> for PartHealth {
     }
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct DeviceHealth {
     /// As configured: `auto`, `cpu`, `cuda` or `metal`.
     pub asked: String,
     pub in_use: String,
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct EngineHealth {
     /// Time since the engine's loop last came round.
     pub heartbeat_age_ms: f64,

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::Value;
-use utoipa::ToSchema;
 
 use super::fields::{bad_value, shortened};
 use crate::error::Result;
@@ -102,14 +101,11 @@ pub fn take_one_of(parameters: &mut BTreeMap<String, String>, name: &str, allowe
     Err(bad_value(name, format!("`{name}` must be one of {}, but is {found}.", allowed.join(", "))))
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct List<T> {
-    #[schema(value_type = String, example = "list")]
     pub object: &'static str,
     pub data: Vec<T>,
-    #[schema(required = true)]
     pub first_id: Option<String>,
-    #[schema(required = true)]
     pub last_id: Option<String>,
     pub has_more: bool,
 }

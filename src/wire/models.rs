@@ -1,25 +1,21 @@
 //! What `/v1/models` says of the served models.
 
 use serde::Serialize;
-use utoipa::ToSchema;
 
 use crate::domain::{ModelInfo, ModelKind};
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct ModelList {
-    #[schema(value_type = String, example = "list")]
     pub object: &'static str,
     pub data: Vec<Model>,
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct Model {
     pub id: String,
-    #[schema(value_type = String, example = "model")]
     pub object: &'static str,
     /// Unix seconds at which the file was last modified.
     pub created: u64,
-    #[schema(value_type = String, example = "hearth")]
     pub owned_by: &'static str,
     /// Other names under which the same model is served.
     pub aliases: Vec<String>,
@@ -32,7 +28,7 @@ pub struct Model {
 }
 
 /// What the model can be asked for.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct Capabilities {
     pub chat: bool,
     pub completions: bool,
@@ -45,14 +41,13 @@ pub struct Capabilities {
 }
 
 /// What the model is, in llama-server's names where it has them.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct ModelMeta {
     pub architecture: String,
     pub quantization: String,
     pub n_params: u64,
     pub size: u64,
     pub n_vocab: usize,
-    #[schema(required = true)]
     pub n_embd: Option<usize>,
 }
 

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value;
-use utoipa::ToSchema;
 
 use super::{Envelope, chat_request::ChatCompletionRequest, completion_request::CompletionRequest};
 use crate::{
@@ -34,7 +33,7 @@ impl QuoteRequest {
     }
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct QuoteAnswer {
     pub object: &'static str,
     pub model: String,
@@ -46,7 +45,7 @@ pub struct QuoteAnswer {
     pub candidates: Vec<QuotedSide>,
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct QuotedSide {
     pub served_by: String,
     pub model: String,
@@ -63,7 +62,7 @@ pub struct QuotedSide {
 }
 
 /// From the prompt alone to the longest answer.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct QuotedRange {
     pub at_least: f64,
     pub at_most: f64,

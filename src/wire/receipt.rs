@@ -5,26 +5,22 @@
 use std::time::Duration;
 
 use serde::Serialize;
-use utoipa::ToSchema;
 
 use crate::domain::Account;
 
 /// See the module.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Receipt {
     pub request_id: String,
     /// `local`, an upstream's name or `cache`; `none` where no model was needed.
     pub served_by: String,
     /// Of the leg that the answer is of.
-    #[schema(required = true)]
     pub model: Option<String>,
     /// Why another one than the first choice served.
-    #[schema(required = true)]
     pub fallback_reason: Option<String>,
     /// Upstreams tried, each retry counted.
     pub attempts: u32,
     /// The cache that had the answer.
-    #[schema(required = true, value_type = Option<String>)]
     pub cache: Option<&'static str>,
     /// Of all models that worked for the request, as are the figures below.
     pub prompt_tokens: u64,

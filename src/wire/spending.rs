@@ -3,10 +3,9 @@
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use utoipa::ToSchema;
 
 /// What `GET /metrics` answers to whoever does not ask for Prometheus' text: the sums of the whole ledger.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
 pub struct MetricsSummary {
     pub total_cost_usd: f64,
     /// The same in whole millionths.
@@ -26,7 +25,7 @@ pub struct MetricsSummary {
     pub ledger_rows_lost: u64,
 }
 
-#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub struct Outcomes {
     pub finished: u64,
     pub refused: u64,
@@ -48,9 +47,8 @@ pub struct UsageParameters {
 }
 
 /// What `GET /v1/usage` answers.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
 pub struct UsageReport {
-    #[schema(value_type = String, example = "usage")]
     pub object: &'static str,
     /// Unix seconds; the first one that counts, and the first that does not.
     pub from: i64,
@@ -61,17 +59,16 @@ pub struct UsageReport {
     pub total: UsageFigures,
 }
 
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
 pub struct UsageEntry {
     /// What was grouped by, under its own name: `"day": "2026-01-31"`.
     #[serde(flatten)]
-    #[schema(value_type = Object)]
     pub keys: Map<String, Value>,
     #[serde(flatten)]
     pub figures: UsageFigures,
 }
 
-#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Serialize)]
 pub struct UsageFigures {
     pub requests: u64,
     pub finished: u64,

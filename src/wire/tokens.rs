@@ -2,7 +2,6 @@
 
 use serde::Serialize;
 use serde_json::Value;
-use utoipa::ToSchema;
 
 use super::{
     chat_request::read_chat_prompt,
@@ -55,7 +54,7 @@ impl TokenizeRequest {
     }
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum Tokens {
     Ids(Vec<u32>),
@@ -63,14 +62,14 @@ pub enum Tokens {
 }
 
 /// With `with_pieces`.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct TokenPiece {
     pub id: u32,
     pub piece: Piece,
 }
 
 /// Text, or the bytes of a token that is no whole text by itself.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum Piece {
     Text(String),
@@ -83,7 +82,7 @@ impl From<Vec<u8>> for Piece {
     }
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct TokenizeResponse {
     pub tokens: Tokens,
 }
@@ -103,7 +102,7 @@ impl DetokenizeRequest {
     }
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct DetokenizeResponse {
     pub content: String,
 }
@@ -125,7 +124,7 @@ impl ApplyTemplateRequest {
     }
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct ApplyTemplateResponse {
     pub prompt: String,
 }

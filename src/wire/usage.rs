@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use serde::Serialize;
-use utoipa::ToSchema;
 
 use crate::domain;
 
 /// Token counts of a generation.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Usage {
     pub prompt_tokens: usize,
     pub completion_tokens: usize,
@@ -17,14 +16,14 @@ pub struct Usage {
     pub completion_tokens_details: CompletionTokensDetails,
 }
 
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
 pub struct PromptTokensDetails {
     /// Tokens of the prompt that came from the prefix cache.
     pub cached_tokens: usize,
     pub audio_tokens: usize,
 }
 
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
 pub struct CompletionTokensDetails {
     pub reasoning_tokens: usize,
     pub audio_tokens: usize,
@@ -50,7 +49,7 @@ impl From<domain::Usage> for Usage {
 }
 
 /// Where the time went, in llama-server's names, with the wait in the queue and the compute beside them.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Timings {
     /// Prompt tokens from the prefix cache.
     pub cache_n: usize,

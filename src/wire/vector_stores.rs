@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use utoipa::ToSchema;
 
 use super::{
     Parsed,
@@ -256,7 +255,7 @@ fn status_name(status: &DocumentStatus) -> &'static str {
     }
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct FileCounts {
     pub in_progress: usize,
     pub completed: usize,
@@ -280,10 +279,9 @@ impl FileCounts {
     }
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct VectorStoreObject {
     pub id: String,
-    #[schema(value_type = String, example = "vector_store")]
     pub object: &'static str,
     /// Unix seconds.
     pub created_at: i64,
@@ -292,13 +290,9 @@ pub struct VectorStoreObject {
     pub usage_bytes: u64,
     pub file_counts: FileCounts,
     /// `in_progress` while a file is being read, else `completed`.
-    #[schema(value_type = String, example = "completed")]
     pub status: &'static str,
-    #[schema(required = true)]
     pub expires_after: Option<Value>,
-    #[schema(required = true)]
     pub expires_at: Option<i64>,
-    #[schema(required = true)]
     pub last_active_at: Option<i64>,
     pub metadata: Map<String, Value>,
 }
@@ -326,18 +320,15 @@ fn usage_bytes(document: &Document) -> u64 {
     if document.num_chunks > 0 { document.bytes } else { 0 }
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct VectorStoreFileObject {
     /// The file's own.
     pub id: String,
-    #[schema(value_type = String, example = "vector_store.file")]
     pub object: &'static str,
     /// Unix seconds.
     pub created_at: i64,
     pub vector_store_id: String,
-    #[schema(value_type = String, example = "completed")]
     pub status: &'static str,
-    #[schema(required = true)]
     pub last_error: Option<LastError>,
     pub usage_bytes: u64,
     pub attributes: Map<String, Value>,
@@ -345,10 +336,9 @@ pub struct VectorStoreFileObject {
     pub chunking_strategy: Value,
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct LastError {
     /// `server_error`, `unsupported_file` or `invalid_file`.
-    #[schema(value_type = String, example = "invalid_file")]
     pub code: &'static str,
     pub message: String,
 }
@@ -380,15 +370,13 @@ impl From<Document> for VectorStoreFileObject {
     }
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct FileBatchObject {
     pub id: String,
-    #[schema(value_type = String, example = "vector_store.files_batch")]
     pub object: &'static str,
     /// Unix seconds.
     pub created_at: i64,
     pub vector_store_id: String,
-    #[schema(value_type = String, example = "completed")]
     pub status: &'static str,
     pub file_counts: FileCounts,
 }
@@ -415,10 +403,9 @@ impl FileBatchObject {
 }
 
 /// A piece of text.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct TextContent {
     #[serde(rename = "type")]
-    #[schema(value_type = String, example = "text")]
     pub kind: &'static str,
     pub text: String,
 }
@@ -430,16 +417,14 @@ impl TextContent {
 }
 
 /// What was read of a file, piece by piece; neighbours overlap.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct FileContentPage {
-    #[schema(value_type = String, example = "vector_store.file_content.page")]
     pub object: &'static str,
     pub file_id: String,
     pub filename: String,
     pub attributes: Map<String, Value>,
     pub data: Vec<TextContent>,
     pub has_more: bool,
-    #[schema(required = true)]
     pub next_page: Option<String>,
 }
 
@@ -457,19 +442,17 @@ impl FileContentPage {
     }
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct SearchResultsPage {
-    #[schema(value_type = String, example = "vector_store.search_results.page")]
     pub object: &'static str,
     pub search_query: Vec<String>,
     /// The nearest first.
     pub data: Vec<SearchResult>,
     pub has_more: bool,
-    #[schema(required = true)]
     pub next_page: Option<String>,
 }
 
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Serialize)]
 pub struct SearchResult {
     pub file_id: String,
     pub filename: String,

@@ -1,4 +1,5 @@
-//! The hub's cache on disk, laid out as every program of the hub lays it out, so that a file is fetched once.
+//! The hub's cache on disk, laid out as every program of the hub lays it out, so that a file is fetched once. The crate
+//! hf-hub names its directories; what it has no name for is here: blobs, downloads in progress and locks.
 //!
 //! `models--OWNER--NAME/` holds `blobs/ETAG` (the bytes), `snapshots/COMMIT/PATH` (links to them) and
 //! `refs/REVISION` (a commit). A download in progress is `blobs/ETAG.incomplete`.
@@ -9,17 +10,30 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
+use hf_hub::{Cache, CacheRepo, Repo, RepoType};
+
 /// One repository's part of the cache.
 #[derive(Clone, Debug)]
 pub(crate) struct RepositoryCache {
+    cache: Cache,
+    repository: String,
     directory: PathBuf,
     locks: PathBuf,
 }
 
 impl RepositoryCache {
     pub(crate) fn new(cache: &Path, repository: &str) -> Self {
-        let name = format!("models--{}", repository.replace('/', "--"));
-        Self { directory: cache.join(&name), locks: cache.join(".locks").join(name) }
+        let name = Repo::model(repository.to_owned()).folder_name();
+        Self {
+            cache: Cache::new(cache.to_owned()),
+            repository: repository.to_owned(),
+            directory: cache.join(&name),
+            locks: cache.join(".locks").join(name),
+        }
+    }
+
+    fn at(&self, revision: &str) -> CacheRepo {
+        self.cache.repo(Repo::with_revision(self.repository.clone(), RepoType::Model, revision.to_owned()))
     }
 
     pub(crate) fn blob(&self, etag: &str) -> PathBuf {
@@ -31,7 +45,7 @@ impl RepositoryCache {
     }
 
     pub(crate) fn snapshot(&self, commit: &str) -> PathBuf {
-        self.directory.join("snapshots").join(commit)
+        self.at(commit).pointer_path(commit)
     }
 
     /// The commit that a revision meant when it was last fetched; a commit is its own revision.
@@ -47,9 +61,7 @@ impl RepositoryCache {
         if revision == commit {
             return Ok(());
         }
-        let path = self.directory.join("refs").join(revision);
-        create_parent(&path)?;
-        fs::write(path, commit)
+        self.at(revision).create_ref(commit)
     }
 
     /// Files of a snapshot whose bytes are there: paths within it.

@@ -1,30 +1,29 @@
 //! The hub's HTTP interface, as far as fetching a model needs it: which commit, which files, their bytes.
 //!
-//! Which commit and which files, the hub's own client (the crate hf-hub) asks. What it leaves out is here:
-//! - the sha256 of a large file: the client looks for it under a name that the listing does not use, and loses it when
-//!   it follows the redirect of a `HEAD` request. `/R/resolve/C/PATH` has it in `X-Linked-ETag`, before the redirect;
-//! - the bytes, because the client starts over after an interruption and checks neither length nor checksum;
-//! - the environment, which the client would read where a setting is missing: every setting is given to it.
+//! Written here rather than left to the hub's own client (the crate hf-hub, whose layout of the cache `cache.rs` uses),
+//! because that client starts over after an interruption, checks neither length nor checksum, reads answers of any length
+//! into memory, and takes settings from the environment. The interface is documented at
+//! <https://huggingface.co/docs/hub/api>: `GET /api/models/R/revision/V` has the commit as `sha`,
+//! `GET /api/models/R/tree/C?recursive=true` lists the files, with a `Link` header to its next page, and
+//! `/R/resolve/C/PATH` has a large file's sha256 in `X-Linked-ETag` before it redirects to the bytes.
 //!
-//! The client reads an answer whole, whatever its length, so answers that describe a repository get a limit in time
-//! and the listing one in files. It follows links to further pages only where they are whole addresses, as the hub
-//! writes them. The token goes to the hub's own origin only: the HTTP client drops it when a redirect leaves it.
+//! The token goes to the hub's own origin only: descriptions are read from there alone, and the HTTP client drops the
+//! token when a redirect to a file's bytes leaves it.
 
-use std::{pin::pin, time::Duration};
+use std::time::Duration;
 
-use futures_util::StreamExt;
-use hf_hub::{
-    HFClient, HFError, HFRepository,
-    repository::{RepoTreeEntry, RepoTypeModel},
-};
-use reqwest::{Client, Response, StatusCode, header, redirect};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, header, redirect};
+use serde::{Deserialize, de::DeserializeOwned};
 use url::Url;
 
 use super::{HubSettings, PullError, cache::is_plain_path};
 
 /// Entries of a listing, files and directories.
 const ENTRIES_MAX: usize = 100_000;
-/// For one answer that describes a repository.
+/// Pages of a listing, which the hub makes of a thousand entries.
+const PAGES_MAX: usize = 10_000;
+/// One answer that describes a repository.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest silence in the middle of a file.
@@ -36,20 +35,39 @@ const REDIRECTS_MAX: usize = 10;
 /// Of what the hub says about a refusal, in characters.
 const MESSAGE_LENGTH_MAX: usize = 300;
 const USER_AGENT: &str = concat!("hearth/", env!("CARGO_PKG_VERSION"));
-/// The client takes a missing token for a request to look for one in the environment; one that cannot stand in a
-/// header it leaves out.
-const NO_TOKEN: &str = "\n";
 
 pub(super) struct Hub {
-    /// The hub's own client, for what describes a repository.
-    describes: HFClient,
     /// For bytes: follows redirects to wherever they are.
     client: Client,
-    /// For what the hub itself says of a file.
+    /// For what the hub itself says of a repository or a file: follows redirects within the hub.
     stays: Client,
     endpoint: Url,
     token: Option<String>,
     retry_wait: Duration,
+}
+
+/// What `/api/models/R/revision/V` answers.
+#[derive(Deserialize)]
+struct Revision {
+    #[serde(default)]
+    sha: String,
+}
+
+/// An entry of `/api/models/R/tree/C`.
+#[derive(Deserialize)]
+struct TreeEntry {
+    #[serde(rename = "type")]
+    kind: String,
+    path: String,
+    oid: String,
+    #[serde(default)]
+    size: u64,
+    lfs: Option<LargeFile>,
+}
+
+#[derive(Deserialize)]
+struct LargeFile {
+    size: u64,
 }
 
 /// A file of a repository, as its listing describes it.
@@ -100,30 +118,13 @@ impl Hub {
             url: settings.endpoint.clone(),
             source: anyhow::Error::from(error),
         };
-        let describes = HFClient::builder()
-            .endpoint(settings.endpoint.as_str())
-            .token(settings.token.as_deref().unwrap_or(NO_TOKEN))
-            .cache_dir(&settings.cache)
-            .cache_enabled(false)
-            .user_agent(USER_AGENT)
-            .client(client().timeout(ANSWER_TIMEOUT).build().map_err(unusable)?)
-            .retry_max_attempts(RETRIES)
-            .retry_base_delay(settings.retry_wait / 2)
-            .build()
-            .map_err(|error| wrong(error.to_string()))?;
         Ok(Self {
-            describes,
             client: client().read_timeout(READ_TIMEOUT).build().map_err(unusable)?,
             stays: client().timeout(ANSWER_TIMEOUT).redirect(within_the_hub).build().map_err(unusable)?,
             endpoint,
             token: settings.token.clone(),
             retry_wait: settings.retry_wait,
         })
-    }
-
-    fn repository(&self, repository: &str) -> HFRepository<RepoTypeModel> {
-        let (owner, name) = hf_hub::split_id(repository);
-        self.describes.model(owner, name)
     }
 
     fn url<'a>(&self, segments: impl IntoIterator<Item = &'a str>) -> Url {
@@ -139,12 +140,9 @@ impl Hub {
     /// The commit that a branch, tag or commit means now.
     pub(super) async fn commit(&self, repository: &str, revision: &str) -> Result<String, PullError> {
         let url = self.url(["api", "models"].into_iter().chain(repository.split('/')).chain(["revision", revision]));
-        let about = self.repository(repository).info().revision(revision).send().await;
-        let about = about.map_err(|error| {
-            let what = format!("repository {repository} at {revision}");
-            of_client(error, &url, repository, &what)
-        })?;
-        let commit = about.sha.unwrap_or_default();
+        let what = format!("repository {repository} at {revision}");
+        let (about, _) = self.description::<Revision>(&url, repository, &what).await?;
+        let commit = about.sha;
         if commit.is_empty() || !commit.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(PullError::Answer { url: url.into(), problem: format!("{commit:?} is no commit") });
         }
@@ -153,21 +151,37 @@ impl Hub {
 
     /// All files of a commit, in order of path.
     pub(super) async fn files(&self, repository: &str, commit: &str) -> Result<Vec<ListedFile>, PullError> {
-        let url = self.url(["api", "models"].into_iter().chain(repository.split('/')).chain(["tree", commit]));
-        let wrong = |error| of_client(error, &url, repository, &format!("repository {repository}"));
-        let handle = self.repository(repository);
-        let entries = handle.list_tree().revision(commit).recursive(true).limit(ENTRIES_MAX).send().map_err(wrong)?;
-        let mut entries = pin!(entries);
+        let what = format!("repository {repository}");
+        let mut url = self.url(["api", "models"].into_iter().chain(repository.split('/')).chain(["tree", commit]));
+        url.set_query(Some("recursive=true"));
         let mut files = Vec::new();
-        while let Some(entry) = entries.next().await {
-            let RepoTreeEntry::File { oid, size, path, lfs, .. } = entry.map_err(wrong)? else { continue };
-            let bytes = lfs.as_ref().and_then(|large| large.size).unwrap_or(size);
-            let file = ListedFile { path, bytes, git_hash: oid, is_large: lfs.is_some() };
-            check_listed(&file).map_err(|problem| PullError::Answer { url: url.to_string(), problem })?;
-            files.push(file);
+        let mut entries = 0;
+        for _ in 0..PAGES_MAX {
+            let wrong = |problem: String| PullError::Answer { url: url.to_string(), problem };
+            let (page, headers) = self.description::<Vec<TreeEntry>>(&url, repository, &what).await?;
+            entries += page.len();
+            if entries > ENTRIES_MAX {
+                return Err(wrong(format!("it lists more than {ENTRIES_MAX} files")));
+            }
+            for entry in page.into_iter().filter(|entry| entry.kind == "file") {
+                let bytes = entry.lfs.as_ref().map_or(entry.size, |large| large.size);
+                let file = ListedFile { path: entry.path, bytes, git_hash: entry.oid, is_large: entry.lfs.is_some() };
+                check_listed(&file).map_err(wrong)?;
+                files.push(file);
+            }
+            let Some(next) = next_page(&headers) else {
+                files.sort_by(|a, b| a.path.cmp(&b.path));
+                return Ok(files);
+            };
+            // The request carries the token, so a listing that continues elsewhere is not followed there.
+            let next =
+                url.join(next).map_err(|error| wrong(format!("its next page {next:?} is no address: {error}")))?;
+            if next.origin() != self.endpoint.origin() {
+                return Err(wrong(format!("its next page, {next}, is on another server")));
+            }
+            url = next;
         }
-        files.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok(files)
+        Err(PullError::Answer { url: url.into(), problem: format!("it has more than {PAGES_MAX} pages") })
     }
 
     /// What the hub promises of a file's bytes.
@@ -182,7 +196,7 @@ impl Hub {
             return Ok(RemoteFile { path, bytes, sha256: None, etag: git_hash });
         }
         let url = self.file_url(repository, commit, &path);
-        let response = self.head(&url).await?;
+        let response = self.ask(&url, |client| client.head(url.clone())).await?;
         let response = match response.status().is_redirection() {
             true => response,
             false => refuse_errors(response, &url, repository, &format!("file {path} in {repository}"))?,
@@ -192,11 +206,32 @@ impl Hub {
         Ok(RemoteFile { path, bytes, etag: sha256.clone(), sha256: Some(sha256) })
     }
 
-    /// Asks for a file's headers, as often as for any description.
-    async fn head(&self, url: &Url) -> Result<Response, PullError> {
+    /// What the hub says at an address, which is JSON, and the headers of the answer.
+    async fn description<T: DeserializeOwned>(
+        &self,
+        url: &Url,
+        repository: &str,
+        what: &str,
+    ) -> Result<(T, header::HeaderMap), PullError> {
+        let response = self.ask(url, |client| client.get(url.clone())).await?;
+        let mut response = refuse_errors(response, url, repository, what)?;
+        let wrong = |problem: String| PullError::Answer { url: url.to_string(), problem };
+        let mut body = Vec::new();
+        while let Some(piece) = response.chunk().await.map_err(|error| unreachable(url, error))? {
+            if body.len() + piece.len() > ANSWER_BYTES_MAX {
+                return Err(wrong(format!("it is longer than {} MiB", ANSWER_BYTES_MAX >> 20)));
+            }
+            body.extend_from_slice(&piece);
+        }
+        let described = serde_json::from_slice(&body).map_err(|error| wrong(error.to_string()))?;
+        Ok((described, std::mem::take(response.headers_mut())))
+    }
+
+    /// Asks the hub itself, again where the failure may pass.
+    async fn ask(&self, url: &Url, request: impl Fn(&Client) -> RequestBuilder) -> Result<Response, PullError> {
         let mut attempt = 0;
         loop {
-            let answer = self.authorized(self.stays.head(url.clone())).send().await;
+            let answer = self.authorized(request(&self.stays)).send().await;
             let is_passing = match &answer {
                 Ok(response) => is_passing(response.status()),
                 Err(error) => error.is_connect() || error.is_timeout() || error.is_request(),
@@ -218,7 +253,7 @@ impl Hub {
         request.send().await.map_err(|error| unreachable(url, error))
     }
 
-    fn authorized(&self, request: reqwest::RequestBuilder) -> reqwest::RequestBuilder {
+    fn authorized(&self, request: RequestBuilder) -> RequestBuilder {
         let request = request.header(header::ACCEPT_ENCODING, "identity");
         match &self.token {
             Some(token) => request.bearer_auth(token),
@@ -248,40 +283,21 @@ fn check_listed(file: &ListedFile) -> Result<(), String> {
     Ok(())
 }
 
+/// The address of a listing's next page: `Link: <ADDRESS>; rel="next"` (RFC 8288).
+fn next_page(headers: &header::HeaderMap) -> Option<&str> {
+    let links = headers.get_all(header::LINK).iter().filter_map(|value| value.to_str().ok());
+    links.flat_map(|value| value.split(',')).find_map(|link| {
+        let (address, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
+        let is_next = parameters.split(';').any(|parameter| matches!(parameter.trim(), "rel=\"next\"" | "rel=next"));
+        is_next.then_some(address)
+    })
+}
+
 /// The sha256 that the hub gives a large file as its entity tag.
 fn linked_sha256(headers: &header::HeaderMap) -> Option<String> {
     let tag = headers.get("x-linked-etag").or_else(|| headers.get(header::ETAG))?.to_str().ok()?;
     let tag = tag.strip_prefix("W/").unwrap_or(tag).trim_matches('"');
     (tag.len() == 64 && tag.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| tag.to_ascii_lowercase())
-}
-
-/// The client's error in this program's words.
-fn of_client(error: HFError, url: &Url, repository: &str, what: &str) -> PullError {
-    let answer = |problem: String| PullError::Answer { url: url.to_string(), problem };
-    match error {
-        HFError::Http { context }
-        | HFError::AuthRequired { context }
-        | HFError::Forbidden { context }
-        | HFError::Conflict { context }
-        | HFError::RateLimited { context, .. }
-        | HFError::RepoNotFound { context: Some(context), .. }
-        | HFError::RevisionNotFound { context: Some(context), .. }
-        | HFError::EntryNotFound { context: Some(context), .. } => {
-            let code = context.error_code.as_deref().unwrap_or_default();
-            let message = context.server_message.as_deref().unwrap_or_default();
-            refusal(context.status, code, message, url, repository, what)
-        }
-        HFError::Request { source, .. } if holds_no_json(&source) => {
-            answer(format!("{:#}", anyhow::Error::from(source.without_url())))
-        }
-        HFError::Request { source, .. } => unreachable(url, source),
-        other => answer(format!("{:#}", anyhow::Error::from(other))),
-    }
-}
-
-/// Did the answer arrive, and was not what it should be?
-fn holds_no_json(error: &reqwest::Error) -> bool {
-    error.is_decode() && std::error::Error::source(error).is_some_and(|source| source.is::<serde_json::Error>())
 }
 
 /// Turns a status that is no success into the error that says what to do.
@@ -341,6 +357,16 @@ mod tests {
         assert_eq!(linked_sha256(&headers), None);
         headers.insert("x-linked-etag", format!("W/\"{sha256}\"").parse().unwrap());
         assert_eq!(linked_sha256(&headers), Some("ab".repeat(32)));
+    }
+
+    #[test]
+    fn the_next_page_is_the_link_that_says_so() {
+        let mut headers = header::HeaderMap::new();
+        assert_eq!(next_page(&headers), None);
+        headers.insert(header::LINK, "</a?cursor=1>; rel=\"prev\"".parse().unwrap());
+        assert_eq!(next_page(&headers), None);
+        headers.append(header::LINK, "</b>; rel=\"last\", <http://hub/c?cursor=2>; x=y; rel=\"next\"".parse().unwrap());
+        assert_eq!(next_page(&headers), Some("http://hub/c?cursor=2"));
     }
 
     #[test]
