@@ -13,7 +13,7 @@ use candle_core::{
     Device, Module, Tensor,
     quantized::{GgmlDType, QMatMul, QTensor},
 };
-use hearth::kernels::{
+use hearth_kernels::{
     device::{cpu_features, threads},
     linear::Linear,
     pool,

@@ -16,7 +16,6 @@ use std::{
 
 use axum::{body::Body, http::Request};
 use hearth::{
-    domain::{CallerLimits, account::NoBooks},
     metering::{
         Metering,
         limits::{LimitSettings, Limits, Now},
@@ -25,6 +24,7 @@ use hearth::{
     providers::scripted::ScriptedChat,
     service::callers::CallerSettings,
 };
+use hearth_domain::{CallerLimits, account::NoBooks};
 use scripted_server::ScriptedServer;
 
 const REQUESTS_DEFAULT: usize = 20_000;

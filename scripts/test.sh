@@ -11,36 +11,46 @@ mkdir -p "$target"
 target=$(cd "$target" && pwd)
 export HEARTH_FIXTURES=$target/fixtures
 
-say() { printf '\n== %s\n' "$*"; }
+. scripts/stage.sh
 
-say "Test vectors and the embedding model"
 python=$target/python/bin/python
-[ -x "$python" ] || python3 -m venv "$target/python"
-scripts/fetch_minilm.sh
-scripts/fixtures/fetch_vocabs.sh
-"$python" -m pip install -q -r scripts/fixtures/requirements.txt -r tests/clients/requirements.txt
-# Made again when the script that makes it has changed.
-rendered=$HEARTH_FIXTURES/chat_templates.json
-made_by=$(sha256sum < scripts/fixtures/chat_templates.py)
-if [ ! -e "$rendered" ] || [ "$made_by" != "$(cat "$rendered.made-by" 2>/dev/null)" ]; then
-  "$python" scripts/fixtures/chat_templates.py "$HEARTH_FIXTURES/templates" "$rendered"
-  printf '%s\n' "$made_by" > "$rendered.made-by"
-fi
 
-say "Rust tests"
+# Test vectors and the embedding model.
+fixtures() {
+  [ -x "$python" ] || python3 -m venv "$target/python"
+  scripts/fetch_minilm.sh
+  scripts/fixtures/fetch_vocabs.sh
+  "$python" -m pip install -q --disable-pip-version-check \
+    -r scripts/fixtures/requirements.txt -r tests/clients/requirements.txt
+  # Made again when the script that makes it has changed.
+  local rendered=$HEARTH_FIXTURES/chat_templates.json made_by
+  made_by=$(sha256sum < scripts/fixtures/chat_templates.py)
+  if [ ! -e "$rendered" ] || [ "$made_by" != "$(cat "$rendered.made-by" 2>/dev/null)" ]; then
+    "$python" scripts/fixtures/chat_templates.py "$HEARTH_FIXTURES/templates" "$rendered"
+    printf '%s\n' "$made_by" > "$rendered.made-by"
+  fi
+}
+
+# The openai SDKs in Python and JavaScript, and langchain-openai.
+clients() {
+  if command -v npm >/dev/null; then
+    npm install --prefix tests/clients --silent --no-package-lock
+  else
+    echo "npm is missing: the JavaScript SDK is left out" >&2
+  fi
+  "$python" -m pytest -q tests/clients
+}
+
+stage "Fixtures" fixtures
 export HEARTH_REQUIRE_MODELS=1
 if cargo nextest --version >/dev/null 2>&1; then
-  cargo nextest run --locked --profile ci
+  stage "Building the tests" cargo nextest run --locked --profile ci --no-run
+  stage "Rust tests" cargo nextest run --locked --profile ci
 else
-  cargo test --locked
+  stage "Building the tests" cargo test --locked --no-run
+  stage "Rust tests" cargo test --locked
 fi
 [ "${1:-}" = "--rust-only" ] && exit 0
-
-say "Real clients: the openai SDKs in Python and JavaScript, langchain-openai"
-if command -v npm >/dev/null; then
-  npm install --prefix tests/clients --silent --no-package-lock
-else
-  echo "npm is missing: the JavaScript SDK is left out" >&2
-fi
+# The binary that the tests built.
 export HEARTH_BINARY=${HEARTH_BINARY:-$target/debug/hearth}
-"$python" -m pytest -q tests/clients
+stage "Real clients" clients

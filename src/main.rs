@@ -3,9 +3,13 @@
 //! Exit status: 0 when the work is done, 1 when it failed with the reason on standard error, 2 when the
 //! command line was wrong (clap's own convention).
 
+#![forbid(unsafe_code)]
+
 use std::process::ExitCode;
 
-use hearth::{cli::Cli, error::sentence};
+use hearth_domain::error::sentence;
+
+use hearth::cli::Cli;
 
 fn main() -> ExitCode {
     match Cli::parse_arguments(std::env::args_os()).run() {

@@ -9,10 +9,10 @@ use std::{
 
 use axum::http::StatusCode;
 use hearth::{
-    domain::{CallerLimits, LOCAL, Policy, Scope},
     service::callers::{CallerSettings, Callers, KeySecret, NewKey, Rights},
     store::{KeyTable, Store, StoredKey},
 };
+use hearth_domain::{CallerLimits, LOCAL, Policy, Scope};
 use serde_json::{Value, json};
 
 use crate::support::{

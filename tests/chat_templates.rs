@@ -5,7 +5,7 @@
 
 use std::{collections::HashMap, fs, path::Path};
 
-use hearth::text::chat_template::ChatTemplate;
+use hearth_text::chat_template::ChatTemplate;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 

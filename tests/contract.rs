@@ -5,11 +5,14 @@ use axum::{
     http::{Request, StatusCode},
 };
 use hearth::{
-    domain::{FinishReason, GenerateEvent, Prompt, Timings, ToolChoice, Usage, part::PartReport},
-    error::{Error, ErrorKind},
     http::HttpSettings,
     providers::scripted::{ScriptedChat, Step},
     service::{callers::CallerSettings, health::ServerStatus},
+};
+use hearth_domain::{
+    FinishReason, GenerateEvent, Prompt, Timings, ToolChoice, Usage,
+    error::{Error, ErrorKind},
+    part::PartReport,
 };
 use serde_json::{Value, json};
 

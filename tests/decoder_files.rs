@@ -6,14 +6,12 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use hearth::{
-    kernels::kv::KvType,
-    models::{
-        batch::{Batch, BatchSequence, LogitsWanted},
-        decoder::{Decoder, DecoderConfig, ModelError},
-        gguf::{Gguf, Value},
-        kv_cache::KvCache,
-    },
+use hearth_kernels::kv::KvType;
+use hearth_models::{
+    batch::{Batch, BatchSequence, LogitsWanted},
+    decoder::{Decoder, DecoderConfig, ModelError},
+    gguf::{Gguf, Value},
+    kv_cache::KvCache,
 };
 
 use crate::support::gguf_writer::{GgufWriter, list, string};

@@ -3,7 +3,7 @@
 
 use std::{fmt::Write as _, io::Write as _, path::PathBuf, time::Duration};
 
-use hearth::text::extract::{
+use hearth_text::extract::{
     BlockKind, ExtractError, Extracted, Format, Limit, Limits, extract,
     sandbox::{CHILD_COMMAND, Sandbox},
 };

@@ -4,15 +4,12 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use hearth::{
-    domain::{Account, EmbedInput, EmbedInputType, EmbedRequest},
-    error::ErrorKind,
-    models::encoder::{Encoder, EncoderSource},
-    providers::{
-        Embedder,
-        local_embedder::{EmbedderSettings, LocalEmbedder},
-    },
+use hearth::providers::{
+    Embedder,
+    local_embedder::{EmbedderSettings, LocalEmbedder},
 };
+use hearth_domain::{Account, EmbedInput, EmbedInputType, EmbedRequest, error::ErrorKind};
+use hearth_models::encoder::{Encoder, EncoderSource};
 use serde::Deserialize;
 
 fn fixture(name: &str) -> PathBuf {

@@ -7,12 +7,10 @@ use std::{path::PathBuf, sync::Arc};
 
 use candle_core::Device;
 use futures_util::StreamExt;
-use hearth::{
-    domain::SamplingParams,
-    engine::{DecoderModel, Engine, EngineConfig, SequenceRequest, TokenEvent},
-    kernels::kv::{BLOCK_TOKENS, KvType},
-    models::{decoder::Decoder, gguf::Gguf, kv_cache::KvCache},
-};
+use hearth::engine::{DecoderModel, Engine, EngineConfig, SequenceRequest, TokenEvent};
+use hearth_domain::SamplingParams;
+use hearth_kernels::kv::{BLOCK_TOKENS, KvType};
+use hearth_models::{decoder::Decoder, gguf::Gguf, kv_cache::KvCache};
 
 fn decoder(family: &str) -> Arc<Decoder> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/logits/{family}.gguf"));

@@ -2,10 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use hearth::{
-    kernels::quant::GgmlType,
-    models::gguf::{Array, Gguf, GgufError, Value},
-};
+use hearth_kernels::quant::GgmlType;
+use hearth_models::gguf::{Array, Gguf, GgufError, Value};
 use proptest::prelude::*;
 use tempfile::TempDir;
 

@@ -7,10 +7,8 @@ use std::{
 };
 
 use futures_util::future::join_all;
-use hearth::{
-    config::Settings,
-    text::work::{LongTexts, SHORT_BYTES},
-};
+use hearth::config::Settings;
+use hearth_text::work::{LongTexts, SHORT_BYTES};
 use serde_json::{Value, json};
 
 use crate::support::running_server::Running;

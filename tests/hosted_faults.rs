@@ -7,11 +7,6 @@ use std::{
 
 use futures_util::StreamExt;
 use hearth::{
-    domain::{
-        Account, ChatPrompt, EmbedInput, EmbedInputType, EmbedRequest, FinishReason, GenerateEvent, GenerateRequest,
-        Prompt, SamplingParams, Usage, account::Receipt, documents::EmbeddingIdentity,
-    },
-    error::{Error, ErrorKind},
     http::{HttpSettings, TlsSettings},
     providers::{
         ChatModel, Embedder, GenerateStream,
@@ -20,6 +15,13 @@ use hearth::{
             UpstreamSettings,
         },
     },
+};
+use hearth_domain::{
+    Account, ChatPrompt, EmbedInput, EmbedInputType, EmbedRequest, FinishReason, GenerateEvent, GenerateRequest,
+    Prompt, SamplingParams, Usage,
+    account::Receipt,
+    documents::EmbeddingIdentity,
+    error::{Error, ErrorKind},
 };
 use serde_json::{Value, json};
 
@@ -559,17 +561,17 @@ async fn what_cannot_be_asked_for_is_refused_by_name_before_anything_is_sent() {
         (GenerateRequest { ignore_eos: true, ..request() }, "ignore_eos"),
         (GenerateRequest { return_token_ids: true, ..request() }, "return_token_ids"),
         (
-            GenerateRequest { constraint: Some(hearth::domain::Constraint::Regex("a".into()).into()), ..request() },
+            GenerateRequest { constraint: Some(hearth_domain::Constraint::Regex("a".into()).into()), ..request() },
             "guided_regex",
         ),
         (
-            GenerateRequest { constraint: Some(hearth::domain::Constraint::Lark("a".into()).into()), ..request() },
+            GenerateRequest { constraint: Some(hearth_domain::Constraint::Lark("a".into()).into()), ..request() },
             "grammar",
         ),
         (
             GenerateRequest {
                 prompt: Prompt::Text("a".into()),
-                constraint: Some(hearth::domain::Constraint::JsonObject.into()),
+                constraint: Some(hearth_domain::Constraint::JsonObject.into()),
                 ..request()
             },
             "response_format",
@@ -596,7 +598,7 @@ async fn vectors_come_through_or_fail_whole() {
     ];
     let upstream = ScriptedUpstream::start(scripts).await;
     let model =
-        HostedModel { kind: hearth::domain::ModelKind::Embedding, dimensions: Some(2), ..HostedModel::chat("e") };
+        HostedModel { kind: hearth_domain::ModelKind::Embedding, dimensions: Some(2), ..HostedModel::chat("e") };
     let identity = EmbeddingIdentity { name: "e".to_owned(), dimensions: 2 };
     let embedder = HostedEmbedder::new(upstream.client(), "e".to_owned(), model.info("served"), identity.clone());
     assert_eq!(embedder.identity(), identity);

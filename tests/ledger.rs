@@ -5,10 +5,10 @@ use std::time::Duration;
 use axum::{body::Body, http::Request};
 use futures_util::StreamExt;
 use hearth::{
-    error::{Error, ErrorKind},
     providers::scripted::{ScriptedChat, Step, say},
     store::{GroupBy, LedgerTotals, UsageQuery},
 };
+use hearth_domain::error::{Error, ErrorKind};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 

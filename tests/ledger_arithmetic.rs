@@ -12,26 +12,26 @@ use std::{
 
 use futures_util::StreamExt;
 use hearth::{
-    domain::{
-        Caller, EmbedInput, EmbedInputType, EmbedRequest,
-        account::{Account, Books, Opening, Outcome, ServedBy},
-    },
     engine::{Engine, EngineConfig, SequenceRequest, StepError, StepModel, TokenEvent, encoder::EncoderConfig},
-    error::{Error, ErrorKind, Result},
-    kernels::device::DeviceChoice,
     metering::{
         Metering,
         ledger::Ledger,
         limits::{LimitSettings, Limits, Now},
         prices::{Prices, TokenPrice},
     },
-    models::batch::Batch,
     providers::{
         Embedder,
         local_embedder::{EmbedderSettings, LocalEmbedder},
     },
     store::{GroupBy, LedgerTotals, Store, UsageQuery},
 };
+use hearth_domain::{
+    Caller, EmbedInput, EmbedInputType, EmbedRequest,
+    account::{Account, Books, Opening, Outcome, ServedBy},
+    error::{Error, ErrorKind, Result},
+};
+use hearth_kernels::device::DeviceChoice;
+use hearth_models::batch::Batch;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use crate::support::scripted_server::eventually;

@@ -8,8 +8,6 @@ use std::{
 use axum::{body::Body, http::Request};
 use futures_util::future::join_all;
 use hearth::{
-    domain::{Budget, CallerLimits},
-    error::Error,
     http::HttpSettings,
     metering::{
         Metering,
@@ -19,6 +17,7 @@ use hearth::{
     providers::scripted::{ScriptedChat, Step, say},
     service::callers::CallerSettings,
 };
+use hearth_domain::{Budget, CallerLimits, error::Error};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 

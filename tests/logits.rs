@@ -7,14 +7,12 @@
 use std::path::PathBuf;
 
 use candle_core::{Device, Tensor};
-use hearth::{
-    kernels::kv::{BLOCK_TOKENS, KvType},
-    models::{
-        batch::{Batch, BatchSequence, LogitsWanted},
-        decoder::Decoder,
-        gguf::Gguf,
-        kv_cache::KvCache,
-    },
+use hearth_kernels::kv::{BLOCK_TOKENS, KvType};
+use hearth_models::{
+    batch::{Batch, BatchSequence, LogitsWanted},
+    decoder::Decoder,
+    gguf::Gguf,
+    kv_cache::KvCache,
 };
 
 /// Every fixture with the largest difference from `transformers` that is let pass, in natural-log units.

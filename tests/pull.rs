@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use hearth::models::pull::{Choice, HubSettings, PullError, PullProgress, PullRequest, Pulled, Reference, pull};
+use hearth_models::pull::{Choice, HubSettings, PullError, PullProgress, PullRequest, Pulled, Reference, pull};
 use tempfile::TempDir;
 
 use crate::support::fake_hub::{BytesRequest, COMMIT, FakeHub, Fault};

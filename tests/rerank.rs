@@ -3,10 +3,8 @@
 use std::{path::Path, sync::Arc};
 
 use axum::http::StatusCode;
-use hearth::{
-    kernels::device::DeviceChoice,
-    providers::{local_embedder::EmbedderSettings, local_reranker::LocalReranker},
-};
+use hearth::providers::{local_embedder::EmbedderSettings, local_reranker::LocalReranker};
+use hearth_kernels::device::DeviceChoice;
 use serde_json::{Value, json};
 
 use crate::support::scripted_server::ScriptedServer;

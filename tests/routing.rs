@@ -15,7 +15,6 @@ use axum::{
 };
 use hearth::{
     config::Settings,
-    domain::Policy,
     providers::{
         ChatModel,
         fallback::{Candidate, FallbackChat, Place, Policies},
@@ -23,6 +22,7 @@ use hearth::{
     },
     service::health::ServerStatus,
 };
+use hearth_domain::Policy;
 use serde_json::{Value, json};
 
 use crate::support::{

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use hearth::models::{
+use hearth_models::{
     manifest::Kind,
     pull::{HubSettings, Pulled, PulledFile},
     store::{Format, ModelStore, StoreError},

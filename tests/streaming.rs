@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use hearth::{
-    domain::{FinishReason, GenerateEvent, Timings, Usage},
-    error::{Error, ErrorKind},
     http::HttpSettings,
     providers::scripted::{ScriptedChat, Step, say},
+};
+use hearth_domain::{
+    FinishReason, GenerateEvent, Timings, Usage,
+    error::{Error, ErrorKind},
 };
 use serde_json::{Value, json};
 use tokio::{

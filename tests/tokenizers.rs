@@ -5,10 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
-use hearth::{
-    models::gguf::Gguf,
-    text::{detokenizer::Detokenizer, tokenizer::Tokenizer},
-};
+use hearth_models::gguf::Gguf;
+use hearth_text::{detokenizer::Detokenizer, tokenizer::Tokenizer};
 use proptest::prelude::*;
 
 use crate::support;

@@ -16,10 +16,8 @@ use aws_lc_rs::{
 };
 use axum::{Json, Router, http::StatusCode, routing::get};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use hearth::{
-    domain::{Policy, Scope},
-    service::callers::{CallerSettings, JwksSettings, JwtKeys, JwtSettings},
-};
+use hearth::service::callers::{CallerSettings, JwksSettings, JwtKeys, JwtSettings};
+use hearth_domain::{Policy, Scope};
 use hmac::{Hmac, KeyInit, Mac};
 use parking_lot::Mutex;
 use serde_json::{Value, json};

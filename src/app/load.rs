@@ -10,35 +10,35 @@ use std::{
 };
 
 use anyhow::Context;
+use hearth_domain::{ModelInfo, ModelKind};
+use hearth_kernels::{
+    device::{cpu_features, device_name, open_device, set_threads, threads},
+    kv::BLOCK_TOKENS,
+};
+use hearth_models::{
+    decoder::{Decoder, DecoderConfig},
+    gguf::Gguf,
+    kv_cache::KvCache,
+    manifest::Kind,
+};
+use hearth_text::{
+    chat_template::ChatTemplate,
+    grammar::{GrammarCompiler, GrammarVocabulary},
+    tokenizer::Tokenizer,
+};
 
 use crate::{
     config::Config,
-    domain::{ModelInfo, ModelKind},
     engine::{
         Engine, EngineConfig,
         encoder::EncoderConfig,
         model::DecoderModel,
         sizing::{CacheSize, Wanted, size_cache},
     },
-    kernels::{
-        device::{cpu_features, device_name, open_device, set_threads, threads},
-        kv::BLOCK_TOKENS,
-    },
-    models::{
-        decoder::{Decoder, DecoderConfig},
-        gguf::Gguf,
-        kv_cache::KvCache,
-        manifest::Kind,
-    },
     providers::{
         local::{LocalChat, Parts},
         local_embedder::{EmbedderSettings, LocalEmbedder},
         local_reranker::LocalReranker,
-    },
-    text::{
-        chat_template::ChatTemplate,
-        grammar::{GrammarCompiler, GrammarVocabulary},
-        tokenizer::Tokenizer,
     },
 };
 

@@ -16,14 +16,17 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use hearth_domain::{account::Books, error::sentence};
+use hearth_text::{
+    chunker::{ChunkOptions, Chunker},
+    extract::sandbox::{self, Sandbox},
+};
 
 pub use self::load::{available_memory, chat_model_path, load_chat, load_embedder, no_chat_model};
 use self::{load::load_reranker, routes::Router, state::ServerState};
 use crate::{
     config::Config,
-    domain::account::Books,
     engine,
-    error::sentence,
     http::{self, AppState, HttpSettings},
     metering::{
         Metering,
@@ -44,10 +47,6 @@ use crate::{
     },
     store::Store,
     telemetry,
-    text::{
-        chunker::{ChunkOptions, Chunker},
-        extract::sandbox::{self, Sandbox},
-    },
 };
 
 /// The file of a data directory in which the server that has it says where it listens, for commands that need it.

@@ -7,12 +7,15 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::Context;
+use hearth_domain::{
+    ModelKind, Policy,
+    documents::EmbeddingIdentity,
+    error::{Error, ErrorKind},
+};
 
 use super::load::{chat_model_path, file_name};
 use crate::{
     config::{Config, Route, Target},
-    domain::{ModelKind, Policy, documents::EmbeddingIdentity},
-    error::{Error, ErrorKind},
     providers::{
         ChatModel, Embedder,
         fallback::{Candidate, FallbackChat, FallbackEmbedder, Obstacle, Place, Policies, Reason},

@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
+use hearth_domain::part::PartReport;
+use hearth_kernels::device::DeviceChoice;
 use parking_lot::RwLock;
 
 use crate::{
-    domain::part::PartReport,
     engine::Engine,
-    kernels::device::DeviceChoice,
     providers::{local::LocalChat, local_embedder::LocalEmbedder, local_reranker::LocalReranker},
     service::health::{EngineReport, Health, HealthReport, ServerStatus},
 };
@@ -169,10 +169,8 @@ impl Health for ServerState {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        domain::part::Part,
-        engine::{self, EngineConfig},
-    };
+    use crate::engine::{self, EngineConfig};
+    use hearth_domain::part::Part;
 
     /// A model that is never asked.
     struct NoModel;
@@ -182,7 +180,7 @@ mod tests {
             1
         }
 
-        fn forward(&mut self, _: &crate::models::batch::Batch) -> Result<Vec<f32>, engine::StepError> {
+        fn forward(&mut self, _: &hearth_models::batch::Batch) -> Result<Vec<f32>, engine::StepError> {
             Err(engine::StepError::Failed("there is no model".to_owned()))
         }
     }

@@ -11,13 +11,14 @@ use std::{
 
 use anyhow::Context;
 use futures_util::StreamExt;
+use hearth_domain::{
+    Account, ChatPrompt, GenerateEvent, GenerateRequest, Prompt, SamplingParams, Timings, Usage, error::sentence,
+};
 use serde_json::{Value, json};
 
 use crate::{
     app,
     config::{Config, Settings},
-    domain::{Account, ChatPrompt, GenerateEvent, GenerateRequest, Prompt, SamplingParams, Timings, Usage},
-    error::sentence,
     providers::{ChatModel, local::LocalChat},
     telemetry,
 };

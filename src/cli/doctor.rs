@@ -7,15 +7,15 @@
 use std::{fmt::Display, io::Write, time::Duration};
 
 use anyhow::{Context, bail, ensure};
+use hearth_domain::error::sentence;
+use hearth_kernels::{
+    device::{cpu_features, open_device, set_threads, threads},
+    kv::KvType,
+};
 
 use crate::{
     app,
     config::{Config, Settings},
-    error::sentence,
-    kernels::{
-        device::{cpu_features, open_device, set_threads, threads},
-        kv::KvType,
-    },
     providers::{ChatModel, Embedder, local::LocalChat},
     telemetry,
 };

@@ -6,13 +6,13 @@
 use std::io::{BufRead, IsTerminal, Write};
 
 use anyhow::{Context, ensure};
+use hearth_domain::{Account, EmbedInput, EmbedInputType, EmbedRequest};
+use hearth_models::{manifest::Kind, selection::kind_of};
 use serde_json::json;
 
 use crate::{
     app,
     config::{Config, Settings},
-    domain::{Account, EmbedInput, EmbedInputType, EmbedRequest},
-    models::{manifest::Kind, selection::kind_of},
     providers::Embedder,
     telemetry,
 };

@@ -1,9 +1,9 @@
 //! `hearth extract-child`: the process that reads one PDF or Office document for its parent and may die of it.
-//! Nobody types this; [`hearth::text::extract::sandbox`](crate::text::extract::sandbox) starts it.
+//! Nobody types this; [`hearth::text::extract::sandbox`](hearth_text::extract::sandbox) starts it.
 
 use std::io;
 
-use crate::text::extract::sandbox;
+use hearth_text::extract::sandbox;
 
 /// Answers the request on standard input on standard output.
 pub fn run() -> anyhow::Result<()> {

@@ -12,12 +12,12 @@ use std::{
 use anyhow::{Context, ensure};
 use clap::Subcommand;
 use comfy_table::{Table, presets::NOTHING};
+use hearth_domain::{Budget, CallerLimits, Policy, Scope, StorageQuota};
 use jiff::{Span, Timestamp, civil::Date, tz::TimeZone};
 use serde_json::{Value, json};
 
 use crate::{
     config::DataSettings,
-    domain::{Budget, CallerLimits, Policy, Scope, StorageQuota},
     service::callers::{KeySecret, NewKey, Rights, id_of},
     store::{KeyTable, StoredKey},
 };

@@ -18,8 +18,9 @@ mod usage_plot;
 use std::ffi::OsString;
 
 use clap::{Parser, Subcommand};
+use hearth_text::extract::sandbox;
 
-use crate::{config::Settings, text::extract::sandbox};
+use crate::config::Settings;
 
 /// Self-hosted inference: embeddings and a quantized chat model in one process, under the OpenAI contract.
 #[derive(Debug, Parser)]

@@ -6,18 +6,16 @@ use std::{
 };
 
 use clap::Subcommand;
+use hearth_domain::error::sentence;
+use hearth_models::{
+    gguf::Gguf,
+    manifest::{self, Kind, Manifest},
+    selection::kind_of,
+    store::{Format, ModelStore, StoredModel, check_safetensors},
+};
 use indicatif::{DecimalBytes, HumanCount};
 
-use crate::{
-    config::StoreSettings,
-    error::sentence,
-    models::{
-        gguf::Gguf,
-        manifest::{self, Kind, Manifest},
-        selection::kind_of,
-        store::{Format, ModelStore, StoredModel, check_safetensors},
-    },
-};
+use crate::config::StoreSettings;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {

@@ -7,16 +7,14 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use hearth_models::{
+    manifest,
+    pull::{Choice, PullProgress, PullRequest, Pulled, Reference, pull},
+    selection::kind_of,
+};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
-use crate::{
-    config::StoreSettings,
-    models::{
-        manifest,
-        pull::{Choice, PullProgress, PullRequest, Pulled, Reference, pull},
-        selection::kind_of,
-    },
-};
+use crate::config::StoreSettings;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::{default_data_dir, default_models_dir};
-use crate::models::{pull::HubSettings, store::ModelStore};
+use hearth_models::{pull::HubSettings, store::ModelStore};
 
 /// Where models are, for commands that do not serve.
 #[derive(Clone, Debug, Default, clap::Args)]

@@ -3,12 +3,10 @@
 use std::time::Duration;
 
 use anyhow::ensure;
+use hearth_domain::{Budget, CallerLimits, StorageQuota};
 
 use super::{Settings, in_range};
-use crate::{
-    domain::{Budget, CallerLimits, StorageQuota},
-    metering::limits::LimitSettings,
-};
+use crate::metering::limits::LimitSettings;
 
 /// Beyond a billion dollars, or three decades of compute time, a budget limits nothing.
 const MOST: f64 = 1e9;

@@ -23,6 +23,14 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use hearth_domain::Policy;
+use hearth_kernels::{
+    device::DeviceChoice,
+    index::{GRAPH_MIN, GraphParameters},
+    kv::KvType,
+};
+use hearth_models::store::ModelStore;
+use hearth_text::extract::Limits;
 
 use self::{caches::cache_settings, env::upstream_api_key, prices::price_list, upstreams::UpstreamFlags};
 pub use self::{
@@ -34,16 +42,11 @@ pub use self::{
     upstreams::{ModelDetails, ModelEntry, ModelTable, UpstreamConfig, UpstreamTable},
 };
 use crate::{
-    domain::Policy,
     http::{AllowedHosts, HttpSettings, TlsSettings},
-    index::{GRAPH_MIN, GraphParameters},
-    kernels::{device::DeviceChoice, kv::KvType},
     metering::{limits::LimitSettings, prices::Prices},
-    models::store::ModelStore,
     providers::cache::CacheSettings,
     service::{callers::CallerSettings, webhook::WebhookSettings},
     telemetry::LogFormat,
-    text::extract::Limits,
 };
 
 /// What `hearth serve` runs on.

@@ -3,13 +3,11 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, bail, ensure};
+use hearth_domain::{ModelKind, Policy};
 use serde::Deserialize;
 
 use super::UpstreamConfig;
-use crate::{
-    domain::{ModelKind, Policy},
-    providers::hosted::HostedModel,
-};
+use crate::providers::hosted::HostedModel;
 
 /// One `[[route]]` table of the file.
 #[derive(Clone, Debug, Deserialize)]

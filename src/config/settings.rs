@@ -6,14 +6,12 @@
 
 use std::path::PathBuf;
 
+use hearth_domain::Policy;
+use hearth_kernels::{device::DeviceChoice, kv::KvType};
 use serde::Deserialize;
 
 use super::{prices::PriceSettings, routes::RouteTable, upstreams::UpstreamTable};
-use crate::{
-    domain::Policy,
-    kernels::{device::DeviceChoice, kv::KvType},
-    telemetry::LogFormat,
-};
+use crate::telemetry::LogFormat;
 
 /// Reads a value of the file that is spelled as on the command line.
 fn from_text<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>

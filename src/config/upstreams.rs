@@ -3,14 +3,12 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail, ensure};
+use hearth_domain::ModelKind;
 use serde::Deserialize;
 use url::Url;
 
-use crate::{
-    domain::ModelKind,
-    providers::hosted::{
-        ApiKey, BreakerSettings, CONTEXT_LENGTH_ASSUMED, Dialect, HostedModel, Retries, Timeouts, UpstreamSettings,
-    },
+use crate::providers::hosted::{
+    ApiKey, BreakerSettings, CONTEXT_LENGTH_ASSUMED, Dialect, HostedModel, Retries, Timeouts, UpstreamSettings,
 };
 
 /// One `[[upstream]]` table of the file.

@@ -18,6 +18,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hearth_domain::{
+    FinishReason,
+    error::{Error, ErrorKind},
+    part::panic_message,
+};
+use hearth_models::batch::LogitsWanted;
+
 use super::{
     Command, EngineConfig, Shared, StepError, StepModel, Submission,
     chunk_size::ChunkSize,
@@ -27,11 +34,6 @@ use super::{
     scheduler::{ScheduledStep, Scheduler, SchedulerConfig},
     sequence::{NewSequence, SequenceId},
     stats::EngineStats,
-};
-use crate::{
-    domain::{FinishReason, part::panic_message},
-    error::{Error, ErrorKind},
-    models::batch::LogitsWanted,
 };
 
 /// The loop comes round at least this often, so that its heartbeat tells idle from dead.

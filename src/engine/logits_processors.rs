@@ -5,7 +5,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::domain::SamplingParams;
+use hearth_domain::SamplingParams;
 
 /// How often tokens have occurred. Nothing is counted that no penalty asks for.
 #[derive(Debug, Default)]

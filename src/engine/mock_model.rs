@@ -10,7 +10,7 @@ use std::sync::{
 };
 
 use super::{StepError, StepModel};
-use crate::models::batch::{Batch, LogitsWanted};
+use hearth_models::batch::{Batch, LogitsWanted};
 
 /// Length of the mock's vocabulary.
 pub(super) const VOCAB: usize = 32;

@@ -45,6 +45,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hearth_domain::{
+    error::{Error, ErrorKind, Result},
+    part::Part,
+};
+use hearth_models::batch::Batch;
 use thiserror::Error;
 use tokio::sync::mpsc;
 
@@ -54,11 +59,6 @@ pub use self::{
     stats::{EngineStats, Heartbeat},
 };
 use self::{request::StreamSide, stats::SharedStats};
-use crate::{
-    domain::part::Part,
-    error::{Error, ErrorKind, Result},
-    models::batch::Batch,
-};
 
 /// A model that computes one step. The decoder implements it; tests use a mock.
 pub trait StepModel: Send {

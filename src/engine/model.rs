@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{StepError, StepModel};
-use crate::models::{batch::Batch, decoder::Decoder, kv_cache::KvCache};
+use hearth_models::{batch::Batch, decoder::Decoder, kv_cache::KvCache};
 
 /// Weights may be shared by several engines; the cache is one engine's.
 #[derive(Debug)]

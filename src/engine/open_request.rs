@@ -6,16 +6,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hearth_domain::{
+    FinishReason, Timings,
+    account::Leg,
+    error::{Error, Result},
+};
+
 use super::{
     Submission, metrics,
     output::Output,
     request::{ScoredToken, TokenEvent},
     sampler::{Sampled, SamplingRules, SequenceSampler},
     sequence::SequenceId,
-};
-use crate::{
-    domain::{FinishReason, Timings, account::Leg},
-    error::{Error, Result},
 };
 
 /// One answer of the request. Its tokens are the scheduler's; what is kept here is how they are chosen.

@@ -14,7 +14,7 @@ use super::{
     OpenRequest,
     request::{StreamSide, TokenEvent},
 };
-use crate::error::{Error, Result};
+use hearth_domain::error::{Error, Result};
 
 /// Events of one step and of the stream's end: a token and a finish for each choice, then `Prefilled` and
 /// `Done` or an error.

@@ -17,15 +17,16 @@ use std::{
 };
 
 use futures_util::Stream;
+use hearth_domain::{
+    FinishReason, SamplingParams, Timings, TokenConstraint,
+    account::Leg,
+    error::{Error, ErrorKind, Result},
+};
 use parking_lot::Mutex;
 use thiserror::Error as ThisError;
 use tokio::sync::mpsc;
 
 use super::{Command, EngineConfig, Shared};
-use crate::{
-    domain::{FinishReason, SamplingParams, Timings, TokenConstraint, account::Leg},
-    error::{Error, ErrorKind, Result},
-};
 
 /// A prompt and how to continue it.
 pub struct SequenceRequest {

@@ -10,6 +10,10 @@
 
 use std::{cell::RefCell, sync::Arc};
 
+use hearth_domain::{
+    SamplingParams, TokenConstraint,
+    error::{Error, ErrorKind, Result},
+};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -17,10 +21,6 @@ use super::{
     logits_processors::TokenCounts,
     request::SequenceRequest,
     warpers::{Candidate, choose, log_softmax_of},
-};
-use crate::{
-    domain::{SamplingParams, TokenConstraint},
-    error::{Error, ErrorKind, Result},
 };
 
 /// What all choices of a request have in common.

@@ -6,6 +6,9 @@ use std::{
     sync::Arc,
 };
 
+use hearth_domain::error::Error;
+use hearth_kernels::pool;
+use hearth_models::batch::LogitsWanted;
 use parking_lot::Mutex;
 
 use super::{
@@ -16,7 +19,6 @@ use super::{
     sequence::SequenceId,
     warpers::log_softmax_of,
 };
-use crate::{error::Error, kernels::pool, models::batch::LogitsWanted};
 
 /// Logits below this number are not worth waking other threads for.
 const PARALLEL_MIN_LOGITS: usize = 1 << 15;

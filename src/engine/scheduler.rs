@@ -17,7 +17,7 @@ use super::{
     fairness::{CallerId, Callers},
     sequence::{NewSequence, Sequence, SequenceId, SequenceStatus},
 };
-use crate::models::batch::{Batch, BatchSequence, LogitsWanted};
+use hearth_models::batch::{Batch, BatchSequence, LogitsWanted};
 
 /// Prompt tokens that a caller gets before it is somebody else's turn.
 const QUANTUM_TOKENS: usize = 64;

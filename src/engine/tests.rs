@@ -5,13 +5,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hearth_domain::{
+    FinishReason, SamplingParams,
+    error::{ErrorKind, Result},
+};
+
 use super::{
     Engine, EngineConfig, SequenceRequest, SubmitError, TokenEvent, TokenStream,
     mock_model::{MockControl, MockModel, VOCAB, greedy, logits_after},
-};
-use crate::{
-    domain::{FinishReason, SamplingParams},
-    error::{ErrorKind, Result},
 };
 
 mod endings;
@@ -64,7 +65,7 @@ fn tokens_of(events: &[Result<TokenEvent>], wanted: usize) -> Vec<u32> {
 }
 
 fn error_kind(events: &[Result<TokenEvent>]) -> Option<ErrorKind> {
-    events.last().and_then(|event| event.as_ref().err()).map(crate::error::Error::kind)
+    events.last().and_then(|event| event.as_ref().err()).map(hearth_domain::error::Error::kind)
 }
 
 /// Waits until the loop has published what `condition` asks for.

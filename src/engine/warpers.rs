@@ -6,7 +6,7 @@
 
 use std::{cmp::Ordering, collections::BinaryHeap};
 
-use crate::domain::SamplingParams;
+use hearth_domain::SamplingParams;
 
 /// A token that may still be chosen, with its logit after temperature.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use super::metered::LOOKS_ONLY;
-use crate::domain::account::Allowance;
+use hearth_domain::account::Allowance;
 
 /// The `POST` route that takes back what was asked for.
 const CANCELS: &str = "/v1/vector_stores/{id}/file_batches/{batch_id}/cancel";

@@ -12,12 +12,12 @@ use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use hearth_domain::error::{Error, ErrorKind};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{context::Caller, error::ApiError, extract::JsonBody, ignored::name_ignored, state::AppState};
 use crate::{
-    error::{Error, ErrorKind},
     service::analysis::Analyses,
     wire::{
         Parsed,

@@ -13,6 +13,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::{StreamExt, stream};
+use hearth_domain::{
+    Account, GenerateEvent, GenerateRequest, Timings, Usage,
+    documents::{AttributeFilter, Collection},
+    error::Error,
+};
 use serde::Serialize;
 use serde_json::json;
 
@@ -25,11 +30,6 @@ use super::{
     state::AppState,
 };
 use crate::{
-    domain::{
-        Account, GenerateEvent, GenerateRequest, Timings, Usage,
-        documents::{AttributeFilter, Collection},
-    },
-    error::Error,
     providers::{ChatModel, GenerateStream},
     retrieval::{passages::Passage, search::SearchRequest},
     service::{

@@ -10,7 +10,7 @@ use axum::{
 };
 
 use super::{error::ApiError, scopes::is_public, state::AppState};
-use crate::domain::{Caller, LOCAL};
+use hearth_domain::{Caller, LOCAL};
 
 /// Who calls, and whose turn it is in fair queues: a caller, one of the operator's keys, or the peer.
 #[derive(Clone, Debug)]

@@ -7,6 +7,7 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
+use hearth_domain::{Account, FinishReason};
 use serde_json::Value;
 
 use super::{
@@ -14,7 +15,6 @@ use super::{
     sse::stream_response, state::AppState,
 };
 use crate::{
-    domain::{Account, FinishReason},
     service::{
         chat::{self, Choice, Generation},
         semantic,

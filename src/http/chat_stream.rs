@@ -4,18 +4,17 @@
 //! event after it, so that it can carry `timings` and `receipt`: no client reads a chunk without choices unless it asked
 //! for `include_usage`.
 
+use hearth_domain::{GenerateEvent, TokenLogprob};
+
 use super::{
     chat::{AnswerIdentity, system_fingerprint},
     sse::{EventWriter, Frames},
 };
-use crate::{
-    domain::{GenerateEvent, TokenLogprob},
-    wire::{
-        chat_response::{
-            ChatChunkChoice, ChatCompletionChunk, ChatDelta, ChatLogprobs, ToolCallDelta, ToolCallFunctionDelta,
-        },
-        usage::{Timings, Usage},
+use crate::wire::{
+    chat_response::{
+        ChatChunkChoice, ChatCompletionChunk, ChatDelta, ChatLogprobs, ToolCallDelta, ToolCallFunctionDelta,
     },
+    usage::{Timings, Usage},
 };
 
 #[derive(Debug)]

@@ -5,6 +5,7 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
+use hearth_domain::{FinishReason, GenerateEvent, TokenLogprob};
 
 use super::{
     chat::{AnswerIdentity, asks_for_stream, system_fingerprint},
@@ -16,7 +17,6 @@ use super::{
     state::AppState,
 };
 use crate::{
-    domain::{FinishReason, GenerateEvent, TokenLogprob},
     service::{chat, completions},
     wire::{
         Parsed,

@@ -12,10 +12,11 @@ use axum::{
     middleware::Next,
     response::Response,
 };
+use hearth_domain::{Account, error::Error};
 use tracing::Instrument;
 
 use super::{error::ApiError, state::AppState};
-use crate::{domain::Account, error::Error, service::documents::OwnedDocuments, wire::Envelope};
+use crate::{service::documents::OwnedDocuments, wire::Envelope};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms");
@@ -86,7 +87,7 @@ impl Caller {
     }
 
     /// What whoever calls is allowed.
-    pub(super) fn may(&self) -> &crate::domain::Caller {
+    pub(super) fn may(&self) -> &hearth_domain::Caller {
         self.account.caller()
     }
 

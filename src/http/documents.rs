@@ -4,13 +4,15 @@ use axum::{
     Json,
     extract::{Path, Query, State, rejection::QueryRejection},
 };
+use hearth_domain::{
+    documents::Document,
+    error::{Error, ErrorKind},
+};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::{context::Caller, error::ApiError, state::AppState, upload::UploadForm};
 use crate::{
-    domain::documents::Document,
-    error::{Error, ErrorKind},
     service::documents::{DEFAULT_COLLECTION, OwnedDocuments, reindex::REINDEX},
     store::{Job, JobState},
     wire::documents::{

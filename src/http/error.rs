@@ -11,12 +11,12 @@ use axum::{
     http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-
-use crate::{
-    domain::account::Outcome,
+use hearth_domain::{
+    account::Outcome,
     error::{Error, ErrorKind},
-    wire::error::{ErrorBody, ErrorDetail},
 };
+
+use crate::wire::error::{ErrorBody, ErrorDetail};
 
 /// An error on its way out. Everything that a handler or extractor refuses becomes one.
 #[derive(Debug)]

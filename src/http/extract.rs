@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::{body_room::BodyShare, error::ApiError, origin::is_from_browser, state::AppState};
-use crate::error::{Error, ErrorKind};
+use hearth_domain::error::{Error, ErrorKind};
 
 /// Bytes beyond the limit that are still taken off the wire before the answer: a client that is writing
 /// does not see an answer before it has written, and loses it if the connection is reset meanwhile.

@@ -10,19 +10,17 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures_util::stream;
+use hearth_domain::error::{Error, ErrorKind};
 use tokio::io::AsyncReadExt;
 
 use super::{
     context::Caller, error::ApiError, extract::QueryParameters, ignored::name_ignored, state::AppState,
     upload::UploadForm,
 };
-use crate::{
-    error::{Error, ErrorKind},
-    wire::{
-        Parsed,
-        files::{Deleted, FileListQuery, FileObject, FileUpload, ID_PREFIX},
-        lists::List,
-    },
+use crate::wire::{
+    Parsed,
+    files::{Deleted, FileListQuery, FileObject, FileUpload, ID_PREFIX},
+    lists::List,
 };
 
 /// Bytes of a file that are in memory at a time.

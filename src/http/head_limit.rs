@@ -11,7 +11,7 @@ use axum::{
 };
 
 use super::{error::ApiError, state::AppState};
-use crate::error::{Error, ErrorKind};
+use hearth_domain::error::{Error, ErrorKind};
 
 /// hyper's buffer, as a multiple of the limit.
 pub(super) const BUFFER_PER_LIMIT: usize = 4;

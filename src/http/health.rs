@@ -12,10 +12,10 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
+use hearth_domain::error::{Error, ErrorKind};
 
 use super::{error::ApiError, state::AppState};
 use crate::{
-    error::{Error, ErrorKind},
     service::health::{HEARTBEAT_AGE_MAX, ServerStatus, refuse_unless_ready},
     wire::health::{DeepHealth, DeviceHealth, EngineHealth, HealthSummary, Liveness, PartHealth, StorageHealth},
 };

@@ -18,7 +18,7 @@ use axum::{
 use url::Host;
 
 use super::{error::ApiError, state::AppState};
-use crate::error::{Error, ErrorKind};
+use hearth_domain::error::{Error, ErrorKind};
 
 /// Characters of a refused host that are shown.
 const SHOWN_CHARS: usize = 100;

@@ -18,6 +18,11 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
+use hearth_domain::{
+    Policy,
+    account::{Account, CacheUse, Opening, Outcome},
+    error::{Error, Result},
+};
 use http_body::{Frame, SizeHint};
 
 use super::{
@@ -27,13 +32,6 @@ use super::{
     error::{ApiError, Ended},
     receipt,
     state::AppState,
-};
-use crate::{
-    domain::{
-        Policy,
-        account::{Account, CacheUse, Opening, Outcome},
-    },
-    error::{Error, Result},
 };
 
 /// Routes that take a body and only look at it: nothing is used that would have to be paid for.

@@ -62,7 +62,7 @@ pub use self::{
     settings::{HttpSettings, TlsSettings},
     state::AppState,
 };
-use crate::error::{Error, ErrorKind};
+use hearth_domain::error::{Error, ErrorKind};
 
 /// Every route, grouped by who calls it.
 pub fn router(state: AppState) -> Router {

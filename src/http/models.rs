@@ -4,12 +4,10 @@ use axum::{
     Json,
     extract::{Path, State, rejection::PathRejection},
 };
+use hearth_domain::error::{Error, ErrorKind};
 
 use super::{context::Caller, error::ApiError, state::AppState};
-use crate::{
-    error::{Error, ErrorKind},
-    wire::models::{Model, ModelList},
-};
+use crate::wire::models::{Model, ModelList};
 
 pub(super) async fn list_models(State(state): State<AppState>, caller: Caller) -> Json<ModelList> {
     let listed = state.models.list().into_iter().filter(|(info, _)| state.models.allows(caller.may(), &info.id));

@@ -18,7 +18,7 @@ use super::{
     settings::HttpSettings,
     state::AppState,
 };
-use crate::error::{Error, ErrorKind};
+use hearth_domain::error::{Error, ErrorKind};
 
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 /// What browsers call the headers that say how a request came about (Fetch Metadata).

@@ -3,8 +3,9 @@
 //! A stream's head is sent when it has been admitted, so it has what is known by then; the figures are in its last event.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use hearth_domain::Account;
 
-use crate::{domain::Account, wire::receipt::milliseconds};
+use crate::wire::receipt::milliseconds;
 
 pub(super) const SERVED_BY: HeaderName = HeaderName::from_static("x-hearth-served-by");
 pub(super) const MODEL: HeaderName = HeaderName::from_static("x-hearth-model");

@@ -5,12 +5,12 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-
-use super::{auth::Authenticated, error::ApiError};
-use crate::{
-    domain::Scope,
+use hearth_domain::{
+    Scope,
     error::{Error, ErrorKind},
 };
+
+use super::{auth::Authenticated, error::ApiError};
 
 /// What a route needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

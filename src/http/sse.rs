@@ -13,18 +13,15 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, stream};
+use hearth_domain::{
+    GenerateEvent,
+    account::{Account, Outcome},
+    error::Error,
+};
 use serde::Serialize;
 
 use super::error::{Ended, error_body, log_failure};
-use crate::{
-    domain::{
-        GenerateEvent,
-        account::{Account, Outcome},
-    },
-    error::Error,
-    providers::GenerateStream,
-    service::chat::ended_early,
-};
+use crate::{providers::GenerateStream, service::chat::ended_early};
 
 /// Turns events into the frames of one contract.
 pub(super) trait EventWriter: Send + 'static {

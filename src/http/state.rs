@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
+use hearth_domain::{Caller, ModelKind, account::Books, error::Error};
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::{error::ApiError, settings::HttpSettings};
 use crate::{
-    domain::{Caller, ModelKind, account::Books},
-    error::Error,
     metering::ledger::Ledger,
     providers::{ChatModel, Embedder, Reranker},
     service::{

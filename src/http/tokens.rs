@@ -4,14 +4,12 @@
 //! streams of all requests.
 
 use axum::{Json, extract::State};
+use hearth_text::work::off_the_async_threads;
 
 use super::{context::Caller, error::ApiError, extract::JsonBody, state::AppState};
-use crate::{
-    text::work::off_the_async_threads,
-    wire::tokens::{
-        ApplyTemplateRequest, ApplyTemplateResponse, DetokenizeRequest, DetokenizeResponse, Piece, TokenPiece,
-        TokenizePart, TokenizeRequest, TokenizeResponse, Tokens,
-    },
+use crate::wire::tokens::{
+    ApplyTemplateRequest, ApplyTemplateResponse, DetokenizeRequest, DetokenizeResponse, Piece, TokenPiece,
+    TokenizePart, TokenizeRequest, TokenizeResponse, Tokens,
 };
 
 pub(super) async fn tokenize(

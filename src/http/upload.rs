@@ -9,12 +9,10 @@ use axum::{
     extract::{FromRequest, Multipart, Request, multipart::Field},
     http::header,
 };
+use hearth_domain::error::{Error, ErrorKind};
 
 use super::{error::ApiError, state::AppState};
-use crate::{
-    error::{Error, ErrorKind},
-    store::Incoming,
-};
+use crate::store::Incoming;
 
 /// Longest value of a field that is no file, in bytes.
 const FIELD_BYTES_MAX: usize = 64 * 1024;

@@ -8,6 +8,7 @@ use axum::{
     http::{HeaderName, HeaderValue},
     response::{IntoResponse, Response},
 };
+use hearth_domain::documents::{Collection, Document, DocumentStatus, SearchMode};
 
 use super::{
     context::Caller,
@@ -18,7 +19,6 @@ use super::{
     state::AppState,
 };
 use crate::{
-    domain::documents::{Collection, Document, DocumentStatus, SearchMode},
     retrieval::search::SearchRequest,
     service::{documents::OwnedDocuments, health::refuse_unless_ready},
     store::{Batch, Member},

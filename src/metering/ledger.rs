@@ -16,15 +16,13 @@ use std::{
     time::{Duration, Instant, UNIX_EPOCH},
 };
 
+use hearth_domain::{
+    account::{Account, LegReceipt, Outcome, Receipt},
+    part::{Part, panic_message},
+};
 use parking_lot::{Condvar, Mutex};
 
-use crate::{
-    domain::{
-        account::{Account, LegReceipt, Outcome, Receipt},
-        part::{Part, panic_message},
-    },
-    store::{LedgerRow, LedgerTotals, Store, StoreError},
-};
+use crate::store::{LedgerRow, LedgerTotals, Store, StoreError};
 
 /// How long a row waits for company.
 pub const FLUSH_INTERVAL: Duration = Duration::from_millis(250);
@@ -303,7 +301,7 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use crate::domain::{Usage, account::ServedBy, part::RESTARTS_MAX};
+    use hearth_domain::{Usage, account::ServedBy, part::RESTARTS_MAX};
 
     fn open() -> (tempfile::TempDir, Arc<Store>) {
         let directory = tempfile::tempdir().unwrap();

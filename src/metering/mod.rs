@@ -11,19 +11,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hearth_domain::{
+    Caller,
+    account::{Account, Allowance, Books, LegReceipt, Place, Receipt},
+    error::Result,
+};
 use parking_lot::{Condvar, Mutex};
 
 use self::{
     ledger::Ledger,
     limits::{Limits, Now},
     prices::Prices,
-};
-use crate::{
-    domain::{
-        Caller,
-        account::{Account, Allowance, Books, LegReceipt, Place, Receipt},
-    },
-    error::Result,
 };
 
 /// The books of a server.
@@ -115,11 +113,8 @@ impl Books for Metering {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        domain::account::{Opening, ServedBy},
-        metering::limits::LimitSettings,
-        store::Store,
-    };
+    use crate::{metering::limits::LimitSettings, store::Store};
+    use hearth_domain::account::{Opening, ServedBy};
 
     fn opening(request_id: &str, is_recorded: bool) -> Opening {
         Opening {

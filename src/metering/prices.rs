@@ -11,7 +11,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::domain::account::{LegReceipt, ServedBy};
+use hearth_domain::account::{LegReceipt, ServedBy};
 
 const NANOSECONDS_PER_HOUR: u128 = 3_600_000_000_000;
 const TOKENS_PER_PRICE: u128 = 1_000_000;

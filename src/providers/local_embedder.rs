@@ -10,22 +10,22 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context;
 use futures_util::future::{BoxFuture, FutureExt};
+use hearth_domain::{
+    EmbedInput, EmbedInputType, EmbedRequest, EmbedResponse, ModelInfo, ModelKind, Timings,
+    account::ServedBy,
+    documents::EmbeddingIdentity,
+    error::{Error, ErrorKind, Result},
+    part::Part,
+};
+use hearth_kernels::device::{DeviceChoice, device_name, open_device};
+use hearth_models::encoder::{Encoder, EncoderSource, package::Prompts, pooling::truncate_dimensions};
+use hearth_text::{
+    tokenizer::{FirstTokens, Tokenizer},
+    work::{Wanted, each_off_the_async_threads},
+};
 
 use super::Embedder;
-use crate::{
-    domain::{
-        EmbedInput, EmbedInputType, EmbedRequest, EmbedResponse, ModelInfo, ModelKind, Timings, account::ServedBy,
-        documents::EmbeddingIdentity, part::Part,
-    },
-    engine::encoder::{EncodeRequest, EncoderConfig, EncoderHandle, EncoderStats, Foreground, Priority},
-    error::{Error, ErrorKind, Result},
-    kernels::device::{DeviceChoice, device_name, open_device},
-    models::encoder::{Encoder, EncoderSource, package::Prompts, pooling::truncate_dimensions},
-    text::{
-        tokenizer::{FirstTokens, Tokenizer},
-        work::{Wanted, each_off_the_async_threads},
-    },
-};
+use crate::engine::encoder::{EncodeRequest, EncoderConfig, EncoderHandle, EncoderStats, Foreground, Priority};
 
 /// How an embedding model is served.
 #[derive(Clone, Debug, Default)]

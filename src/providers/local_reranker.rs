@@ -9,21 +9,23 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, ensure};
 use futures_util::future::{BoxFuture, FutureExt};
+use hearth_domain::{
+    ModelInfo, ModelKind, RerankRequest, RerankResponse,
+    account::ServedBy,
+    error::{Error, ErrorKind, Result},
+    part::Part,
+};
+use hearth_kernels::device::{device_name, open_device};
+use hearth_models::encoder::{EncoderSource, cross_encoder::CrossEncoder};
+use hearth_text::{
+    tokenizer::{FirstTokens, Tokenizer},
+    work::{Wanted, each_off_the_async_threads, off_the_async_threads},
+};
 
 use super::{Reranker, local_embedder::EmbedderSettings};
-use crate::{
-    domain::{ModelInfo, ModelKind, RerankRequest, RerankResponse, account::ServedBy, part::Part},
-    engine::{
-        StepError,
-        encoder::{EncodeRequest, EncoderHandle, EncoderModel, Priority},
-    },
-    error::{Error, ErrorKind, Result},
-    kernels::device::{device_name, open_device},
-    models::encoder::{EncoderSource, cross_encoder::CrossEncoder},
-    text::{
-        tokenizer::{FirstTokens, Tokenizer},
-        work::{Wanted, each_off_the_async_threads, off_the_async_threads},
-    },
+use crate::engine::{
+    StepError,
+    encoder::{EncodeRequest, EncoderHandle, EncoderModel, Priority},
 };
 
 /// A rerank model that runs in this process. Cheap to clone.
@@ -229,7 +231,7 @@ mod tests {
     fn load(name: &str) -> LocalReranker {
         LocalReranker::load(
             &fixture(name),
-            EmbedderSettings { device: crate::kernels::device::DeviceChoice::Cpu, ..Default::default() },
+            EmbedderSettings { device: hearth_kernels::device::DeviceChoice::Cpu, ..Default::default() },
         )
         .expect("the model loads")
     }
@@ -269,7 +271,7 @@ mod tests {
         let request = RerankRequest {
             query: cases[0].query.clone(),
             documents: cases.iter().map(|case| case.passage.clone()).collect(),
-            account: crate::domain::Account::unrecorded(),
+            account: hearth_domain::Account::unrecorded(),
             deadline: None,
         };
         let answer = load("bert").rerank(request).await.expect("it fits");

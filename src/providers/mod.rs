@@ -13,13 +13,9 @@ pub mod local_reranker;
 pub mod scripted;
 
 use futures_util::{future::BoxFuture, stream::BoxStream};
-
-use crate::{
-    domain::{
-        ChatPrompt, EmbedRequest, EmbedResponse, GenerateEvent, GenerateRequest, ModelInfo, RerankRequest,
-        RerankResponse, documents::EmbeddingIdentity, quote::Quote,
-    },
-    error::Result,
+use hearth_domain::{
+    ChatPrompt, EmbedRequest, EmbedResponse, GenerateEvent, GenerateRequest, ModelInfo, RerankRequest, RerankResponse,
+    documents::EmbeddingIdentity, error::Result, quote::Quote,
 };
 
 /// What a generation yields after admission.

@@ -12,20 +12,18 @@ use std::{
 };
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
+use hearth_domain::{
+    ChatPrompt, EmbedInput, EmbedRequest, EmbedResponse, FinishReason, GenerateEvent, GenerateRequest, ModelInfo,
+    ModelKind, Prompt, Timings, TokenLogprob, TopLogprob, Usage,
+    account::{Account, Leg, ServedBy},
+    documents::EmbeddingIdentity,
+    error::{Error, Result},
+    quote::Quote,
+};
 use parking_lot::Mutex;
 use serde_json::Value;
 
 use super::{ChatModel, Embedder, GenerateStream};
-use crate::{
-    domain::{
-        ChatPrompt, EmbedInput, EmbedRequest, EmbedResponse, FinishReason, GenerateEvent, GenerateRequest, ModelInfo,
-        ModelKind, Prompt, Timings, TokenLogprob, TopLogprob, Usage,
-        account::{Account, Leg, ServedBy},
-        documents::EmbeddingIdentity,
-        quote::Quote,
-    },
-    error::{Error, Result},
-};
 
 /// One step of a script.
 pub enum Step {

@@ -7,13 +7,11 @@
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc, thread::JoinHandle};
 
+use hearth_domain::documents::EmbeddingIdentity;
+use hearth_kernels::index::{GraphParameters, Keys, VectorIndex};
 use parking_lot::Mutex;
 
-use crate::{
-    domain::documents::EmbeddingIdentity,
-    index::{GraphParameters, Keys, VectorIndex},
-    store::{Replaced, Store, StoreError},
-};
+use crate::store::{Replaced, Store, StoreError};
 
 const FOLDER: &str = "index";
 /// Vectors read from the store at a time.
@@ -211,7 +209,7 @@ impl Entry {
         match saved {
             Ok(()) => tracing::info!(collection = self.collection_id, stats = ?self.index.stats(), "index built"),
             Err(error) => {
-                tracing::error!(collection = self.collection_id, error = %crate::error::sentence(&error), "index not built");
+                tracing::error!(collection = self.collection_id, error = %hearth_domain::error::sentence(&error), "index not built");
             }
         }
     }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::domain::documents::{AttributeValue, Chunk};
+use hearth_domain::documents::{AttributeValue, Chunk};
 
 /// A piece of a document that was found, one chunk or several in a row.
 #[derive(Clone, Debug, PartialEq)]

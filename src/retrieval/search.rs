@@ -6,6 +6,12 @@ use std::{
 };
 
 use futures_util::future::try_join_all;
+use hearth_domain::{
+    Account, EmbedInput, EmbedInputType, EmbedRequest, RerankRequest,
+    documents::{AttributeFilter, Chunk, Collection, SearchMode},
+    error::{Error, Result},
+};
+use hearth_kernels::index::{Keys, SearchParameters};
 
 use super::{
     fusion::fuse,
@@ -13,12 +19,6 @@ use super::{
     passages::{Passage, merge},
 };
 use crate::{
-    domain::{
-        Account, EmbedInput, EmbedInputType, EmbedRequest, RerankRequest,
-        documents::{AttributeFilter, Chunk, Collection, SearchMode},
-    },
-    error::{Error, Result},
-    index::{Keys, SearchParameters},
     providers::{Embedder, Reranker},
     store::{Scope, Store, StoreError},
 };
@@ -202,7 +202,7 @@ impl Retriever {
         };
         let mut ids: Vec<u64> = Vec::new();
         if request.mode != SearchMode::Lexical {
-            let search = |index: &crate::index::VectorIndex| {
+            let search = |index: &hearth_kernels::index::VectorIndex| {
                 index.search(vector, limit, filter.as_ref(), SearchParameters::default())
             };
             let hits = self.indexes.with(&collection.id, embedding, search).map_err(Error::internal)?;

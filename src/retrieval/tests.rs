@@ -2,6 +2,11 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use hearth_domain::{
+    Account, EmbedInput, EmbedInputType, EmbedRequest, LOCAL,
+    documents::{AttributeFilter, Collection, NewChunk, SearchMode},
+};
+use hearth_kernels::index::GraphParameters;
 use tempfile::TempDir;
 
 use super::{
@@ -9,11 +14,6 @@ use super::{
     search::{Retriever, SearchRequest},
 };
 use crate::{
-    domain::{
-        Account, EmbedInput, EmbedInputType, EmbedRequest, LOCAL,
-        documents::{AttributeFilter, Collection, NewChunk, SearchMode},
-    },
-    index::GraphParameters,
     providers::{Embedder, scripted::ScriptedEmbedder},
     store::{Replaced, Store},
 };
@@ -61,7 +61,12 @@ impl House {
         (file.id, replaced)
     }
 
-    async fn search(&self, collections: &[&str], query: &str, mode: SearchMode) -> crate::error::Result<Vec<String>> {
+    async fn search(
+        &self,
+        collections: &[&str],
+        query: &str,
+        mode: SearchMode,
+    ) -> hearth_domain::error::Result<Vec<String>> {
         self.search_filtered(collections, query, mode, None).await
     }
 
@@ -71,7 +76,7 @@ impl House {
         query: &str,
         mode: SearchMode,
         filter: Option<AttributeFilter>,
-    ) -> crate::error::Result<Vec<String>> {
+    ) -> hearth_domain::error::Result<Vec<String>> {
         let retriever = Retriever::new(self.store.clone(), self.indexes.clone(), self.embedder.clone());
         let request = SearchRequest {
             query: query.to_owned(),

@@ -10,6 +10,14 @@ use futures_util::{
     future::{BoxFuture, FutureExt},
     stream,
 };
+use hearth_domain::{
+    Account, ChatPrompt, Constraint, FinishReason, GenerateEvent, GenerateRequest, Prompt, SamplingParams, Timings,
+    Usage,
+    documents::{AttributeFilter, Collection, SearchMode},
+    error::{Error, Result},
+    quote::estimated_tokens,
+};
+use hearth_text::work::off_the_async_threads;
 use serde_json::{Value, json};
 
 use super::{
@@ -19,20 +27,12 @@ use super::{
     semantic,
 };
 use crate::{
-    domain::{
-        Account, ChatPrompt, Constraint, FinishReason, GenerateEvent, GenerateRequest, Prompt, SamplingParams, Timings,
-        Usage,
-        documents::{AttributeFilter, Collection, SearchMode},
-        quote::estimated_tokens,
-    },
-    error::{Error, Result},
     providers::{ChatModel, GenerateStream},
     retrieval::{
         context::{Context, SYSTEM, pack},
         passages::Passage,
         search::{Retriever, SearchRequest},
     },
-    text::work::off_the_async_threads,
     wire::ask::{Source, preview},
 };
 

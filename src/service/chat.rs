@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use futures_util::StreamExt;
+use hearth_domain::{
+    FinishReason, GenerateEvent, GenerateRequest, Prompt, Timings, TokenLogprob, Usage,
+    error::{Error, Result},
+};
 
 use super::{deadline, reservation::tokens_of_generation};
-use crate::{
-    domain::{FinishReason, GenerateEvent, GenerateRequest, Prompt, Timings, TokenLogprob, Usage},
-    error::{Error, Result},
-    providers::{ChatModel, GenerateStream},
-};
+use crate::providers::{ChatModel, GenerateStream};
 
 /// Resolves when the generation has been admitted; the stream is bounded by the request's deadline.
 pub async fn start(model: &Arc<dyn ChatModel>, mut generation: GenerateRequest) -> Result<GenerateStream> {

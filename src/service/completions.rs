@@ -3,13 +3,10 @@
 use std::sync::Arc;
 
 use futures_util::{StreamExt, future, stream};
+use hearth_domain::{GenerateEvent, GenerateRequest, Timings, Usage, error::Result};
 
 use super::chat;
-use crate::{
-    domain::{GenerateEvent, GenerateRequest, Timings, Usage},
-    error::Result,
-    providers::{ChatModel, GenerateStream},
-};
+use crate::providers::{ChatModel, GenerateStream};
 
 /// Admits all prompts or none: the first refusal drops the others. Choices are numbered through, `n` per
 /// prompt, and the last event sums up all usage.

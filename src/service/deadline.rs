@@ -6,11 +6,9 @@
 use std::{future::Future, time::Instant};
 
 use futures_util::{StreamExt, stream};
+use hearth_domain::error::{Error, ErrorKind, Result};
 
-use crate::{
-    error::{Error, ErrorKind, Result},
-    providers::GenerateStream,
-};
+use crate::providers::GenerateStream;
 
 fn passed() -> Error {
     Error::new(

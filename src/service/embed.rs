@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use super::{deadline, reservation::tokens_of_inputs};
-use crate::{
-    domain::{EmbedInput, EmbedRequest, EmbedResponse},
+use hearth_domain::{
+    EmbedInput, EmbedRequest, EmbedResponse,
     error::{Error, Result},
-    providers::Embedder,
 };
+
+use super::{deadline, reservation::tokens_of_inputs};
+use crate::providers::Embedder;
 
 pub async fn embed(model: &Arc<dyn Embedder>, mut request: EmbedRequest) -> Result<EmbedResponse> {
     let info = model.info();

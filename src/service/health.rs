@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use crate::{
-    domain::part::PartReport,
+use hearth_domain::{
     error::{Error, ErrorKind, Result},
+    part::PartReport,
 };
 
 /// Whether requests are served.

@@ -9,6 +9,11 @@
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::future::{BoxFuture, FutureExt, join_all};
+use hearth_domain::{
+    account::{Account, Books, Opening, Outcome},
+    error::{Error, ErrorKind, Result},
+    part::{Part, PartReport, panic_message},
+};
 use parking_lot::Mutex;
 use serde_json::Value;
 use tokio::{
@@ -17,14 +22,7 @@ use tokio::{
 };
 
 use super::callers::Callers;
-use crate::{
-    domain::{
-        account::{Account, Books, Opening, Outcome},
-        part::{Part, PartReport, panic_message},
-    },
-    error::{Error, ErrorKind, Result},
-    store::{Job, JobState, Lease, Leases, NewJob, Owned, Store, StoreError},
-};
+use crate::store::{Job, JobState, Lease, Leases, NewJob, Owned, Store, StoreError};
 
 /// A worker looks this often, and at every change of any job, whether it still holds its own.
 const LOOK_AT_HOLD: Duration = Duration::from_secs(1);

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use hearth_domain::{
+    ModelInfo, ModelKind,
+    error::{Error, ErrorKind, Result},
+};
 use parking_lot::RwLock;
 
 use crate::{
-    domain::{ModelInfo, ModelKind},
-    error::{Error, ErrorKind, Result},
     providers::{
         ChatModel, Embedder, Reranker,
         cache::{CacheSettings, Caches},

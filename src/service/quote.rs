@@ -2,16 +2,15 @@
 
 use std::sync::Arc;
 
-use crate::{
-    domain::{
-        GenerateRequest,
-        account::{Account, LegReceipt},
-        quote::Quote,
-    },
+use hearth_domain::{
+    GenerateRequest,
+    account::{Account, LegReceipt},
     error::Result,
-    providers::ChatModel,
-    text::work::off_the_async_threads,
+    quote::Quote,
 };
+use hearth_text::work::off_the_async_threads;
+
+use crate::providers::ChatModel;
 
 /// A quote and what it comes to in money.
 #[derive(Clone, Debug)]

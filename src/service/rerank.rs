@@ -2,12 +2,10 @@
 
 use std::sync::Arc;
 
+use hearth_domain::{RerankRequest, RerankResponse, error::Result};
+
 use super::{deadline, reservation::tokens_of_text};
-use crate::{
-    domain::{RerankRequest, RerankResponse},
-    error::Result,
-    providers::Reranker,
-};
+use crate::providers::Reranker;
 
 pub async fn rerank(model: &Arc<dyn Reranker>, request: RerankRequest) -> Result<RerankResponse> {
     let query = tokens_of_text(&request.query);

@@ -1,7 +1,7 @@
 //! How many tokens a request may use, guessed before it runs: enough to keep callers to their tokens a minute, cheap
 //! enough to be done for every request. What was really used is settled at the end.
 
-use crate::domain::{EmbedInput, EmbedRequest, GenerateRequest, ModelInfo, quote::estimated_tokens};
+use hearth_domain::{EmbedInput, EmbedRequest, GenerateRequest, ModelInfo, quote::estimated_tokens};
 
 /// What one answer is taken to use where the request names no bound.
 const ANSWER_TOKENS: u64 = 512;

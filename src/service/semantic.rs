@@ -11,6 +11,10 @@
 
 use std::sync::Arc;
 
+use hearth_domain::{
+    Account, ChatPrompt, EmbedInput, EmbedInputType, EmbedRequest, GenerateEvent, GenerateRequest, Prompt,
+    account::CacheUse, documents::Collection, error::Result,
+};
 use serde_json::Value;
 
 use super::{
@@ -20,11 +24,6 @@ use super::{
     models::Models,
 };
 use crate::{
-    domain::{
-        Account, ChatPrompt, EmbedInput, EmbedInputType, EmbedRequest, GenerateEvent, GenerateRequest, Prompt,
-        account::CacheUse, documents::Collection,
-    },
-    error::Result,
     providers::{
         ChatModel, Embedder, GenerateStream,
         cache::{

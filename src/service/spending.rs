@@ -2,13 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
+use hearth_domain::{
+    Caller, Scope,
+    error::{Error, ErrorKind, Result},
+};
 use jiff::{SignedDuration, Timestamp, civil, tz::TimeZone};
 use serde_json::{Map, Value};
 
 use super::jobs::blocking;
 use crate::{
-    domain::{Caller, Scope},
-    error::{Error, ErrorKind, Result},
     metering::ledger::Ledger,
     store::{GroupBy, LedgerTotals, UsageGroup, UsageQuery},
     wire::{

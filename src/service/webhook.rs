@@ -21,7 +21,7 @@ use sha2::Sha256;
 use url::{Host, Url};
 
 use super::jobs::Failure;
-use crate::error::{Error, Result};
+use hearth_domain::error::{Error, Result};
 
 /// For the look-up, the connection, the request and the head of its answer together.
 const PATIENCE: Duration = Duration::from_secs(15);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rusqlite::types::{ToSqlOutput, Value as Sql, ValueRef};
 use serde_json::{Map, Value};
 
-use crate::domain::documents::{AttributeFilter, AttributeValue, Comparison};
+use hearth_domain::documents::{AttributeFilter, AttributeValue, Comparison};
 
 pub(super) type Attributes = BTreeMap<String, AttributeValue>;
 

@@ -13,7 +13,7 @@ use super::{
     new_id, now_ms,
     owned::refuse_documents_over,
 };
-use crate::domain::documents::{Collection, Document, DocumentStatus};
+use hearth_domain::documents::{Collection, Document, DocumentStatus};
 
 /// A file that is to be a document.
 #[derive(Clone, Debug, PartialEq)]

@@ -3,7 +3,7 @@
 use rusqlite::{Row, types::Value as Sql};
 
 use super::{Owned, Result, Store, attributes::from_json};
-use crate::domain::documents::Chunk;
+use hearth_domain::documents::Chunk;
 
 /// Ids in one query; SQLite takes 32,766 parameters.
 const IDS_AT_A_TIME: usize = 1000;

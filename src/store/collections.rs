@@ -8,7 +8,7 @@ use super::{
     documents::cancel_ingest,
     new_id, now_ms,
 };
-use crate::domain::documents::{Collection, EmbeddingIdentity};
+use hearth_domain::documents::{Collection, EmbeddingIdentity};
 
 pub(super) const COLUMNS: &str = "id, name, metadata, embedding, dimensions, created";
 

@@ -13,7 +13,7 @@ use super::{
     jobs, now_ms,
     owned::refuse_documents_over,
 };
-use crate::domain::documents::{Document, DocumentStatus, NewChunk};
+use hearth_domain::documents::{Document, DocumentStatus, NewChunk};
 
 /// The kind of the jobs that read documents; `collection_id`, `file_id` and `supersedes` are in their payload.
 pub const INGEST: &str = "ingest";

@@ -20,7 +20,7 @@ use super::{
     Owned, Result, Store, StoreError, disk::Disk, documents::cancel_ingest, named, new_id, now_ms,
     owned::refuse_bytes_over, private,
 };
-use crate::domain::documents::StoredFile;
+use hearth_domain::documents::StoredFile;
 
 pub(super) const FOLDER: &str = "files";
 pub(super) const INCOMPLETE: &str = "incomplete";

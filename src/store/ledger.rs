@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rusqlite::{Row, params, params_from_iter, types::Value as Sql};
 
 use super::{Result, Store};
-use crate::domain::account::Outcome;
+use hearth_domain::account::Outcome;
 
 /// What one request came to. Money is in millionths of a US dollar, durations in microseconds, times in milliseconds
 /// since 1970.

@@ -53,7 +53,7 @@ use self::{
     disk::{Disk, Growth},
     writer::Writer,
 };
-use crate::domain::part::PartReport;
+use hearth_domain::part::PartReport;
 
 /// How long a connection waits for a lock that another one holds, a checkpoint's for instance.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);

@@ -7,7 +7,7 @@
 use rusqlite::Connection;
 
 use super::{Result, Store, StoreError};
-use crate::domain::StorageQuota;
+use hearth_domain::StorageQuota;
 
 /// A store as its owner sees it.
 #[derive(Clone, Copy, Debug)]
@@ -60,17 +60,15 @@ pub(super) fn refuse_documents_over(quota: StorageQuota, connection: &Connection
 mod tests {
     use std::{collections::BTreeMap, fmt::Debug, fs};
 
+    use hearth_domain::{
+        LOCAL,
+        documents::{DocumentStatus, EmbeddingIdentity, NewChunk, StoredFile},
+    };
     use serde_json::json;
     use tempfile::TempDir;
 
     use super::*;
-    use crate::{
-        domain::{
-            LOCAL,
-            documents::{DocumentStatus, EmbeddingIdentity, NewChunk, StoredFile},
-        },
-        store::{DATABASE, INGEST, Job, JobState, Leases, Member, NewJob, Upload, configure, recover, schema},
-    };
+    use crate::store::{DATABASE, INGEST, Job, JobState, Leases, Member, NewJob, Upload, configure, recover, schema};
 
     fn file(own: Owned<'_>, name: &str, bytes: &[u8]) -> StoredFile {
         let mut incoming = own.store.receive_file(0).unwrap();

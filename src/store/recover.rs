@@ -24,7 +24,7 @@ use super::{
     DATABASE, Result, StoreError, attributes::Attributes, collections, documents, files, named, new_id, now_ms,
     opening::take_directory, private, schema,
 };
-use crate::domain::LOCAL;
+use hearth_domain::LOCAL;
 
 /// The collection, one for each owner, of files that no document is known of any more.
 const RECOVERED: &str = "recovered";
@@ -204,7 +204,7 @@ fn take_over(damaged: Option<&Path>, new: &mut Connection, uploads: BTreeMap<Str
     for (id, path) in unread {
         let (bytes, sha256) =
             super::backup::hash(&path).map_err(|source| StoreError::Io { path: path.clone(), source })?;
-        let file = crate::domain::documents::StoredFile {
+        let file = hearth_domain::documents::StoredFile {
             filename: id.clone(),
             id: id.clone(),
             purpose: "assistants".to_owned(),

@@ -3,7 +3,7 @@
 use rusqlite::params;
 
 use super::{Result, Store, StoreError, attributes::Vector, chunks};
-use crate::domain::documents::{Chunk, EmbeddingIdentity};
+use hearth_domain::documents::{Chunk, EmbeddingIdentity};
 
 impl Store {
     /// Chunks of a collection that have no new vector of this model yet, some of them, and how many there are.

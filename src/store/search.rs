@@ -3,7 +3,7 @@
 use rusqlite::{params_from_iter, types::Value as Sql};
 
 use super::{Result, Store, attributes::condition};
-use crate::domain::documents::AttributeFilter;
+use hearth_domain::documents::AttributeFilter;
 
 /// A word in a heading says more than one in the text.
 const HEADING_WEIGHT: f64 = 2.0;

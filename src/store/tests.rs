@@ -9,7 +9,7 @@ use sha2::Digest;
 use tempfile::TempDir;
 
 use super::*;
-use crate::domain::{
+use hearth_domain::{
     LOCAL,
     documents::{AttributeFilter, AttributeValue, Comparison, DocumentStatus, EmbeddingIdentity, NewChunk, StoredFile},
 };

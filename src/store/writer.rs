@@ -22,7 +22,7 @@ use super::{
     disk::{Disk, Growth},
     named,
 };
-use crate::domain::part::{Part, PartReport};
+use hearth_domain::part::{Part, PartReport};
 
 /// Changes that may wait; callers of one more wait until there is room.
 const QUEUE: usize = 64;

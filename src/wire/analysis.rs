@@ -15,7 +15,7 @@ use super::{
     receipt::Receipt,
     usage::Usage,
 };
-use crate::error::Result;
+use hearth_domain::error::Result;
 
 const COMPANY_CHARS_MAX: usize = 200;
 const TOKENS_DEFAULT: usize = 1024;
@@ -150,7 +150,7 @@ mod tests {
 
     #[test]
     fn names_and_questions_have_their_bounds_and_the_rest_its_defaults() {
-        let envelope = Envelope { account: crate::domain::Account::unrecorded(), deadline: None, strict: true };
+        let envelope = Envelope { account: hearth_domain::Account::unrecorded(), deadline: None, strict: true };
         let read = |body: Value| AnalysisBody::read(body, &envelope);
         let request = read(json!({"company_name": "ä".repeat(200), "question": "a".repeat(2000)})).unwrap().request;
         assert_eq!((request.max_tokens, request.lookup.top_k, request.webhook_url), (1024, 10, None));

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use hearth_domain::{ChatPrompt, GenerateRequest, Prompt, error::Result};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -13,10 +14,6 @@ use super::{
     policy,
     receipt::Receipt,
     usage::{Timings, Usage},
-};
-use crate::{
-    domain::{ChatPrompt, GenerateRequest, Prompt},
-    error::Result,
 };
 
 pub(super) const QUESTION_CHARS_MAX: usize = 2000;
@@ -329,7 +326,7 @@ mod tests {
     use super::*;
 
     fn envelope() -> Envelope {
-        Envelope { account: crate::domain::Account::unrecorded(), deadline: None, strict: false }
+        Envelope { account: hearth_domain::Account::unrecorded(), deadline: None, strict: false }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The body of `POST /v1/chat/completions`.
 
+use hearth_domain::{ChatPrompt, GenerateRequest, Prompt, error::Result};
 use serde_json::{Map, Value};
 
 use super::{
@@ -7,10 +8,6 @@ use super::{
     fields::{Fields, bad_value},
     generation::{Common, TOP_LOGPROBS_MAX},
     messages, policy, tools,
-};
-use crate::{
-    domain::{ChatPrompt, GenerateRequest, Prompt},
-    error::Result,
 };
 
 /// What one chat completion asks for.

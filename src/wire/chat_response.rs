@@ -6,7 +6,6 @@ use super::{
     receipt::Receipt,
     usage::{Timings, Usage},
 };
-use crate::domain;
 
 /// OpenAI's stand-in for "too unlikely to measure"; JSON has no minus infinity.
 const LOGPROB_FLOOR: f32 = -9999.0;
@@ -99,7 +98,7 @@ pub struct ChatTopLogprob {
 }
 
 impl ChatLogprobs {
-    pub fn new(tokens: Vec<domain::TokenLogprob>, with_ids: bool) -> Self {
+    pub fn new(tokens: Vec<hearth_domain::TokenLogprob>, with_ids: bool) -> Self {
         let content = tokens
             .into_iter()
             .map(|token| ChatTokenLogprob {

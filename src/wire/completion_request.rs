@@ -1,5 +1,6 @@
 //! The body of `POST /v1/completions`.
 
+use hearth_domain::{GenerateRequest, Prompt, error::Result};
 use serde_json::Value;
 
 use super::{
@@ -7,10 +8,6 @@ use super::{
     fields::{Fields, bad_value, token_ids, wrong_type},
     generation::{CHOICES_MAX, Common, TOP_LOGPROBS_MAX},
     policy,
-};
-use crate::{
-    domain::{GenerateRequest, Prompt},
-    error::Result,
 };
 
 /// Most prompts in one request: each is a request to the engine.
@@ -134,7 +131,7 @@ mod tests {
     use super::*;
 
     fn read(body: Value) -> Result<CompletionRequest> {
-        let envelope = Envelope { account: crate::domain::Account::unrecorded(), deadline: None, strict: false };
+        let envelope = Envelope { account: hearth_domain::Account::unrecorded(), deadline: None, strict: false };
         Ok(CompletionRequest::read(body, &envelope)?.request)
     }
 

@@ -8,7 +8,6 @@ use super::{
     receipt::Receipt,
     usage::{Timings, Usage},
 };
-use crate::domain;
 
 #[derive(Debug, Serialize)]
 pub struct Completion {
@@ -54,7 +53,7 @@ pub struct CompletionLogprobs {
 
 impl CompletionLogprobs {
     /// `offset` is where the first token begins; it is moved past the last.
-    pub fn new(tokens: Vec<domain::TokenLogprob>, offset: &mut usize) -> Self {
+    pub fn new(tokens: Vec<hearth_domain::TokenLogprob>, offset: &mut usize) -> Self {
         let mut out = Self::default();
         for token in tokens {
             out.text_offset.push(*offset);
@@ -62,7 +61,7 @@ impl CompletionLogprobs {
             out.token_logprobs.push(token.logprob.map(finite_logprob));
             out.top_logprobs.push(token.logprob.map(|logprob| {
                 let mut top = Map::new();
-                let taken = domain::TopLogprob {
+                let taken = hearth_domain::TopLogprob {
                     token_id: token.token_id,
                     text: token.text.clone(),
                     bytes: Vec::new(),

@@ -3,13 +3,13 @@
 //!
 //! At most one of them may be given. Whether a schema or grammar compiles is for the compiler to say.
 
+use hearth_domain::{Constraint, error::Result};
 use serde_json::Value;
 
 use super::{
     fields::{Fields, bad_value, shortened, wrong_type},
     policy::unsupported,
 };
-use crate::{domain::Constraint, error::Result};
 
 pub(super) fn read(fields: &mut Fields) -> Result<Option<Constraint>> {
     let candidates = [

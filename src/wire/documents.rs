@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use hearth_domain::{
+    documents::{AttributeFilter, AttributeValue, Collection, Comparison, Document, DocumentStatus},
+    error::Result,
+};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::fields::{Fields, bad_value, shortened, wrong_type};
-use crate::{
-    domain::documents::{AttributeFilter, AttributeValue, Collection, Comparison, Document, DocumentStatus},
-    error::Result,
-};
 
 /// OpenAI's own bounds.
 pub const ATTRIBUTES_MAX: usize = 16;

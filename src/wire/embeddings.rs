@@ -1,6 +1,7 @@
 //! `POST /v1/embeddings`: the body and the answer.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
+use hearth_domain::{EmbedInput, EmbedInputType, EmbedRequest, error::Result};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -9,10 +10,6 @@ use super::{
     fields::{Fields, bad_value, shortened, token_ids, wrong_type},
     generation, policy,
     receipt::Receipt,
-};
-use crate::{
-    domain::{EmbedInput, EmbedInputType, EmbedRequest},
-    error::Result,
 };
 
 /// OpenAI's own bound.

@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::error::{Error, Result};
+use hearth_domain::error::{Error, Result};
 
 /// The fields of one JSON object that have not been read yet.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ pub fn type_name(value: &Value) -> &'static str {
 pub fn wrong_type(path: &str, expected: &str, found: &Value) -> Error {
     let place = if path.is_empty() { "The request body".to_owned() } else { format!("`{path}`") };
     let error = Error::new(
-        crate::error::ErrorKind::InvalidRequest,
+        hearth_domain::error::ErrorKind::InvalidRequest,
         format!("{place} must be {expected}, but is {}.", type_name(found)),
     )
     .with_code("invalid_type");

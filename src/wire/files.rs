@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use hearth_domain::{documents::StoredFile, error::Result};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -11,7 +12,6 @@ use super::{
     lists::{FILES_PAGE, ListQuery, take},
     policy,
 };
-use crate::{domain::documents::StoredFile, error::Result};
 
 /// Ids of files begin with it.
 pub const ID_PREFIX: &str = "file-";

@@ -5,15 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hearth_domain::{Constraint, SamplingParams, error::Result};
 use serde_json::Value;
 
 use super::{
     Envelope, constraint,
     fields::{Fields, bad_value, wrong_type},
-};
-use crate::{
-    domain::{Constraint, SamplingParams},
-    error::Result,
 };
 
 /// OpenAI takes 4; more cost little, and agents use them.

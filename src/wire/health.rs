@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::domain::part::PartReport;
+use hearth_domain::part::PartReport;
 
 /// `GET /health`.
 #[derive(Debug, Serialize)]

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::fields::{bad_value, shortened};
-use crate::error::Result;
+use hearth_domain::error::Result;
 
 /// How many entries a page has: what is asked for at most, and what unasked.
 #[derive(Clone, Copy, Debug)]

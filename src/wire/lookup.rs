@@ -2,15 +2,15 @@
 
 use std::time::Duration;
 
+use hearth_domain::{
+    documents::{AttributeFilter, SearchMode},
+    error::Result,
+};
 use serde_json::Value;
 
 use super::{
     documents::read_filter,
     fields::{Fields, bad_value, shortened, wrong_type},
-};
-use crate::{
-    domain::documents::{AttributeFilter, SearchMode},
-    error::Result,
 };
 
 const TOP_K_DEFAULT: usize = 5;

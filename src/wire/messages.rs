@@ -10,7 +10,7 @@ use super::{
     fields::{Fields, bad_value, shortened, wrong_type},
     policy::unsupported,
 };
-use crate::error::Result;
+use hearth_domain::error::Result;
 
 /// Reads `messages` from a body.
 pub(super) fn read_messages(fields: &mut Fields) -> Result<Vec<Value>> {

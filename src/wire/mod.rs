@@ -6,7 +6,7 @@
 //! rely on. [`policy`] is the one table of those; the OpenAPI document and `docs/API.md` are made from it.
 //! An answer is a struct whose nullable fields are always written.
 //!
-//! Nothing here knows of HTTP or runs a model: readers produce the words of [`crate::domain`], writers
+//! Nothing here knows of HTTP or runs a model: readers produce the words of [`hearth_domain`], writers
 //! consume them.
 
 pub mod analysis;
@@ -39,7 +39,7 @@ pub mod vector_stores;
 
 use std::{sync::Arc, time::Instant};
 
-use crate::domain::Account;
+use hearth_domain::Account;
 
 /// What the transport knows about a request and its body does not say.
 #[derive(Clone, Debug)]

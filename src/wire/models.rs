@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::domain::{ModelInfo, ModelKind};
+use hearth_domain::{ModelInfo, ModelKind};
 
 #[derive(Debug, Serialize)]
 pub struct ModelList {

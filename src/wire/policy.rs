@@ -9,7 +9,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::error::{Error, ErrorKind, Result};
+use hearth_domain::error::{Error, ErrorKind, Result};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Policy {

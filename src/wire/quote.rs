@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
+use hearth_domain::{
+    GenerateRequest,
+    error::{Error, Result},
+};
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{Envelope, chat_request::ChatCompletionRequest, completion_request::CompletionRequest};
-use crate::{
-    domain::GenerateRequest,
-    error::{Error, Result},
-};
 
 /// What is to be priced: a chat completion, or a completion, as the body has `messages` or a `prompt`.
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::domain::Account;
+use hearth_domain::Account;
 
 /// See the module.
 #[derive(Clone, Debug, Serialize)]

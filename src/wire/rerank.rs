@@ -1,5 +1,6 @@
 //! `POST /v1/rerank`: the body and the answer, in the shape that Jina, Cohere and vLLM share.
 
+use hearth_domain::{RerankRequest, RerankResponse, error::Result};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -8,10 +9,6 @@ use super::{
     fields::{Fields, bad_value, wrong_type},
     generation, policy,
     receipt::Receipt,
-};
-use crate::{
-    domain::{RerankRequest, RerankResponse},
-    error::Result,
 };
 
 /// Cohere's own bound.

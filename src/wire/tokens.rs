@@ -1,5 +1,6 @@
 //! `/tokenize`, `/detokenize` and `/apply-template`, with llama-server's fields.
 
+use hearth_domain::{ChatPrompt, error::Result};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -8,7 +9,6 @@ use super::{
     fields::{Fields, as_integer, wrong_type},
     policy::unsupported,
 };
-use crate::{domain::ChatPrompt, error::Result};
 
 /// A piece of what is to be tokenized: llama-server takes text and token ids mixed.
 #[derive(Debug)]

@@ -1,12 +1,12 @@
 //! `tools` and `tool_choice`: functions that the model may call.
 
+use hearth_domain::{ToolChoice, error::Result};
 use serde_json::{Value, json};
 
 use super::{
     fields::{Fields, bad_value, shortened, wrong_type},
     policy::unsupported,
 };
-use crate::{domain::ToolChoice, error::Result};
 
 /// OpenAI's own bound.
 pub const TOOLS_MAX: usize = 128;

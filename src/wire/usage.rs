@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::domain;
-
 /// Token counts of a generation.
 #[derive(Clone, Debug, Serialize)]
 pub struct Usage {
@@ -31,8 +29,8 @@ pub struct CompletionTokensDetails {
     pub rejected_prediction_tokens: usize,
 }
 
-impl From<domain::Usage> for Usage {
-    fn from(usage: domain::Usage) -> Self {
+impl From<hearth_domain::Usage> for Usage {
+    fn from(usage: hearth_domain::Usage) -> Self {
         Self {
             prompt_tokens: usage.prompt_tokens,
             completion_tokens: usage.completion_tokens,
@@ -70,7 +68,7 @@ pub struct Timings {
 }
 
 impl Timings {
-    pub fn new(usage: &domain::Usage, timings: &domain::Timings) -> Self {
+    pub fn new(usage: &hearth_domain::Usage, timings: &hearth_domain::Timings) -> Self {
         let prompt_n = usage.prompt_tokens.saturating_sub(usage.cached_tokens);
         let predicted_n = usage.completion_tokens;
         let (prompt_per_token_ms, prompt_per_second) = rates(prompt_n, timings.prefill);

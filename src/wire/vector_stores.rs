@@ -2,6 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use hearth_domain::{
+    documents::{AttributeFilter, AttributeValue, Chunk, Collection, Document, DocumentStatus, LOCAL_ONLY},
+    error::Result,
+};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -11,10 +15,6 @@ use super::{
     fields::{Fields, bad_value, shortened, wrong_type},
     lists::{ListQuery, PAGE, take_one_of},
     policy,
-};
-use crate::{
-    domain::documents::{AttributeFilter, AttributeValue, Chunk, Collection, Document, DocumentStatus, LOCAL_ONLY},
-    error::Result,
 };
 
 pub const ID_PREFIX: &str = "vs_";

@@ -1,5 +1,5 @@
 //! Writes GGUF files for tests, right ones and wrong ones: every field can be set to what a real writer would not
-//! write. Layout: the GGUF specification, as in `src/models/gguf/parse.rs`.
+//! write. Layout: the GGUF specification, as in `crates/models/src/gguf/parse.rs`.
 
 use std::path::Path;
 

@@ -13,9 +13,7 @@ use axum::{
     response::Response,
 };
 use hearth::{
-    domain::{StorageQuota, account::Books, part::PartReport},
     http::{AppState, HttpSettings},
-    index::GraphParameters,
     metering::{
         Metering,
         ledger::Ledger,
@@ -33,6 +31,8 @@ use hearth::{
     },
     store::Store,
 };
+use hearth_domain::{StorageQuota, account::Books, part::PartReport};
+use hearth_kernels::index::GraphParameters;
 use http_body_util::BodyExt;
 use parking_lot::Mutex;
 use serde_json::Value;

@@ -5,12 +5,10 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use futures_util::{StreamExt, future::try_join_all};
+use hearth_domain::SamplingParams;
 
 use super::{Measured, Workload, candle::Baseline, prompt};
-use crate::{
-    domain::SamplingParams,
-    engine::{Engine, SequenceRequest, TokenEvent},
-};
+use crate::engine::{Engine, SequenceRequest, TokenEvent};
 
 /// The engine's figures and the baseline's. One repetition of each measurement warms up and is not counted.
 pub(super) async fn measure(

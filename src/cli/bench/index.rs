@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{index_plot, output::OutputArgs};
-use crate::index::{GraphParameters, Hit, Keys, SearchParameters, VectorIndex};
+use hearth_kernels::index::{GraphParameters, Hit, Keys, SearchParameters, VectorIndex};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {

@@ -16,6 +16,7 @@ mod plot;
 mod report;
 
 use anyhow::{Context, ensure};
+use hearth_domain::ModelInfo;
 
 use self::{
     candle::Baseline,
@@ -25,7 +26,6 @@ use self::{
 use crate::{
     app,
     config::{Config, Settings},
-    domain::ModelInfo,
     providers::ChatModel,
     telemetry,
 };

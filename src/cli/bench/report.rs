@@ -1,13 +1,11 @@
 //! What was measured, as a table for people and JSON for programs.
 
 use comfy_table::{CellAlignment, Table, presets::ASCII_MARKDOWN};
+use hearth_domain::ModelInfo;
+use hearth_kernels::device::{cpu_features, threads};
 use serde_json::{Value, json};
 
 use super::Workload;
-use crate::{
-    domain::ModelInfo,
-    kernels::device::{cpu_features, threads},
-};
 
 /// Samples of one way of measuring, one for each counted repetition; none of what that way does not do.
 #[derive(Clone, Debug, Default)]

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use hearth_domain::error::sentence;
 use ignore::WalkBuilder;
 use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::{
@@ -19,7 +20,7 @@ use reqwest::{
 use serde_json::Value;
 
 use super::{Client, LOOK_AGAIN, with_server};
-use crate::{config::Settings, error::sentence};
+use crate::config::Settings;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {

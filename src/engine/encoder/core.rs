@@ -14,6 +14,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hearth_domain::{
+    account::Leg,
+    error::{Error, ErrorKind, Result},
+    part::panic_message,
+};
+use hearth_kernels::device::{Aside, threads};
 use tokio::sync::oneshot;
 
 use super::{
@@ -22,12 +28,7 @@ use super::{
     queue::{BatchMember, EncoderQueue, Priority},
     stats::add,
 };
-use crate::{
-    domain::{account::Leg, part::panic_message},
-    engine::StepError,
-    error::{Error, ErrorKind, Result},
-    kernels::device::{Aside, threads},
-};
+use crate::engine::StepError;
 
 /// How often an idle loop comes round, so that its heartbeat shows that it lives.
 const IDLE_TURN: Duration = Duration::from_secs(1);

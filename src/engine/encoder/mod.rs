@@ -22,6 +22,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hearth_domain::{
+    account::Leg,
+    error::{Error, ErrorKind, Result},
+    part::Part,
+};
+use hearth_models::encoder::Encoder;
 use tokio::sync::oneshot;
 
 use self::{core::Core, pace::GivesWay, stats::SharedStats};
@@ -31,11 +37,6 @@ pub use self::{
     stats::EncoderStats,
 };
 use super::{Heartbeat, StepError};
-use crate::{
-    domain::{account::Leg, part::Part},
-    error::{Error, ErrorKind, Result},
-    models::encoder::Encoder,
-};
 
 /// A model that turns packed texts into vectors. [`Encoder`] implements it; tests use a mock.
 pub trait EncoderModel: Send {

@@ -3,7 +3,7 @@
 use std::sync::mpsc;
 
 use super::*;
-use crate::domain::part::RESTARTS_MAX;
+use hearth_domain::part::RESTARTS_MAX;
 
 /// A text's vector is the sum of its tokens and its length, so that every text's vector is known. Each batch
 /// waits for a permit and is reported, so that tests decide when a batch ends.
@@ -286,7 +286,7 @@ struct OnThreads(Sender<(Vec<Option<String>>, usize)>);
 impl EncoderModel for OnThreads {
     fn embed(&mut self, tokens: &[u32], lengths: &[usize]) -> Result<Vec<Vec<f32>>, StepError> {
         let names = parking_lot::Mutex::new(Vec::new());
-        crate::kernels::pool::run(64, |_| names.lock().push(std::thread::current().name().map(str::to_owned)))
+        hearth_kernels::pool::run(64, |_| names.lock().push(std::thread::current().name().map(str::to_owned)))
             .expect("nothing panics");
         self.0.send((names.into_inner(), tokens.len())).expect("the test listens");
         Ok(lengths.iter().map(|_| vec![0.0]).collect())

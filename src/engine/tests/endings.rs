@@ -3,7 +3,7 @@
 use std::sync::mpsc::Sender;
 
 use super::*;
-use crate::domain::{TokenConstraint, part::RESTARTS_MAX};
+use hearth_domain::{TokenConstraint, part::RESTARTS_MAX};
 
 /// An engine whose steps wait for permits; without the sender they run free.
 fn start_paced(config: EngineConfig) -> (Engine, Arc<MockControl>, Sender<()>) {

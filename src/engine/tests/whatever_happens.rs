@@ -14,7 +14,8 @@ use super::{
     },
     *,
 };
-use crate::{domain::TokenConstraint, models::batch::Batch};
+use hearth_domain::TokenConstraint;
+use hearth_models::batch::Batch;
 
 /// More turns than any case needs; one that needs more stands still.
 const MAX_TURNS: usize = 5000;

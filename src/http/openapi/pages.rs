@@ -9,13 +9,11 @@ use axum::{
     http::header,
     response::{IntoResponse, Redirect, Response},
 };
+use hearth_domain::error::{Error, ErrorKind, Result};
 use utoipa_swagger_ui_vendored::SWAGGER_UI_VENDORED;
 use zip::{ZipArchive, result::ZipError};
 
-use crate::{
-    error::{Error, ErrorKind, Result},
-    http::error::ApiError,
-};
+use crate::http::error::ApiError;
 
 /// Takes the place of the archive's own `swagger-initializer.js`, which shows an example of its project.
 const INITIALIZER: &str = r##"window.onload = function () {
@@ -54,7 +52,7 @@ fn page(name: &str) -> Result<Response> {
     };
     let bytes = match name {
         "swagger-initializer.js" => INITIALIZER.into(),
-        _ => archived(name).map_err(|error| Error::internal(error.into()))?.ok_or_else(missing)?,
+        _ => archived(name).map_err(Error::internal)?.ok_or_else(missing)?,
     };
     Ok(([(header::CONTENT_TYPE, content_type)], bytes).into_response())
 }
@@ -62,14 +60,14 @@ fn page(name: &str) -> Result<Response> {
 /// A file of Swagger UI's distribution.
 fn archived(name: &str) -> Result<Option<Vec<u8>>, ZipError> {
     let mut archive = ZipArchive::new(Cursor::new(SWAGGER_UI_VENDORED))?;
-    let wanted = |path: &str| {
-        let (_release, rest) = path.split_once('/')?;
-        (rest.strip_prefix("dist/")? == name).then_some(())
+    let is_wanted = |path: &str| {
+        path.split_once('/').and_then(|(_release, rest)| rest.strip_prefix("dist/")).is_some_and(|rest| rest == name)
     };
-    let Some(path) = archive.file_names().find(|path| wanted(path).is_some()).map(str::to_owned) else {
+    let name_of = |place: usize| archive.name_for_index(place)?.ok();
+    let Some(place) = (0..archive.len()).find(|place| name_of(*place).is_some_and(|path| is_wanted(&path))) else {
         return Ok(None);
     };
-    let mut file = archive.by_name(&path)?;
+    let mut file = archive.by_index(place)?;
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
     Ok(Some(bytes))

@@ -21,6 +21,11 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use hearth_domain::{
+    Budget, Caller, CallerLimits,
+    account::{Account, Allowance, Place, Receipt, Remaining, ServedBy},
+    error::Result,
+};
 use parking_lot::RwLock;
 
 use self::{
@@ -29,14 +34,7 @@ use self::{
     refusal::Whose,
     spending::{Spent, beginnings},
 };
-use crate::{
-    domain::{
-        Budget, Caller, CallerLimits,
-        account::{Account, Allowance, Place, Receipt, Remaining, ServedBy},
-    },
-    error::Result,
-    store::{SpentBy, Store, StoreError},
-};
+use crate::store::{SpentBy, Store, StoreError};
 
 /// Callers are remembered up to this number before those that need not be are forgotten.
 const SWEEP_AT: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");

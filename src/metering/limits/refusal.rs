@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{bucket::Short, spending::UsedUp};
-use crate::error::{Error, ErrorKind};
+use hearth_domain::error::{Error, ErrorKind};
 
 /// Who is over the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::domain::Budget;
+use hearth_domain::Budget;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 

@@ -1,10 +1,10 @@
 //! Limits on a clock that the tests turn.
 
 use super::*;
-use crate::{
-    domain::account::{Books, LegReceipt, NoBooks, Opening},
+use crate::store::LedgerRow;
+use hearth_domain::{
+    account::{Books, LegReceipt, NoBooks, Opening},
     error::{Error, ErrorKind},
-    store::LedgerRow,
 };
 
 /// Noon of a day in the middle of a month, and so much after it.

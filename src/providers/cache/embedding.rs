@@ -7,6 +7,12 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, future::BoxFuture};
+use hearth_domain::{
+    EmbedInput, EmbedRequest, EmbedResponse, ModelInfo, Timings,
+    account::{CacheUse, ServedBy},
+    documents::EmbeddingIdentity,
+    error::{Error, ErrorKind, Result},
+};
 
 use super::{
     EMBEDDING,
@@ -14,15 +20,7 @@ use super::{
     key::{EmbeddingScope, Key, embedding_key},
     metrics,
 };
-use crate::{
-    domain::{
-        EmbedInput, EmbedRequest, EmbedResponse, ModelInfo, Timings,
-        account::{CacheUse, ServedBy},
-        documents::EmbeddingIdentity,
-    },
-    error::{Error, ErrorKind, Result},
-    providers::Embedder,
-};
+use crate::providers::Embedder;
 
 /// Vectors by everything that they depend on.
 #[derive(Clone, Debug)]

@@ -7,6 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, future::BoxFuture};
+use hearth_domain::{ChatPrompt, GenerateRequest, ModelInfo, account::CacheUse, error::Result, quote::Quote};
 
 use super::{
     EXACT,
@@ -16,11 +17,7 @@ use super::{
     metrics,
     recorded::{Progress, Recorded, Recorder, Watched},
 };
-use crate::{
-    domain::{ChatPrompt, GenerateRequest, ModelInfo, account::CacheUse, quote::Quote},
-    error::Result,
-    providers::{ChatModel, GenerateStream},
-};
+use crate::providers::{ChatModel, GenerateStream};
 
 /// Of the cache's room, what one answer may take at most: one in so many parts.
 const LARGEST_PART: usize = 4;

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::{sync::watch, time::timeout_at};
 
 use super::{key::Key, recorded::Recorded};
-use crate::error::{Error, ErrorKind, Result};
+use hearth_domain::error::{Error, ErrorKind, Result};
 
 /// What is being computed.
 #[derive(Debug, Default)]

@@ -10,7 +10,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::domain::{
+use hearth_domain::{
     Account, ChatPrompt, Constraint, EmbedInput, EmbedInputType, GenerateRequest, ModelInfo, ModelKind, Policy, Prompt,
     SamplingParams, ToolChoice, documents::EmbeddingIdentity,
 };

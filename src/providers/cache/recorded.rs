@@ -7,15 +7,13 @@ use std::{
 };
 
 use futures_util::{Stream, StreamExt, stream};
-
-use crate::{
-    domain::{
-        Account, GenerateEvent, Timings, TokenLogprob, Usage,
-        account::{Leg, ServedBy},
-    },
+use hearth_domain::{
+    Account, GenerateEvent, Timings, TokenLogprob, Usage,
+    account::{Leg, ServedBy},
     error::Result,
-    providers::GenerateStream,
 };
+
+use crate::providers::GenerateStream;
 
 /// A whole answer.
 #[derive(Debug)]

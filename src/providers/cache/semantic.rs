@@ -13,7 +13,7 @@ use std::{
 use parking_lot::Mutex;
 
 use super::{SEMANTIC, key::Key, metrics};
-use crate::kernels::distance::{dot_range, padded_floats};
+use hearth_kernels::distance::{dot_range, padded_floats};
 
 /// Questions of one scope; one more takes the oldest one's place.
 pub const QUESTIONS_PER_SCOPE: usize = 1024;

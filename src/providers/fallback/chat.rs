@@ -3,13 +3,14 @@
 use std::sync::{Arc, OnceLock};
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
+use hearth_domain::{
+    ChatPrompt, GenerateRequest, ModelInfo,
+    error::{Error, ErrorKind, Result},
+    quote::Quote,
+};
 
 use super::{Candidate, ChatModel, Policies, Search, give_up};
-use crate::{
-    domain::{ChatPrompt, GenerateRequest, ModelInfo, quote::Quote},
-    error::{Error, ErrorKind, Result},
-    providers::GenerateStream,
-};
+use crate::providers::GenerateStream;
 
 /// See the module's documentation.
 pub struct FallbackChat {

@@ -8,15 +8,14 @@
 use std::sync::{Arc, OnceLock};
 
 use futures_util::{FutureExt, future::BoxFuture};
+use hearth_domain::{
+    Account, EmbedInput, EmbedInputType, EmbedRequest, EmbedResponse, ModelInfo,
+    documents::EmbeddingIdentity,
+    error::{Error, ErrorKind, Result},
+};
 use tokio::sync::Mutex;
 
 use super::{Candidate, Embedder, Place, Policies, Search, Side, give_up};
-use crate::{
-    domain::{
-        Account, EmbedInput, EmbedInputType, EmbedRequest, EmbedResponse, ModelInfo, documents::EmbeddingIdentity,
-    },
-    error::{Error, ErrorKind, Result},
-};
 
 /// What both sides embed: words, figures, marks and other scripts, so that a tokenizer, a casing or a pooling of another
 /// kind shows.

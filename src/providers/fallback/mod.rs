@@ -16,16 +16,17 @@ mod tests;
 
 use std::sync::Arc;
 
+use hearth_domain::{
+    Account, Policy,
+    error::{Error, ErrorKind, Result},
+};
+
 pub use self::{
     chat::FallbackChat,
     embedder::FallbackEmbedder,
     place::{Obstacle, Place, Readiness},
 };
 use super::{ChatModel, Embedder};
-use crate::{
-    domain::{Account, Policy},
-    error::{Error, ErrorKind, Result},
-};
 
 /// The code of the error of a breaker that is open.
 pub const BREAKER_OPEN: &str = "upstream_unavailable";

@@ -8,7 +8,7 @@ use std::{
 use parking_lot::Mutex;
 
 use super::Reason;
-use crate::error::{Error, ErrorKind};
+use hearth_domain::error::{Error, ErrorKind};
 
 /// Why a candidate should not be asked now.
 #[derive(Debug)]

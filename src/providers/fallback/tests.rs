@@ -9,18 +9,15 @@ use std::{
 };
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
+use hearth_domain::{
+    Caller, EmbedInput, EmbedInputType, EmbedRequest, EmbedResponse, GenerateEvent, GenerateRequest, ModelInfo, Prompt,
+    account::{NoBooks, Opening},
+    documents::EmbeddingIdentity,
+};
 use parking_lot::Mutex;
 
 use super::*;
-use crate::{
-    domain::{
-        Caller, EmbedInput, EmbedInputType, EmbedRequest, EmbedResponse, GenerateEvent, GenerateRequest, ModelInfo,
-        Prompt,
-        account::{NoBooks, Opening},
-        documents::EmbeddingIdentity,
-    },
-    providers::scripted::{ScriptedChat, ScriptedEmbedder, Step, say},
-};
+use crate::providers::scripted::{ScriptedChat, ScriptedEmbedder, Step, say};
 
 /// What a candidate does when it is asked, or before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use super::{
     metrics,
     tool_calls::ToolCalls,
 };
-use crate::domain::{
+use hearth_domain::{
     EmbedInput, FinishReason, GenerateEvent, GenerateRequest, Prompt, Timings, TokenLogprob, TopLogprob, Usage,
     account::Leg, quote::estimated_tokens,
 };

@@ -4,6 +4,12 @@ use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
+use hearth_domain::{
+    ChatPrompt, GenerateRequest, ModelInfo, Prompt,
+    account::{Leg, ServedBy},
+    error::{Error, Result},
+    quote::Quote,
+};
 
 use super::{
     answer::{Translator, estimated_prompt_tokens},
@@ -14,15 +20,7 @@ use super::{
     stream::Answer,
     upstream::Upstream,
 };
-use crate::{
-    domain::{
-        ChatPrompt, GenerateRequest, ModelInfo, Prompt,
-        account::{Leg, ServedBy},
-        quote::Quote,
-    },
-    error::{Error, Result},
-    providers::{ChatModel, GenerateStream},
-};
+use crate::providers::{ChatModel, GenerateStream};
 
 /// See the module's documentation.
 #[derive(Debug)]

@@ -5,6 +5,10 @@ use std::{sync::Arc, time::Instant};
 use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
+use hearth_domain::{
+    EmbedRequest, EmbedResponse, ModelInfo, Timings, Usage, account::ServedBy, documents::EmbeddingIdentity,
+    error::Result,
+};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -18,11 +22,7 @@ use super::{
     retry::with_retries,
     upstream::Upstream,
 };
-use crate::{
-    domain::{EmbedRequest, EmbedResponse, ModelInfo, Timings, Usage, account::ServedBy, documents::EmbeddingIdentity},
-    error::Result,
-    providers::Embedder,
-};
+use crate::providers::Embedder;
 
 /// See the module's documentation.
 #[derive(Debug)]

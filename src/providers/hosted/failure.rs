@@ -10,7 +10,7 @@ use reqwest::{StatusCode, header::HeaderMap};
 use serde_json::Value;
 
 use super::{answer::Fault, upstream::Upstream};
-use crate::error::{Error, ErrorKind};
+use hearth_domain::error::{Error, ErrorKind};
 
 /// See the module's documentation.
 #[derive(Debug)]

@@ -32,7 +32,7 @@ pub use self::{
     metrics::describe as describe_metrics,
     upstream::Upstream,
 };
-use crate::domain::{ModelInfo, ModelKind};
+use hearth_domain::{ModelInfo, ModelKind};
 
 /// What an upstream is, as configured.
 #[derive(Clone)]

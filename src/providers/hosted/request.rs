@@ -4,16 +4,14 @@
 //! was asked for. Fields that would say what the upstream does anyway are left out, as reasoning models refuse some even
 //! at their defaults.
 
+use hearth_domain::{
+    ChatPrompt, Constraint, EmbedInput, EmbedInputType, EmbedRequest, GenerateRequest, Prompt, SamplingParams,
+    ToolChoice,
+    error::{Error, Result},
+};
 use serde_json::{Map, Value, json};
 
 use super::dialect::Dialect;
-use crate::{
-    domain::{
-        ChatPrompt, Constraint, EmbedInput, EmbedInputType, EmbedRequest, GenerateRequest, Prompt, SamplingParams,
-        ToolChoice,
-    },
-    error::{Error, Result},
-};
 
 /// A body and where it goes.
 #[derive(Debug, PartialEq)]
@@ -325,7 +323,7 @@ pub(super) fn embedding(request: &EmbedRequest, upstream_model: &str, dialect: D
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::Account;
+    use hearth_domain::Account;
 
     fn request(prompt: Prompt) -> GenerateRequest {
         GenerateRequest {

@@ -7,13 +7,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hearth_domain::{
+    Account,
+    error::{Error, ErrorKind, Result},
+};
 use rand::Rng;
 
 use super::{Retries, breaker::Permit, failure::Failure, metrics, upstream::Upstream};
-use crate::{
-    domain::Account,
-    error::{Error, ErrorKind, Result},
-};
 
 /// Whoever asks for a longer wait than this is not waited for.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);

@@ -6,6 +6,10 @@ use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use anyhow::anyhow;
 use futures_util::StreamExt;
+use hearth_domain::{
+    GenerateEvent,
+    error::{Error, ErrorKind, Result},
+};
 use reqwest::{Response, header::CONTENT_TYPE};
 
 use super::{
@@ -16,11 +20,7 @@ use super::{
     metrics,
     upstream::Upstream,
 };
-use crate::{
-    domain::GenerateEvent,
-    error::{Error, ErrorKind, Result},
-    providers::GenerateStream,
-};
+use crate::providers::GenerateStream;
 
 /// How long to wait, once every choice has ended, for the token counts and the end of the stream.
 const PATIENCE_AFTER_THE_END: Duration = Duration::from_secs(2);

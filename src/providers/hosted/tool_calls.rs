@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use super::chunk::CallDelta;
-use crate::domain::GenerateEvent;
+use hearth_domain::GenerateEvent;
 
 /// The calls of one choice.
 #[derive(Debug, Default)]

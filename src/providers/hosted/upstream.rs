@@ -19,7 +19,7 @@ use reqwest::{
 };
 
 use super::{Dialect, Retries, Timeouts, UpstreamSettings, breaker::Breaker, failure::Failure, metrics};
-use crate::domain::Account;
+use hearth_domain::Account;
 
 /// How long an idle connection is kept. Shorter than the usual patience of servers and load balancers, so that no
 /// request meets a connection that is being closed.
@@ -156,8 +156,8 @@ impl Upstream {
                 Ok(Ok(Some(packet))) if whole.len() + packet.len() <= most => whole.extend_from_slice(&packet),
                 Ok(Ok(Some(_))) => {
                     let message = format!("The hosted upstream `{}` sent more than {most} bytes.", self.name());
-                    let kind = crate::error::ErrorKind::UpstreamFailed;
-                    return Err(Failure::lasting(crate::error::Error::new(kind, message)));
+                    let kind = hearth_domain::error::ErrorKind::UpstreamFailed;
+                    return Err(Failure::lasting(hearth_domain::error::Error::new(kind, message)));
                 }
                 Ok(Ok(None)) => return Ok(whole),
                 Ok(Err(error)) => return Err(Failure::of_transport(self.name(), error)),

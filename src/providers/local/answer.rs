@@ -7,14 +7,11 @@ use std::{
 };
 
 use futures_util::{Stream, StreamExt};
+use hearth_domain::{FinishReason, GenerateEvent, TokenLogprob, Usage, account::Leg, error::Result};
+use hearth_text::tokenizer::Tokenizer;
 
 use super::choice::{Choice, scored};
-use crate::{
-    domain::{FinishReason, GenerateEvent, TokenLogprob, Usage, account::Leg},
-    engine::{ScoredToken, TokenEvent, TokenStream},
-    error::Result,
-    text::tokenizer::Tokenizer,
-};
+use crate::engine::{ScoredToken, TokenEvent, TokenStream};
 
 /// Translates one request's tokens. Dropping it drops the engine's stream, which cancels the request.
 pub(super) struct Answer {

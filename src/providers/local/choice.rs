@@ -6,14 +6,12 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use crate::{
-    domain::{FinishReason, GenerateEvent, TokenLogprob, TopLogprob},
-    text::{
-        detokenizer::Detokenizer,
-        stop::StopMatcher,
-        tokenizer::Tokenizer,
-        tool_calls::{OutputParser, ParsedPiece},
-    },
+use hearth_domain::{FinishReason, GenerateEvent, TokenLogprob, TopLogprob};
+use hearth_text::{
+    detokenizer::Detokenizer,
+    stop::StopMatcher,
+    tokenizer::Tokenizer,
+    tool_calls::{OutputParser, ParsedPiece},
 };
 
 /// What a request asks of each of its choices.

@@ -12,25 +12,25 @@ mod choice;
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
+use hearth_domain::{
+    ChatPrompt, GenerateRequest, ModelInfo, Prompt, TokenConstraint, ToolChoice,
+    account::ServedBy,
+    error::{Error, Result},
+    quote::Quote,
+};
+use hearth_kernels::kv::KvType;
+use hearth_text::{
+    chat_template::ChatTemplate,
+    detokenizer::Detokenizer,
+    grammar::{GrammarCompiler, ToolCallRules},
+    tokenizer::Tokenizer,
+    tool_calls::{OutputParser, Thinking, ToolFormat},
+    work::{Wanted, off_the_async_threads},
+};
 
 use self::answer::Answer;
 use super::{ChatModel, GenerateStream};
-use crate::{
-    domain::{
-        ChatPrompt, GenerateRequest, ModelInfo, Prompt, TokenConstraint, ToolChoice, account::ServedBy, quote::Quote,
-    },
-    engine::{Engine, SequenceRequest},
-    error::{Error, Result},
-    kernels::kv::KvType,
-    text::{
-        chat_template::ChatTemplate,
-        detokenizer::Detokenizer,
-        grammar::{GrammarCompiler, ToolCallRules},
-        tokenizer::Tokenizer,
-        tool_calls::{OutputParser, Thinking, ToolFormat},
-        work::{Wanted, off_the_async_threads},
-    },
-};
+use crate::engine::{Engine, SequenceRequest};
 
 /// Tokens of the prompt whose scores all choices of a request may repeat together.
 const ECHOED_TOKENS_MAX: usize = 64 * 1024;

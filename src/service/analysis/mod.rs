@@ -9,6 +9,10 @@ mod worker;
 
 use std::{sync::Arc, time::Duration};
 
+use hearth_domain::{
+    Account, Policy,
+    error::{Error, ErrorKind, Result},
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::watch;
@@ -21,8 +25,6 @@ use super::{
     webhook::WebhookSettings,
 };
 use crate::{
-    domain::{Account, Policy},
-    error::{Error, ErrorKind, Result},
     store::{Job, JobState, NewJob},
     wire::analysis::{AnalysisBody, AnalysisJob},
 };

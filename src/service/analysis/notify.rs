@@ -7,12 +7,11 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::{BoxFuture, FutureExt};
+use hearth_domain::{Account, Policy, error::ErrorKind};
 use serde_json::{Value, json};
 
 use super::{ANALYSIS, Payload, WEBHOOK, state_of};
 use crate::{
-    domain::{Account, Policy},
-    error::ErrorKind,
     service::{
         documents::Documents,
         jobs::{Failure, Progress, Worker},
@@ -61,7 +60,7 @@ impl Worker for Notify {
 impl Notify {
     async fn tell(&self, job: &Job, account: &Arc<Account>) -> Result<Value, Failure> {
         let id = job.payload["job_id"].as_str().unwrap_or_default();
-        let passing = |error: crate::error::Error| match error.kind() {
+        let passing = |error: hearth_domain::error::Error| match error.kind() {
             // It ended so long ago that it is forgotten.
             ErrorKind::NotFound => Failure::Moot,
             _ => Failure::Passing(error.to_string()),

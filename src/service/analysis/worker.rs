@@ -13,12 +13,15 @@ use futures_util::{
     StreamExt,
     future::{BoxFuture, FutureExt},
 };
+use hearth_domain::{
+    FinishReason, GenerateEvent, Scope, Usage,
+    documents::Collection,
+    error::{Error, ErrorKind},
+};
 use serde_json::{Value, json};
 
 use super::{ANALYSIS, Payload};
 use crate::{
-    domain::{FinishReason, GenerateEvent, Scope, Usage, documents::Collection},
-    error::{Error, ErrorKind},
     providers::GenerateStream,
     retrieval::{
         passages::Passage,

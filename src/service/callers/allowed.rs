@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use crate::{
-    domain::Caller,
+use hearth_domain::{
+    Caller,
     error::{Error, ErrorKind, Result},
-    providers::ChatModel,
-    service::models::Models,
 };
+
+use crate::{providers::ChatModel, service::models::Models};
 
 impl Models {
     /// Whether a caller may use the model of this id, be it allowed by that or another of the model's names.

@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 use url::{Host, Url};
 
 use super::jws::{Algorithm, Jwk, VerifyingKey};
-use crate::error::{Error, ErrorKind, Result};
+use hearth_domain::error::{Error, ErrorKind, Result};
 
 /// For the connection, the request and the whole answer together.
 const PATIENCE: Duration = Duration::from_secs(5);

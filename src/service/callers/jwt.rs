@@ -11,6 +11,7 @@ use std::{
 };
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+use hearth_domain::{Caller, Scope, error::Result};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -19,10 +20,6 @@ use super::{
     jws::{Algorithm, VerifyingKey},
     refused,
     rights::{Rights, limits_of},
-};
-use crate::{
-    domain::{Caller, Scope},
-    error::Result,
 };
 
 /// RFC 7518, section 3.2: as long as the hash, at least.

@@ -21,6 +21,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hearth_domain::{
+    Caller, LOCAL, Scope,
+    error::{Error, ErrorKind, Result},
+};
 use parking_lot::Mutex;
 use subtle::{Choice, ConstantTimeEq};
 
@@ -31,11 +35,7 @@ pub use self::{
     rights::Rights,
     secret::{KeySecret, NewKey, id_of},
 };
-use crate::{
-    domain::{Caller, LOCAL, Scope},
-    error::{Error, ErrorKind, Result},
-    store::{Store, StoredKey},
-};
+use crate::store::{Store, StoredKey};
 
 /// Longest key or token, in bytes.
 const PRESENTED_BYTES_MAX: usize = 8 * 1024;

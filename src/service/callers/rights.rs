@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::domain::{Budget, Caller, CallerLimits, Policy, Scope, StorageQuota};
+use hearth_domain::{Budget, Caller, CallerLimits, Policy, Scope, StorageQuota};
 
 /// A [`Caller`] without a name.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -9,21 +9,24 @@ use std::{
 };
 
 use futures_util::future::{BoxFuture, FutureExt};
+use hearth_domain::{
+    Account, EmbedInput, EmbedInputType, EmbedRequest,
+    documents::NewChunk,
+    error::{Error, ErrorKind},
+};
+use hearth_text::{
+    chunker::{Chunk, ChunkPlace, Chunker},
+    extract::{ExtractError, Extracted, Limits, extract, sandbox::Sandbox},
+};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{SERVER_ERROR, heed, set_failed};
 use crate::{
-    domain::{Account, EmbedInput, EmbedInputType, EmbedRequest, documents::NewChunk},
-    error::{Error, ErrorKind},
     providers::Embedder,
     retrieval::indexes::Indexes,
     service::jobs::{Failure, Progress, Worker},
     store::{INGEST, Job, Store, StoreError},
-    text::{
-        chunker::{Chunk, ChunkPlace, Chunker},
-        extract::{ExtractError, Extracted, Limits, extract, sandbox::Sandbox},
-    },
 };
 
 /// Documents that are read at the same time: the text of one is found while another one is embedded.

@@ -15,18 +15,19 @@ use std::{
     time::Duration,
 };
 
+use hearth_domain::{
+    StorageQuota,
+    account::{Account, Books},
+    documents::{AttributeValue, Collection},
+    error::{Error, ErrorKind, Result},
+};
+use hearth_kernels::index::GraphParameters;
+
 use super::{
     callers::Callers,
     jobs::{Jobs, blocking},
 };
 use crate::{
-    domain::{
-        StorageQuota,
-        account::{Account, Books},
-        documents::{AttributeValue, Collection},
-    },
-    error::{Error, ErrorKind, Result},
-    index::GraphParameters,
     retrieval::{indexes::Indexes, search::Retriever},
     store::{Incoming, Owned, Store},
 };

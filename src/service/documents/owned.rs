@@ -9,13 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use hearth_domain::{
+    Account,
+    documents::{Collection, Document, DocumentStatus, StoredFile},
+    error::{Error, ErrorKind, Result},
+};
+
 use super::{Attributes, DEFAULT_COLLECTION, Documents, RETRY_INDEXING, heed, reindex};
 use crate::{
-    domain::{
-        Account,
-        documents::{Collection, Document, DocumentStatus, StoredFile},
-    },
-    error::{Error, ErrorKind, Result},
     retrieval::indexes::Indexes,
     service::jobs::blocking,
     store::{Incoming, Job, Owned, StoreError, Upload},
@@ -402,16 +403,13 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::{
-        domain::{
-            Caller, Policy, StorageQuota,
-            account::{NoBooks, Opening},
-            documents::{AttributeValue, LOCAL_ONLY},
-        },
-        index::GraphParameters,
-        service::callers::Callers,
-        store::Store,
+    use crate::{service::callers::Callers, store::Store};
+    use hearth_domain::{
+        Caller, Policy, StorageQuota,
+        account::{NoBooks, Opening},
+        documents::{AttributeValue, LOCAL_ONLY},
     };
+    use hearth_kernels::index::GraphParameters;
 
     fn documents(directory: &TempDir) -> Arc<Documents> {
         let store = Arc::new(Store::open(directory.path()).unwrap());

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use futures_util::future::{BoxFuture, FutureExt};
+use hearth_domain::error::Error;
 use serde_json::{Value, json};
 
 use super::{
@@ -14,7 +15,6 @@ use super::{
     ingest::{embed_passages, embedded_text, not_found_or_passing},
 };
 use crate::{
-    error::Error,
     providers::Embedder,
     retrieval::indexes::Indexes,
     service::jobs::{Failure, Progress, Worker},

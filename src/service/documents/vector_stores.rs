@@ -1,9 +1,12 @@
 //! Collections as OpenAI's clients see them: vector stores, each known by its id, of files that are known by theirs.
 
+use hearth_domain::{
+    documents::{Chunk, Collection, Document, StoredFile},
+    error::Result,
+};
+
 use super::{Attributes, OwnedDocuments};
 use crate::{
-    domain::documents::{Chunk, Collection, Document, StoredFile},
-    error::Result,
     retrieval::{passages::Passage, search::SearchRequest},
     store::{Batch, Member, StoreError},
 };

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::*;
-use crate::domain::{LOCAL, account::NoBooks, part::RESTARTS_MAX};
+use hearth_domain::{LOCAL, account::NoBooks, part::RESTARTS_MAX};
 
 fn open(directory: &TempDir) -> Arc<Jobs> {
     let store = Arc::new(Store::open(directory.path()).unwrap());

@@ -1,16 +1,14 @@
 //! Which questions share an answer, with a scripted model that counts.
 
 use futures_util::StreamExt;
+use hearth_domain::{
+    Caller, Constraint, SamplingParams, ToolChoice,
+    account::{NoBooks, Opening},
+};
 use serde_json::json;
 
 use super::*;
-use crate::{
-    domain::{
-        Caller, Constraint, SamplingParams, ToolChoice,
-        account::{NoBooks, Opening},
-    },
-    providers::scripted::{ScriptedChat, ScriptedEmbedder},
-};
+use crate::providers::scripted::{ScriptedChat, ScriptedEmbedder};
 
 struct Setup {
     models: Models,

@@ -2,17 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use hearth_domain::{
+    LOCAL,
+    documents::{DocumentStatus, NewChunk, StoredFile},
+};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::{
-    domain::{
-        LOCAL,
-        documents::{DocumentStatus, NewChunk, StoredFile},
-    },
-    store::{INGEST, Member, Upload},
-};
+use crate::store::{INGEST, Member, Upload};
 
 fn open(directory: &TempDir) -> Store {
     Store::open(directory.path()).unwrap()

@@ -1,15 +1,13 @@
 //! What is asked of the model and what is not, with a scripted model that keeps its requests.
 
+use hearth_domain::{
+    Account, Caller, EmbedInputType,
+    account::{NoBooks, Opening},
+};
 use parking_lot::Mutex;
 
 use super::*;
-use crate::{
-    domain::{
-        Account, Caller, EmbedInputType,
-        account::{NoBooks, Opening},
-    },
-    providers::scripted::ScriptedEmbedder,
-};
+use crate::providers::scripted::ScriptedEmbedder;
 
 /// Counts what it is asked.
 struct Counting {

@@ -3,17 +3,15 @@
 use std::{future::Future, pin::Pin, sync::Arc, task::Poll, time::Instant};
 
 use futures_util::{StreamExt, future::poll_immediate};
+use hearth_domain::{
+    Account, Caller, GenerateEvent, Prompt, SamplingParams,
+    account::{NoBooks, Opening, ServedBy},
+    error::{Error, ErrorKind},
+};
 use serde_json::json;
 
 use super::*;
-use crate::{
-    domain::{
-        Account, Caller, GenerateEvent, Prompt, SamplingParams,
-        account::{NoBooks, Opening, ServedBy},
-    },
-    error::{Error, ErrorKind},
-    providers::scripted::{ScriptedChat, Step, say},
-};
+use crate::providers::scripted::{ScriptedChat, Step, say};
 
 const MIB: usize = 1 << 20;
 const HOUR: Duration = Duration::from_secs(3600);
@@ -70,7 +68,7 @@ async fn whole(events: GenerateStream) -> Vec<GenerateEvent> {
 fn said(events: &[GenerateEvent]) -> String {
     let mut events = events.to_vec();
     if let Some(GenerateEvent::Done { timings, .. }) = events.last_mut() {
-        *timings = crate::domain::Timings::default();
+        *timings = hearth_domain::Timings::default();
     }
     format!("{events:?}")
 }

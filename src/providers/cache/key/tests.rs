@@ -2,17 +2,15 @@
 
 use std::{collections::HashSet, sync::Arc, time::Instant};
 
+use hearth_domain::{
+    Caller, EmbedInput,
+    account::{NoBooks, Opening},
+};
 use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
-use crate::{
-    domain::{
-        Caller, EmbedInput,
-        account::{NoBooks, Opening},
-    },
-    providers::{ChatModel, scripted::ScriptedChat},
-};
+use crate::providers::{ChatModel, scripted::ScriptedChat};
 
 fn account(caller: Caller, policy: Option<Policy>) -> Arc<Account> {
     let opening = Opening {

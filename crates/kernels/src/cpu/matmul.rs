@@ -1,0 +1,455 @@
+//! `y = x W^T` over weights in the file's own blocks.
+//!
+//! Work is cut into units of one or two tiles of weight rows by a chunk of activation rows. A unit walks its
+//! segments: unpack the tiles once, then run the micro-kernel over the chunk's rows.
+
+use candle_core::Result;
+
+use super::{
+    features::InstructionSet,
+    lanes::{Kernel, LANES, Lanes, dispatch_to},
+    microkernel::{self, Minimum, Segment},
+    quantize::{ByteActivations, FloatActivations, Shared},
+    tile::{FLOAT_SEGMENT, FloatTile, INT_SEGMENT, IntTile},
+    unpack_blocks, unpack_superblocks,
+};
+use crate::{pool, quant::GgmlType};
+
+/// Most activation rows that one unpacked tile serves.
+const MAX_CHUNK_ROWS: usize = 128;
+/// A chunk's activations should stay in the second-level cache: this many columns times rows.
+const CHUNK_ELEMENTS: usize = 384 << 10;
+
+/// One weight matrix `[out, inp]` and its bias; the bytes are exactly the matrix.
+#[derive(Clone, Copy, Debug)]
+pub struct Weight<'a> {
+    pub dtype: GgmlType,
+    pub data: &'a [u8],
+    pub inp: usize,
+    pub out: usize,
+    pub bias: Option<&'a [f32]>,
+}
+
+/// The three forms in which weights want their input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Superblocks,
+    Blocks,
+    Floats,
+}
+
+const fn form(dtype: GgmlType) -> Form {
+    match dtype.block_size() {
+        256 => Form::Superblocks,
+        32 => Form::Blocks,
+        _ => Form::Floats,
+    }
+}
+
+/// The input `[rows, inp]` in the forms that some set of weights needs.
+#[derive(Debug)]
+struct Input {
+    rows: usize,
+    superblocks: Option<ByteActivations>,
+    blocks: Option<ByteActivations>,
+    floats: Option<FloatActivations>,
+}
+
+impl Input {
+    fn new(x: &[f32], inp: usize, weights: &[Weight<'_>]) -> Result<Self> {
+        let wanted = |wanted| weights.iter().any(|weight| form(weight.dtype) == wanted);
+        Ok(Self {
+            rows: x.len() / inp,
+            superblocks: wanted(Form::Superblocks).then(|| ByteActivations::new(x, inp, false)).transpose()?,
+            blocks: wanted(Form::Blocks).then(|| ByteActivations::new(x, inp, true)).transpose()?,
+            floats: wanted(Form::Floats).then(|| FloatActivations::new(x, inp)).transpose()?,
+        })
+    }
+}
+
+/// `x` is `[rows, inp]`; the results are `[rows, out]` each. All weights have the same number of columns; the processor has
+/// the instruction set.
+pub fn matmul(set: InstructionSet, weights: &[Weight<'_>], x: &[f32]) -> Result<Vec<Vec<f32>>> {
+    debug_assert!(set.is_supported(), "{set:?} on this processor");
+    let Some(inp) = weights.first().map(|weight| weight.inp) else { return Ok(Vec::new()) };
+    let input = Input::new(x, inp, weights)?;
+    let mut outputs: Vec<Vec<f32>> = weights.iter().map(|weight| vec![0.0; input.rows * weight.out]).collect();
+    if input.rows == 0 {
+        return Ok(outputs);
+    }
+    let chunk_rows = (CHUNK_ELEMENTS / inp).clamp(24, MAX_CHUNK_ROWS);
+    let row_chunks = input.rows.div_ceil(chunk_rows);
+    let threads = pool::threads();
+    // Wide units do less work per weight; narrow ones spread small matrices over the threads.
+    let all_tiles: usize = weights.iter().map(|weight| weight.out.div_ceil(LANES)).sum();
+    let wide = set == InstructionSet::Avx512Vnni && all_tiles * row_chunks >= 8 * threads;
+    let width = if wide { 2 } else { 1 };
+    let mut units = Vec::with_capacity(row_chunks * all_tiles / width + weights.len());
+    for row_chunk in 0..row_chunks {
+        // Even chunks rather than full ones and a rest.
+        let rows = input.rows * row_chunk / row_chunks..input.rows * (row_chunk + 1) / row_chunks;
+        for (index, weight) in weights.iter().enumerate() {
+            for first_tile in (0..weight.out.div_ceil(LANES)).step_by(width) {
+                units.push((index, first_tile, rows.clone()));
+            }
+        }
+    }
+    let shared: Vec<Shared<f32>> = outputs.iter_mut().map(|output| Shared::new(output)).collect();
+    let per_claim = units.len().div_ceil(32 * threads).max(1);
+    pool::run(units.len().div_ceil(per_claim), |claim| {
+        let units = &units[claim * per_claim..units.len().min((claim + 1) * per_claim)];
+        dispatch_to(set, Units { weights, input: &input, units, width, outputs: &shared });
+    })?;
+    Ok(outputs)
+}
+
+/// (weight, first tile, activation rows)
+type Unit = (usize, usize, std::ops::Range<usize>);
+
+struct Units<'a> {
+    weights: &'a [Weight<'a>],
+    input: &'a Input,
+    units: &'a [Unit],
+    width: usize,
+    outputs: &'a [Shared<f32>],
+}
+
+impl Kernel for Units<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let mut y = [0.0f32; MAX_CHUNK_ROWS * 2 * LANES];
+        for (index, first_tile, rows) in self.units {
+            let weight = &self.weights[*index];
+            let columns = first_tile * LANES..weight.out.min((first_tile + self.width) * LANES);
+            let tiles = columns.len().div_ceil(LANES);
+            let y = &mut y[..rows.len() * tiles * LANES];
+            y.fill(0.0);
+            match form(weight.dtype) {
+                Form::Floats => float_unit(lanes, weight, self.input, columns.start, tiles, rows, y),
+                _ => int_unit(lanes, weight, self.input, columns.start, tiles, rows, y),
+            }
+            for (row, y) in rows.clone().zip(y.chunks_exact(tiles * LANES)) {
+                // SAFETY: these columns of these rows belong to this unit alone.
+                let to = unsafe { self.outputs[*index].part(row * weight.out + columns.start, columns.len()) };
+                to.copy_from_slice(&y[..columns.len()]);
+                if let Some(bias) = weight.bias {
+                    to.iter_mut().zip(&bias[columns.clone()]).for_each(|(to, bias)| *to += bias);
+                }
+            }
+        }
+    }
+}
+
+/// The sixteen rows of a tile, at a segment; a tile that reaches past the matrix repeats its last row.
+#[inline(always)]
+fn tile_rows(weight: &Weight<'_>, row_bytes: usize, first: usize, offset: usize) -> [*const u8; LANES] {
+    let mut rows = [weight.data.as_ptr(); LANES];
+    let mut r = 0;
+    while r < LANES {
+        let row = (first + r).min(weight.out - 1);
+        rows[r] = weight.data[row * row_bytes + offset..].as_ptr();
+        r += 1;
+    }
+    rows
+}
+
+/// Calls `$call` with the const `M` for every group of rows, as even as possible.
+macro_rules! for_row_groups {
+    ($lanes:ty, $rows:expr, |$first:ident, $m:ident| $call:expr) => {{
+        let rows: usize = $rows;
+        let groups = rows.div_ceil(<$lanes>::ROWS);
+        for group in 0..groups {
+            let $first = rows * group / groups;
+            match rows * (group + 1) / groups - $first {
+                1 => for_row_groups!(@one $m, 1, $call),
+                2 => for_row_groups!(@one $m, 2, $call),
+                3 => for_row_groups!(@one $m, 3, $call),
+                4 if <$lanes>::ROWS >= 4 => for_row_groups!(@one $m, 4, $call),
+                5 if <$lanes>::ROWS >= 5 => for_row_groups!(@one $m, 5, $call),
+                _ if <$lanes>::ROWS >= 6 => for_row_groups!(@one $m, 6, $call),
+                _ => {}
+            }
+        }
+    }};
+    (@one $m:ident, $value:literal, $call:expr) => {{
+        const $m: usize = $value;
+        $call
+    }};
+}
+
+#[inline(always)]
+fn int_unit<L: Lanes>(
+    lanes: L,
+    weight: &Weight<'_>,
+    input: &Input,
+    first_column: usize,
+    tiles: usize,
+    rows: &std::ops::Range<usize>,
+    y: &mut [f32],
+) {
+    let coarse = form(weight.dtype) == Form::Superblocks;
+    let Some(x) = (if coarse { &input.superblocks } else { &input.blocks }) else { return };
+    let mut scratch = [const { IntTile::zeroed() }; 2];
+    let row_bytes = weight.data.len() / weight.out;
+    let segment_bytes = INT_SEGMENT / weight.dtype.block_size() * weight.dtype.block_bytes();
+    let (minimum, sixteens, full) = match weight.dtype {
+        GgmlType::Q2_K => (Minimum::Scaled, true, false),
+        GgmlType::Q3_K => (Minimum::Offset(4), true, false),
+        GgmlType::Q6_K => (Minimum::Offset(32), true, false),
+        GgmlType::Q4_0 => (Minimum::Offset(8), false, false),
+        GgmlType::Q5_0 => (Minimum::Offset(16), false, false),
+        GgmlType::Q8_0 => (Minimum::Offset(128), false, true),
+        _ => (Minimum::Scaled, false, false),
+    };
+    for segment in 0..weight.inp.div_ceil(INT_SEGMENT) {
+        let blocks = (weight.inp - segment * INT_SEGMENT).min(INT_SEGMENT) / 32;
+        for (tile, scratch) in scratch[..tiles].iter_mut().enumerate() {
+            let rows = tile_rows(weight, row_bytes, first_column + tile * LANES, segment * segment_bytes);
+            // SAFETY: every row has this segment's blocks: the weight's bytes are whole rows of `inp` columns.
+            unsafe {
+                if coarse {
+                    unpack_superblocks::unpack(lanes, weight.dtype, &rows, scratch);
+                } else {
+                    unpack_blocks::unpack_blocks(lanes, weight.dtype, &rows, blocks, scratch);
+                }
+            }
+        }
+        for_row_groups!(L, rows.len(), |first, M| {
+            let at = segment * x.rows + rows.start + first;
+            let here = Segment {
+                quants: x.quants[at * INT_SEGMENT..].as_ptr(),
+                scales: x.scales[at * if coarse { 1 } else { 8 }..].as_ptr(),
+                sums: x.sums[at * 8..].as_ptr(),
+            };
+            let y = y[first * tiles * LANES..].as_mut_ptr();
+            // SAFETY: rows `first..first + M` are among the chunk's, in the activations and in `y`.
+            unsafe {
+                match (coarse, sixteens || full, tiles) {
+                    (true, true, 1) => microkernel::superblock::<L, M, 1, 4>(lanes, &scratch, here, minimum, y),
+                    (true, false, 1) => microkernel::superblock::<L, M, 1, 8>(lanes, &scratch, here, minimum, y),
+                    (true, true, _) if L::COLUMNS > 1 => {
+                        microkernel::superblock::<L, M, 2, 4>(lanes, &scratch, here, minimum, y);
+                    }
+                    (true, false, _) if L::COLUMNS > 1 => {
+                        microkernel::superblock::<L, M, 2, 8>(lanes, &scratch, here, minimum, y);
+                    }
+                    (false, true, 1) => microkernel::blocks::<L, M, 1, true>(lanes, &scratch, blocks, here, minimum, y),
+                    (false, false, 1) => {
+                        microkernel::blocks::<L, M, 1, false>(lanes, &scratch, blocks, here, minimum, y);
+                    }
+                    (false, true, _) if L::COLUMNS > 1 => {
+                        microkernel::blocks::<L, M, 2, true>(lanes, &scratch, blocks, here, minimum, y);
+                    }
+                    (false, false, _) if L::COLUMNS > 1 => {
+                        microkernel::blocks::<L, M, 2, false>(lanes, &scratch, blocks, here, minimum, y);
+                    }
+                    // One tile at a time where two do not fit the registers.
+                    _ => {}
+                }
+            }
+        });
+    }
+}
+
+#[inline(always)]
+fn float_unit<L: Lanes>(
+    lanes: L,
+    weight: &Weight<'_>,
+    input: &Input,
+    first_column: usize,
+    tiles: usize,
+    rows: &std::ops::Range<usize>,
+    y: &mut [f32],
+) {
+    let Some(x) = &input.floats else { return };
+    let mut scratch = [const { FloatTile::zeroed() }; 2];
+    let row_bytes = weight.data.len() / weight.out;
+    for segment in 0..weight.inp.div_ceil(FLOAT_SEGMENT) {
+        let columns = (weight.inp - segment * FLOAT_SEGMENT).min(FLOAT_SEGMENT);
+        let offset = segment * FLOAT_SEGMENT * weight.dtype.block_bytes();
+        for (tile, scratch) in scratch[..tiles].iter_mut().enumerate() {
+            let rows = tile_rows(weight, row_bytes, first_column + tile * LANES, offset);
+            // SAFETY: every row has this segment's columns: the weight's bytes are whole rows of `inp` columns.
+            unsafe { unpack_blocks::unpack_floats(lanes, weight.dtype, &rows, columns, scratch) };
+        }
+        for_row_groups!(L, rows.len(), |first, M| {
+            let x = x.values[(segment * x.rows + rows.start + first) * FLOAT_SEGMENT..].as_ptr();
+            let y = y[first * tiles * LANES..].as_mut_ptr();
+            // SAFETY: rows `first..first + M` are among the chunk's, in the activations and in `y`.
+            unsafe {
+                match tiles {
+                    1 => microkernel::floats::<L, M, 1>(lanes, &scratch, columns, x, y),
+                    _ if L::COLUMNS > 1 => microkernel::floats::<L, M, 2>(lanes, &scratch, columns, x, y),
+                    // One tile at a time where two do not fit the registers.
+                    _ => {}
+                }
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::cpu::reference;
+
+    const TYPES: [GgmlType; 13] = [
+        GgmlType::F32,
+        GgmlType::F16,
+        GgmlType::BF16,
+        GgmlType::Q4_0,
+        GgmlType::Q4_1,
+        GgmlType::Q5_0,
+        GgmlType::Q5_1,
+        GgmlType::Q8_0,
+        GgmlType::Q2_K,
+        GgmlType::Q3_K,
+        GgmlType::Q4_K,
+        GgmlType::Q5_K,
+        GgmlType::Q6_K,
+    ];
+
+    fn bytes(len: usize, seed: u64) -> Vec<u8> {
+        let mut state = seed | 1;
+        (0..len)
+            .map(|_| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                (state >> 32) as u8
+            })
+            .collect()
+    }
+
+    fn noise(len: usize, seed: u64) -> Vec<f32> {
+        bytes(2 * len, seed).chunks_exact(2).map(|b| f32::from(i16::from_le_bytes([b[0], b[1]])) / 32768.0).collect()
+    }
+
+    /// Where the half-float scales of a block lie.
+    fn scale_offsets(dtype: GgmlType) -> &'static [usize] {
+        match dtype {
+            GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::Q8_0 => &[0],
+            GgmlType::Q4_1 | GgmlType::Q5_1 | GgmlType::Q4_K | GgmlType::Q5_K => &[0, 2],
+            GgmlType::Q2_K => &[80, 82],
+            GgmlType::Q3_K => &[108],
+            GgmlType::Q6_K => &[208],
+            GgmlType::F32 | GgmlType::F16 | GgmlType::BF16 => &[],
+        }
+    }
+
+    /// Random blocks with scales of ordinary size.
+    fn weights(dtype: GgmlType, out: usize, inp: usize, seed: u64) -> Vec<u8> {
+        match dtype {
+            GgmlType::F32 => return noise(out * inp, seed).iter().flat_map(|x| x.to_le_bytes()).collect(),
+            GgmlType::F16 => {
+                let halves = noise(out * inp, seed).into_iter().map(half::f16::from_f32);
+                return halves.flat_map(half::f16::to_le_bytes).collect();
+            }
+            GgmlType::BF16 => {
+                let halves = noise(out * inp, seed).into_iter().map(half::bf16::from_f32);
+                return halves.flat_map(half::bf16::to_le_bytes).collect();
+            }
+            _ => {}
+        }
+        let mut data = bytes(out * dtype.row_bytes(inp).expect("whole blocks"), seed);
+        for (block, scale) in data.chunks_exact_mut(dtype.block_bytes()).zip(noise(out * inp, seed ^ 77)) {
+            for &offset in scale_offsets(dtype) {
+                block[offset..offset + 2].copy_from_slice(&half::f16::from_f32(0.01 + 0.01 * scale).to_le_bytes());
+            }
+        }
+        data
+    }
+
+    fn columns(dtype: GgmlType, units: usize) -> usize {
+        match dtype.block_size() {
+            1 => 37 * units + units % 5,
+            32 => 96 * units,
+            _ => 256 * units,
+        }
+    }
+
+    /// What rounding the activations to bytes may cost: half a step on each of them, in the worst direction.
+    fn tolerance(dtype: GgmlType, weight: &[u8], inp: usize, x: &[f32]) -> Vec<f32> {
+        let row_bytes = dtype.row_bytes(inp).expect("whole blocks");
+        let mut row = vec![0.0; inp];
+        let largest: Vec<f32> =
+            x.chunks_exact(inp).map(|x| x.iter().fold(0.0f32, |largest, x| largest.max(x.abs()))).collect();
+        let mut bounds = vec![0.0; largest.len() * (weight.len() / row_bytes)];
+        let out = weight.len() / row_bytes;
+        for (o, raw) in weight.chunks_exact(row_bytes).enumerate() {
+            crate::quant::dequantize(dtype, raw, &mut row);
+            let sum: f32 = row.iter().map(|w| w.abs()).sum();
+            let step = if dtype.block_size() == 1 { 1e-6 } else { 0.51 / 127.0 };
+            for (r, largest) in largest.iter().enumerate() {
+                bounds[r * out + o] = sum * largest * step + 1e-4;
+            }
+        }
+        bounds
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(60))]
+
+        #[test]
+        fn every_type_and_instruction_set_agrees_with_the_reference(
+            type_index in 0..TYPES.len(), units in 1usize..4, out in 1usize..70, rows in 1usize..70, seed: u64,
+        ) {
+            let dtype = TYPES[type_index];
+            let inp = columns(dtype, units);
+            let data = weights(dtype, out, inp, seed);
+            let x = noise(rows * inp, seed ^ 5);
+            let bias = noise(out, seed ^ 6);
+            let weight = Weight { dtype, data: &data, inp, out, bias: Some(&bias) };
+            let expected = reference::linear(dtype, &data, inp, &x);
+            let bounds = tolerance(dtype, &data, inp, &x);
+            let mut fused: Option<Vec<f32>> = None;
+            for set in InstructionSet::supported() {
+                let outputs = matmul(set, &[weight], &x).expect("no chunk panics");
+                for (i, (y, expected)) in outputs[0].iter().zip(&expected).enumerate() {
+                    let difference = (y - expected - bias[i % out]).abs();
+                    prop_assert!(difference <= bounds[i], "{dtype:?} {set:?} at {i}: {y} for {expected}");
+                }
+                if set != InstructionSet::Portable {
+                    let bits_of_another_set = fused.get_or_insert_with(|| outputs[0].clone());
+                    prop_assert_eq!(&*bits_of_another_set, &outputs[0], "{:?} {:?}", dtype, set);
+                }
+            }
+        }
+
+        #[test]
+        fn a_row_has_the_same_bits_alone_and_among_others(
+            type_index in 0..TYPES.len(), units in 1usize..4, out in 1usize..50, rows in 2usize..200, seed: u64,
+        ) {
+            let dtype = TYPES[type_index];
+            let inp = columns(dtype, units);
+            let data = weights(dtype, out, inp, seed);
+            let x = noise(rows * inp, seed ^ 5);
+            let weight = Weight { dtype, data: &data, inp, out, bias: None };
+            for set in InstructionSet::supported() {
+                let all = matmul(set, &[weight], &x).expect("no chunk panics");
+                let row = seed as usize % rows;
+                let alone = matmul(set, &[weight], &x[row * inp..(row + 1) * inp]).expect("no chunk panics");
+                prop_assert_eq!(&all[0][row * out..(row + 1) * out], &alone[0][..]);
+            }
+        }
+
+        #[test]
+        fn hostile_blocks_and_activations_are_no_panic(type_index in 0..TYPES.len(), out in 1usize..20, seed: u64) {
+            let dtype = TYPES[type_index];
+            let inp = columns(dtype, 2);
+            let data = bytes(out * dtype.row_bytes(inp).expect("whole blocks"), seed);
+            let mut x = noise(3 * inp, seed);
+            x[0] = f32::NAN;
+            x[inp] = f32::INFINITY;
+            let weight = Weight { dtype, data: &data, inp, out, bias: None };
+            for set in InstructionSet::supported() {
+                let y = matmul(set, &[weight], &x).expect("no chunk panics");
+                prop_assert!(y[0][..out].iter().all(|y| y.is_nan()), "a row with NaN in it stays NaN");
+            }
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! The K types (superblocks of 256) into integer tiles. Layouts are ggml's (`ggml-common.h`).
+//!
+//! Quants are unsigned; a type whose values are signed is unpacked with its offset still in, and the matrix
+//! kernel takes the offset back through the activations' sums: exactly, since all of it is integer.
+
+use super::{
+    lanes::{LANES, Lanes},
+    tile::IntTile,
+};
+use crate::quant::GgmlType;
+
+/// Bytes of a vector in `quants`.
+const VECTOR: usize = 4 * LANES;
+
+/// Unpacks one superblock of sixteen rows.
+///
+/// # Safety
+/// Every row points to one whole block of `dtype`, which is one of the K types.
+#[inline(always)]
+pub unsafe fn unpack<L: Lanes>(lanes: L, dtype: GgmlType, rows: &[*const u8; LANES], tile: &mut IntTile) {
+    // SAFETY: the caller vouches for whole blocks; every offset below lies within the block of its type.
+    unsafe {
+        match dtype {
+            GgmlType::Q2_K => q2(lanes, rows, tile),
+            GgmlType::Q3_K => q3(lanes, rows, tile),
+            GgmlType::Q4_K => {
+                scales_and_minimums(lanes, rows, tile);
+                q4(lanes, rows, tile);
+            }
+            GgmlType::Q5_K => {
+                scales_and_minimums(lanes, rows, tile);
+                q5(lanes, rows, tile);
+            }
+            _ => q6(lanes, rows, tile),
+        }
+    }
+}
+
+#[inline(always)]
+fn put_quants<L: Lanes>(lanes: L, tile: &mut IntTile, group: usize, value: L::I) {
+    let slot = &mut tile.quants[group * VECTOR..][..VECTOR];
+    // SAFETY: the slot has 64 bytes.
+    unsafe { lanes.store_i(slot.as_mut_ptr(), value) }
+}
+
+#[inline(always)]
+fn put_words<L: Lanes>(lanes: L, to: &mut [i32], index: usize, value: L::I) {
+    let slot = &mut to[index * LANES..][..LANES];
+    // SAFETY: the slot has sixteen words.
+    unsafe { lanes.store_i(slot.as_mut_ptr().cast(), value) }
+}
+
+#[inline(always)]
+fn put_floats<L: Lanes>(lanes: L, to: &mut [f32], value: L::F) {
+    // SAFETY: the slice has sixteen floats.
+    unsafe { lanes.store_f(to[..LANES].as_mut_ptr(), value) }
+}
+
+/// Byte `i` of every lane.
+#[inline(always)]
+fn byte<L: Lanes>(lanes: L, words: L::I, i: usize) -> L::I {
+    lanes.and(lanes.shift_right_by(words, 8 * i as u32), lanes.splat_i(0xff))
+}
+
+/// Two sixteen-bit numbers in a lane.
+#[inline(always)]
+fn pair<L: Lanes>(lanes: L, low: L::I, high: L::I) -> L::I {
+    lanes.or(lanes.and(low, lanes.splat_i(0xffff)), lanes.shift_left::<16>(high))
+}
+
+/// Q4_K and Q5_K: `d`, `dmin` and eight 6-bit scales and minimums in twelve bytes, at the block's start.
+#[inline(always)]
+unsafe fn scales_and_minimums<L: Lanes>(lanes: L, rows: &[*const u8; LANES], tile: &mut IntTile) {
+    // SAFETY: the header is the block's first 16 bytes.
+    let [halves, low, middle, high] = unsafe { lanes.transpose_words(rows, 0) };
+    put_floats(lanes, &mut tile.d, lanes.low_half_as_float(halves));
+    put_floats(lanes, &mut tile.m, lanes.low_half_as_float(lanes.shift_right::<16>(halves)));
+    let six_bits = lanes.splat_i(0x3f3f_3f3f);
+    let four_bits = lanes.splat_i(0x0f0f_0f0f);
+    let two_bits = lanes.splat_i(0x0303_0303);
+    let top_of = |word| lanes.shift_left::<4>(lanes.and(lanes.shift_right::<6>(word), two_bits));
+    let scales = [lanes.and(low, six_bits), lanes.or(lanes.and(high, four_bits), top_of(low))];
+    let minimums =
+        [lanes.and(middle, six_bits), lanes.or(lanes.and(lanes.shift_right::<4>(high), four_bits), top_of(middle))];
+    let mut sub = 0;
+    while sub < 8 {
+        put_words(lanes, &mut tile.scales, sub, byte(lanes, scales[sub / 4], sub % 4));
+        let minimum = byte(lanes, minimums[sub / 4], sub % 4);
+        put_words(lanes, &mut tile.minimums, sub, pair(lanes, minimum, minimum));
+        sub += 1;
+    }
+}
+
+#[inline(always)]
+unsafe fn q4<L: Lanes>(lanes: L, rows: &[*const u8; LANES], tile: &mut IntTile) {
+    let nibbles = lanes.splat_i(0x0f0f_0f0f);
+    let mut piece = 0;
+    while piece < 8 {
+        // SAFETY: the quants are bytes 16..144.
+        let words = unsafe { lanes.transpose_words(rows, 16 + 16 * piece) };
+        let group = 16 * (piece / 2) + 4 * (piece % 2);
+        let mut j = 0;
+        while j < 4 {
+            put_quants(lanes, tile, group + j, lanes.and(words[j], nibbles));
+            put_quants(lanes, tile, group + 8 + j, lanes.and(lanes.shift_right::<4>(words[j]), nibbles));
+            j += 1;
+        }
+        piece += 1;
+    }
+}
+
+#[inline(always)]
+unsafe fn q5<L: Lanes>(lanes: L, rows: &[*const u8; LANES], tile: &mut IntTile) {
+    let nibbles = lanes.splat_i(0x0f0f_0f0f);
+    let one_bit = lanes.splat_i(0x0101_0101);
+    let mut half = 0;
+    while half < 2 {
+        // SAFETY: the fifth bits are bytes 16..48.
+        let fifth = unsafe { lanes.transpose_words(rows, 16 + 16 * half) };
+        let mut chunk = 0;
+        while chunk < 4 {
+            // SAFETY: the low four bits are bytes 48..176.
+            let words = unsafe { lanes.transpose_words(rows, 48 + 32 * chunk + 16 * half) };
+            let mut j = 0;
+            while j < 4 {
+                // Sub-blocks 2 chunk and 2 chunk + 1 have bits 2 chunk and 2 chunk + 1.
+                let bit = |n: usize| {
+                    let bits = lanes.and(lanes.shift_right_by(fifth[j], n as u32), one_bit);
+                    lanes.shift_left::<4>(bits)
+                };
+                let group = 16 * chunk + 4 * half + j;
+                put_quants(lanes, tile, group, lanes.or(lanes.and(words[j], nibbles), bit(2 * chunk)));
+                let upper = lanes.and(lanes.shift_right::<4>(words[j]), nibbles);
+                put_quants(lanes, tile, group + 8, lanes.or(upper, bit(2 * chunk + 1)));
+                j += 1;
+            }
+            chunk += 1;
+        }
+        half += 1;
+    }
+}
+
+#[inline(always)]
+unsafe fn q6<L: Lanes>(lanes: L, rows: &[*const u8; LANES], tile: &mut IntTile) {
+    let nibbles = lanes.splat_i(0x0f0f_0f0f);
+    let top = lanes.splat_i(0x3030_3030);
+    let mut half = 0;
+    while half < 2 {
+        let mut piece = 0;
+        while piece < 2 {
+            // SAFETY: low bits are bytes 0..128, high bits 128..192, both in halves of the superblock.
+            let (first, second, high) = unsafe {
+                (
+                    lanes.transpose_words(rows, 64 * half + 16 * piece),
+                    lanes.transpose_words(rows, 64 * half + 32 + 16 * piece),
+                    lanes.transpose_words(rows, 128 + 32 * half + 16 * piece),
+                )
+            };
+            let mut j = 0;
+            while j < 4 {
+                let group = 32 * half + 4 * piece + j;
+                let (a, b, h) = (first[j], second[j], high[j]);
+                let quants = |low, high| lanes.or(lanes.and(low, nibbles), lanes.and(high, top));
+                put_quants(lanes, tile, group, quants(a, lanes.shift_left::<4>(h)));
+                put_quants(lanes, tile, group + 8, quants(b, lanes.shift_left::<2>(h)));
+                put_quants(lanes, tile, group + 16, quants(lanes.shift_right::<4>(a), h));
+                put_quants(lanes, tile, group + 24, quants(lanes.shift_right::<4>(b), lanes.shift_right::<2>(h)));
+                j += 1;
+            }
+            piece += 1;
+        }
+        half += 1;
+    }
+    // SAFETY: the signed byte scales are bytes 192..208, `d` is 208..210.
+    let (words, d) = unsafe { (lanes.transpose_words(rows, 192), lanes.gather(rows, 206)) };
+    put_floats(lanes, &mut tile.d, lanes.low_half_as_float(lanes.shift_right::<16>(d)));
+    let mut word = 0;
+    while word < 4 {
+        let scales = [
+            lanes.shift_right_signed::<24>(lanes.shift_left::<24>(words[word])),
+            lanes.shift_right_signed::<24>(lanes.shift_left::<16>(words[word])),
+            lanes.shift_right_signed::<24>(lanes.shift_left::<8>(words[word])),
+            lanes.shift_right_signed::<24>(words[word]),
+        ];
+        put_signed_scales(lanes, tile, word, scales);
+        word += 1;
+    }
+}
+
+/// Four scales of sub-blocks of 16, and the same as pairs, through which the quants' offset is taken back.
+#[inline(always)]
+fn put_signed_scales<L: Lanes>(lanes: L, tile: &mut IntTile, word: usize, scales: [L::I; 4]) {
+    let mut i = 0;
+    while i < 4 {
+        put_words(lanes, &mut tile.scales, 4 * word + i, scales[i]);
+        i += 1;
+    }
+    put_words(lanes, &mut tile.minimums, 2 * word, pair(lanes, scales[0], scales[1]));
+    put_words(lanes, &mut tile.minimums, 2 * word + 1, pair(lanes, scales[2], scales[3]));
+}
+
+#[inline(always)]
+unsafe fn q2<L: Lanes>(lanes: L, rows: &[*const u8; LANES], tile: &mut IntTile) {
+    // SAFETY: scales and minimums, four bits each, are bytes 0..16; `d` and `dmin` are 80..84.
+    let (words, halves) = unsafe { (lanes.transpose_words(rows, 0), lanes.gather(rows, 80)) };
+    put_floats(lanes, &mut tile.d, lanes.low_half_as_float(halves));
+    put_floats(lanes, &mut tile.m, lanes.low_half_as_float(lanes.shift_right::<16>(halves)));
+    let nibbles = lanes.splat_i(0x0f0f_0f0f);
+    let mut word = 0;
+    while word < 4 {
+        let scales = lanes.and(words[word], nibbles);
+        let minimums = lanes.and(lanes.shift_right::<4>(words[word]), nibbles);
+        let mut i = 0;
+        while i < 4 {
+            put_words(lanes, &mut tile.scales, 4 * word + i, byte(lanes, scales, i));
+            i += 1;
+        }
+        let first = pair(lanes, byte(lanes, minimums, 0), byte(lanes, minimums, 1));
+        put_words(lanes, &mut tile.minimums, 2 * word, first);
+        let second = pair(lanes, byte(lanes, minimums, 2), byte(lanes, minimums, 3));
+        put_words(lanes, &mut tile.minimums, 2 * word + 1, second);
+        word += 1;
+    }
+    let two_bits = lanes.splat_i(0x0303_0303);
+    let mut piece = 0;
+    while piece < 4 {
+        // SAFETY: the quants are bytes 16..80.
+        let words = unsafe { lanes.transpose_words(rows, 16 + 16 * piece) };
+        let group = 32 * (piece / 2) + 4 * (piece % 2);
+        let mut j = 0;
+        while j < 4 {
+            put_quants(lanes, tile, group + j, lanes.and(words[j], two_bits));
+            put_quants(lanes, tile, group + 8 + j, lanes.and(lanes.shift_right::<2>(words[j]), two_bits));
+            put_quants(lanes, tile, group + 16 + j, lanes.and(lanes.shift_right::<4>(words[j]), two_bits));
+            put_quants(lanes, tile, group + 24 + j, lanes.and(lanes.shift_right::<6>(words[j]), two_bits));
+            j += 1;
+        }
+        piece += 1;
+    }
+}
+
+#[inline(always)]
+unsafe fn q3<L: Lanes>(lanes: L, rows: &[*const u8; LANES], tile: &mut IntTile) {
+    // SAFETY: twelve bytes of 6-bit scales are 96..108 (the first of these words is not theirs), `d` is 108..110.
+    let ([_, low, middle, tops], d) = unsafe { (lanes.transpose_words(rows, 92), lanes.gather(rows, 106)) };
+    put_floats(lanes, &mut tile.d, lanes.low_half_as_float(lanes.shift_right::<16>(d)));
+    let nibbles = lanes.splat_i(0x0f0f_0f0f);
+    let two_bits = lanes.splat_i(0x0303_0303);
+    let joined = |low, top| lanes.or(lanes.and(low, nibbles), lanes.shift_left::<4>(lanes.and(top, two_bits)));
+    let words = [
+        joined(low, tops),
+        joined(middle, lanes.shift_right::<2>(tops)),
+        joined(lanes.shift_right::<4>(low), lanes.shift_right::<4>(tops)),
+        joined(lanes.shift_right::<4>(middle), lanes.shift_right::<6>(tops)),
+    ];
+    let mut word = 0;
+    while word < 4 {
+        let bias = lanes.splat_i(32);
+        let scales = [
+            lanes.sub_i(byte(lanes, words[word], 0), bias),
+            lanes.sub_i(byte(lanes, words[word], 1), bias),
+            lanes.sub_i(byte(lanes, words[word], 2), bias),
+            lanes.sub_i(byte(lanes, words[word], 3), bias),
+        ];
+        put_signed_scales(lanes, tile, word, scales);
+        word += 1;
+    }
+    let one_bit = lanes.splat_i(0x0101_0101);
+    let mut piece = 0;
+    while piece < 2 {
+        // SAFETY: the high bits are bytes 0..32, the low two bits 32..96.
+        let (high, first, second) = unsafe {
+            (
+                lanes.transpose_words(rows, 16 * piece),
+                lanes.transpose_words(rows, 32 + 16 * piece),
+                lanes.transpose_words(rows, 64 + 16 * piece),
+            )
+        };
+        let mut j = 0;
+        while j < 4 {
+            let mut i = 0;
+            while i < 8 {
+                // Eight runs of 32 columns: bit i of the high bits, two bits of one of the halves.
+                let low = if i < 4 { first[j] } else { second[j] };
+                let low = lanes.and(lanes.shift_right_by(low, 2 * (i % 4) as u32), two_bits);
+                let top = lanes.and(lanes.shift_right_by(high[j], i as u32), one_bit);
+                let quants = lanes.or(low, lanes.shift_left::<2>(top));
+                put_quants(lanes, tile, 8 * i + 4 * piece + j, quants);
+                i += 1;
+            }
+            j += 1;
+        }
+        piece += 1;
+    }
+}

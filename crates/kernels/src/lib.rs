@@ -1,0 +1,44 @@
+//! The only code that knows which device it runs on.
+//!
+//! A model is written once, over candle tensors and the operations here. On the CPU they are our own kernels
+//! (`cpu/`), chosen at run time by what the processor can do; on CUDA and Metal they are candle's. A row's
+//! result never depends on what else is in the batch: every kernel fixes its order of accumulation.
+
+pub mod activation;
+pub mod attention;
+mod cpu;
+pub mod device;
+pub mod distance;
+pub mod embedding;
+mod gpu;
+pub mod index;
+pub mod kv;
+pub mod linear;
+pub mod norm;
+pub mod pool;
+pub mod quant;
+pub mod rope;
+mod zeroed_pages;
+
+use candle_core::{DType, Device, Result, Storage, Tensor};
+
+/// Runs `read` on the floats of a CPU tensor, row-major; a strided tensor is first made contiguous.
+fn with_floats<R>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
+    if tensor.dtype() != DType::F32 {
+        candle_core::bail!("the kernels take f32 activations, not {:?}: convert the tensor first", tensor.dtype());
+    }
+    let tensor = tensor.contiguous()?;
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => {
+            let start = layout.start_offset();
+            read(&storage.as_slice::<f32>()?[start..start + layout.shape().elem_count()])
+        }
+        _ => candle_core::bail!("a CPU kernel was given a tensor of another device: move it to the CPU first"),
+    }
+}
+
+/// A fresh CPU tensor.
+fn from_floats(data: Vec<f32>, shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
+    Tensor::from_vec(data, shape.into(), &Device::Cpu)
+}

@@ -1,0 +1,234 @@
+//! GGUF files, memory-mapped: metadata parsed once, tensors handed out as slices of the map.
+//!
+//! Nothing is copied: a [`RawTensor`]'s bytes share the map, which lives as long as the last of them. Nothing in
+//! the file is trusted: see `parse.rs`. A tensor of a type that Hearth does not compute with fails only whoever
+//! asks for it, so that such a file can still be described. What the metadata means is the business of
+//! `decoder/`, `bert.rs` and `text/`.
+
+mod error;
+mod metadata;
+mod parse;
+mod sniff;
+mod split;
+mod tensor_type;
+
+use std::{
+    collections::HashMap,
+    fs::File,
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use memmap2::Mmap;
+
+use self::parse::{Header, TensorInfo};
+pub(crate) use self::split::{parse_name as split_name, part_name as split_part_name};
+pub use self::{
+    error::GgufError,
+    metadata::{Array, Metadata, Value},
+};
+use hearth_kernels::quant::{GgmlType, RawTensor};
+
+/// An open model: one file, or all parts of a split one.
+#[derive(Debug)]
+pub struct Gguf {
+    metadata: Metadata,
+    parts: Vec<Part>,
+    paths: Vec<PathBuf>,
+    /// Where each tensor is: part, and line in that part's table.
+    by_name: HashMap<String, (usize, usize)>,
+}
+
+#[derive(Debug)]
+struct Part {
+    bytes: Bytes,
+    tensors: Vec<TensorInfo>,
+}
+
+/// One tensor as the file describes it, whether or not Hearth computes with its type.
+#[derive(Debug)]
+pub struct TensorDescription<'a> {
+    pub name: &'a str,
+    /// Outermost first.
+    pub shape: &'a [usize],
+    /// ggml's name of the type.
+    pub type_name: String,
+    /// `None` for a type of unknown size.
+    pub bytes: Option<u64>,
+}
+
+impl Gguf {
+    /// Opens a file, and the other parts with it if it is one part of a split model (any of them).
+    pub fn open(path: &Path) -> Result<Self, GgufError> {
+        let (bytes, header) = open_part(path)?;
+        let Some(first) = split::position(path, &header.values)? else {
+            return Self::assemble(vec![(path.to_owned(), bytes, header)]);
+        };
+        let mut opened = Some((bytes, header));
+        let mut parts = Vec::new();
+        for number in 0..first.count {
+            let part_path = first.path_of(number);
+            let (bytes, header) = match opened.take_if(|_| number == first.number) {
+                Some(part) => part,
+                None if !part_path.exists() => return Err(first.missing(number)),
+                None => open_part(&part_path)?,
+            };
+            first.check(number, &part_path, &header.values)?;
+            parts.push((part_path, bytes, header));
+        }
+        first.check_total(&parts[0].2.values, parts.iter().map(|(_, _, header)| header.tensors.len()).sum())?;
+        Self::assemble(parts)
+    }
+
+    /// Metadata is the first part's; the others repeat only what a split needs.
+    fn assemble(opened: Vec<(PathBuf, Bytes, Header)>) -> Result<Self, GgufError> {
+        let mut metadata = None;
+        let (mut parts, mut paths, mut by_name) = (Vec::new(), Vec::new(), HashMap::new());
+        for (path, bytes, header) in opened {
+            for (index, tensor) in header.tensors.iter().enumerate() {
+                if by_name.insert(tensor.name.clone(), (parts.len(), index)).is_some() {
+                    let problem = format!("tensor {} is in an earlier part too; fetch all parts again", tensor.name);
+                    return Err(GgufError::Split { path, problem });
+                }
+            }
+            metadata.get_or_insert_with(|| Metadata::new(&path, header.values));
+            parts.push(Part { bytes, tensors: header.tensors });
+            paths.push(path);
+        }
+        Ok(Self { metadata: metadata.unwrap_or_default(), parts, paths, by_name })
+    }
+
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// `general.architecture`, such as `llama`.
+    pub fn architecture(&self) -> Result<&str, GgufError> {
+        self.metadata.require_str("general.architecture")
+    }
+
+    /// The files that are open, in order of part.
+    pub fn paths(&self) -> &[PathBuf] {
+        &self.paths
+    }
+
+    /// Size of all parts together.
+    pub fn file_bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.bytes.len() as u64).sum()
+    }
+
+    /// Reads every page once, from a thread of its own, so that the first request does not pay for it: the pages
+    /// of a file that was just mapped are found one fault at a time.
+    pub fn warm(&self) {
+        /// The smallest page there is; a larger one is only touched more often than needed.
+        const PAGE: usize = 4096;
+        let maps: Vec<Bytes> = self.parts.iter().map(|part| part.bytes.clone()).collect();
+        let touch = move || {
+            let touched = maps.iter().flat_map(|map| map.iter().step_by(PAGE)).fold(0_u8, |sum, &byte| sum ^ byte);
+            std::hint::black_box(touched);
+        };
+        // Without the thread the first request is slower, and nothing else.
+        drop(std::thread::Builder::new().name("hearth-warm".to_owned()).spawn(touch));
+    }
+
+    pub fn has_tensor(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+
+    /// In the order of the file.
+    pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.tensor_infos().map(|tensor| tensor.name.as_str())
+    }
+
+    /// In the order of the file.
+    pub fn tensors(&self) -> impl Iterator<Item = TensorDescription<'_>> {
+        self.tensor_infos().map(|tensor| TensorDescription {
+            name: &tensor.name,
+            shape: &tensor.shape,
+            type_name: tensor_type::type_name(tensor.type_id),
+            bytes: tensor.bytes,
+        })
+    }
+
+    fn tensor_infos(&self) -> impl Iterator<Item = &TensorInfo> {
+        self.parts.iter().flat_map(|part| &part.tensors)
+    }
+
+    /// The tensor's bytes, sharing the memory map.
+    ///
+    /// # Errors
+    /// [`GgufError::MissingTensor`], and [`GgufError::UnsupportedType`] for a type that Hearth cannot compute with.
+    pub fn tensor(&self, name: &str) -> Result<RawTensor, GgufError> {
+        let &(part, index) = self
+            .by_name
+            .get(name)
+            .ok_or_else(|| GgufError::MissingTensor { path: self.paths[0].clone(), name: name.to_owned() })?;
+        let info = &self.parts[part].tensors[index];
+        let (Some(dtype), Some(bytes)) = (GgmlType::from_id(info.type_id), info.bytes) else {
+            return Err(GgufError::UnsupportedType {
+                path: self.paths[part].clone(),
+                name: name.to_owned(),
+                type_name: tensor_type::type_name(info.type_id),
+            });
+        };
+        // Both ends were checked against the file's length when it was opened.
+        let start = info.start as usize;
+        let data = self.parts[part].bytes.slice(start..start + bytes as usize);
+        Ok(RawTensor { dtype, shape: info.shape.clone(), data })
+    }
+
+    /// Elements of all tensors.
+    pub fn parameters(&self) -> u64 {
+        self.tensor_infos().fold(0, |sum, tensor| sum.saturating_add(tensor.elements))
+    }
+
+    /// The type that most parameters have, such as `Q4_K`; `none` if there are no tensors.
+    pub fn dominant_type(&self) -> String {
+        let mut elements: HashMap<u32, u64> = HashMap::new();
+        for tensor in self.tensor_infos() {
+            let sum = elements.entry(tensor.type_id).or_default();
+            *sum = sum.saturating_add(tensor.elements);
+        }
+        // Ties go to the lower number, so that the answer is always the same.
+        elements
+            .into_iter()
+            .max_by_key(|&(type_id, elements)| (elements, u32::MAX - type_id))
+            .map_or_else(|| "none".to_owned(), |(type_id, _)| tensor_type::type_name(type_id))
+    }
+}
+
+fn open_part(path: &Path) -> Result<(Bytes, Header), GgufError> {
+    let io = |source| GgufError::Io { path: path.to_owned(), source };
+    let not_gguf = |what: &str| GgufError::NotGguf { path: path.to_owned(), what: what.to_owned() };
+    let about = std::fs::metadata(path).map_err(io)?;
+    if about.is_dir() {
+        return Err(not_gguf("it is a directory; give the .gguf file in it"));
+    }
+    if !about.is_file() {
+        return Err(not_gguf("it is a device or a pipe; give a file on disk"));
+    }
+    if about.len() == 0 {
+        return Err(not_gguf(&sniff::describe(&[])));
+    }
+    let bytes = map(path).map_err(io)?;
+    let header = parse::parse(path, &bytes)?;
+    Ok((bytes, header))
+}
+
+/// Maps a whole file, read-only.
+///
+/// The map stands for the file's pages, so a file that another process rewrites changes under us, and one that is
+/// cut short ends the process with SIGBUS at the next touch. Both are accepted, as in every server that maps its
+/// weights: the alternative is a private copy of gigabytes. Bounds come from the length at this moment, so the
+/// reader itself stays inside the map, and changed weights can only be wrong numbers: every bit pattern is a valid
+/// block of every type. `hearth pull` and `models import` write beside and rename, so neither changes a file in
+/// place.
+#[expect(unsafe_code, reason = "a file is mapped")]
+pub(super) fn map(path: &Path) -> std::io::Result<Bytes> {
+    let file = File::open(path)?;
+    // SAFETY: the map is private to this process and read-only. Its contents may change if the file does, which
+    // the comment above accepts: they are only ever read as plain bytes, through slices whose bounds were checked
+    // against the map's own length, and no value in them is relied on after it was checked except tensor data.
+    let map = unsafe { Mmap::map(&file)? };
+    Ok(Bytes::from_owner(map))
+}

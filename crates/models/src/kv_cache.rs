@@ -1,0 +1,57 @@
+//! Keys and values of all running sequences, all layers, in blocks that the engine hands out.
+//!
+//! The cache knows nothing of sequences: a block table in each batch says whose tokens are where.
+
+use candle_core::{Device, Result};
+
+use super::{decoder::DecoderConfig, gguf::Gguf};
+use hearth_kernels::kv::{KvLayer, KvType};
+
+/// One [`KvLayer`] per layer of the model, all with the same number of blocks.
+#[derive(Debug)]
+pub struct KvCache {
+    layers: Vec<KvLayer>,
+    num_blocks: usize,
+}
+
+impl KvCache {
+    /// Full precision for files that keep it, half precision for quantized ones.
+    pub fn default_type(gguf: &Gguf) -> KvType {
+        if gguf.dominant_type() == "F32" { KvType::F32 } else { KvType::F16 }
+    }
+
+    /// Room for `num_blocks` blocks of [`BLOCK_TOKENS`](hearth_kernels::kv::BLOCK_TOKENS) tokens.
+    ///
+    /// # Errors
+    /// The device has no memory for it.
+    pub fn new(config: &DecoderConfig, num_blocks: usize, kv_type: KvType, device: &Device) -> Result<Self> {
+        let layers = config
+            .layers
+            .iter()
+            .map(|layer| KvLayer::new(num_blocks, layer.n_kv_heads, config.head_dim, kv_type, device))
+            .collect::<Result<_>>()?;
+        Ok(Self { layers, num_blocks })
+    }
+
+    /// Bytes of one block, all layers together.
+    pub fn bytes_per_block(config: &DecoderConfig, kv_type: KvType) -> usize {
+        config.kv_bytes_per_block(kv_type)
+    }
+
+    pub fn num_blocks(&self) -> usize {
+        self.num_blocks
+    }
+
+    /// Copies a block in every layer: how a sequence goes on from another's partly filled last block.
+    pub fn copy_block(&mut self, from: u32, to: u32) -> Result<()> {
+        self.layers.iter_mut().try_for_each(|layer| layer.copy_block(from, to))
+    }
+
+    pub(super) fn n_layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    pub(super) fn layers_mut(&mut self) -> impl Iterator<Item = &mut KvLayer> {
+        self.layers.iter_mut()
+    }
+}

@@ -1,0 +1,363 @@
+//! What is on disk: names resolved to files, the models directory listed, files imported.
+//!
+//! The models directory holds GGUF files and, for embedding models, directories with `config.json` and
+//! `model.safetensors`; it may hold links into the hub's cache. Opening a model is left to its reader, fetching to
+//! `pull/`.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
+};
+
+use sha2::{Digest, Sha256};
+
+use super::{
+    decoder::ModelError,
+    encoder::EncoderError,
+    gguf::{Gguf, GgufError, split_name},
+    manifest,
+    pull::{self, HubSettings, Pulled, Reference, create_parent, hex, replace_with_link},
+};
+
+/// Directories below the models directory that are looked into.
+const DEPTH_MAX: usize = 3;
+/// The longest safetensors header that is read; the format's own limit is 100 MB.
+const SAFETENSORS_HEADER_MAX: u64 = 100_000_000;
+
+/// A model that is not there, not usable, or cannot be put there.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("there is no model {name:?}: {advice}")]
+    Unknown { name: String, advice: String },
+
+    #[error("{name:?} could be any of {candidates}; give one of them")]
+    Ambiguous { name: String, candidates: String },
+
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+
+    #[error(transparent)]
+    Decoder(#[from] ModelError),
+
+    #[error(transparent)]
+    Encoder(#[from] EncoderError),
+
+    #[error("{path} is not a usable safetensors model: {problem}", path = .path.display())]
+    Safetensors { path: PathBuf, problem: String },
+
+    #[error("{path} is there already; remove it first, or choose another name with --name", path = .path.display())]
+    Exists { path: PathBuf },
+
+    #[error("{0:?} cannot be a file's name; use letters, digits, dots, dashes and underscores")]
+    Name(String),
+
+    #[error("{path}: {source}", path = .path.display())]
+    Io { path: PathBuf, source: io::Error },
+}
+
+/// How a model is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// A file, or the first of several parts.
+    Gguf,
+    /// A directory with `config.json` and `model.safetensors`.
+    Safetensors,
+}
+
+/// A model in the models directory.
+#[derive(Clone, Debug)]
+pub struct StoredModel {
+    /// What to type: the path within the models directory, without `.gguf`.
+    pub name: String,
+    pub format: Format,
+    pub path: PathBuf,
+    /// All parts together.
+    pub bytes: u64,
+}
+
+/// A models directory and the hub's cache.
+#[derive(Clone, Debug)]
+pub struct ModelStore {
+    directory: PathBuf,
+    hub: HubSettings,
+}
+
+impl ModelStore {
+    pub fn new(directory: impl Into<PathBuf>, hub: HubSettings) -> Self {
+        Self { directory: directory.into(), hub }
+    }
+
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// All models of the directory, in order of name. A directory that does not exist holds none.
+    pub fn list(&self) -> Result<Vec<StoredModel>, StoreError> {
+        let mut models = Vec::new();
+        self.scan(&self.directory, 0, &mut models)?;
+        models.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(models)
+    }
+
+    fn scan(&self, directory: &Path, depth: usize, models: &mut Vec<StoredModel>) -> Result<(), StoreError> {
+        let entries = match fs::read_dir(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && depth == 0 => return Ok(()),
+            entries => entries.map_err(|source| io_error(directory, source))?,
+        };
+        if depth > 0 && is_safetensors_model(directory) {
+            let path = directory.join("model.safetensors");
+            let bytes = fs::metadata(&path).map_err(|source| io_error(&path, source))?.len();
+            let name = self.name_of(directory);
+            models.push(StoredModel { name, format: Format::Safetensors, path: directory.to_owned(), bytes });
+            return Ok(());
+        }
+        for entry in entries {
+            let path = entry.map_err(|source| io_error(directory, source))?.path();
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            // Follows links; one that leads nowhere is no model.
+            let Ok(about) = fs::metadata(&path) else { continue };
+            if about.is_dir() && depth < DEPTH_MAX && !name.starts_with('.') {
+                self.scan(&path, depth + 1, models)?;
+            } else if about.is_file() && name.ends_with(".gguf") {
+                let Some((name, bytes)) = self.gguf_entry(&path, name, about.len()) else { continue };
+                models.push(StoredModel { name, format: Format::Gguf, path, bytes });
+            }
+        }
+        Ok(())
+    }
+
+    /// Name and size of a GGUF model; `None` for a part that is not the first.
+    fn gguf_entry(&self, path: &Path, file_name: &str, bytes: u64) -> Option<(String, u64)> {
+        match split_name(file_name) {
+            None => Some((self.name_of(&path.with_extension("")), bytes)),
+            Some((stem, 1, count)) => {
+                let parts =
+                    (0..count).map(|number| path.with_file_name(super::gguf::split_part_name(stem, number, count)));
+                let bytes = parts.filter_map(|part| Some(fs::metadata(part).ok()?.len())).sum();
+                Some((self.name_of(&path.with_file_name(stem)), bytes))
+            }
+            Some(_) => None,
+        }
+    }
+
+    fn name_of(&self, path: &Path) -> String {
+        path.strip_prefix(&self.directory).unwrap_or(path).to_string_lossy().into_owned()
+    }
+
+    /// The file (or directory, for safetensors) that a path or name means: a path that exists, a model of the
+    /// directory, a known model, or a repository in the hub's cache. Asks no network.
+    pub fn resolve(&self, name: &str) -> Result<PathBuf, StoreError> {
+        let path = Path::new(name);
+        if path.exists() {
+            return Ok(path.to_owned());
+        }
+        let models = self.list()?;
+        let wanted = name.strip_suffix(".gguf").unwrap_or(name);
+        if let Some(model) = models.iter().find(|model| model.name.eq_ignore_ascii_case(wanted)) {
+            return Ok(model.path.clone());
+        }
+        let last =
+            |model: &&StoredModel| model.name.rsplit('/').next().is_some_and(|last| last.eq_ignore_ascii_case(wanted));
+        match models.iter().filter(last).collect::<Vec<_>>()[..] {
+            [] => {}
+            [model] => return Ok(model.path.clone()),
+            ref several => {
+                let candidates = several.iter().map(|model| model.name.clone()).collect::<Vec<_>>().join(", ");
+                return Err(StoreError::Ambiguous { name: name.to_owned(), candidates });
+            }
+        }
+        if let Some(known) = manifest::find(name) {
+            let file = known.file.strip_suffix(".gguf").unwrap_or(&known.file);
+            if let Some(model) = models.iter().find(|model| model.name.eq_ignore_ascii_case(file)) {
+                return Ok(model.path.clone());
+            }
+            let reference = pull::PullRequest::of_manifest(known).reference;
+            if let Some(path) = self.cached(&reference) {
+                return Ok(path);
+            }
+            let advice = format!("it is known but not here, fetch it with `hearth pull {}`", known.name);
+            return Err(StoreError::Unknown { name: name.to_owned(), advice });
+        }
+        // `models/x.gguf` reads like a repository of the hub; where there is such a directory, a file is meant.
+        let is_file_name = path.parent().is_some_and(|parent| parent.as_os_str().is_empty() || parent.is_dir());
+        if !is_file_name && let Ok(reference) = Reference::parse(name) {
+            return self.cached(&reference).ok_or_else(|| StoreError::Unknown {
+                name: name.to_owned(),
+                advice: format!("fetch it with `hearth pull {name}`"),
+            });
+        }
+        let here: Vec<_> = models.iter().map(|model| model.name.as_str()).collect();
+        let advice = if here.is_empty() {
+            format!("{} holds none; fetch one with `hearth pull` or `hearth models import`", self.directory.display())
+        } else {
+            format!("{} holds {}", self.directory.display(), here.join(", "))
+        };
+        Err(StoreError::Unknown { name: name.to_owned(), advice })
+    }
+
+    fn cached(&self, reference: &Reference) -> Option<PathBuf> {
+        model_path(&pull::cached(&self.hub, reference)?)
+    }
+
+    /// Puts links to what was pulled into the models directory: a GGUF file under its own name, an embedding model as
+    /// a directory named after its repository. Returns the path to serve.
+    pub fn adopt(&self, pulled: &Pulled) -> Result<PathBuf, StoreError> {
+        let repository = pulled.repository.rsplit('/').next().unwrap_or(&pulled.repository);
+        let is_gguf = pulled.files.iter().all(|file| file.name.ends_with(".gguf"));
+        let mut first = None;
+        for file in &pulled.files {
+            let link = if is_gguf {
+                self.directory.join(file.name.rsplit('/').next().unwrap_or(&file.name))
+            } else {
+                self.directory.join(repository).join(&file.name)
+            };
+            if fs::symlink_metadata(&link).is_ok_and(|about| !about.is_symlink()) {
+                return Err(StoreError::Exists { path: link });
+            }
+            let target = fs::canonicalize(&file.path).map_err(|source| io_error(&file.path, source))?;
+            create_parent(&link)
+                .and_then(|()| replace_with_link(&target, &target, &link))
+                .map_err(|source| io_error(&link, source))?;
+            first.get_or_insert(link);
+        }
+        Ok(if is_gguf { first.unwrap_or_default() } else { self.directory.join(repository) })
+    }
+
+    /// Copies a model into the directory, having opened it first: a GGUF file with all its parts, or a safetensors
+    /// model's directory. Returns its path, and the sha256 of each file that was copied.
+    pub fn import(
+        &self,
+        from: &Path,
+        name: Option<&str>,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<(PathBuf, Vec<(PathBuf, String)>), StoreError> {
+        if let Some(name) = name
+            && (name.is_empty()
+                || name.starts_with('.')
+                || !name.chars().all(|c| c.is_alphanumeric() || "-_.".contains(c)))
+        {
+            return Err(StoreError::Name(name.to_owned()));
+        }
+        let pairs = if from.is_dir() { self.safetensors_files(from, name)? } else { self.gguf_files(from, name)? };
+        for (_, to) in &pairs {
+            if fs::symlink_metadata(to).is_ok() {
+                return Err(StoreError::Exists { path: to.clone() });
+            }
+        }
+        let mut copied = Vec::new();
+        for (source, to) in &pairs {
+            copied.push((to.clone(), copy_hashing(source, to, progress).map_err(|source| io_error(to, source))?));
+        }
+        let first = &pairs[0].1;
+        let path = if from.is_dir() { first.parent().unwrap_or(first).to_owned() } else { first.clone() };
+        Ok((path, copied))
+    }
+
+    /// What to copy of a GGUF model, and to where.
+    fn gguf_files(&self, from: &Path, name: Option<&str>) -> Result<Vec<(PathBuf, PathBuf)>, StoreError> {
+        let parts = Gguf::open(from)?.paths().to_vec();
+        let count = parts.len() as u64;
+        let pairs = parts.into_iter().enumerate().map(|(number, part)| {
+            let to = match name.map(|name| name.strip_suffix(".gguf").unwrap_or(name)) {
+                Some(name) if count > 1 => super::gguf::split_part_name(name, number as u64, count),
+                Some(name) => format!("{name}.gguf"),
+                None => part.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            };
+            let to = self.directory.join(to);
+            // What is listed is what ends in .gguf, whatever the file was called where it came from.
+            let to = if to.extension().is_some_and(|extension| extension == "gguf") {
+                to
+            } else {
+                PathBuf::from(format!("{}.gguf", to.display()))
+            };
+            (part, to)
+        });
+        Ok(pairs.collect())
+    }
+
+    /// What to copy of a safetensors model's directory, and to where.
+    fn safetensors_files(&self, from: &Path, name: Option<&str>) -> Result<Vec<(PathBuf, PathBuf)>, StoreError> {
+        check_safetensors(from)?;
+        let own_name = || -> Result<String, StoreError> {
+            let path = fs::canonicalize(from).map_err(|source| io_error(from, source))?;
+            Ok(path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default())
+        };
+        let name = name.map_or_else(own_name, |name| Ok(name.to_owned()))?;
+        let pairs = pull::ENCODER_FILES.iter().map(|file| (from.join(file), self.directory.join(&name).join(file)));
+        Ok(pairs.filter(|(source, _)| source.is_file()).collect())
+    }
+}
+
+/// What to serve of the files that make up a model.
+fn model_path(pulled: &Pulled) -> Option<PathBuf> {
+    let first = pulled.files.first()?;
+    if first.name.ends_with(".gguf") {
+        return Some(first.path.clone());
+    }
+    first.path.parent().map(Path::to_owned)
+}
+
+fn is_safetensors_model(directory: &Path) -> bool {
+    directory.join("config.json").is_file() && directory.join("model.safetensors").is_file()
+}
+
+/// Is there a configuration, and weights whose header is whole and whose length is what the header says?
+pub fn check_safetensors(directory: &Path) -> Result<usize, StoreError> {
+    let wrong = |problem: &str| StoreError::Safetensors { path: directory.to_owned(), problem: problem.to_owned() };
+    if !is_safetensors_model(directory) {
+        return Err(wrong("it must be a directory with config.json, tokenizer.json and model.safetensors"));
+    }
+    let path = directory.join("model.safetensors");
+    let mut file = fs::File::open(&path).map_err(|source| io_error(&path, source))?;
+    let length = file.metadata().map_err(|source| io_error(&path, source))?.len();
+    let mut word = [0; 8];
+    file.read_exact(&mut word).map_err(|_| wrong("model.safetensors is shorter than its header; fetch it again"))?;
+    let header_length = u64::from_le_bytes(word);
+    if header_length > SAFETENSORS_HEADER_MAX || header_length > length.saturating_sub(8) {
+        return Err(wrong("model.safetensors does not begin with a header; fetch it again"));
+    }
+    let mut header = vec![0; header_length as usize];
+    file.read_exact(&mut header).map_err(|source| io_error(&path, source))?;
+    let header: BTreeMap<String, serde_json::Value> = serde_json::from_slice(&header)
+        .map_err(|error| wrong(&format!("the header of model.safetensors is damaged ({error}); fetch it again")))?;
+    let tensors: Vec<_> = header.iter().filter(|(name, _)| *name != "__metadata__").collect();
+    let end = tensors.iter().map(|(_, tensor)| tensor["data_offsets"][1].as_u64()).max().flatten().unwrap_or(0);
+    if end != length - 8 - header_length {
+        return Err(wrong("model.safetensors is not as long as its header says; fetch it again"));
+    }
+    Ok(tensors.len())
+}
+
+/// Copies beside the destination, hashing on the way, and renames when all is on the disk.
+fn copy_hashing(from: &Path, to: &Path, progress: &mut dyn FnMut(u64)) -> io::Result<String> {
+    create_parent(to)?;
+    let mut incomplete = to.as_os_str().to_owned();
+    incomplete.push(".incomplete");
+    let incomplete = PathBuf::from(incomplete);
+    let mut copy = || -> io::Result<String> {
+        let (mut source, mut target) = (fs::File::open(from)?, fs::File::create(&incomplete)?);
+        let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+        loop {
+            let count = source.read(&mut buffer)?;
+            if count == 0 {
+                break;
+            }
+            hasher.update(&buffer[..count]);
+            target.write_all(&buffer[..count])?;
+            progress(count as u64);
+        }
+        target.sync_all()?;
+        fs::rename(&incomplete, to)?;
+        Ok(hex(&hasher.finalize()))
+    };
+    copy().inspect_err(|_| {
+        // The copy is worthless without its end; the first error is the one to tell.
+        let _ = fs::remove_file(&incomplete);
+    })
+}
+
+fn io_error(path: &Path, source: io::Error) -> StoreError {
+    StoreError::Io { path: path.to_owned(), source }
+}

@@ -1,0 +1,287 @@
+//! Constrained output: the tokens that keep an answer inside a language.
+//!
+//! llguidance does the parsing; this module gives it the model's vocabulary, checks schemas so that an error
+//! names its place, writes the grammars of tool calls, and adapts the result to the engine's
+//! [`TokenConstraint`]. Build one [`GrammarCompiler`] per model. Compiling takes milliseconds, for large
+//! schemas more: call it off the async threads.
+
+mod call_grammar;
+mod constraint;
+mod json_schema;
+mod vocabulary;
+
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use hearth_domain::{Constraint, TokenConstraint, ToolChoice, error};
+use llguidance::{
+    Matcher, ParserFactory,
+    api::{ParserLimits, TopLevelGrammar},
+};
+use serde_json::{Value, json};
+use toktrie::TokEnv;
+
+pub use self::{call_grammar::ToolCallRules, vocabulary::GrammarVocabulary};
+use self::{
+    call_grammar::{CallGrammars, Trigger},
+    constraint::{AfterCall, GrammarConstraint, PhasedConstraint, TriggeredGrammar},
+};
+use crate::tool_calls::Thinking;
+
+/// Work that one mask may take in llguidance's lexer and parser. Its defaults, named here because they are what
+/// bounds a step: about 15 ms at worst.
+const STEP_LEXER_FUEL: u64 = 200_000;
+const STEP_MAX_ITEMS: usize = 50_000;
+/// Work that compiling may take: about 20 ms.
+const COMPILE_FUEL: u64 = 1_000_000;
+const MAX_LEXER_STATES: usize = 100_000;
+const MAX_GRAMMAR_SYMBOLS: usize = 200_000;
+/// Address space for the compiler's recursion; only what it touches becomes memory.
+const COMPILE_STACK_BYTES: usize = 256 << 20;
+/// Length and nesting of an expression or a Lark grammar.
+const MAX_SOURCE_BYTES: usize = 128 << 10;
+const MAX_SOURCE_NESTING: usize = 100;
+
+/// Why a constraint cannot be compiled. The caller wrote it, and is told the place.
+#[derive(Debug, thiserror::Error)]
+pub enum GrammarError {
+    #[error("the schema cannot be enforced: at {}: {message}", Place(pointer))]
+    Schema { pointer: String, message: String },
+    #[error("the parameters of tool {tool:?} cannot be enforced: at {}: {message}", Place(pointer))]
+    Tool { index: usize, tool: String, pointer: String, message: String },
+    #[error("tool_choice names {0:?}, which is not among the tools")]
+    UnknownTool(String),
+    #[error("tools[{0}] has no function name")]
+    NamelessTool(usize),
+    #[error("the regular expression cannot be enforced: {0}")]
+    Regex(String),
+    #[error("the Lark grammar cannot be enforced: {0}")]
+    Lark(String),
+    #[error("the vocabulary cannot be used for constrained output: {0}")]
+    Vocabulary(String),
+}
+
+/// A JSON pointer for people: the root has no other name.
+struct Place<'a>(&'a str);
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() { f.write_str("its root") } else { f.write_str(self.0) }
+    }
+}
+
+impl From<GrammarError> for error::Error {
+    fn from(error: GrammarError) -> Self {
+        let param = match &error {
+            GrammarError::Schema { .. } => "response_format.json_schema.schema".to_owned(),
+            GrammarError::Tool { index, .. } => format!("tools[{index}].function.parameters"),
+            GrammarError::NamelessTool(index) => format!("tools[{index}].function.name"),
+            GrammarError::UnknownTool(_) => "tool_choice".to_owned(),
+            GrammarError::Regex(_) | GrammarError::Lark(_) => "response_format".to_owned(),
+            GrammarError::Vocabulary(_) => return Self::internal(error),
+        };
+        Self::invalid(param, error.to_string())
+    }
+}
+
+/// Compiles constraints for one model's vocabulary. Cheap to clone.
+#[derive(Clone)]
+pub struct GrammarCompiler {
+    factory: Arc<ParserFactory>,
+    vocabulary: Arc<vocabulary::SpecialTokens>,
+}
+
+impl fmt::Debug for GrammarCompiler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GrammarCompiler").field("vocab_size", &self.factory.tok_env().tok_trie().vocab_size()).finish()
+    }
+}
+
+impl GrammarCompiler {
+    /// `logits_width`: how many logits the model gives, at least the number of tokens. Ids past the vocabulary
+    /// are never allowed.
+    pub fn from_vocabulary(vocabulary: &GrammarVocabulary, logits_width: usize) -> Result<Self, GrammarError> {
+        let environment = vocabulary::token_environment(vocabulary, logits_width)?;
+        let mut factory =
+            ParserFactory::new_simple(&environment).map_err(|error| GrammarError::Vocabulary(error.to_string()))?;
+        factory.quiet();
+        *factory.limits_mut() = ParserLimits {
+            step_lexer_fuel: STEP_LEXER_FUEL,
+            step_max_items: STEP_MAX_ITEMS,
+            initial_lexer_fuel: COMPILE_FUEL,
+            max_lexer_states: MAX_LEXER_STATES,
+            max_grammar_size: MAX_GRAMMAR_SYMBOLS,
+            verbose_errors: false,
+            ..ParserLimits::default()
+        };
+        Ok(Self { factory: Arc::new(factory), vocabulary: Arc::new(vocabulary::SpecialTokens::new(vocabulary)) })
+    }
+
+    /// The constraint for a whole answer.
+    pub fn compile(&self, constraint: &Constraint) -> Result<Box<dyn TokenConstraint>, GrammarError> {
+        self.compile_after_thinking(constraint, Thinking::Never, 0)
+    }
+
+    /// The constraint for an answer that may begin inside thinking: with [`Thinking::Open`] everything is
+    /// allowed until the thought is closed, which is forced after `thinking_tokens` tokens.
+    pub fn compile_after_thinking(
+        &self,
+        constraint: &Constraint,
+        thinking: Thinking,
+        thinking_tokens: usize,
+    ) -> Result<Box<dyn TokenConstraint>, GrammarError> {
+        let matcher = match constraint {
+            Constraint::JsonObject => self.schema_matcher(&json!({"type": "object"}))?,
+            Constraint::JsonSchema(schema) => self.schema_matcher(schema)?,
+            Constraint::Regex(regex) => {
+                check_source(regex).map_err(GrammarError::Regex)?;
+                self.matcher(TopLevelGrammar::from_regex(regex)).map_err(GrammarError::Regex)?
+            }
+            Constraint::Lark(lark) => {
+                check_source(lark).map_err(GrammarError::Lark)?;
+                self.matcher(TopLevelGrammar::from_lark(lark.clone())).map_err(GrammarError::Lark)?
+            }
+        };
+        Ok(self.after_thinking(matcher, thinking, thinking_tokens))
+    }
+
+    /// The constraint for an answer that may, or must, call tools; `None` when it may say anything.
+    ///
+    /// Under [`ToolChoice::Required`] and [`ToolChoice::Named`] the answer is one or more calls. Under
+    /// [`ToolChoice::Auto`] it is free until it opens a call, which then has to fit one of the tools.
+    pub fn compile_tool_calls(
+        &self,
+        rules: &ToolCallRules<'_>,
+    ) -> Result<Option<Box<dyn TokenConstraint>>, GrammarError> {
+        if *rules.choice == ToolChoice::None || rules.tools.is_empty() {
+            return Ok(None);
+        }
+        let grammars = CallGrammars::new(rules, &self.vocabulary)?;
+        for (tool, schema) in grammars.schemas() {
+            self.check_tool(tool, schema)?;
+        }
+        let tool_error = |message: String| GrammarError::Tool {
+            index: 0,
+            tool: grammars.names().join(", "),
+            pointer: String::new(),
+            message,
+        };
+        if *rules.choice != ToolChoice::Auto {
+            let matcher = self.matcher(TopLevelGrammar::from_lark(grammars.forced())).map_err(tool_error)?;
+            return Ok(Some(self.after_thinking(matcher, rules.thinking, rules.thinking_tokens)));
+        }
+        let mut triggered = Vec::new();
+        for Trigger { text, at_start, lark } in grammars.triggers() {
+            let matcher = self.matcher(TopLevelGrammar::from_lark(lark)).map_err(tool_error)?;
+            triggered.push(TriggeredGrammar { text: text.into_bytes(), at_start, matcher });
+        }
+        let after = if rules.parallel { AfterCall::FreeText } else { AfterCall::End };
+        Ok(Some(Box::new(PhasedConstraint::on_triggers(self.environment(), triggered, after, rules.thinking))))
+    }
+
+    fn after_thinking(&self, matcher: Matcher, thinking: Thinking, tokens: usize) -> Box<dyn TokenConstraint> {
+        if thinking == Thinking::Open {
+            return Box::new(PhasedConstraint::after_thinking(self.environment(), matcher, tokens));
+        }
+        Box::new(GrammarConstraint::new(self.factory.tok_env().clone(), matcher))
+    }
+
+    /// The vocabulary padded to the logits, and how many of its ids are tokens.
+    fn environment(&self) -> (TokEnv, usize) {
+        (self.factory.tok_env().clone(), self.vocabulary.num_tokens())
+    }
+
+    fn schema_matcher(&self, schema: &Value) -> Result<Matcher, GrammarError> {
+        json_schema::check(schema).map_err(|(pointer, message)| GrammarError::Schema { pointer, message })?;
+        let prepared = json_schema::prepared(schema, json_schema::Spacing::Flexible);
+        self.matcher(TopLevelGrammar::from_json_schema(prepared)).map_err(|message| {
+            let (pointer, message) = self.locate(schema, message);
+            GrammarError::Schema { pointer, message }
+        })
+    }
+
+    fn check_tool(&self, tool: &call_grammar::Tool, schema: &Value) -> Result<(), GrammarError> {
+        let error = |(pointer, message): (String, String)| GrammarError::Tool {
+            index: tool.index,
+            tool: tool.name.clone(),
+            pointer,
+            message,
+        };
+        json_schema::check(schema).map_err(error)?;
+        let prepared = json_schema::prepared(schema, json_schema::Spacing::Fixed);
+        match self.matcher(TopLevelGrammar::from_json_schema(prepared)) {
+            Ok(_) => Ok(()),
+            Err(message) => Err(error(self.locate(schema, message))),
+        }
+    }
+
+    /// Finds the innermost subschema that fails by itself; `message` is the whole schema's.
+    fn locate(&self, schema: &Value, message: String) -> (String, String) {
+        for (pointer, part) in json_schema::parts_innermost_first(schema) {
+            let alone = TopLevelGrammar::from_json_schema(json_schema::prepared(&part, json_schema::Spacing::Flexible));
+            if let Err(message) = self.matcher(alone) {
+                return (pointer, message);
+            }
+        }
+        (String::new(), message)
+    }
+
+    /// A panic inside the compiler, on a grammar that some caller wrote, is one more reason to refuse it.
+    fn matcher(&self, grammar: TopLevelGrammar) -> Result<Matcher, String> {
+        let compile = AssertUnwindSafe(|| {
+            let mut matcher = Matcher::new(self.factory.create_parser(grammar));
+            // Some grammars that nothing fits, or whose first step is over the limits, show it at the first mask only.
+            if !matcher.is_error() && !matcher.is_stopped() {
+                // A failure stays in the matcher, where it is looked for below.
+                let _kept = matcher.compute_mask();
+            }
+            matcher
+        });
+        // References nest as deep as the caller chained them: more stack than a worker thread has.
+        let compiled = std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().stack_size(COMPILE_STACK_BYTES);
+            let handle = thread.spawn_scoped(scope, || catch_unwind(compile).ok()).ok()?;
+            handle.join().ok().flatten()
+        });
+        let Some(matcher) = compiled else { return Err("the grammar compiler failed on it".to_owned()) };
+        match matcher.get_error() {
+            None => Ok(matcher),
+            Some(message) => Err(reason(&message)),
+        }
+    }
+}
+
+/// The compiler's parser calls itself at each bracket, so their nesting is bounded before it sees them.
+fn check_source(text: &str) -> Result<(), String> {
+    if text.len() > MAX_SOURCE_BYTES {
+        return Err(format!("it has {} bytes; the limit is {MAX_SOURCE_BYTES}", text.len()));
+    }
+    let mut depth = 0usize;
+    for character in text.chars() {
+        match character {
+            '(' | '[' | '{' => depth += 1,
+            ')' | ']' | '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > MAX_SOURCE_NESTING {
+            return Err(format!("its brackets are nested more than {MAX_SOURCE_NESTING} deep"));
+        }
+    }
+    Ok(())
+}
+
+/// llguidance's messages go on with the grammar and its state, which tell the caller nothing; and one is a name of
+/// its own for a place after which nothing can come.
+fn reason(message: &str) -> String {
+    match message.lines().map(str::trim).find(|line| !line.is_empty()) {
+        None => "it is not valid".to_owned(),
+        Some("NoExtensionBias") => "nothing fits it".to_owned(),
+        Some(line) => line.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;
