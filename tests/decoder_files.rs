@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
-use hearth_kernels::kv::KvType;
+use hearth_kernels::kv::{BLOCK_TOKENS, KvType};
 use hearth_models::{
     batch::{Batch, BatchSequence, LogitsWanted},
     decoder::{Decoder, DecoderConfig, ModelError},
@@ -187,5 +187,5 @@ fn head_counts_may_differ_from_layer_to_layer() {
     let config = DecoderConfig::from_gguf(&Gguf::open(&path).expect("the file is whole")).expect("it is a decoder");
     assert_eq!(config.layers.iter().map(|layer| layer.n_kv_heads).collect::<Vec<_>>(), [2, 1, 2]);
     // 2 * 16 dimensions * 4 bytes, for five heads of keys and values.
-    assert_eq!(config.kv_bytes_per_token(KvType::F32), 5 * 2 * 16 * 4);
+    assert_eq!(config.kv_bytes_per_block(KvType::F32), BLOCK_TOKENS * 5 * 2 * 16 * 4);
 }

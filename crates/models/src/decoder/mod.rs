@@ -85,19 +85,9 @@ impl Decoder {
     pub fn device(&self) -> &Device {
         &self.device
     }
-
-    /// Bytes of the weights, in the file's own types.
-    pub fn weights_bytes(&self) -> u64 {
-        self.weights.bytes
-    }
 }
 
 impl DecoderConfig {
-    /// Bytes that one token takes in the KV cache, all layers together.
-    pub fn kv_bytes_per_token(&self, kv_type: KvType) -> usize {
-        self.kv_bytes_per_block(kv_type) / hearth_kernels::kv::BLOCK_TOKENS
-    }
-
     /// Bytes of one KV block, all layers together.
     pub fn kv_bytes_per_block(&self, kv_type: KvType) -> usize {
         self.layers.iter().map(|layer| KvLayer::bytes_per_block(layer.n_kv_heads, self.head_dim, kv_type)).sum()

@@ -23,8 +23,6 @@ pub(super) struct Weights {
     pub(super) output_norm: Tensor,
     /// From the hidden state to logits.
     pub(super) output: Linear,
-    /// Bytes of all tensors read.
-    pub(super) bytes: u64,
 }
 
 /// One block. Norms are `None` where the family has none.
@@ -47,7 +45,7 @@ pub(super) struct LayerWeights {
 
 impl Weights {
     pub(super) fn load(gguf: &Gguf, config: &DecoderConfig, device: &Device) -> Result<Self, ModelError> {
-        let mut loader = Loader { tensors: Tensors::new(gguf), device, bytes: 0 };
+        let loader = Loader { tensors: Tensors::new(gguf), device };
         loader.refuse_variants(gguf, config)?;
 
         let table_name = "token_embd.weight";
@@ -62,14 +60,13 @@ impl Weights {
         };
         let output_norm = loader.vector("output_norm.weight", config.hidden)?;
         let layers = (0..config.n_layers()).map(|layer| loader.layer(layer, config)).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { embedding, layers, output_norm, output, bytes: loader.bytes })
+        Ok(Self { embedding, layers, output_norm, output })
     }
 }
 
 struct Loader<'a> {
     tensors: Tensors<'a>,
     device: &'a Device,
-    bytes: u64,
 }
 
 impl Loader<'_> {
@@ -93,7 +90,7 @@ impl Loader<'_> {
         Ok(())
     }
 
-    fn layer(&mut self, index: usize, config: &DecoderConfig) -> Result<LayerWeights, ModelError> {
+    fn layer(&self, index: usize, config: &DecoderConfig) -> Result<LayerWeights, ModelError> {
         let layer = &config.layers[index];
         let name = |tensor: &str| format!("blk.{index}.{tensor}");
         let hidden = config.hidden;
@@ -125,7 +122,7 @@ impl Loader<'_> {
     }
 
     fn query_key_value(
-        &mut self,
+        &self,
         index: usize,
         query_width: usize,
         kv_width: usize,
@@ -142,7 +139,7 @@ impl Loader<'_> {
         ])
     }
 
-    fn gate_up(&mut self, index: usize, layer: &LayerConfig, hidden: usize) -> Result<[Linear; 2], ModelError> {
+    fn gate_up(&self, index: usize, layer: &LayerConfig, hidden: usize) -> Result<[Linear; 2], ModelError> {
         let (gate, up) = (format!("blk.{index}.ffn_gate"), format!("blk.{index}.ffn_up"));
         if self.tensors.contains(&format!("{gate}.weight")) {
             return Ok([self.linear(&gate, layer.ffn, hidden)?, self.linear(&up, layer.ffn, hidden)?]);
@@ -152,12 +149,7 @@ impl Loader<'_> {
     }
 
     /// Cuts a matrix into layers of these widths, rows first to last.
-    fn fused<const N: usize>(
-        &mut self,
-        name: &str,
-        widths: [usize; N],
-        columns: usize,
-    ) -> Result<[Linear; N], ModelError> {
+    fn fused<const N: usize>(&self, name: &str, widths: [usize; N], columns: usize) -> Result<[Linear; N], ModelError> {
         let (weight_name, total) = (format!("{name}.weight"), widths.iter().sum());
         let weight = self.matrix(&weight_name, total, columns)?;
         let bias = self.tensors.optional_floats(&format!("{name}.bias"), total)?;
@@ -176,30 +168,27 @@ impl Loader<'_> {
     }
 
     /// `NAME.weight` and, if there is one, `NAME.bias`.
-    fn linear(&mut self, name: &str, rows: usize, columns: usize) -> Result<Linear, ModelError> {
+    fn linear(&self, name: &str, rows: usize, columns: usize) -> Result<Linear, ModelError> {
         let weight_name = format!("{name}.weight");
         let weight = self.matrix(&weight_name, rows, columns)?;
         let bias = self.tensors.optional_floats(&format!("{name}.bias"), rows)?;
         self.place(&weight_name, &weight, bias)
     }
 
-    fn matrix(&mut self, name: &str, rows: usize, columns: usize) -> Result<RawTensor, ModelError> {
-        let tensor = self.tensors.shaped(name, &[rows, columns])?;
-        self.bytes += tensor.data.len() as u64;
-        Ok(tensor)
+    fn matrix(&self, name: &str, rows: usize, columns: usize) -> Result<RawTensor, ModelError> {
+        self.tensors.shaped(name, &[rows, columns])
     }
 
     fn place(&self, name: &str, weight: &RawTensor, bias: Option<Vec<f32>>) -> Result<Linear, ModelError> {
         Linear::new(weight, bias, self.device).map_err(|error| self.tensors.device_error(name, error))
     }
 
-    fn norm(&mut self, name: &str, length: Option<usize>) -> Result<Option<Tensor>, ModelError> {
+    fn norm(&self, name: &str, length: Option<usize>) -> Result<Option<Tensor>, ModelError> {
         length.map(|length| self.vector(name, length)).transpose()
     }
 
-    fn vector(&mut self, name: &str, length: usize) -> Result<Tensor, ModelError> {
+    fn vector(&self, name: &str, length: usize) -> Result<Tensor, ModelError> {
         let values = self.tensors.floats(name, length)?;
-        self.bytes += size_of_val(values.as_slice()) as u64;
         Tensor::from_vec(values, length, self.device).map_err(|error| self.tensors.device_error(name, error))
     }
 }

@@ -236,14 +236,6 @@ impl Metadata {
         }
     }
 
-    /// A list stored as exactly `i32`, as token types are.
-    pub fn i32s(&self, key: &str) -> Option<&[i32]> {
-        match self.array(key)? {
-            Array::I32(items) => Some(items),
-            _ => None,
-        }
-    }
-
     /// A list of integers of any width that fits, such as a head count for each layer.
     pub fn integers(&self, key: &str) -> Option<Vec<i64>> {
         match self.array(key)? {
@@ -283,20 +275,8 @@ impl Metadata {
         self.u64(key).ok_or_else(|| self.refusal(key, "a whole number that is not negative"))
     }
 
-    pub fn require_u32(&self, key: &str) -> Result<u32, GgufError> {
-        self.u32(key).ok_or_else(|| self.refusal(key, "a whole number from 0 to 4294967295"))
-    }
-
     pub fn require_f32(&self, key: &str) -> Result<f32, GgufError> {
         self.f32(key).ok_or_else(|| self.refusal(key, "a number"))
-    }
-
-    pub fn require_strings(&self, key: &str) -> Result<&[String], GgufError> {
-        self.strings(key).ok_or_else(|| self.refusal(key, "a list of strings"))
-    }
-
-    pub fn require_f32s(&self, key: &str) -> Result<&[f32], GgufError> {
-        self.f32s(key).ok_or_else(|| self.refusal(key, "a list of f32"))
     }
 
     /// Why an accessor found nothing: the key is missing or its value is of another kind.

@@ -149,11 +149,6 @@ impl ChatTemplate {
         self.capabilities.reasoning
     }
 
-    /// The template shows a system message to the model.
-    pub fn supports_system(&self) -> bool {
-        self.capabilities.system
-    }
-
     /// The prompt for a conversation as callers of the OpenAI contract write it, fitted to what this template
     /// expects: see `messages`. Tools are left out under [`ToolChoice::None`](hearth_domain::ToolChoice), and
     /// described in a message where the template has no place for them. This is what a server should call.

@@ -92,7 +92,7 @@ fn every_builtin_shows_every_turn() {
         for text in ["Sys", "Question", "Answer", "Next"] {
             assert!(prompt.contains(text), "{name}: {prompt}");
         }
-        assert!(template.supports_system() && template.capabilities().content_parts, "{name}");
+        assert!(template.capabilities().system && template.capabilities().content_parts, "{name}");
     }
     assert!(matches!(ChatTemplate::builtin("nope", "", ""), Err(TemplateError::UnknownBuiltin { .. })));
     let chatml = ChatTemplate::builtin("chatml", "", "").expect("built-ins compile");

@@ -84,11 +84,6 @@ impl OutputParser {
         }
     }
 
-    /// Calls opened so far: with any, the answer's finish reason is that of tool calls.
-    pub fn num_calls(&self) -> usize {
-        self.calls
-    }
-
     /// What comes next is thinking, as far as is known.
     pub fn is_reasoning(&self) -> bool {
         matches!(self.state, State::Reasoning)
