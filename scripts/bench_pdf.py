@@ -54,8 +54,7 @@ def read(build, path):
         return [], f"died ({done.returncode})", seconds
     answer = json.loads(lines[-1])
     if "Err" in answer:
-        error = answer["Err"]
-        return [], "error: " + (error if isinstance(error, str) else next(iter(error))), seconds
+        return [], f"error: {answer['Err']['error']}", seconds
     return words("\n".join(block["text"] for block in answer["Ok"]["blocks"])), "read", seconds
 
 

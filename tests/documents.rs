@@ -112,6 +112,14 @@ fn a_scan_says_that_it_has_no_text() {
 
 #[cfg(feature = "pdf")]
 #[test]
+fn a_pdf_that_was_cut_off_says_so() {
+    let refused = read("half.pdf", &pdf(&["Hello"])[..60]).unwrap_err();
+    assert!(matches!(&refused, ExtractError::Damaged { format: Format::Pdf, .. }), "{refused:?}");
+    assert!(refused.to_string().contains("cut off"), "{refused}");
+}
+
+#[cfg(feature = "pdf")]
+#[test]
 fn a_pdf_with_a_password_says_so() {
     let mut objects =
         vec!["<< /Type /Catalog /Pages 2 0 R >>".to_owned(), "<< /Type /Pages /Kids [] /Count 0 >>".to_owned()];

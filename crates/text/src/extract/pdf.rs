@@ -38,6 +38,9 @@ pub(super) fn read(path: &Path, builder: &mut DocumentBuilder<'_>) -> Result<(),
     }
     // The pages that there are: what the page tree says of their number may be anything.
     let pages = document.flattened_page_count();
+    if pages == 0 {
+        return Err(ExtractError::damaged(Format::Pdf, "it has no pages; was it cut off?"));
+    }
     if pages as u64 > builder.limits().pages {
         return Err(ExtractError::OverLimit {
             limit: Limit::Pages,
