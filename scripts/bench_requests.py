@@ -38,14 +38,14 @@ def server(build, model):
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         command = [build, "serve", "-m", model, "--port", str(port), "--data-dir", folder, "--api-key", "key",
-                   "--requests-per-minute", "10000000"]
+                   "--rpm", "10000000"]
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         try:
             for _ in range(600):
                 with contextlib.suppress(OSError):
                     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
                     connection.request("GET", "/health/ready")
-                    if connection.getresponse().read() and connection.sock:
+                    if connection.getresponse().status == 200:
                         break
                 time.sleep(0.1)
             yield http.client.HTTPConnection("127.0.0.1", port, timeout=60)
