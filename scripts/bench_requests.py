@@ -47,7 +47,11 @@ def server(build, model):
                     connection.request("GET", "/health/ready")
                     if connection.getresponse().status == 200:
                         break
+                if process.poll() is not None:
+                    raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
                 time.sleep(0.1)
+            else:
+                raise SystemExit(f"{build} was not ready within a minute")
             yield http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         finally:
             process.terminate()

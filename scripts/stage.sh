@@ -1,16 +1,21 @@
 # Sourced by scripts that work in stages: `stage NAME COMMAND...` runs one and notes its seconds. The outermost script
-# prints them all when it ends, however it ends.
+# prints them all when it ends, and the stage in which it ended, if one was not over.
 
 if [ -z "${HEARTH_STAGES:-}" ]; then
-  HEARTH_STAGES=$(mktemp)
+  HEARTH_STAGES=$(mktemp -d)
   export HEARTH_STAGES
-  trap 'printf "\n==== Seconds\n"; cat "$HEARTH_STAGES"; printf "%6d  in all\n" "$SECONDS"; rm -f "$HEARTH_STAGES"' EXIT
+  touch "$HEARTH_STAGES/over"
+  trap 'printf "\n==== Seconds\n"; cat "$HEARTH_STAGES"/{over,open} 2>/dev/null; printf "%6d  in all\n" "$SECONDS"
+        rm -rf "$HEARTH_STAGES"' EXIT
 fi
 
+# A command that fails ends the script, so nothing here may make `set -e` ineffective for it.
 stage() {
   local name=$1 from=$SECONDS
   shift
   printf '\n==== %s\n' "$name"
+  printf 'failed  %s\n' "$name" > "$HEARTH_STAGES/open"
   "$@"
-  printf '%6d  %s\n' "$((SECONDS - from))" "$name" >> "$HEARTH_STAGES"
+  rm "$HEARTH_STAGES/open"
+  printf '%6d  %s\n' "$((SECONDS - from))" "$name" >> "$HEARTH_STAGES/over"
 }

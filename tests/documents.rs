@@ -120,6 +120,22 @@ fn a_pdf_that_was_cut_off_says_so() {
 
 #[cfg(feature = "pdf")]
 #[test]
+fn what_of_a_pdf_cannot_be_read_is_named() {
+    let whole = String::from_utf8(pdf(&["One", "Two", "Three"])).unwrap();
+    // The second page's content, and a page that is not there.
+    let length = whole[..whole.find("(Two)").unwrap()].rfind("/Length").unwrap();
+    let damaged =
+        format!("{}/Filter /Nonsense {}", &whole[..length], &whole[length..]).replacen("/Count 3", "/Count 5", 1);
+    let extracted = read("manual.pdf", damaged.as_bytes()).unwrap();
+    let texts: Vec<_> = extracted.blocks.iter().map(|block| block.text.as_str()).collect();
+    assert_eq!(texts, ["One", "Three"]);
+    assert_eq!(extracted.skipped.len(), 2, "{:?}", extracted.skipped);
+    assert!(extracted.skipped[0].starts_with("2 of 5 pages"), "{:?}", extracted.skipped);
+    assert!(extracted.skipped[1].starts_with("page 2: "), "{:?}", extracted.skipped);
+}
+
+#[cfg(feature = "pdf")]
+#[test]
 fn a_pdf_with_a_password_says_so() {
     let mut objects =
         vec!["<< /Type /Catalog /Pages 2 0 R >>".to_owned(), "<< /Type /Pages /Kids [] /Count 0 >>".to_owned()];

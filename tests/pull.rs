@@ -225,6 +225,9 @@ async fn refusals_say_what_to_do() {
         (Fault::ClimbingPath, "outside of its repository"),
         (Fault::NoChecksum, "no sha256 of model-Q8_0.gguf"),
         (Fault::NoJson, "is HF_ENDPOINT a model hub?"),
+        (Fault::RefuseInTheBody(403), "ask the librarian"),
+        (Fault::NextPageElsewhere, "is on another server"),
+        (Fault::MovedAway, "set HF_ENDPOINT to that one"),
     ];
     for (fault, expected) in cases {
         scene.hub.set_fault(fault.clone());
@@ -237,6 +240,16 @@ async fn refusals_say_what_to_do() {
     let said = scene.pull("owner/name:Q2_K").await.unwrap_err().to_string();
     assert!(said.contains("it has BF16/model-BF16 in 2 parts, model-Q8_0"), "{said}");
     assert!(!fs::exists(scene.directory.path().join("model-Q8_0.gguf")).unwrap());
+}
+
+#[tokio::test]
+async fn a_hub_that_moves_or_stumbles_is_followed() {
+    for fault in [Fault::FailOnce, Fault::NextPageByPath, Fault::Moved] {
+        let scene = Scene::new().await;
+        scene.hub.set_fault(fault.clone());
+        let pulled = scene.pull("owner/name:Q8_0").await;
+        assert!(pulled.is_ok(), "{fault:?}: {pulled:?}");
+    }
 }
 
 #[tokio::test]

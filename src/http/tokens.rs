@@ -1,6 +1,6 @@
 //! `/tokenize`, `/detokenize`, `/apply-template`, as llama-server has them.
 //!
-//! A body may hold megabytes of text, so the work is done where `text/work.rs` says: the async threads carry the
+//! A body may hold megabytes of text, so the work is done where `crates/text/src/work.rs` says: the async threads carry the
 //! streams of all requests.
 
 use axum::{Json, extract::State};

@@ -1,6 +1,6 @@
 //! Texts to vectors on this machine: the text side of the encoder's thread.
 //!
-//! It puts the model's own prompt before a text, turns it into tokens (where `text/work.rs` says, and no further than
+//! It puts the model's own prompt before a text, turns it into tokens (where `crates/text/src/work.rs` says, and no further than
 //! the model's limit makes necessary), and hands tokens to the [`EncoderHandle`]. What the contract asks
 //! beyond that is decided here: an empty string is refused, as OpenAI does, because it has no meaning to
 //! embed; a text of spaces is not empty and gives the vector of its special tokens. A text over the limit

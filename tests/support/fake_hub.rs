@@ -8,8 +8,8 @@ use axum::{
     Json, Router,
     body::{Body, Bytes},
     extract::{Path, Query, State},
-    http::{HeaderMap, StatusCode, header},
-    response::{IntoResponse, Response},
+    http::{HeaderMap, StatusCode, Uri, header},
+    response::{IntoResponse, Redirect, Response},
     routing::get,
 };
 use futures_util::{StreamExt, stream};
@@ -43,6 +43,18 @@ pub enum Fault {
     NoChecksum,
     /// Something else than JSON, with status 200.
     NoJson,
+    /// Requests for the description are refused with this status, and a reason in the body.
+    RefuseInTheBody(u16),
+    /// The first request for the description gets status 503.
+    FailOnce,
+    /// The listing's next page is on another server.
+    NextPageElsewhere,
+    /// The listing's next page is given by its path.
+    NextPageByPath,
+    /// The repository's description has moved within the hub.
+    Moved,
+    /// The description redirects to another server.
+    MovedAway,
 }
 
 /// A request for bytes, as it arrived at the content network.
@@ -93,6 +105,7 @@ impl FakeHub {
         let hub_routes = Router::new()
             .route("/api/models/owner/name/revision/{revision}", get(revision))
             .route("/api/models/owner/name/tree/{commit}", get(tree))
+            .route("/api/models/new/name/revision/{revision}", get(revision))
             .route("/owner/name/resolve/{commit}/{*path}", get(resolve))
             .with_state(inner.clone());
         let network_routes = Router::new().route("/bytes/{*path}", get(bytes)).with_state(inner.clone());
@@ -126,6 +139,14 @@ impl Inner {
     fn admit(&self, headers: &HeaderMap) -> Result<(), Response> {
         self.hub_authorizations.lock().unwrap().push(text(headers, header::AUTHORIZATION));
         match self.fault() {
+            Fault::RefuseInTheBody(status) => {
+                Err((StatusCode::from_u16(status).unwrap(), Json(json!({"error": "ask the librarian"})))
+                    .into_response())
+            }
+            Fault::FailOnce => {
+                *self.fault.lock().unwrap() = Fault::None;
+                Err(StatusCode::SERVICE_UNAVAILABLE.into_response())
+            }
             Fault::Refuse(status, code) => {
                 let status = StatusCode::from_u16(status).unwrap();
                 Err((status, [("x-error-code", code), ("x-error-message", "no")], "refused").into_response())
@@ -142,11 +163,18 @@ fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<String> {
 async fn revision(
     State(hub): State<Arc<Inner>>,
     Path(revision): Path<String>,
+    uri: Uri,
     headers: HeaderMap,
 ) -> Result<Json<Value>, Response> {
     hub.admit(&headers)?;
     if hub.fault() == Fault::NoJson {
         return Err("<html>Welcome to the library's network</html>".into_response());
+    }
+    if hub.fault() == Fault::Moved && uri.path().starts_with("/api/models/owner/") {
+        return Err(Redirect::temporary("/api/models/new/name/revision/main").into_response());
+    }
+    if hub.fault() == Fault::MovedAway {
+        return Err(Redirect::temporary(&format!("{}/api", hub.content_network)).into_response());
     }
     match revision.as_str() {
         "main" | COMMIT => Ok(Json(json!({"id": "owner/name", "sha": COMMIT}))),
@@ -174,9 +202,13 @@ async fn tree(
     entries.push(json!({"type": "directory", "path": "some", "size": 0, "oid": "00"}));
     let mut response = Json(entries).into_response();
     if start + PAGE < hub.files.len() {
+        let origin = match hub.fault() {
+            Fault::NextPageElsewhere => &hub.content_network,
+            Fault::NextPageByPath => "",
+            _ => &hub.endpoint,
+        };
         let next = format!(
-            "<{}/api/models/owner/name/tree/{COMMIT}?recursive=true&cursor={}>; rel=\"next\"",
-            hub.endpoint,
+            "<{origin}/api/models/owner/name/tree/{COMMIT}?recursive=true&cursor={}>; rel=\"next\"",
             start + PAGE
         );
         response.headers_mut().insert(header::LINK, next.parse().unwrap());

@@ -2,9 +2,14 @@
 //! release as its project publishes it (the crate utoipa-swagger-ui-vendored); only the file that says which description
 //! to show is ours.
 
-use std::io::{Cursor, Read};
+use std::{
+    collections::HashMap,
+    io::{Cursor, Read},
+    sync::LazyLock,
+};
 
 use axum::{
+    body::Bytes,
     extract::{Path, rejection::PathRejection},
     http::header,
     response::{IntoResponse, Redirect, Response},
@@ -42,35 +47,42 @@ pub(in crate::http) async fn docs_file(file: Result<Path<String>, PathRejection>
 }
 
 fn page(name: &str) -> Result<Response> {
-    let missing = || Error::new(ErrorKind::NotFound, "No such page; the documentation begins at /docs.");
-    let content_type = match name.rsplit_once('.').map(|(_, extension)| extension) {
-        Some("html") => "text/html; charset=utf-8",
-        Some("css") => "text/css; charset=utf-8",
-        Some("js") => "text/javascript; charset=utf-8",
-        Some("png") => "image/png",
-        _ => return Err(missing()),
-    };
-    let bytes = match name {
-        "swagger-initializer.js" => INITIALIZER.into(),
-        _ => archived(name).map_err(Error::internal)?.ok_or_else(missing)?,
-    };
-    Ok(([(header::CONTENT_TYPE, content_type)], bytes).into_response())
+    static FILES: LazyLock<Result<HashMap<String, Bytes>, ZipError>> = LazyLock::new(distribution);
+    let files = FILES.as_ref().map_err(|error| Error::internal(anyhow::anyhow!("Swagger UI's archive: {error}")))?;
+    let file = files.get(name).zip(content_type(name));
+    let (bytes, content_type) =
+        file.ok_or_else(|| Error::new(ErrorKind::NotFound, "No such page; the documentation begins at /docs."))?;
+    Ok(([(header::CONTENT_TYPE, content_type)], bytes.clone()).into_response())
 }
 
-/// A file of Swagger UI's distribution.
-fn archived(name: &str) -> Result<Option<Vec<u8>>, ZipError> {
+fn content_type(name: &str) -> Option<&'static str> {
+    match name.rsplit_once('.')?.1 {
+        "html" => Some("text/html; charset=utf-8"),
+        "css" => Some("text/css; charset=utf-8"),
+        "js" => Some("text/javascript; charset=utf-8"),
+        "png" => Some("image/png"),
+        _ => None,
+    }
+}
+
+/// The files of Swagger UI's distribution that a browser asks for, by name. They are unpacked once, so that requests cost a
+/// look-up.
+fn distribution() -> Result<HashMap<String, Bytes>, ZipError> {
     let mut archive = ZipArchive::new(Cursor::new(SWAGGER_UI_VENDORED))?;
-    let is_wanted = |path: &str| {
-        path.split_once('/').and_then(|(_release, rest)| rest.strip_prefix("dist/")).is_some_and(|rest| rest == name)
-    };
-    let name_of = |place: usize| archive.name_for_index(place)?.ok();
-    let Some(place) = (0..archive.len()).find(|place| name_of(*place).is_some_and(|path| is_wanted(&path))) else {
-        return Ok(None);
-    };
-    let mut file = archive.by_index(place)?;
-    let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
-    Ok(Some(bytes))
+    let mut files = HashMap::new();
+    for place in 0..archive.len() {
+        let mut file = archive.by_index(place)?;
+        let path = file.name()?.into_owned();
+        let name = path.split_once('/').and_then(|(_release, rest)| rest.strip_prefix("dist/"));
+        let Some(name) = name.filter(|name| content_type(name).is_some() && !name.contains("es-bundle")) else {
+            continue;
+        };
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        files.insert(name.to_owned(), bytes.into());
+    }
+    files.insert("swagger-initializer.js".to_owned(), Bytes::from_static(INITIALIZER.as_bytes()));
+    Ok(files)
 }
 
 #[cfg(test)]
@@ -79,7 +91,8 @@ mod tests {
 
     #[test]
     fn every_file_that_the_page_names_is_there() {
-        let index = String::from_utf8(archived("index.html").unwrap().unwrap()).unwrap();
+        let files = distribution().unwrap();
+        let index = std::str::from_utf8(&files["index.html"]).unwrap();
         let mut named: Vec<&str> = index.split(['"', ' ']).filter_map(|part| part.strip_prefix("./")).collect();
         named.push("index.css");
         assert!(named.contains(&"swagger-initializer.js") && named.len() >= 6, "{named:?}");

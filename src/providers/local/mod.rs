@@ -2,7 +2,7 @@
 //!
 //! Everything that knows text happens here, at the engine's edge: the chat template, the tokenizer, the
 //! grammar that a schema becomes, stop strings, tool calls. Preparing a request can take milliseconds (a
-//! long prompt, a large schema) and runs where `text/work.rs` says. A prompt is tokenized no further than its refusal
+//! long prompt, a large schema) and runs where `crates/text/src/work.rs` says. A prompt is tokenized no further than its refusal
 //! makes necessary. The stream it returns owns the engine's
 //! stream, so dropping one cancels the other.
 

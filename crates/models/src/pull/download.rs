@@ -205,7 +205,7 @@ impl Download<'_> {
             }
             _ => {
                 let what = format!("file {} in {}", self.file.path, self.repository);
-                Ok(refuse_errors(response, &self.url, self.repository, &what)?)
+                refuse_errors(response, &self.url, self.repository, &what).await
             }
         }
     }

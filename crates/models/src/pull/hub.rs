@@ -21,9 +21,9 @@ use super::{HubSettings, PullError, cache::is_plain_path};
 /// Entries of a listing, files and directories.
 const ENTRIES_MAX: usize = 100_000;
 /// Pages of a listing, which the hub makes of a thousand entries.
-const PAGES_MAX: usize = 10_000;
+const PAGES_MAX: usize = 1000;
 /// One answer that describes a repository.
-const ANSWER_BYTES_MAX: usize = 64 << 20;
+const ANSWER_BYTES_MAX: usize = 16 << 20;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest silence in the middle of a file.
@@ -32,6 +32,8 @@ const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const RETRIES: usize = 2;
 /// Redirects within the hub, from an old name of a repository to its new one.
 const REDIRECTS_MAX: usize = 10;
+/// The body of a refusal that is read for what it says.
+const REFUSAL_BYTES_MAX: usize = 64 << 10;
 /// Of what the hub says about a refusal, in characters.
 const MESSAGE_LENGTH_MAX: usize = 300;
 const USER_AGENT: &str = concat!("hearth/", env!("CARGO_PKG_VERSION"));
@@ -199,7 +201,7 @@ impl Hub {
         let response = self.ask(&url, |client| client.head(url.clone())).await?;
         let response = match response.status().is_redirection() {
             true => response,
-            false => refuse_errors(response, &url, repository, &format!("file {path} in {repository}"))?,
+            false => refuse_errors(response, &url, repository, &format!("file {path} in {repository}")).await?,
         };
         let sha256 = linked_sha256(response.headers())
             .ok_or_else(|| PullError::NoChecksum { file: path.clone(), url: url.to_string() })?;
@@ -214,8 +216,12 @@ impl Hub {
         what: &str,
     ) -> Result<(T, header::HeaderMap), PullError> {
         let response = self.ask(url, |client| client.get(url.clone())).await?;
-        let mut response = refuse_errors(response, url, repository, what)?;
         let wrong = |problem: String| PullError::Answer { url: url.to_string(), problem };
+        if response.status().is_redirection() {
+            let to = response.headers().get(header::LOCATION).and_then(|to| to.to_str().ok()).unwrap_or_default();
+            return Err(wrong(format!("it redirects to {to:?}, which is another server; set HF_ENDPOINT to that one")));
+        }
+        let mut response = refuse_errors(response, url, repository, what).await?;
         let mut body = Vec::new();
         while let Some(piece) = response.chunk().await.map_err(|error| unreachable(url, error))? {
             if body.len() + piece.len() > ANSWER_BYTES_MAX {
@@ -283,13 +289,14 @@ fn check_listed(file: &ListedFile) -> Result<(), String> {
     Ok(())
 }
 
-/// The address of a listing's next page: `Link: <ADDRESS>; rel="next"` (RFC 8288).
+/// The address of a listing's next page: `Link: <ADDRESS>; rel="next"` (RFC 8288). An address may hold commas, which
+/// elsewhere part one link from the next.
 fn next_page(headers: &header::HeaderMap) -> Option<&str> {
     let links = headers.get_all(header::LINK).iter().filter_map(|value| value.to_str().ok());
-    links.flat_map(|value| value.split(',')).find_map(|link| {
-        let (address, parameters) = link.trim().strip_prefix('<')?.split_once('>')?;
-        let is_next = parameters.split(';').any(|parameter| matches!(parameter.trim(), "rel=\"next\"" | "rel=next"));
-        is_next.then_some(address)
+    links.flat_map(|value| value.split('<').skip(1)).find_map(|link| {
+        let (address, parameters) = link.split_once('>')?;
+        let mut parameters = parameters.split([';', ',']).map(str::trim);
+        parameters.any(|parameter| matches!(parameter, "rel=\"next\"" | "rel=next")).then_some(address)
     })
 }
 
@@ -300,19 +307,39 @@ fn linked_sha256(headers: &header::HeaderMap) -> Option<String> {
     (tag.len() == 64 && tag.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| tag.to_ascii_lowercase())
 }
 
-/// Turns a status that is no success into the error that says what to do.
-pub(super) fn refuse_errors(
-    response: Response,
+/// What a refusal says in its body.
+#[derive(Deserialize)]
+struct Refused {
+    error: String,
+}
+
+/// Turns a status that is no success into the error that says what to do. The hub's own words are in a header, or, from
+/// mirrors, in the body as `{"error": "..."}`.
+pub(super) async fn refuse_errors(
+    mut response: Response,
     url: &Url,
     repository: &str,
     what: &str,
 ) -> Result<Response, PullError> {
-    if response.status().is_success() {
+    let status = response.status();
+    if status.is_success() {
         return Ok(response);
     }
-    let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let (code, message) = (header("x-error-code"), header("x-error-message"));
-    Err(refusal(response.status(), code, message, url, repository, what))
+    let header = |name: &str| {
+        let value = response.headers().get(name).and_then(|value| value.to_str().ok());
+        value.unwrap_or_default().to_owned()
+    };
+    let (code, mut message) = (header("x-error-code"), header("x-error-message"));
+    if message.is_empty() {
+        let mut body = Vec::new();
+        while let Ok(Some(piece)) = response.chunk().await
+            && body.len() < REFUSAL_BYTES_MAX
+        {
+            body.extend_from_slice(&piece);
+        }
+        message = serde_json::from_slice(&body).map(|refused: Refused| refused.error).unwrap_or_default();
+    }
+    Err(refusal(status, &code, &message, url, repository, what))
 }
 
 fn refusal(status: StatusCode, code: &str, message: &str, url: &Url, repository: &str, what: &str) -> PullError {
@@ -365,8 +392,9 @@ mod tests {
         assert_eq!(next_page(&headers), None);
         headers.insert(header::LINK, "</a?cursor=1>; rel=\"prev\"".parse().unwrap());
         assert_eq!(next_page(&headers), None);
-        headers.append(header::LINK, "</b>; rel=\"last\", <http://hub/c?cursor=2>; x=y; rel=\"next\"".parse().unwrap());
-        assert_eq!(next_page(&headers), Some("http://hub/c?cursor=2"));
+        headers
+            .append(header::LINK, "</b>; rel=\"last\", <http://hub/c?cursor=2,3>; x=y; rel=\"next\"".parse().unwrap());
+        assert_eq!(next_page(&headers), Some("http://hub/c?cursor=2,3"));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use pdfboss_core::{
     block_on,
 };
 use pdfboss_output::{
-    Block, Cell, FontCache, LayoutOptions, Line, Marker, PageLayout, ReadingOrder, page_layout_opts,
+    Block, Cell, FontCache, LayoutOptions, Line, ListItem, Marker, PageLayout, ReadingOrder, page_layout_opts,
     retain_rulings_on_page, retain_spans_on_page, structure_for,
 };
 use pdfboss_text::extract_spans_and_rulings_reporting_cached_with;
@@ -36,10 +36,14 @@ pub(super) fn read(path: &Path, builder: &mut DocumentBuilder<'_>) -> Result<(),
     if document.is_locked() {
         return Err(ExtractError::Encrypted { format: Format::Pdf });
     }
-    // The pages that there are: what the page tree says of their number may be anything.
+    // The number that the file gives may be anything; the pages are those that there are.
+    let claimed = document.page_count();
     let pages = document.flattened_page_count();
     if pages == 0 {
         return Err(ExtractError::damaged(Format::Pdf, "it has no pages; was it cut off?"));
+    }
+    if claimed > pages {
+        builder.skip(format!("{} of {claimed} pages are not in the file", claimed - pages));
     }
     if pages as u64 > builder.limits().pages {
         return Err(ExtractError::OverLimit {
@@ -51,9 +55,13 @@ pub(super) fn read(path: &Path, builder: &mut DocumentBuilder<'_>) -> Result<(),
     let mut outline = Outline::of(document.outline(), &PageNumbers::of(&document, pages));
     let reader = PageReader::of(&document);
     for page in 0..pages {
-        match reader.text(page) {
-            Ok(text) => read_page(&text, page, &mut outline, builder)?,
-            Err(PdfError::Encrypted) => return Err(ExtractError::Encrypted { format: Format::Pdf }),
+        match reader.page(page) {
+            Ok(PageText { text, missing }) => {
+                if let Some(missing) = missing {
+                    builder.skip(format!("page {}: {missing}", page + 1));
+                }
+                read_page(&text, page, &mut outline, builder)?;
+            }
             Err(error) => builder.skip(format!("page {} cannot be read: {error}", page + 1)),
         }
     }
@@ -71,6 +79,13 @@ struct PageReader<'d> {
     structure: Option<StructureTree>,
 }
 
+struct PageText {
+    /// Lines, with an empty one between blocks and a bullet in front of each item of a list.
+    text: String,
+    /// What of the page could not be read, and why.
+    missing: Option<String>,
+}
+
 impl<'d> PageReader<'d> {
     fn of(document: &'d Document) -> Self {
         Self {
@@ -81,8 +96,7 @@ impl<'d> PageReader<'d> {
         }
     }
 
-    /// The lines of a page, with an empty one between blocks and a bullet in front of each item of a list.
-    fn text(&self, page: usize) -> Result<String, PdfError> {
+    fn page(&self, page: usize) -> Result<PageText, PdfError> {
         let page = self.document.page(page)?;
         let (mut spans, mut rulings, report) = block_on(extract_spans_and_rulings_reporting_cached_with(
             Immediate(self.document),
@@ -94,7 +108,15 @@ impl<'d> PageReader<'d> {
         ))?;
         retain_spans_on_page(&mut spans, &page);
         retain_rulings_on_page(&mut rulings, &page);
-        Ok(text_of(&page_layout_opts(&spans, &rulings, report.order, &LayoutOptions::default())))
+        let text = text_of(&page_layout_opts(&spans, &rulings, report.order, &LayoutOptions::default()));
+        let missing = report.skipped.first().map(|first| {
+            let others = match report.skipped.len() - 1 {
+                0 => String::new(),
+                others => format!(", and {others} more"),
+            };
+            format!("{}: {}{others}", first.kind, first.cause)
+        });
+        Ok(PageText { text, missing })
     }
 }
 
@@ -102,18 +124,12 @@ fn text_of(layout: &PageLayout) -> String {
     let mut text = String::new();
     for block in &layout.blocks {
         match block {
-            Block::Heading { lines, .. } | Block::Paragraph { lines, .. } => push_line(&mut text, &joined(lines)),
+            Block::Heading { lines, .. } | Block::Paragraph { lines, .. } => {
+                push_line(&mut text, &joined(lines.iter().map(text_of_line)))
+            }
             Block::List { items, .. } => {
                 for item in items {
-                    let item_text = joined(&item.lines);
-                    match item.marker {
-                        // A bullet of whatever shape becomes one that `read_page` knows.
-                        Marker::Bullet => {
-                            let rest: String = item_text.chars().skip(item.marker_len).collect();
-                            push_line(&mut text, &format!("• {}", rest.trim_start()));
-                        }
-                        Marker::Number(_) => push_line(&mut text, &item_text),
-                    }
+                    push_line(&mut text, &text_of_item(item));
                 }
             }
             Block::Table { rows, .. } => {
@@ -127,6 +143,19 @@ fn text_of(layout: &PageLayout) -> String {
     text
 }
 
+/// An item of a list. A bullet of whatever shape becomes one that [`read_page`] knows; a label that says something, such
+/// as `(b)` or `4.2`, stays.
+fn text_of_item(item: &ListItem) -> String {
+    let Some((first, rest)) = item.lines.split_first() else { return String::new() };
+    let raw: String = first.inlines.iter().map(|inline| inline.text.as_str()).collect();
+    let marker: String = raw.chars().take(item.marker_len).collect();
+    if !matches!(item.marker, Marker::Bullet) || marker.chars().any(char::is_alphanumeric) {
+        return joined(item.lines.iter().map(text_of_line));
+    }
+    let first = raw.chars().skip(item.marker_len).collect::<String>().trim().to_owned();
+    format!("• {}", joined(std::iter::once(first).chain(rest.iter().map(text_of_line))))
+}
+
 fn push_line(text: &mut String, line: &str) {
     if !line.is_empty() {
         text.push_str(line);
@@ -136,9 +165,9 @@ fn push_line(text: &mut String, line: &str) {
 
 /// Lines of one block. Where a word is parted between two of them, they become one with a space after the hyphen:
 /// what [`unhyphenated`] looks for.
-fn joined(lines: &[Line]) -> String {
+fn joined(lines: impl Iterator<Item = String>) -> String {
     let mut text = String::new();
-    for line in lines.iter().map(text_of_line).filter(|line| !line.is_empty()) {
+    for line in lines.filter(|line| !line.is_empty()) {
         if text.ends_with('-') && line.starts_with(char::is_lowercase) {
             text.push(' ');
         } else if !text.is_empty() {
@@ -297,6 +326,7 @@ fn failed(error: &PdfError) -> ExtractError {
 #[cfg(test)]
 mod tests {
     use pdfboss_core::Fit;
+    use pdfboss_output::{BBox, Inline};
 
     use super::*;
     use crate::extract::Limits;
@@ -320,6 +350,19 @@ mod tests {
             unhyphenated("an alter- native - and pre- and suf- fixes, A- b"),
             "an alternative - and pre- and suffixes, A- b"
         );
+    }
+
+    #[test]
+    fn bullets_go_and_labels_stay() {
+        let item = |marker, text: &str, marker_len| {
+            let inline = Inline { text: text.to_owned(), bold: false, italic: false, code: false };
+            let line = Line { inlines: vec![inline], y: 0.0, x: 0.0, end_x: 9.0, size: 1.0 };
+            let bbox = BBox { x0: 0.0, y0: 0.0, x1: 9.0, y1: 1.0 };
+            text_of_item(&ListItem { marker, marker_len, lines: vec![line], bbox })
+        };
+        assert_eq!(item(Marker::Bullet, " • Apple", 3), "• Apple");
+        assert_eq!(item(Marker::Bullet, "(b) The supplier", 4), "(b) The supplier");
+        assert_eq!(item(Marker::Number(2), "2. Turn", 3), "2. Turn");
     }
 
     #[test]
