@@ -123,7 +123,7 @@ impl Download<'_> {
             }
             Err(error) => return Err(error.into()),
         };
-        let response = self.accept(response, have)?;
+        let response = self.accept(response, have).await?;
 
         let wrong_length = |found: String| PullError::WrongLength {
             file: self.file.path.clone(),
@@ -169,7 +169,7 @@ impl Download<'_> {
     }
 
     /// Is this answer the bytes from `have` on? If it is the file from its start, `have` goes back to 0.
-    fn accept(&self, response: Response, have: &mut u64) -> Result<Response, Failure> {
+    async fn accept(&self, response: Response, have: &mut u64) -> Result<Response, Failure> {
         let status = response.status();
         match status {
             StatusCode::PARTIAL_CONTENT if *have > 0 => {
@@ -205,7 +205,7 @@ impl Download<'_> {
             }
             _ => {
                 let what = format!("file {} in {}", self.file.path, self.repository);
-                refuse_errors(response, &self.url, self.repository, &what).await
+                Ok(refuse_errors(response, &self.url, self.repository, &what).await?)
             }
         }
     }
