@@ -24,10 +24,12 @@ fi
 say "Starting the server on a free port of this machine"
 log=target/quickstart.log
 data=target/quickstart
+# Not the address of the run before.
+mkdir -p target && rm -f "$log"
 "$hearth" serve --port 0 --offline --data-dir "$data" > "$log" 2>&1 &
 server=$!
 trap 'kill "$server" 2>/dev/null; wait "$server" 2>/dev/null || true' EXIT
-until url=$(grep -om1 'http://[0-9.:]*' "$log"); do
+until url=$(grep -som1 'http://[0-9.:]*' "$log"); do
   kill -0 "$server" 2>/dev/null || { cat "$log"; exit 1; }
   sleep 0.1
 done

@@ -1,5 +1,5 @@
 //! `hearth extract-child`: the process that reads one PDF or Office document for its parent and may die of it.
-//! Nobody types this; [`hearth::text::extract::sandbox`](hearth_text::extract::sandbox) starts it.
+//! Users do not type this; [`hearth_text::extract::sandbox`] starts it.
 
 use std::io;
 
