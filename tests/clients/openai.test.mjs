@@ -29,7 +29,7 @@ test("chat, and the same streamed", async () => {
 test("the stream helper, n, stop and logprobs", async () => {
   const runner = client.chat.completions.stream({ model, messages, max_tokens: 8, temperature: 0 });
   assert.ok((await runner.finalChatCompletion()).choices[0].message.content);
-  const many = await client.chat.completions.create({ model, messages, max_tokens: 4, n: 3, logprobs: true, top_logprobs: 2 });
+  const many = await client.chat.completions.create({ model, messages, max_tokens: 4, n: 3, logprobs: true, top_logprobs: 2, ignore_eos: true });
   assert.equal(many.choices.length, 3);
   assert.equal(many.choices[0].logprobs.content[0].top_logprobs.length, 2);
 });
