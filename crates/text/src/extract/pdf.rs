@@ -125,7 +125,7 @@ fn text_of(layout: &PageLayout) -> String {
     for block in &layout.blocks {
         match block {
             Block::Heading { lines, .. } | Block::Paragraph { lines, .. } => {
-                push_line(&mut text, &joined(lines.iter().map(text_of_line)))
+                push_line(&mut text, &joined(lines.iter().map(text_of_line)));
             }
             Block::List { items, .. } => {
                 for item in items {
