@@ -3,7 +3,7 @@
 //! `scripts/fixtures/chat_templates.py` writes the expected texts; they are made from files that are not ours
 //! to carry, so where they have not been made this test says so and checks nothing.
 
-use std::{collections::HashMap, fs, path::Path};
+use std::{collections::HashMap, fs};
 
 use hearth_text::chat_template::ChatTemplate;
 use serde::Deserialize;
@@ -20,7 +20,6 @@ const ESCAPED_BY_ACCIDENT: [&str; 1] = ["meetkai-functionary-medium-v3.1.jinja"]
 struct Fixture {
     bos: String,
     eos: String,
-    folder: String,
     cases: Vec<Case>,
 }
 
@@ -40,7 +39,8 @@ struct Case {
 
 #[test]
 fn published_templates_render_as_transformers_renders_them() {
-    let path = support::fetched_fixtures().join("chat_templates.json");
+    let fixtures = support::fetched_fixtures();
+    let path = fixtures.join("chat_templates.json");
     let Ok(json) = fs::read_to_string(&path) else {
         eprintln!("skipped: {} has not been made by scripts/fixtures/chat_templates.py", path.display());
         return;
@@ -52,7 +52,7 @@ fn published_templates_render_as_transformers_renders_them() {
     for case in &fixture.cases {
         let template = templates.entry(&case.template).or_insert_with(|| {
             let source =
-                fs::read_to_string(Path::new(&fixture.folder).join(&case.template)).expect("the template's file");
+                fs::read_to_string(fixtures.join("templates").join(&case.template)).expect("the template's file");
             ChatTemplate::new(&source, &fixture.bos, &fixture.eos)
         });
         let template = match template {
