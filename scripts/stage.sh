@@ -5,9 +5,19 @@ if [ -z "${HEARTH_STAGES:-}" ]; then
   HEARTH_STAGES=$(mktemp -d)
   export HEARTH_STAGES
   touch "$HEARTH_STAGES/over"
-  trap 'printf "\n==== Seconds\n"; cat "$HEARTH_STAGES"/{over,open} 2>/dev/null; printf "%6d  in all\n" "$SECONDS"
-        rm -rf "$HEARTH_STAGES"' EXIT
+  trap print_stages EXIT
 fi
+
+# The script's status is the one with which it ended, whatever printing says.
+print_stages() {
+  local status=$?
+  printf '\n==== Seconds\n'
+  cat "$HEARTH_STAGES/over"
+  if [ -e "$HEARTH_STAGES/open" ]; then cat "$HEARTH_STAGES/open"; fi
+  printf '%6d  in all\n' "$SECONDS"
+  rm -rf "$HEARTH_STAGES"
+  exit "$status"
+}
 
 # A command that fails ends the script, so nothing here may make `set -e` ineffective for it.
 stage() {
