@@ -77,7 +77,9 @@ async fn a_question_is_answered_from_the_passages_that_are_near() {
     let server = server().await;
     let trees = server.upload("trees.md", OAKS).await;
     server.upload("engines.md", ENGINES).await;
-    let question = json!({"question": "How high does an oak grow?", "wait": true, "max_tokens": 8, "confidence": true});
+    let question = json!({
+        "question": "How high does an oak grow?", "grounding": "free", "wait": true, "max_tokens": 8, "confidence": true,
+    });
     let (status, answer) = server.call(Method::POST, "/ask", Some(question)).await;
     assert_eq!(status, 200, "{answer}");
     let first = &answer["sources"][0];
@@ -90,7 +92,7 @@ async fn a_question_is_answered_from_the_passages_that_are_near() {
     for key in ["answer", "model"] {
         assert!(answer[key].is_string(), "{key}: {answer}");
     }
-    let question = json!({"question": "How high does an oak grow?", "include_sources": false, "max_tokens": 4});
+    let question = json!({"question": "How high does an oak grow?", "grounding": "free", "include_sources": false, "max_tokens": 4});
     let (_, answer) = server.call(Method::POST, "/ask", Some(question)).await;
     assert!(answer.get("sources").is_none() && answer.get("confidence").is_none(), "{answer}");
 }
@@ -100,10 +102,17 @@ async fn a_stream_says_its_sources_first_and_its_usage_last() {
     let server = server().await;
     let id = server.upload("trees.md", OAKS).await;
     for (path, body, first) in [
-        ("/ask/stream", json!({"question": "What is a birch felled for?", "wait": 60, "max_tokens": 8}), "sources"),
+        (
+            "/ask/stream",
+            json!({"question": "What is a birch felled for?", "grounding": "free", "wait": 60, "max_tokens": 8}),
+            "sources",
+        ),
         (
             "/api/v1/chat/stream",
-            json!({"messages": [{"role": "user", "content": "What is a birch felled for?"}], "temperature": 0, "max_tokens": 8}),
+            json!({
+                "messages": [{"role": "user", "content": "What is a birch felled for?"}],
+                "grounding": "free", "temperature": 0, "max_tokens": 8,
+            }),
             "citations",
         ),
     ] {
@@ -121,6 +130,110 @@ async fn a_stream_says_its_sources_first_and_its_usage_last() {
         assert_eq!(last["done"], true);
         assert_eq!(last[first], frames[0][first]);
         assert!(last["usage"]["completion_tokens"].as_u64().expect("a count") > 0 && last["timings"].is_object());
+    }
+}
+
+/// The answer as it stands, without marks and the white space between its parts.
+fn quoted(answer: &Value) -> Vec<String> {
+    let text = answer["answer"].as_str().expect("a text");
+    text.lines().map(|line| line.rsplit_once(" [").expect("a mark").0.to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_small_model_is_not_asked_to_write_and_sentences_are_quoted() {
+    let server = server().await;
+    let trees = server.upload("trees.md", OAKS).await;
+    server.upload("engines.md", ENGINES).await;
+    let question = "Who improved the steam engine in 1769?";
+    let body = json!({"question": question, "wait": true, "confidence": true});
+    let (status, answer) = server.call(Method::POST, "/ask", Some(body)).await;
+    assert_eq!((status.as_u16(), &answer["grounding"]), (200, &json!("extract")), "{answer}");
+    let sentences = quoted(&answer);
+    assert!(sentences.contains(&"James Watt improved it in 1769.".to_owned()), "{answer}");
+    assert!(sentences.len() <= 3 && sentences.iter().all(|sentence| ENGINES.contains(sentence)), "{answer}");
+    assert_eq!(answer["sources"].as_array().map(Vec::len), Some(1), "only what is cited: {answer}");
+    assert_eq!(answer["sources"][0]["filename"], "engines.md");
+    let confidence = answer["confidence"].as_f64().expect("a number");
+    assert!((0.0..=1.0).contains(&confidence) && answer["confidence_is_rated"] == true, "{answer}");
+    assert_eq!((&answer["model"], answer.get("unsupported")), (&json!("hearth-embed"), None), "{answer}");
+    assert!(answer["usage"]["prompt_tokens"].as_u64().expect("a count") > 0, "embedding is counted: {answer}");
+    assert_eq!(answer["usage"]["completion_tokens"], 0);
+
+    // The same in a conversation and as a stream.
+    let body = json!({"messages": [{"role": "user", "content": question}]});
+    let (_, chat) = server.call(Method::POST, "/api/v1/chat", Some(body)).await;
+    assert_eq!((&chat["response"], &chat["grounding"]), (&answer["answer"], &json!("extract")), "{chat}");
+    assert_eq!(chat["citations"].as_array().map(Vec::len), Some(1), "{chat}");
+    let body = json!({"question": question});
+    let stream = server.client.post(format!("{}/ask/stream", server.url)).json(&body).send().await.expect("an answer");
+    let text = stream.text().await.expect("UTF-8");
+    let frames = text.split_terminator("\n\n").map(|frame| serde_json::from_str::<Value>(&frame[6..]).expect("JSON"));
+    let frames: Vec<Value> = frames.collect();
+    let said: String = frames.iter().filter_map(|frame| frame["token"].as_str()).collect();
+    assert_eq!(json!(said), answer["answer"]);
+    assert_eq!(frames.last().expect("a last frame")["grounding"], "extract");
+
+    // Near enough to be found, not near enough to be an answer.
+    let body = json!({"question": "What do trees cost in Norway?", "min_similarity": 0.0, "confidence": true});
+    let (_, answer) = server.call(Method::POST, "/ask", Some(body)).await;
+    assert_eq!(answer["answer"], "The knowledge base holds nothing on this question.");
+    assert_eq!((&answer["sources"], &answer["confidence"]), (&json!([]), &json!(0.0)), "{answer}");
+
+    let body = json!({"question": "How high does an oak grow?", "grounding": "strict"});
+    let (status, error) = server.call(Method::POST, "/ask", Some(body)).await;
+    assert_eq!((status.as_u16(), &error["error"]["param"]), (400, &json!("grounding")), "{error}");
+    let body = json!({"question": "How high does an oak grow?", "document_ids": [trees], "grounding": "extract"});
+    let (_, answer) = server.call(Method::POST, "/ask", Some(body)).await;
+    assert!(quoted(&answer)[0].contains("forty metres"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_chooses_can_only_quote() {
+    let server = server().await;
+    server.upload("trees.md", OAKS).await;
+    for question in ["How high does an oak grow?", "What is a birch felled for?", "How long does an oak live?"] {
+        let body = json!({"question": question, "grounding": "quote", "wait": true, "min_similarity": 0.0});
+        let (status, answer) = server.call(Method::POST, "/ask", Some(body)).await;
+        assert_eq!((status.as_u16(), &answer["grounding"], &answer["model"]), (200, &json!("quote"), &json!("tiny")));
+        // The model's weights are random: it may choose any sentences, or none.
+        if answer["answer"] == "The knowledge base holds nothing on this question." {
+            assert_eq!(answer["sources"], json!([]), "{answer}");
+        } else {
+            assert!(quoted(&answer).iter().all(|sentence| OAKS.contains(sentence)), "{answer}");
+        }
+        assert!(answer["usage"]["completion_tokens"].as_u64().expect("a count") > 0, "{answer}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_model_writes_is_held_against_the_passages() {
+    let server = server().await;
+    server.upload("trees.md", OAKS).await;
+    let body = json!({"question": "How high does an oak grow?", "grounding": "free", "wait": true, "max_tokens": 40});
+    let (status, answer) = server.call(Method::POST, "/ask", Some(body)).await;
+    assert_eq!((status.as_u16(), &answer["grounding"]), (200, &json!("free")), "{answer}");
+    let text = answer["answer"].as_str().expect("a text");
+    // Random weights write nothing of use.
+    let unsupported = answer["unsupported"].as_array().expect("what was found");
+    let has_words = text.chars().any(char::is_alphanumeric);
+    assert_eq!(unsupported.is_empty(), !has_words, "{answer}");
+    let body = json!({"messages": [{"role": "user", "content": "Hello"}], "use_rag": false, "max_tokens": 4});
+    let (_, answer) = server.call(Method::POST, "/api/v1/chat", Some(body)).await;
+    assert!(answer.get("grounding").is_none() && answer.get("unsupported").is_none(), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_is_answered_without_a_chat_model() {
+    let server = Running::start_with(settings(), |config| config.model = None).await;
+    server.upload("trees.md", OAKS).await;
+    let body = json!({"question": "How high does an oak grow?", "wait": true});
+    let (status, answer) = server.call(Method::POST, "/ask", Some(body)).await;
+    assert_eq!((status.as_u16(), &answer["grounding"]), (200, &json!("extract")), "{answer}");
+    assert!(quoted(&answer)[0].contains("forty metres"), "{answer}");
+    for grounding in ["quote", "free"] {
+        let body = json!({"question": "How high does an oak grow?", "grounding": grounding});
+        let (status, error) = server.call(Method::POST, "/ask", Some(body)).await;
+        assert_eq!((status.as_u16(), &error["error"]["code"]), (404, &json!("model_not_found")), "{error}");
     }
 }
 

@@ -70,7 +70,7 @@ async fn an_answer_from_documents_is_kept_until_they_change() {
         answer["document_id"].as_str().expect("an id").to_owned()
     };
     let ask = async |question: &str| {
-        let body = json!({"question": question, "wait": true, "max_tokens": 6});
+        let body = json!({"question": question, "grounding": "free", "wait": true, "max_tokens": 6});
         post(&server, "/ask", "", &body).await
     };
     upload("trees.md", "# Oak\n\nThe oak grows to a height of forty metres and lives for a thousand years.\n").await;

@@ -312,7 +312,7 @@ fn load_all(
     } else if router.has_hosted() {
         tracing::info!("no local chat model: upstreams generate alone");
     } else {
-        tracing::warn!("{}; nothing is generated", no_chat_model(config));
+        tracing::info!("{}; questions to documents are answered by quoting them", no_chat_model(config));
     }
     match embedder {
         Some(embedder) => {

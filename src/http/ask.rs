@@ -3,7 +3,7 @@
 //! A stream says its sources first, then tokens, and `{"done":true}` with usage and timings last.
 
 use std::{
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -12,10 +12,9 @@ use axum::{
     extract::State,
     response::{IntoResponse, Response},
 };
-use futures_util::{StreamExt, stream};
 use hearth_domain::{
     Account, GenerateEvent, GenerateRequest, Timings, Usage,
-    documents::{AttributeFilter, Collection},
+    documents::{AttributeFilter, Collection, Grounding},
     error::Error,
 };
 use serde::Serialize;
@@ -30,10 +29,10 @@ use super::{
     state::AppState,
 };
 use crate::{
-    providers::{ChatModel, GenerateStream},
+    providers::GenerateStream,
     retrieval::{passages::Passage, search::SearchRequest},
     service::{
-        ask::{AskRequest, Asked, Confidence, source},
+        ask::{AskRequest, Asked, Findings, source},
         chat::{gather, start},
         deadline,
         documents::OwnedDocuments,
@@ -42,7 +41,7 @@ use crate::{
     wire::{
         self, Envelope, Parsed,
         ask::{
-            AskAnswer, AskBody, ChatAnswer, ChatBody, Citation, FirstCitations, FirstSources, FoundPassage,
+            AskAnswer, AskBody, Binding, ChatAnswer, ChatBody, Citation, FirstCitations, FirstSources, FoundPassage,
             GenerateAnswer, GenerateBody, SearchAnswer, SearchBody, Source,
         },
         documents::write_attributes,
@@ -68,11 +67,11 @@ async fn answer_question(
     let began = Instant::now();
     let envelope = caller.envelope(&state, streams);
     let Parsed { request, ignored } = AskBody::read(body, &envelope)?;
-    let model = state.chat_or_first(caller.may(), request.model.as_deref())?;
+    let model = state.chat_to_answer(caller.may(), request.model.as_deref(), request.grounding)?;
     let (collections, filter) = scope(&caller.documents(&state), &request.lookup, request.deadline).await?;
     let asked = semantic::ask(
         &state.models,
-        &model,
+        model.as_ref(),
         state.documents.retriever()?,
         AskRequest {
             account: envelope.account,
@@ -84,6 +83,7 @@ async fn answer_question(
             rerank: request.lookup.rerank,
             top_k: request.lookup.top_k,
             min_similarity: request.lookup.min_similarity,
+            grounding: request.grounding,
             max_tokens: request.max_tokens,
             temperature: request.temperature,
             confidence: request.confidence,
@@ -91,17 +91,14 @@ async fn answer_question(
         },
     )
     .await?;
-    let sources = request.include_sources.then(|| asked.sources.iter().map(source).collect::<Vec<_>>());
-    let (rated, events) = rated_at_the_end(asked.events, asked.confidence);
     let shape = AskShape {
         began,
         account: caller.account().clone(),
-        model: model.info().id.clone(),
-        sources,
+        sources: request.include_sources.then(|| asked.sources.iter().map(source).collect()),
         left_out: asked.left_out,
-        rated,
+        known: Known::of(&asked),
     };
-    let response = answered(events, shape, streams, &state).await?;
+    let response = answered(asked.events, shape, streams, &state).await?;
     Ok(name_ignored(response, &ignored))
 }
 
@@ -131,10 +128,9 @@ async fn answer_conversation(
     let began = Instant::now();
     let envelope = caller.envelope(&state, streams);
     let Parsed { request, ignored } = ChatBody::read(body, &envelope)?;
-    let model = state.chat_or_first(caller.may(), request.model.as_deref())?;
-    let asked = converse(&state, &caller.documents(&state), &model, &envelope, request).await?;
+    let asked = converse(&state, &caller, &envelope, request).await?;
     let citations = asked.sources.iter().map(citation).collect();
-    let shape = ChatShape { began, account: caller.account().clone(), model: model.info().id.clone(), citations };
+    let shape = ChatShape { began, account: caller.account().clone(), known: Known::of(&asked), citations };
     let response = answered(asked.events, shape, streams, &state).await?;
     Ok(name_ignored(response, &ignored))
 }
@@ -142,12 +138,12 @@ async fn answer_conversation(
 /// The last message answered from documents, or, without them, the conversation gone on with.
 async fn converse(
     state: &AppState,
-    documents: &OwnedDocuments,
-    model: &Arc<dyn ChatModel>,
+    caller: &Caller,
     envelope: &Envelope,
     request: ChatBody,
-) -> Result<Asked, Error> {
+) -> Result<Asked, ApiError> {
     let ChatBody { mut messages, lookup, deadline, .. } = request;
+    let name = request.model.as_deref();
     let question = messages.pop().and_then(|last| last["content"].as_str().map(str::to_owned)).unwrap_or_default();
     let asked = AskRequest {
         account: envelope.account.clone(),
@@ -159,16 +155,20 @@ async fn converse(
         rerank: lookup.rerank,
         top_k: lookup.top_k,
         min_similarity: lookup.min_similarity,
+        grounding: request.grounding,
         max_tokens: request.max_tokens,
         temperature: request.temperature,
         confidence: false,
         deadline,
     };
     if !request.use_rag {
-        return asked.without_documents(&state.models, model).await;
+        let model = state.chat_or_first(caller.may(), name)?;
+        return Ok(asked.without_documents(&state.models, &model).await?);
     }
-    let (collections, filter) = scope(documents, &lookup, deadline).await?;
-    semantic::ask(&state.models, model, state.documents.retriever()?, AskRequest { collections, filter, ..asked }).await
+    let model = state.chat_to_answer(caller.may(), name, request.grounding)?;
+    let (collections, filter) = scope(&caller.documents(state), &lookup, deadline).await?;
+    let asked = AskRequest { collections, filter, ..asked };
+    Ok(semantic::ask(&state.models, model.as_ref(), state.documents.retriever()?, asked).await?)
 }
 
 pub(super) async fn generate(state: State<AppState>, caller: Caller, body: JsonBody) -> Result<Response, ApiError> {
@@ -262,34 +262,24 @@ fn milliseconds(since: Instant) -> u64 {
     since.elapsed().as_millis() as u64
 }
 
-/// A rating that is there once the last event has been seen.
-type Rated = Arc<OnceLock<Confidence>>;
+/// What is known of an answer: who gives it and how, and at its end what was found out about it.
+struct Known {
+    model: String,
+    grounding: Option<Grounding>,
+    findings: Arc<Findings>,
+}
 
-/// The events, the last of which waits for the rating.
-fn rated_at_the_end(
-    events: GenerateStream,
-    confidence: Option<futures_util::future::BoxFuture<'static, Result<Confidence, Error>>>,
-) -> (Rated, GenerateStream) {
-    let rated = Rated::default();
-    let Some(confidence) = confidence else { return (rated, events) };
-    let kept = rated.clone();
-    let state = (events, Some(confidence), kept);
-    let events = stream::unfold(state, |(mut events, mut confidence, rated)| async move {
-        let mut event = events.next().await?;
-        if matches!(event, Ok(GenerateEvent::Done { .. }))
-            && let Some(confidence) = confidence.take()
-        {
-            match confidence.await {
-                Ok(value) => {
-                    // Set once, as it is taken once.
-                    let _ = rated.set(value);
-                }
-                Err(error) => event = Err(error),
-            }
+impl Known {
+    fn of(asked: &Asked) -> Self {
+        Self { model: asked.model.clone(), grounding: asked.grounding, findings: asked.findings.clone() }
+    }
+
+    fn binding(&self) -> Binding {
+        Binding {
+            grounding: self.grounding.map(Grounding::as_str),
+            unsupported: self.findings.unsupported.get().cloned(),
         }
-        Some((event, (events, confidence, rated)))
-    });
-    (rated, events.boxed())
+    }
 }
 
 /// What one of these routes answers, whole or at the end of a stream.
@@ -308,10 +298,9 @@ trait AppAnswer: Send + 'static {
 struct AskShape {
     began: Instant,
     account: Arc<Account>,
-    model: String,
     sources: Option<Vec<Source>>,
     left_out: usize,
-    rated: Rated,
+    known: Known,
 }
 
 impl AppAnswer for AskShape {
@@ -323,7 +312,9 @@ impl AppAnswer for AskShape {
 
     fn answer(&self, text: Option<String>, usage: Usage, timings: Timings) -> AskAnswer {
         let confidence = self
-            .rated
+            .known
+            .findings
+            .confidence
             .get()
             .map(|rated| wire::ask::Confidence { confidence: rated.value, confidence_is_rated: rated.is_rated });
         AskAnswer {
@@ -331,7 +322,8 @@ impl AppAnswer for AskShape {
             answer: text,
             sources: self.sources.clone(),
             sources_left_out: self.left_out,
-            model: self.model.clone(),
+            binding: self.known.binding(),
+            model: self.known.model.clone(),
             tokens_used: usage.total_tokens(),
             latency_ms: milliseconds(self.began),
             confidence,
@@ -351,7 +343,7 @@ impl AppAnswer for AskShape {
 struct ChatShape {
     began: Instant,
     account: Arc<Account>,
-    model: String,
+    known: Known,
     citations: Vec<Citation>,
 }
 
@@ -367,8 +359,9 @@ impl AppAnswer for ChatShape {
             done: text.is_none().then_some(true),
             response: text,
             citations: self.citations.clone(),
+            binding: self.known.binding(),
             tokens_used: usage.total_tokens(),
-            model: self.model.clone(),
+            model: self.known.model.clone(),
             processing_time_ms: milliseconds(self.began),
             usage: usage.into(),
             timings: wire::usage::Timings::new(&usage, &timings),

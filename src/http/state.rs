@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hearth_domain::{Caller, ModelKind, account::Books, error::Error};
+use hearth_domain::{Caller, ModelKind, account::Books, documents::Grounding, error::Error};
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::{error::ApiError, settings::HttpSettings};
@@ -62,6 +62,21 @@ impl AppState {
     pub(super) fn chat_or_first(&self, caller: &Caller, name: Option<&str>) -> Result<Arc<dyn ChatModel>, ApiError> {
         self.refuse_unless_served(ModelKind::Chat, name)?;
         Ok(self.models.chat_or_first_for(caller, name)?)
+    }
+
+    /// The chat model for an answer from documents; `None` where none is served and sentences can be quoted without.
+    pub(super) fn chat_to_answer(
+        &self,
+        caller: &Caller,
+        name: Option<&str>,
+        grounding: Option<Grounding>,
+    ) -> Result<Option<Arc<dyn ChatModel>>, ApiError> {
+        let can_do_without = name.is_none() && matches!(grounding, None | Some(Grounding::Extract));
+        if can_do_without && self.models.first_chat().is_none() {
+            refuse_unless_ready(&self.health.status())?;
+            return Ok(None);
+        }
+        self.chat_or_first(caller, name).map(Some)
     }
 
     pub(super) fn embedder(&self, caller: &Caller, name: Option<&str>) -> Result<Arc<dyn Embedder>, ApiError> {

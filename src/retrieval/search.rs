@@ -86,7 +86,7 @@ const RERANKED_PER_RESULT: usize = 4;
 pub struct Retriever {
     store: Arc<Store>,
     indexes: Arc<Indexes>,
-    embedder: Arc<dyn Embedder>,
+    pub(super) embedder: Arc<dyn Embedder>,
     reranker: Option<Arc<dyn Reranker>>,
 }
 

@@ -13,12 +13,14 @@ use std::sync::Arc;
 
 use hearth_domain::{
     Account, ChatPrompt, EmbedInput, EmbedInputType, EmbedRequest, GenerateEvent, GenerateRequest, Prompt,
-    account::CacheUse, documents::Collection, error::Result,
+    account::CacheUse,
+    documents::{Collection, Grounding},
+    error::Result,
 };
 use serde_json::Value;
 
 use super::{
-    ask::{self, AskRequest, Asked},
+    ask::{self, AskRequest, Asked, Findings},
     chat::start,
     deadline,
     models::Models,
@@ -52,6 +54,7 @@ struct Kept {
     answer: Arc<Recorded>,
     sources: Vec<Passage>,
     left_out: usize,
+    findings: Arc<Findings>,
 }
 
 impl Kept {
@@ -118,14 +121,21 @@ impl Place {
     }
 
     /// Takes down what passes and keeps it when it is whole.
-    fn record(self, events: GenerateStream, sources: Vec<Passage>, left_out: usize) -> GenerateStream {
+    fn record(
+        self,
+        events: GenerateStream,
+        sources: Vec<Passage>,
+        left_out: usize,
+        findings: Arc<Findings>,
+    ) -> GenerateStream {
         let mut recorder = Recorder::new(self.semantic.max_answer_bytes);
         let mut sources = Some(sources);
         Watched::stream(events, move |event: &GenerateEvent| match recorder.push(event) {
             Progress::Going => true,
             Progress::TooLong => false,
             Progress::Whole(answer) => {
-                let kept = Kept { answer, sources: sources.take().unwrap_or_default(), left_out };
+                let sources = sources.take().unwrap_or_default();
+                let kept = Kept { answer, sources, left_out, findings: findings.clone() };
                 let bytes = kept.bytes();
                 self.semantic.cache.keep(self.scope, &self.question, Arc::new(kept), bytes);
                 false
@@ -153,7 +163,7 @@ pub async fn chat(
     if let Some(kept) = place.find(&account) {
         return Ok(kept.answer.clone().replay(&account, &model.info().id, SEMANTIC));
     }
-    Ok(place.record(start(model, generation).await?, Vec::new(), 0))
+    Ok(place.record(start(model, generation).await?, Vec::new(), 0, Arc::default()))
 }
 
 /// The question, and a hash of all else, where a near answer is one.
@@ -179,32 +189,36 @@ fn question_of(model: &Arc<dyn ChatModel>, generation: &GenerateRequest) -> Opti
     Some((question, scope))
 }
 
-/// [`ask::ask`], or an earlier answer with the passages that it was made from.
+/// [`ask::ask`], or an earlier answer with the passages that it was made from. Quoted answers are not kept: to find the
+/// sentences takes little more than to look here.
 ///
 /// # Errors
 /// As [`ask::ask`].
 pub async fn ask(
     models: &Models,
-    model: &Arc<dyn ChatModel>,
+    model: Option<&Arc<dyn ChatModel>>,
     retriever: &Retriever,
     request: AskRequest,
 ) -> Result<Asked> {
+    let writer = model.filter(|model| request.grounding_with(Some(&***model)) == Grounding::Free);
     // A rating is of the passages and this very question.
-    if request.confidence || request.account.cache_use() == CacheUse::Off {
+    let may_be_another = !request.confidence && request.account.cache_use() != CacheUse::Off;
+    let (Some(writer), Some(semantic), true) = (writer, models.semantic(), may_be_another) else {
         return ask::ask(model, retriever, request).await;
-    }
-    let Some(semantic) = models.semantic() else { return ask::ask(model, retriever, request).await };
+    };
     let account = request.account.clone();
-    let scope = ask_scope(model, retriever, &request);
+    let scope = ask_scope(writer, retriever, &request);
     let Some(place) = Place::of(semantic, &account, request.deadline, scope, &request.question).await else {
         return ask::ask(model, retriever, request).await;
     };
     if let Some(kept) = place.find(&account) {
         return Ok(Asked {
+            grounding: Some(Grounding::Free),
+            model: writer.info().id.clone(),
             sources: kept.sources.clone(),
             left_out: kept.left_out,
-            events: kept.answer.clone().replay(&account, &model.info().id, SEMANTIC),
-            confidence: None,
+            events: kept.answer.clone().replay(&account, &writer.info().id, SEMANTIC),
+            findings: kept.findings.clone(),
         });
     }
     let asked = ask::ask(model, retriever, request).await?;
@@ -212,7 +226,7 @@ pub async fn ask(
     if asked.sources.is_empty() {
         return Ok(asked);
     }
-    let events = place.record(asked.events, asked.sources.clone(), asked.left_out);
+    let events = place.record(asked.events, asked.sources.clone(), asked.left_out, asked.findings.clone());
     Ok(Asked { events, ..asked })
 }
 
@@ -233,6 +247,7 @@ fn ask_scope(model: &Arc<dyn ChatModel>, retriever: &Retriever, request: &AskReq
         max_tokens,
         temperature,
         confidence,
+        grounding,
         deadline: _,
     } = request;
     let mut scope = KeyWriter::new("semantic ask");
@@ -250,7 +265,7 @@ fn ask_scope(model: &Arc<dyn ChatModel>, retriever: &Retriever, request: &AskReq
         scope.text(&format!("{filter:?}"));
     });
     scope.text(&format!("{mode:?}")).flag(*rerank).count(*top_k).float(*min_similarity);
-    scope.count(*max_tokens).float(*temperature).flag(*confidence);
+    scope.count(*max_tokens).float(*temperature).flag(*confidence).text(&format!("{grounding:?}"));
     scope
 }
 

@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use hearth_domain::{ChatPrompt, GenerateRequest, Prompt, error::Result};
+use hearth_domain::{ChatPrompt, GenerateRequest, Prompt, documents::Grounding, error::Result};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
     Envelope, Parsed,
-    fields::{Fields, bad_value},
+    fields::{Fields, bad_value, shortened},
     generation::{Common, read_deadline},
     lookup::Lookup,
     policy,
@@ -35,6 +35,8 @@ pub struct AskBody {
     pub temperature: f32,
     pub include_sources: bool,
     pub confidence: bool,
+    /// `None` leaves it to the size of the chat model.
+    pub grounding: Option<Grounding>,
     pub lookup: Lookup,
     pub deadline: Option<Instant>,
 }
@@ -49,11 +51,26 @@ impl AskBody {
             temperature: fields.float("temperature", 0.0, 2.0)?.unwrap_or(0.0),
             include_sources: fields.boolean("include_sources")?.unwrap_or(true),
             confidence: fields.boolean("confidence")?.unwrap_or(false),
+            grounding: read_grounding(&mut fields)?,
             lookup: Lookup::read(&mut fields)?,
             deadline: read_deadline(&mut fields, envelope)?,
         };
         let ignored = policy::apply(fields.rest(), &[policy::LOOKUP, policy::ASK], envelope.strict)?;
         Ok(Parsed { request, ignored })
+    }
+}
+
+fn read_grounding(fields: &mut Fields) -> Result<Option<Grounding>> {
+    match fields.string("grounding")?.as_deref() {
+        None | Some("auto") => Ok(None),
+        Some("extract") => Ok(Some(Grounding::Extract)),
+        Some("quote") => Ok(Some(Grounding::Quote)),
+        Some("free") => Ok(Some(Grounding::Free)),
+        Some(other) => {
+            let found = shortened(&Value::String(other.to_owned()));
+            let message = format!("`grounding` must be `auto`, `extract`, `quote` or `free`, but is {found}.");
+            Err(bad_value("grounding", message))
+        }
     }
 }
 
@@ -84,6 +101,8 @@ pub struct ChatBody {
     pub max_tokens: usize,
     pub stream: bool,
     pub use_rag: bool,
+    /// `None` leaves it to the size of the chat model.
+    pub grounding: Option<Grounding>,
     pub lookup: Lookup,
     pub deadline: Option<Instant>,
 }
@@ -107,6 +126,7 @@ impl ChatBody {
             max_tokens: fields.integer("max_tokens", 1, TOKENS_MAX)?.map_or(CHAT_TOKENS_DEFAULT, |n| n as usize),
             stream: fields.boolean("stream")?.unwrap_or(false),
             use_rag: fields.boolean("use_rag")?.unwrap_or(true),
+            grounding: read_grounding(&mut fields)?,
             lookup: Lookup::read(&mut fields)?,
             deadline: read_deadline(&mut fields, envelope)?,
         };
@@ -247,6 +267,8 @@ pub struct AskAnswer {
     pub sources: Option<Vec<Source>>,
     /// Passages that were found and did not fit into the model's context.
     pub sources_left_out: usize,
+    #[serde(flatten)]
+    pub binding: Binding,
     pub model: String,
     pub tokens_used: usize,
     pub latency_ms: u64,
@@ -255,6 +277,17 @@ pub struct AskAnswer {
     pub usage: Usage,
     pub timings: Timings,
     pub receipt: Receipt,
+}
+
+/// How an answer is bound to its sources.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Binding {
+    /// `extract`, `quote` or `free`; not there where no document was looked into.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grounding: Option<&'static str>,
+    /// Sentences that the model wrote and that no passage supports; not there where nothing was checked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unsupported: Option<Vec<String>>,
 }
 
 /// The first frame of `/ask/stream`.
@@ -298,6 +331,8 @@ pub struct ChatAnswer {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub response: Option<String>,
     pub citations: Vec<Citation>,
+    #[serde(flatten)]
+    pub binding: Binding,
     pub tokens_used: usize,
     pub model: String,
     pub processing_time_ms: u64,
@@ -356,6 +391,26 @@ mod tests {
         let messages = json!([{"role": "user", "content": "?"}]);
         let chat = ChatBody::read(json!({"messages": messages}), &envelope()).unwrap().request;
         assert_eq!((chat.max_tokens, chat.temperature, chat.use_rag, chat.stream), (1024, 0.7, true, false));
+    }
+
+    #[test]
+    fn how_an_answer_is_bound_is_one_of_four_words() {
+        for (grounding, read) in [
+            (json!(null), Some(None)),
+            (json!("auto"), Some(None)),
+            (json!("extract"), Some(Some(Grounding::Extract))),
+            (json!("quote"), Some(Some(Grounding::Quote))),
+            (json!("free"), Some(Some(Grounding::Free))),
+            (json!("strict"), None),
+            (json!(1), None),
+        ] {
+            let ask = AskBody::read(json!({"question": "?", "grounding": grounding}), &envelope());
+            let messages = json!([{"role": "user", "content": "?"}]);
+            let chat = ChatBody::read(json!({"messages": messages, "grounding": grounding}), &envelope());
+            assert_eq!(ask.as_ref().ok().map(|ask| ask.request.grounding), read);
+            assert_eq!(chat.as_ref().ok().map(|chat| chat.request.grounding), read);
+            assert!(ask.err().is_none_or(|error| error.param() == Some("grounding")));
+        }
     }
 
     #[test]

@@ -208,8 +208,18 @@ pub const CHAT: &[FieldPolicy] = &[
     ),
     honoured(
         "reasoning_effort",
-        r#"{"enum":["none","minimal","low","medium","high","xhigh"]}"#,
-        "Given to the chat template; `none` also sets `enable_thinking` to false.",
+        r#"{"enum":["none","minimal","low","medium","high","xhigh","max"]}"#,
+        "Given to the chat template, the highest that it knows for `xhigh` and `max`; `none` also sets `enable_thinking` to false.",
+    ),
+    honoured(
+        "reasoning",
+        r#"{"type":"object","properties":{"effort":{"enum":["none","minimal","low","medium","high","xhigh","max",null]},"enabled":{"type":["boolean","null"]},"exclude":{"enum":[false,null]}}}"#,
+        "OpenRouter's form: `effort` as above, and `enabled`. `max_tokens` is no bound here.",
+    ),
+    honoured(
+        "thinking",
+        r#"{"type":"object","required":["type"],"properties":{"type":{"enum":["enabled","adaptive","disabled"]}}}"#,
+        "DeepSeek's form: sets `enable_thinking`. `budget_tokens` is no bound here.",
     ),
     honoured(
         "add_generation_prompt",
@@ -335,14 +345,25 @@ pub const LOOKUP: &[FieldPolicy] = &[
     ),
 ];
 
+const GROUNDING: FieldPolicy = honoured(
+    "grounding",
+    r#"{"enum":["auto","extract","quote","free"]}"#,
+    "How the answer is bound to the documents: sentences of theirs (`extract`), sentences that the chat model chooses (`quote`), or its own words (`free`). Default `auto`: `extract` for chat models of fewer than a billion parameters, else `free`.",
+);
+
 /// Further fields of `/ask`.
 pub const ASK: &[FieldPolicy] = &[
     honoured("question", r#"{"type":"string","minLength":1,"maxLength":2000}"#, "What to answer."),
+    GROUNDING,
     honoured("model", STRING, "A served chat model. Default the first."),
-    honoured("max_tokens", r#"{"type":"integer","minimum":1,"maximum":4096}"#, "Of the answer. Default 512."),
+    honoured("max_tokens", r#"{"type":"integer","minimum":1,"maximum":4096}"#, "Of what a model writes. Default 512."),
     honoured("temperature", r#"{"type":"number","minimum":0,"maximum":2}"#, "Default 0, the likeliest answer."),
     honoured("include_sources", BOOLEAN, "List the passages behind the answer. Default true."),
-    honoured("confidence", BOOLEAN, "Rate how fully the passages answer the question, by a second generation."),
+    honoured(
+        "confidence",
+        BOOLEAN,
+        "Say how fully the passages answer the question: `free` by a second generation, else by the sentences' scores.",
+    ),
 ];
 
 /// Further fields of `/api/v1/chat`.
@@ -352,9 +373,10 @@ pub const APP_CHAT: &[FieldPolicy] = &[
         r#"{"type":"array","minItems":1,"maxItems":1000,"items":{"type":"object","required":["role","content"],"properties":{"role":{"enum":["system","user","assistant"]},"content":{"type":"string","minLength":1,"maxLength":10000}}}}"#,
         "The conversation; the last message is the user's.",
     ),
+    GROUNDING,
     honoured("model", STRING, "A served chat model. Default the first."),
     honoured("temperature", r#"{"type":"number","minimum":0,"maximum":2}"#, "Default 0.7."),
-    honoured("max_tokens", r#"{"type":"integer","minimum":1,"maximum":4096}"#, "Of the answer. Default 1024."),
+    honoured("max_tokens", r#"{"type":"integer","minimum":1,"maximum":4096}"#, "Of what a model writes. Default 1024."),
     honoured("stream", BOOLEAN, "Answer as server-sent events."),
     honoured("use_rag", BOOLEAN, "Answer from documents. Default true."),
 ];

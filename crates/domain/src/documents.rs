@@ -141,6 +141,28 @@ pub enum SearchMode {
     Fused,
 }
 
+/// How an answer from documents is bound to them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Grounding {
+    /// Sentences of the passages, chosen by their vectors; no chat model is asked.
+    Extract,
+    /// Sentences of the passages, chosen by the chat model.
+    Quote,
+    /// What the chat model writes; its sentences are then held against the passages.
+    Free,
+}
+
+impl Grounding {
+    /// Its name in requests and answers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Extract => "extract",
+            Self::Quote => "quote",
+            Self::Free => "free",
+        }
+    }
+}
+
 /// A piece of a document with its vector, about to be stored.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewChunk {

@@ -11,6 +11,7 @@ pub mod chunker;
 pub mod detokenizer;
 pub mod extract;
 pub mod grammar;
+pub mod sentences;
 pub mod stop;
 pub mod tokenizer;
 pub mod tool_calls;

@@ -15,7 +15,10 @@ pub struct Args {
     question: String,
     #[command(flatten)]
     lookup: LookupArgs,
-    /// Tokens of the answer
+    /// How the answer is bound to the documents: auto, extract, quote or free
+    #[arg(long, default_value = "auto", value_name = "HOW")]
+    grounding: String,
+    /// Tokens of what a model writes
     #[arg(short = 'n', long, default_value_t = 512, value_name = "N")]
     max_tokens: usize,
     /// Rate how fully the documents answer the question
@@ -29,7 +32,12 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let mut body = json!({"question": args.question, "max_tokens": args.max_tokens, "confidence": args.confidence});
+    let mut body = json!({
+        "question": args.question,
+        "grounding": args.grounding,
+        "max_tokens": args.max_tokens,
+        "confidence": args.confidence,
+    });
     args.lookup.write(&mut body);
     let json = args.json;
     with_server(args.settings, async move |client| {
@@ -80,6 +88,16 @@ fn finish(out: &mut impl Write, done: &Value) -> anyhow::Result<()> {
     }
     if let Some(left_out @ 1..) = done["sources_left_out"].as_u64() {
         writeln!(out, "{left_out} more did not fit into the model's context.")?;
+    }
+    let model = done["model"].as_str().unwrap_or_default();
+    match done["grounding"].as_str() {
+        _ if sources.is_empty() => {}
+        Some("extract") => writeln!(out, "Quoted from the sources; no chat model was asked.")?,
+        Some("quote") => writeln!(out, "Quoted from the sources; {model} chose.")?,
+        _ => writeln!(out, "Written by {model}.")?,
+    }
+    for sentence in done["unsupported"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        writeln!(out, "No source supports: {sentence}")?;
     }
     if let Some(confidence) = done["confidence"].as_f64() {
         let note =

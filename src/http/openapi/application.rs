@@ -128,6 +128,13 @@ pub(super) fn schemas() -> Value {
     let text_or_null = json!({"type": ["string", "null"]});
     let share = json!({"type": "number", "minimum": 0, "maximum": 1});
     let object = json!({"type": "object"});
+    let grounding =
+        json!({"enum": ["extract", "quote", "free"], "description": "How the answer is bound to its sources."});
+    let unsupported = json!({
+        "type": "array",
+        "items": text,
+        "description": "Sentences that the model wrote and that no passage supports.",
+    });
     let source = json!({
         "type": "object",
         "required": ["title", "content_preview", "similarity_score", "document_id", "filename"],
@@ -179,6 +186,8 @@ pub(super) fn schemas() -> Value {
                 "answer": text,
                 "sources": {"type": "array", "items": reference("Source")},
                 "sources_left_out": count,
+                "grounding": grounding,
+                "unsupported": unsupported,
                 "model": text,
                 "tokens_used": count,
                 "latency_ms": count,
@@ -193,6 +202,8 @@ pub(super) fn schemas() -> Value {
             "properties": {
                 "response": text,
                 "citations": {"type": "array", "items": citation},
+                "grounding": grounding,
+                "unsupported": unsupported,
                 "tokens_used": count,
                 "model": text,
                 "processing_time_ms": count,

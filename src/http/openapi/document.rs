@@ -258,6 +258,8 @@ fn paths() -> Value {
         "/health/deep": {"get": health("deep", "The engine's heartbeat, its device and its cache")},
         "/metrics": {"get": metrics},
         "/v1/usage": {"get": usage},
+        "/v1/me": {"get": get("me", "Who a request is taken for, and what that caller may do", json_answer("The caller.", "Me"), &[401])},
+        "/": {"get": get("greeting", "What answers here", text_answer("A line, or a page.", "text/plain"), &[])},
         "/openapi.json": {"get": get("openapi", "This document", json_answer("The document.", "AnyObject"), &[])},
         "/docs": {"get": docs_redirect},
         "/docs/": {"get": get("docs", "This document as pages", text_answer("The page.", "text/html"), &[])},

@@ -169,7 +169,7 @@ pub(super) fn all() -> Value {
             "context_length": count,
         },
     });
-    json!({
+    let mut schemas = json!({
         "ChatRequest": chat_request(),
         "CompletionRequest": completion_request(),
         "EmbeddingsRequest": embeddings_request(),
@@ -343,6 +343,29 @@ pub(super) fn all() -> Value {
                     "n_ctx": count,
                 },
             }},
+        },
+    });
+    // One entry more in the macro would be over its recursion limit.
+    schemas["Me"] = me();
+    schemas
+}
+
+fn me() -> Value {
+    let text_or_null = json!({"type": ["string", "null"]});
+    json!({
+        "type": "object",
+        "required": ["object", "id", "scopes", "limits", "left", "features"],
+        "properties": {
+            "object": {"const": "caller"},
+            "id": {"type": "string"},
+            "key_id": text_or_null,
+            "scopes": {"type": "array", "items": {"enum": ["chat", "embed", "documents", "admin"]}},
+            "models": {"type": ["array", "null"], "items": {"type": "string"}},
+            "local_only": {"type": "boolean"},
+            "policy": text_or_null,
+            "limits": {"type": "object", "additionalProperties": {"type": ["number", "null"]}},
+            "left": {"type": "object", "additionalProperties": {"type": ["number", "null"]}},
+            "features": {"type": "object", "additionalProperties": {"type": "boolean"}},
         },
     })
 }

@@ -15,7 +15,7 @@ use futures_util::{
 };
 use hearth_domain::{
     FinishReason, GenerateEvent, Scope, Usage,
-    documents::Collection,
+    documents::{Collection, Grounding},
     error::{Error, ErrorKind},
 };
 use serde_json::{Value, json};
@@ -138,6 +138,8 @@ impl Analyst {
             rerank: request.lookup.rerank,
             top_k: request.lookup.top_k,
             min_similarity: request.lookup.min_similarity,
+            // A summary is written.
+            grounding: Some(Grounding::Free),
             max_tokens: request.max_tokens,
             temperature: request.temperature,
             confidence: true,
@@ -148,12 +150,11 @@ impl Analyst {
         if !passages.is_empty() {
             progress.report(json!({"type": "generating", "model": model.info().id})).await;
         }
-        let Asked { sources, left_out, events, confidence } = ask_over(&model, asked, passages).await?;
+        let Asked { sources, left_out, events, findings, .. } =
+            ask_over(Some(&model), retriever, asked, passages).await?;
         let written = write(events, progress).await?;
-        let confidence = match confidence {
-            Some(confidence) => confidence.await?,
-            None => Confidence { value: 0.0, is_rated: false },
-        };
+        let unrated = Confidence { value: 0.0, is_rated: false };
+        let confidence = findings.confidence.get().copied().unwrap_or(unrated);
         let result = AnalysisResult {
             summary: written.text,
             sources: sources.iter().map(source).collect(),

@@ -1,0 +1,266 @@
+//! A question answered from documents: passages found, and an answer that is bound to them in one of three ways.
+//!
+//! `extract.rs` quotes the sentences that answer, chosen by their vectors. `quote.rs` has the chat model choose among them.
+//! `free.rs` has it write, and holds what it wrote against the passages. Small models choose and write badly, so unless a
+//! request says how, the size of the chat model does.
+//!
+//! Where no passage is near enough there is nothing to answer from, and the model is not asked: the answer is a fixed
+//! sentence.
+
+mod extract;
+mod free;
+mod quote;
+
+use std::{
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
+
+use futures_util::{StreamExt, stream};
+use hearth_domain::{
+    Account, ChatPrompt, FinishReason, GenerateEvent, GenerateRequest, Prompt, SamplingParams, Timings, Usage,
+    documents::{AttributeFilter, Collection, Grounding, SearchMode},
+    error::{Error, ErrorKind, Result},
+};
+use serde_json::{Value, json};
+
+use super::{deadline, models::Models, semantic};
+use crate::{
+    providers::{ChatModel, GenerateStream},
+    retrieval::{
+        passages::Passage,
+        search::{Retriever, SearchRequest},
+    },
+    wire::ask::{Source, preview},
+};
+
+/// The answer where the documents hold nothing on a question.
+pub const NOTHING_FOUND: &str = "The knowledge base holds nothing on this question.";
+
+/// A chat model of fewer parameters is not asked to write: of the bundled model of 6 million and of SmolLM2 of 135 million
+/// most answers were wrong where quoting was right (`scripts/bench_answers.py`). Larger ones have not been measured; models
+/// from about here on are made to answer from a context.
+const WRITES_FROM_PARAMETERS: u64 = 1_000_000_000;
+
+/// A question and where to look for its answer.
+#[derive(Clone, Debug)]
+pub struct AskRequest {
+    pub account: Arc<Account>,
+    pub question: String,
+    /// Earlier turns of the conversation, as the chat template sees them.
+    pub history: Vec<Value>,
+    pub collections: Vec<Collection>,
+    pub filter: Option<AttributeFilter>,
+    pub mode: SearchMode,
+    /// Have the rerank model put the passages in order.
+    pub rerank: bool,
+    pub top_k: usize,
+    pub min_similarity: f32,
+    /// `None` leaves it to the size of the chat model.
+    pub grounding: Option<Grounding>,
+    /// Of what a model writes; sentences are quoted whole.
+    pub max_tokens: usize,
+    pub temperature: f32,
+    /// Rate how far the passages answer the question.
+    pub confidence: bool,
+    pub deadline: Option<Instant>,
+}
+
+/// How far the passages answer the question.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Confidence {
+    /// 0 to 1.
+    pub value: f32,
+    /// Whether the model's rating could be understood; otherwise the value says nothing.
+    pub is_rated: bool,
+}
+
+/// An answer on its way.
+pub struct Asked {
+    /// `None` where no document was looked into.
+    pub grounding: Option<Grounding>,
+    /// The model that answers: the embedding model where it chose.
+    pub model: String,
+    /// The passages that the answer may cite, in the order of their numbers: `[1]` in the answer is the first.
+    pub sources: Vec<Passage>,
+    /// Passages that were found and did not fit into the model's context.
+    pub left_out: usize,
+    pub events: GenerateStream,
+    /// Complete when the last event has come.
+    pub findings: Arc<Findings>,
+}
+
+/// What is found out about an answer while it is given.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// Empty unless it was asked for.
+    pub confidence: OnceLock<Confidence>,
+    /// Sentences that a model wrote and that no passage supports. Empty where nothing was written, or where the check failed.
+    pub unsupported: OnceLock<Vec<String>>,
+}
+
+impl std::fmt::Debug for Asked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Asked")
+            .field("grounding", &self.grounding)
+            .field("sources", &self.sources.len())
+            .field("left_out", &self.left_out)
+            .finish_non_exhaustive()
+    }
+}
+
+impl AskRequest {
+    /// The conversation gone on with, without a look into any document.
+    ///
+    /// # Errors
+    /// If the model refuses.
+    pub async fn without_documents(mut self, models: &Models, model: &Arc<dyn ChatModel>) -> Result<Asked> {
+        let mut messages = std::mem::take(&mut self.history);
+        messages.push(json!({"role": "user", "content": self.question}));
+        let events = semantic::chat(models, model, generation(&self, messages)).await?;
+        Ok(Asked {
+            grounding: None,
+            model: model.info().id.clone(),
+            sources: Vec::new(),
+            left_out: 0,
+            events,
+            findings: Arc::default(),
+        })
+    }
+
+    /// How an answer of this model is bound to its sources.
+    pub fn grounding_with(&self, model: Option<&dyn ChatModel>) -> Grounding {
+        self.grounding.unwrap_or_else(|| match model.map(|model| model.info().parameters) {
+            // How large a hosted model is only its upstream knows.
+            Some(0 | WRITES_FROM_PARAMETERS..) => Grounding::Free,
+            Some(_) | None => Grounding::Extract,
+        })
+    }
+}
+
+/// Resolves when the answer's generation has been admitted, or, where sentences are quoted, has ended. `model` may be `None`
+/// where none is needed.
+///
+/// # Errors
+/// If the search fails, a model is needed and `None`, not even one passage fits beside the question, or a model refuses.
+pub async fn ask(model: Option<&Arc<dyn ChatModel>>, retriever: &Retriever, request: AskRequest) -> Result<Asked> {
+    let search = retriever.search(SearchRequest {
+        query: request.question.clone(),
+        collections: request.collections.clone(),
+        filter: request.filter.clone(),
+        top_k: request.top_k,
+        min_similarity: request.min_similarity,
+        mode: request.mode,
+        rerank: request.rerank,
+        account: request.account.clone(),
+    });
+    let passages = deadline::within(request.deadline, search).await?;
+    ask_over(model, retriever, request, passages).await
+}
+
+/// [`ask`] with passages that have been found already, best first; where the request would look is of no matter.
+///
+/// # Errors
+/// As [`ask`].
+pub async fn ask_over(
+    model: Option<&Arc<dyn ChatModel>>,
+    retriever: &Retriever,
+    request: AskRequest,
+    passages: Vec<Passage>,
+) -> Result<Asked> {
+    let grounding = request.grounding_with(model.map(|model| &**model));
+    match (grounding, model) {
+        (Grounding::Quote | Grounding::Free, None) => {
+            let message = "No chat model is served, and `grounding` asks for one: `extract` needs none.";
+            Err(Error::new(ErrorKind::ModelNotFound, message).with_param("model"))
+        }
+        _ if passages.is_empty() => Ok(nothing_found(grounding, answering(grounding, model, retriever), &request)),
+        (Grounding::Quote, Some(model)) => quote::answer(model, retriever, request, passages).await,
+        (Grounding::Free, Some(model)) => free::answer(model, retriever, request, passages).await,
+        (Grounding::Extract, _) => extract::answer(retriever, request, passages).await,
+    }
+}
+
+/// A passage as it is named to the caller.
+pub fn source(passage: &Passage) -> Source {
+    Source {
+        title: passage.title().to_owned(),
+        content_preview: preview(&passage.text),
+        similarity_score: passage.similarity,
+        rerank_score: passage.rerank_score,
+        document_id: passage.file_id.clone(),
+        filename: passage.filename.clone(),
+        chunks: passage.chunks,
+        place: passage.place,
+    }
+}
+
+/// The model that an answer is said to be of.
+fn answering(grounding: Grounding, model: Option<&Arc<dyn ChatModel>>, retriever: &Retriever) -> String {
+    match model {
+        Some(model) if grounding != Grounding::Extract => model.info().id.clone(),
+        _ => retriever.embedding_model().to_owned(),
+    }
+}
+
+/// An answer that no model is asked for, though `model` would have been.
+fn nothing_found(grounding: Grounding, model: String, request: &AskRequest) -> Asked {
+    let findings = Findings::default();
+    if request.confidence {
+        let _ = findings.confidence.set(Confidence { value: 0.0, is_rated: true });
+    }
+    Asked {
+        grounding: Some(grounding),
+        model,
+        sources: Vec::new(),
+        left_out: 0,
+        events: whole(NOTHING_FOUND.to_owned(), Usage::default(), Timings::default()),
+        findings: Arc::new(findings),
+    }
+}
+
+/// The events of a text that is there already.
+fn whole(text: String, usage: Usage, timings: Timings) -> GenerateStream {
+    let events = [
+        GenerateEvent::Delta { choice: 0, text, logprobs: Vec::new(), token_ids: Vec::new() },
+        GenerateEvent::Finished { choice: 0, reason: FinishReason::Stop },
+        GenerateEvent::Done { usage, timings },
+    ];
+    stream::iter(events.map(Ok)).boxed()
+}
+
+fn chat_prompt(messages: Vec<Value>) -> ChatPrompt {
+    ChatPrompt { messages, add_generation_prompt: true, ..ChatPrompt::default() }
+}
+
+fn generation(request: &AskRequest, messages: Vec<Value>) -> GenerateRequest {
+    GenerateRequest {
+        sampling: SamplingParams { temperature: request.temperature, ..SamplingParams::default() },
+        max_tokens: Some(request.max_tokens),
+        deadline: request.deadline,
+        ..GenerateRequest::new(request.account.clone(), Prompt::Chat(chat_prompt(messages)))
+    }
+}
+
+/// The template and the tokenizer of a hosted model are not here.
+fn is_elsewhere(error: &Error) -> bool {
+    error.code() == Some("unsupported_model")
+}
+
+/// The conversation that the model continues. Where its template has no place for a system turn, the instructions go
+/// before the question.
+fn messages(model: &dyn ChatModel, instructions: &str, history: &[Value], prompt: &str) -> Vec<Value> {
+    let with = |first: Option<Value>, last: String| -> Vec<Value> {
+        first.into_iter().chain(history.iter().cloned()).chain([json!({"role": "user", "content": last})]).collect()
+    };
+    // A conversation that brings its own instructions keeps them.
+    if history.iter().any(|message| message["role"] == "system") {
+        return with(None, prompt.to_owned());
+    }
+    let usual = with(Some(json!({"role": "system", "content": instructions})), prompt.to_owned());
+    match model.render(&chat_prompt(usual.clone())) {
+        Ok(_) => usual,
+        Err(error) if is_elsewhere(&error) => usual,
+        Err(_no_system_turn) => with(None, format!("{instructions}\n\n{prompt}")),
+    }
+}
