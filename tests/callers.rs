@@ -55,6 +55,22 @@ fn chat() -> Option<Value> {
 const CHAT: &str = "/v1/chat/completions";
 
 #[tokio::test]
+async fn a_caller_is_told_what_its_key_may() {
+    let data = tempfile::tempdir().unwrap();
+    let limits = CallerLimits { requests_per_minute: Some(7), ..CallerLimits::default() };
+    let key = make(data.path(), "alice", &Rights { local_only: true, limits, ..rights(&[Scope::Embed]) });
+    let server = ScriptedServer::with_data(data, CallerSettings::default());
+    let me = server.with_key(&key.key, "/v1/me", None).await.json();
+    assert_eq!((&me["id"], &me["key_id"], &me["scopes"]), (&json!("alice"), &json!(key.id), &json!(["embed"])));
+    assert_eq!(
+        (&me["local_only"], &me["models"], &me["limits"]["requests_per_minute"]),
+        (&json!(true), &json!(null), &json!(7))
+    );
+    assert_eq!((&me["features"]["chat"], &me["features"]["rerank"]), (&json!(true), &json!(false)), "{me}");
+    assert_eq!(server.with_key("hk_none", "/v1/me", None).await.status, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
 async fn a_key_lets_its_caller_in_and_nothing_near_it_does() {
     let data = tempfile::tempdir().unwrap();
     let good = make(data.path(), "alice", &rights(&Scope::ALL));

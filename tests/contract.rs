@@ -118,6 +118,25 @@ async fn every_answer_carries_the_headers() {
 }
 
 #[tokio::test]
+async fn the_root_says_what_answers_to_programs_and_to_people() {
+    let server = ScriptedServer::hello();
+    let ask = async |method: &str, accept: &str| {
+        let request = Request::builder().method(method).uri("/").header("accept", accept).body(Body::empty()).unwrap();
+        server.send(request).await
+    };
+    for accept in ["*/*", "application/json", "text/plain, */*"] {
+        let answer = ask("GET", accept).await;
+        assert_eq!((answer.status.as_u16(), answer.header("content-type")), (200, Some("text/plain; charset=utf-8")));
+        assert!(answer.text().starts_with("Hearth ") && answer.text().lines().count() == 1, "{answer:?}");
+    }
+    let page = ask("GET", "text/html,application/xhtml+xml,*/*;q=0.8").await;
+    assert_eq!(page.header("content-type"), Some("text/html; charset=utf-8"));
+    assert!(page.text().contains("href=\"/docs/\""), "{page:?}");
+    let head = ask("HEAD", "*/*").await;
+    assert_eq!((head.status.as_u16(), head.text()), (200, ""));
+}
+
+#[tokio::test]
 async fn sampling_reaches_the_model_as_written() {
     let server = ScriptedServer::hello();
     let answer = server

@@ -92,6 +92,38 @@ fn documents_go_in_and_answers_come_out_without_a_server() {
 }
 
 #[test]
+fn documents_are_listed_and_deleted_and_follow_a_folder() {
+    let desk = Desk::new();
+    let papers = desk.papers();
+    let papers = papers.to_str().expect("UTF-8");
+    let note = desk.home.path().join("note.md");
+    fs::write(&note, "# Note\n\nThe harbour is closed in winter.\n").expect("a writable directory");
+    desk.succeed(&["ingest", papers, note.to_str().expect("UTF-8")]);
+    let names = || {
+        let (listed, _) = desk.succeed(&["documents", "list", "--json"]);
+        let listed: Vec<serde_json::Value> = serde_json::from_str(&listed).expect("JSON");
+        listed.iter().map(|document| document["filename"].as_str().expect("a name").to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(), ["note.md", "papers/trees/birch.txt", "papers/trees/oak.md"]);
+    let (table, _) = desk.succeed(&["documents", "list"]);
+    assert!(table.contains("papers/trees/oak.md") && table.contains("ready"), "{table}");
+
+    // A file that is gone takes its document with it where that is asked for; what came from elsewhere stays.
+    fs::remove_file(desk.papers().join("trees/birch.txt")).expect("it is there");
+    desk.succeed(&["ingest", papers]);
+    assert_eq!(names().len(), 3);
+    let (_, said) = desk.succeed(&["ingest", "--sync", papers]);
+    assert!(said.contains("birch.txt: the file is gone"), "{said}");
+    assert_eq!(names(), ["note.md", "papers/trees/oak.md"]);
+
+    let (output, _, said) = desk.run(&["documents", "delete", "note.md", "none.md"]);
+    assert!(!output.status.success() && said.contains("nothing was deleted"), "{said}");
+    assert_eq!(names().len(), 2);
+    desk.succeed(&["documents", "delete", "note.md"]);
+    assert_eq!(names(), ["papers/trees/oak.md"]);
+}
+
+#[test]
 fn beside_a_server_the_commands_ask_it() {
     let desk = Desk::new();
     let mut serve = desk.command(&["serve", "--port", "0", "--api-key", "a-secret"]);

@@ -108,6 +108,7 @@ async fn answers_and_refusals_are_what_the_document_says() {
     validate("MetricsSummary", &server.get("/metrics").await.json());
     validate("UsageReport", &server.get("/v1/usage?group_by=day,caller,model,provider").await.json());
     validate("ModelList", &server.get("/v1/models").await.json());
+    validate("Me", &server.get("/v1/me").await.json());
     validate("Model", &server.get("/v1/models/tiny").await.json());
     validate("Tokens", &server.post("/tokenize", json!({"content": "Hi"})).await.json());
     validate("Content", &server.post("/detokenize", json!({"tokens": [1]})).await.json());

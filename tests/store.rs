@@ -41,6 +41,35 @@ fn write_safetensors(directory: &Path) {
 }
 
 #[test]
+fn a_removed_model_is_gone_with_all_its_parts_and_what_it_links_to_stays() {
+    let directory = TempDir::new().unwrap();
+    let store = store(&directory);
+    let models = directory.path().join("models");
+    write_gguf(&models.join("chat.gguf"));
+    write_gguf(&models.join("big/big-00001-of-00002.gguf"));
+    write_gguf(&models.join("big/big-00002-of-00002.gguf"));
+    write_safetensors(&models.join("minilm"));
+    let names = || store.list().unwrap().into_iter().map(|model| model.name).collect::<Vec<_>>();
+    assert_eq!(store.remove("big").unwrap().paths.len(), 2);
+    assert_eq!(names(), ["chat", "minilm"]);
+    store.remove("minilm").unwrap();
+    #[cfg(unix)]
+    {
+        let elsewhere = directory.path().join("cache/blob");
+        write_gguf(&elsewhere);
+        std::os::unix::fs::symlink(&elsewhere, models.join("pulled.gguf")).unwrap();
+        assert!(store.remove("pulled").unwrap().were_links && elsewhere.exists());
+    }
+    assert!(!store.remove("chat").unwrap().were_links);
+    assert!(names().is_empty() && !models.join("chat.gguf").exists());
+    // A file outside of the directory is not Hearth's to remove.
+    let outside = directory.path().join("outside.gguf");
+    write_gguf(&outside);
+    assert!(matches!(store.remove(outside.to_str().unwrap()), Err(StoreError::Unknown { .. })) && outside.exists());
+    assert!(store.remove("chat").is_err());
+}
+
+#[test]
 fn models_are_listed_by_name() {
     let directory = TempDir::new().unwrap();
     let store = store(&directory);

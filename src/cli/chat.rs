@@ -12,7 +12,8 @@ use std::{
 use anyhow::Context;
 use futures_util::StreamExt;
 use hearth_domain::{
-    Account, ChatPrompt, GenerateEvent, GenerateRequest, Prompt, SamplingParams, Timings, Usage, error::sentence,
+    Account, ChatPrompt, GenerateEvent, GenerateRequest, Prompt, SamplingParams, Timings, Usage,
+    error::{Error, sentence},
 };
 use serde_json::{Value, json};
 
@@ -31,21 +32,22 @@ pub struct Args {
     #[arg(short, long)]
     system: Option<String>,
     /// 0 always takes the likeliest token
-    #[arg(long, default_value_t = 0.7, value_name = "0..2")]
+    #[arg(long, default_value_t = 0.7, value_name = "0..2", value_parser = between(0.0, 2.0))]
     temperature: f32,
-    #[arg(long, default_value_t = 0.95, value_name = "0..1")]
+    /// Sample among the likeliest tokens that have this share together
+    #[arg(long, default_value_t = 0.95, value_name = "0..1", value_parser = between(0.0, 1.0))]
     top_p: f32,
     /// The same seed gives the same answer
     #[arg(long)]
     seed: Option<i64>,
-    /// Tokens of one answer
-    #[arg(short = 'n', long, value_name = "N")]
-    max_tokens: Option<usize>,
+    /// Tokens of one answer at most
+    #[arg(short = 'n', long, default_value_t = 2048, value_name = "N")]
+    max_tokens: usize,
     /// Say after each answer how many tokens it took and how fast they came
     #[arg(long)]
     timings: bool,
     #[command(flatten)]
-    settings: Settings,
+    pub(super) settings: Settings,
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -59,16 +61,52 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let model = app::load_chat(&config)?.with_context(|| app::no_chat_model(&config))?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let mut dialogue = Dialogue::new(model, &args);
-    if let Some(prompt) = args.prompt {
+    if let Some(prompt) = prompt(args.prompt)? {
         return runtime.block_on(dialogue.answer(prompt));
-    }
-    if !std::io::stdin().is_terminal() {
-        let mut prompt = String::new();
-        std::io::stdin().read_to_string(&mut prompt).context("reading the prompt from standard input")?;
-        return runtime.block_on(dialogue.answer(prompt.trim_end().to_owned()));
     }
     converse(&runtime, &mut dialogue, &config.data_dir.join("chat_history"))
 }
+
+/// What to answer: the argument, what is piped in, or, as in `cat page | hearth chat "Summarize:"`, one before the other. `None`
+/// is a dialogue.
+fn prompt(argument: Option<String>) -> anyhow::Result<Option<String>> {
+    let mut piped = String::new();
+    if is_piped() {
+        std::io::stdin().read_to_string(&mut piped).context("reading the prompt from standard input")?;
+    }
+    Ok(match (argument, piped.trim_end()) {
+        (Some(argument), "") => Some(argument),
+        (Some(argument), piped) => Some(format!("{argument}\n\n{piped}")),
+        (None, piped) if !std::io::stdin().is_terminal() => Some(piped.to_owned()),
+        (None, _) => None,
+    })
+}
+
+/// Whether standard input is a pipe or a file. What is inherited of a service or a script is often neither, and may never end.
+#[cfg(unix)]
+fn is_piped() -> bool {
+    use std::os::{fd::AsFd, unix::fs::FileTypeExt};
+    let file = std::io::stdin().as_fd().try_clone_to_owned().map(std::fs::File::from);
+    let kind = file.and_then(|file| file.metadata()).map(|about| about.file_type());
+    kind.is_ok_and(|kind| kind.is_fifo() || kind.is_file())
+}
+
+#[cfg(not(unix))]
+fn is_piped() -> bool {
+    !std::io::stdin().is_terminal()
+}
+
+/// Parses a number of this range.
+fn between(low: f32, high: f32) -> impl Fn(&str) -> Result<f32, String> + Clone {
+    move |text| match text.parse::<f32>() {
+        Ok(value) if (low..=high).contains(&value) => Ok(value),
+        _ => Err(format!("it must be a number from {low} to {high}")),
+    }
+}
+
+/// What can be typed in a dialogue beside messages.
+const COMMANDS: &str =
+    "/clear forgets the conversation, /exit or Ctrl-D ends, Ctrl-C stops an answer, /help says this.";
 
 /// Reads lines until the user has had enough.
 fn converse(runtime: &tokio::runtime::Runtime, dialogue: &mut Dialogue, history: &PathBuf) -> anyhow::Result<()> {
@@ -76,25 +114,28 @@ fn converse(runtime: &tokio::runtime::Runtime, dialogue: &mut Dialogue, history:
     if history.exists() {
         editor.load_history(history).with_context(|| format!("reading {}", history.display()))?;
     }
-    writeln!(
-        std::io::stderr(),
-        "{} — /clear forgets the conversation, /exit or Ctrl-D ends, Ctrl-C stops an answer.",
-        dialogue.model.info().id
-    )?;
+    writeln!(std::io::stderr(), "{}. {COMMANDS}", dialogue.model.info().id)?;
     loop {
         match editor.readline("> ") {
             Ok(line) => match line.trim() {
                 "" => {}
                 "/exit" | "/quit" => break,
                 "/clear" => dialogue.clear(),
+                "/help" | "/?" => writeln!(std::io::stderr(), "{COMMANDS}")?,
+                // A path may be a message; a word behind a slash is a mistyped command.
+                command if command.starts_with('/') && !command[1..].contains(['/', ' ']) => {
+                    writeln!(std::io::stderr(), "There is no {command}. {COMMANDS}")?;
+                }
                 text => {
                     editor.add_history_entry(text)?;
                     if let Err(error) = runtime.block_on(dialogue.answer(text.to_owned())) {
-                        writeln!(std::io::stderr(), "hearth: {}", sentence(&error))?;
+                        writeln!(std::io::stderr(), "hearth: {}", explained(&error))?;
                     }
                 }
             },
-            Err(rustyline::error::ReadlineError::Interrupted) => {}
+            Err(rustyline::error::ReadlineError::Interrupted) => {
+                writeln!(std::io::stderr(), "/exit or Ctrl-D ends.")?;
+            }
             Err(rustyline::error::ReadlineError::Eof) => break,
             Err(error) => return Err(error.into()),
         }
@@ -105,12 +146,23 @@ fn converse(runtime: &tokio::runtime::Runtime, dialogue: &mut Dialogue, history:
     editor.save_history(history).with_context(|| format!("writing {}", history.display()))
 }
 
+/// An error of an answer, with what helps here: there is no server to be started with another context.
+fn explained(error: &anyhow::Error) -> String {
+    let is_full = error.downcast_ref::<Error>().is_some_and(|error| error.code() == Some("context_length_exceeded"));
+    if is_full {
+        return "the conversation no longer fits into the model's context: /clear forgets it, and --ctx-size makes more room, as \
+                far as the model's own context reaches"
+            .to_owned();
+    }
+    sentence(error)
+}
+
 struct Dialogue {
     model: LocalChat,
     messages: Vec<Value>,
     system: Option<String>,
     sampling: SamplingParams,
-    max_tokens: Option<usize>,
+    max_tokens: usize,
     timings: bool,
 }
 
@@ -198,7 +250,7 @@ impl Dialogue {
         GenerateRequest {
             model: self.model.info().id.clone(),
             sampling: self.sampling.clone(),
-            max_tokens: self.max_tokens,
+            max_tokens: Some(self.max_tokens),
             ..GenerateRequest::new(Account::unrecorded(), prompt)
         }
     }

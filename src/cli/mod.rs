@@ -4,20 +4,25 @@
 mod backup;
 mod bench;
 mod chat;
+mod connect;
 mod doctor;
 mod documents;
 mod embed;
 mod extract_child;
+mod help;
 mod keys;
 mod models;
+mod ps;
 mod pull;
+mod pull_auto;
+mod run;
 mod serve;
 mod usage;
 mod usage_plot;
 
 use std::ffi::OsString;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use hearth_text::extract::sandbox;
 
 use crate::config::Settings;
@@ -36,6 +41,8 @@ enum Command {
     Serve(Box<Settings>),
     /// Talk to a chat model here, without a server
     Chat(Box<chat::Args>),
+    /// Talk to a model by its name, which is fetched first if it is not here
+    Run(Box<run::Args>),
     /// Print the embeddings of texts
     Embed(Box<embed::Args>),
     /// Put documents in, from files and directories
@@ -44,6 +51,8 @@ enum Command {
     Ask(Box<documents::ask::Args>),
     /// Find passages in documents
     Search(Box<documents::search::Args>),
+    /// List or delete the documents of a collection
+    Documents(documents::manage::Args),
     /// List or delete collections of documents
     Collections(Box<documents::collections::Args>),
     /// Make a collection's vectors anew with the embedding model that is served now
@@ -60,7 +69,15 @@ enum Command {
     Keys(keys::Args),
     /// Fetch a model from the hub
     Pull(pull::Args),
-    /// List, show and import models
+    /// List the models that are here, and those known by name
+    List(models::ListArgs),
+    /// Take a model out of the models directory
+    Rm(models::RemoveArgs),
+    /// List the models that the running server serves
+    Ps(Box<ps::Args>),
+    /// Print the settings with which a client uses the running server
+    Connect(Box<connect::Args>),
+    /// List, show, import and remove models
     Models(models::Args),
     /// Measure prefill, decode and concurrent streams
     Bench(Box<bench::Args>),
@@ -74,17 +91,21 @@ enum Command {
 impl Cli {
     /// Parses arguments, program name first; prints usage and ends the process on a mistake, as clap does.
     pub fn parse_arguments(arguments: impl IntoIterator<Item = OsString>) -> Self {
-        Self::parse_from(arguments.into_iter().map(long_form))
+        let (arguments, wants_all) = help::wants_all(arguments.into_iter().map(long_form).collect());
+        let command = if wants_all { Self::command() } else { help::shortened(Self::command()) };
+        Self::from_arg_matches(&command.get_matches_from(arguments)).unwrap_or_else(|error| error.exit())
     }
 
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
             Command::Serve(settings) => serve::run(*settings),
             Command::Chat(args) => chat::run(*args),
+            Command::Run(args) => run::run(*args),
             Command::Embed(args) => embed::run(*args),
             Command::Ingest(args) => documents::ingest::run(*args),
             Command::Ask(args) => documents::ask::run(*args),
             Command::Search(args) => documents::search::run(*args),
+            Command::Documents(args) => documents::manage::run(args),
             Command::Collections(args) => documents::collections::run(*args),
             Command::Reindex(args) => documents::reindex::run(*args),
             Command::Recover(args) => documents::recover::run(*args),
@@ -93,6 +114,10 @@ impl Cli {
             Command::Usage(args) => usage::run(*args),
             Command::Keys(args) => keys::run(args),
             Command::Pull(args) => pull::run(args),
+            Command::List(args) => models::run_list(args),
+            Command::Rm(args) => models::run_remove(args),
+            Command::Ps(args) => ps::run(*args),
+            Command::Connect(args) => connect::run(*args),
             Command::Models(args) => models::run(args),
             Command::Bench(args) => bench::run(*args),
             Command::Doctor(args) => doctor::run(*args),
@@ -106,14 +131,13 @@ fn long_form(argument: OsString) -> OsString {
     match argument.to_str() {
         Some("-np") => "--parallel".into(),
         Some("-ctk") => "--cache-type".into(),
+        Some("-ngl") => "--n-gpu-layers".into(),
         _ => argument,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -25,6 +25,25 @@ pub struct Args {
     store: StoreSettings,
 }
 
+/// `hearth list`: the same as `hearth models list`.
+#[derive(Debug, clap::Args)]
+pub struct ListArgs {
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    store: StoreSettings,
+}
+
+/// `hearth rm`: the same as `hearth models rm`.
+#[derive(Debug, clap::Args)]
+pub struct RemoveArgs {
+    /// A name as `hearth list` shows it
+    model: String,
+    #[command(flatten)]
+    store: StoreSettings,
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// What is in the models directory, and which models are known by name
@@ -32,6 +51,11 @@ enum Command {
         /// As JSON
         #[arg(long)]
         json: bool,
+    },
+    /// Take a model out of the models directory
+    Rm {
+        /// A name as `hearth list` shows it
+        model: String,
     },
     /// What a model is
     Show {
@@ -56,9 +80,29 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     match args.command {
         Command::List { json } => list(&store, json, &mut out),
+        Command::Rm { model } => remove(&store, &model, &mut out),
         Command::Show { model, all } => show(&store, &model, all, &mut out),
         Command::Import { path, name } => import(&store, &path, name.as_deref(), &mut out),
     }
+}
+
+pub fn run_list(args: ListArgs) -> anyhow::Result<()> {
+    list(&args.store.open()?.0, args.json, &mut io::stdout().lock())
+}
+
+pub fn run_remove(args: RemoveArgs) -> anyhow::Result<()> {
+    remove(&args.store.open()?.0, &args.model, &mut io::stdout().lock())
+}
+
+fn remove(store: &ModelStore, name: &str, out: &mut dyn Write) -> anyhow::Result<()> {
+    let removed = store.remove(name)?;
+    for path in &removed.paths {
+        writeln!(out, "{}", path.display())?;
+    }
+    if removed.were_links {
+        writeln!(io::stderr(), "The files themselves stay in the hub's cache, which other programs share.")?;
+    }
+    Ok(())
 }
 
 fn list(store: &ModelStore, json: bool, out: &mut dyn Write) -> anyhow::Result<()> {

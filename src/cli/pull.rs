@@ -14,11 +14,16 @@ use hearth_models::{
 };
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
-use crate::config::StoreSettings;
+use super::pull_auto;
+use crate::{app, config::StoreSettings};
+
+/// Instead of a model's name.
+const AUTO: &str = "auto";
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A known name (see `hearth models list`), OWNER/NAME, or OWNER/NAME:QUANTIZATION such as :Q4_K_M
+    /// A known name (see `hearth models list`), OWNER/NAME, OWNER/NAME:QUANTIZATION such as :Q4_K_M, or `auto`: the best chat
+    /// model that this machine can run well
     model: String,
     /// One file of the repository; all parts come with any part of a split file
     file: Option<String>,
@@ -33,8 +38,24 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let (store, hub) = args.store.open()?;
-    let request = request(&args.model, args.file, args.revision, args.to)?;
+    let mut model = args.model;
+    if model == AUTO {
+        let (chosen, reason) = pull_auto::choose(app::available_memory())?;
+        writeln!(std::io::stderr(), "{reason}")?;
+        model.clone_from(&chosen.name);
+    }
+    let path = fetch_as(request(&model, args.file, args.revision, args.to)?, args.store)?;
+    writeln!(std::io::stdout(), "{}", path.display())?;
+    Ok(())
+}
+
+/// Fetches what a name means, and says what to serve.
+pub(super) fn fetch(model: &str, settings: StoreSettings) -> anyhow::Result<PathBuf> {
+    fetch_as(request(model, None, None, None)?, settings)
+}
+
+fn fetch_as(request: PullRequest, settings: StoreSettings) -> anyhow::Result<PathBuf> {
+    let (store, hub) = settings.open()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let pulled = runtime.block_on(pull(&hub, &request, &Bar::default()))?;
     if pulled.files.iter().all(|file| file.was_there) {
@@ -47,8 +68,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if let Err(problem) = kind_of(&path) {
         bail!("{} was fetched, but cannot be served: {problem}", path.display());
     }
-    writeln!(std::io::stdout(), "{}", path.display())?;
-    Ok(())
+    Ok(path)
 }
 
 fn request(

@@ -9,13 +9,13 @@ use hearth_models::{pull::HubSettings, store::ModelStore};
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct StoreSettings {
     /// Where models are kept [default: ./models if it exists, else models in the data directory]
-    #[arg(long, env = "HEARTH_MODELS_DIR", value_name = "DIR")]
+    #[arg(long, env = "HEARTH_MODELS_DIR", value_name = "DIR", global = true)]
     pub models_dir: Option<PathBuf>,
     /// Where Hearth keeps its data [default: hearth in the XDG data directory]
-    #[arg(long, env = "HEARTH_DATA_DIR", value_name = "DIR")]
+    #[arg(long, env = "HEARTH_DATA_DIR", value_name = "DIR", global = true)]
     pub data_dir: Option<PathBuf>,
     /// Make no outgoing connection
-    #[arg(long, env = "HEARTH_OFFLINE", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true")]
+    #[arg(long, env = "HEARTH_OFFLINE", num_args = 0..=1, require_equals = true, default_value = "false", default_missing_value = "true", global = true)]
     pub offline: bool,
 }
 

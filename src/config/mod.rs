@@ -214,7 +214,10 @@ impl Config {
             offline,
             chat_template_file: settings.chat_template_file,
             chat_template: settings.chat_template,
-            device: settings.device.unwrap_or(DeviceChoice::Auto),
+            device: settings.device.unwrap_or(match settings.n_gpu_layers {
+                Some(0) => DeviceChoice::Cpu,
+                _ => DeviceChoice::Auto,
+            }),
             threads: in_range("threads", settings.threads, 1..=1024)?,
             engine: EngineSettings {
                 context_length: in_range("ctx-size", settings.ctx_size, 0..=16 << 20)?.filter(|&tokens| tokens > 0),

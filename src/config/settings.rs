@@ -121,6 +121,10 @@ settings! {
     #[serde(deserialize_with = "from_text")]
     device: DeviceChoice,
 
+    /// llama-server's flag (-ngl): 0 computes on the CPU, any other number on --device, which takes all layers
+    #[arg(long, env = "HEARTH_N_GPU_LAYERS", value_name = "N", hide = true, visible_alias = "gpu-layers", help_heading = "Engine")]
+    n_gpu_layers: i64,
+
     /// Address to listen on [default: 127.0.0.1]
     #[arg(long, env = "HEARTH_HOST", value_name = "ADDRESS", help_heading = "Server")]
     host: String,

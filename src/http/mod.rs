@@ -4,6 +4,7 @@
 //! one function of [`crate::service`] and lets `wire` shape the answer. Whatever is refused on the way,
 //! by a handler, an extractor or the router, leaves as the contract's error body through [`error`].
 
+mod accept;
 mod allowance;
 mod analysis;
 mod ask;
@@ -19,10 +20,12 @@ mod embeddings;
 pub mod error;
 mod extract;
 mod files;
+mod greeting;
 mod head_limit;
 mod health;
 mod host;
 mod ignored;
+mod me;
 mod metered;
 mod models;
 mod openapi;
@@ -130,7 +133,9 @@ pub fn router(state: AppState) -> Router {
         .route("/health/deep", get(health::deep))
         .route("/metrics", get(spending::metrics))
         .route("/v1/usage", get(spending::usage))
+        .route("/v1/me", get(me::me))
         // People
+        .route("/", get(greeting::greet))
         .route("/openapi.json", get(openapi::document))
         .route("/docs", get(openapi::docs_redirect))
         .route("/docs/", get(openapi::docs_index))

@@ -24,10 +24,12 @@ enum Needs {
 
 /// Routes by how they begin; the first that fits counts.
 const ROUTES: &[(&str, Needs)] = &[
+    ("/", Needs::Nothing),
     ("/health", Needs::Nothing),
     ("/openapi.json", Needs::Nothing),
     ("/docs", Needs::Nothing),
     ("/v1/models", Needs::Key),
+    ("/v1/me", Needs::Key),
     // One's own; everybody's is a matter of the route itself.
     ("/v1/usage", Needs::Key),
     ("/v1/chat", Needs::Scope(Scope::Chat)),
@@ -55,8 +57,13 @@ const ROUTES: &[(&str, Needs)] = &[
 
 /// A route that the table does not know is for those who may do everything.
 fn needs(route: &str) -> Needs {
-    let is_of = |begin: &str| route.strip_prefix(begin).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    ROUTES.iter().find(|(begin, _)| is_of(begin)).map_or(Needs::Scope(Scope::Admin), |(_, needs)| *needs)
+    let known = ROUTES.iter().find(|(begin, _)| is_of(route, begin));
+    known.map_or(Needs::Scope(Scope::Admin), |(_, needs)| *needs)
+}
+
+/// Whether a route begins with these whole parts of a path.
+fn is_of(route: &str, begin: &str) -> bool {
+    route.strip_prefix(begin).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Whether a path is served to anybody.
@@ -90,7 +97,7 @@ mod tests {
         let page = include_str!("mod.rs");
         let paths: Vec<_> = page.split(".route(").skip(1).filter_map(|route| route.split('"').nth(1)).collect();
         assert!(paths.len() > 40, "{paths:?}");
-        let known = |path: &str| ROUTES.iter().any(|(begin, _)| path.starts_with(begin));
+        let known = |path: &str| ROUTES.iter().any(|(begin, _)| is_of(path, begin));
         let without: Vec<_> = paths.into_iter().filter(|path| !known(path)).collect();
         assert!(without.is_empty(), "say in ROUTES which scope they need: {without:?}");
     }

@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{context::Caller, error::ApiError, extract::QueryParameters, state::AppState};
+use super::{accept::names, context::Caller, error::ApiError, extract::QueryParameters, state::AppState};
 use crate::{
     service::spending,
     wire::spending::{UsageParameters, UsageReport},
@@ -24,11 +24,9 @@ pub(super) async fn metrics(State(state): State<AppState>, headers: HeaderMap) -
     ([(header::CONTENT_TYPE, content_type), (header::VARY, "accept")], text).into_response()
 }
 
-/// Whether `Accept` names a kind of text and not JSON. `*/*` names neither.
+/// Whether `Accept` names a kind of text and not JSON.
 fn wants_text(headers: &HeaderMap) -> bool {
-    let accepted: Vec<&str> = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
-    let kinds = accepted.iter().flat_map(|value| value.split(',')).filter_map(|kind| kind.split(';').next());
-    let names = |wanted: &str| kinds.clone().any(|kind| kind.trim().eq_ignore_ascii_case(wanted));
+    let names = |kind| names(headers, kind);
     (names("text/plain") || names("application/openmetrics-text")) && !names("application/json")
 }
 

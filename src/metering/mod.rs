@@ -12,7 +12,7 @@ use std::{
 };
 
 use hearth_domain::{
-    Caller,
+    Caller, Standing,
     account::{Account, Allowance, Books, LegReceipt, Place, Receipt},
     error::Result,
 };
@@ -76,6 +76,10 @@ impl Books for Metering {
 
     fn allowance(&self, caller: &Caller) -> Allowance {
         self.limits.allowance(caller, self.now())
+    }
+
+    fn standing(&self, caller: &Caller) -> Standing {
+        self.limits.standing(caller, self.now())
     }
 
     fn reserve(&self, account: &Account, tokens: u64) -> Result<()> {

@@ -1,13 +1,15 @@
 //! The body of `POST /v1/chat/completions`.
 
 use hearth_domain::{ChatPrompt, GenerateRequest, Prompt, error::Result};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::{
     Envelope, Parsed,
     fields::{Fields, bad_value},
     generation::{Common, TOP_LOGPROBS_MAX},
-    messages, policy, tools,
+    messages, policy,
+    reasoning::read_reasoning,
+    tools,
 };
 
 /// What one chat completion asks for.
@@ -73,7 +75,7 @@ pub(super) fn read_chat_prompt(fields: &mut Fields) -> Result<ChatPrompt> {
     let tools = tools::read_tools(fields)?;
     let tool_choice = tools::read_tool_choice(fields, &tools)?;
     let mut template_kwargs = fields.map("chat_template_kwargs")?.unwrap_or_default();
-    read_reasoning_effort(fields, &mut template_kwargs)?;
+    read_reasoning(fields, &mut template_kwargs)?;
     Ok(ChatPrompt {
         messages,
         tools,
@@ -82,22 +84,4 @@ pub(super) fn read_chat_prompt(fields: &mut Fields) -> Result<ChatPrompt> {
         add_generation_prompt: fields.boolean("add_generation_prompt")?.unwrap_or(true),
         template_kwargs,
     })
-}
-
-/// Templates of reasoning models take `reasoning_effort` (gpt-oss) or `enable_thinking` (Qwen3). What the
-/// caller set in `chat_template_kwargs` wins.
-fn read_reasoning_effort(fields: &mut Fields, kwargs: &mut Map<String, Value>) -> Result<()> {
-    const EFFORTS: [&str; 6] = ["none", "minimal", "low", "medium", "high", "xhigh"];
-    let Some(effort) = fields.string("reasoning_effort")? else { return Ok(()) };
-    if !EFFORTS.contains(&effort.as_str()) {
-        return Err(bad_value(
-            "reasoning_effort",
-            format!("`reasoning_effort` must be one of {}.", EFFORTS.join(", ")),
-        ));
-    }
-    if effort == "none" {
-        kwargs.entry("enable_thinking").or_insert(Value::Bool(false));
-    }
-    kwargs.entry("reasoning_effort").or_insert(Value::String(effort));
-    Ok(())
 }

@@ -156,10 +156,17 @@ fn read_content(content: Value, place: &str) -> Result<String> {
             "text" | "input_text" | "output_text" => text.push_str(&part.required_string("text")?),
             "refusal" => text.push_str(&part.required_string("refusal")?),
             "image_url" | "input_image" | "input_audio" | "file" | "input_file" | "video_url" | "audio_url" => {
-                return Err(unsupported(
-                    &part_place,
-                    &format!("`{part_place}` is a part of type `{kind}`; this model reads text only."),
-                ));
+                let instead = match kind.as_str() {
+                    "image_url" | "input_image" => "Describe the picture in words, or send the text that is in it",
+                    "input_audio" | "audio_url" => "Send a transcript of it",
+                    "video_url" => "Send a transcript or a description of it",
+                    // `/ask` reads these.
+                    _ => "Upload the file to /v1/files or /api/v1/documents/upload and ask /ask, or send its text",
+                };
+                let message = format!(
+                    "`{part_place}` is a part of type `{kind}`, and the models of this server read text only. {instead}."
+                );
+                return Err(unsupported(&part_place, &message));
             }
             other => {
                 return Err(bad_value(

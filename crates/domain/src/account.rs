@@ -21,7 +21,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use super::{Caller, Policy, Timings, Usage};
+use super::{Caller, Policy, Standing, Timings, Usage};
 use crate::error::{Error, Result};
 
 /// Where accounts are settled.
@@ -40,6 +40,11 @@ pub trait Books: Send + Sync {
     /// What a caller has left of its limits, or of the server's where those are nearer.
     fn allowance(&self, _caller: &Caller) -> Allowance {
         Allowance::default()
+    }
+
+    /// What holds for a caller now.
+    fn standing(&self, caller: &Caller) -> Standing {
+        Standing { limits: caller.limits, ..Standing::default() }
     }
 
     /// Sets tokens aside for a request before it runs; what it really used is settled at the end.

@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use crate::account::Allowance;
+
 /// The caller of a server that asks nobody for a key, and of commands on this machine.
 pub const LOCAL: &str = "local";
 
@@ -125,6 +127,18 @@ pub struct Budget {
     /// Millionths of a US dollar.
     pub micro_usd: Option<u64>,
     pub compute: Option<Duration>,
+}
+
+/// A caller's limits, and what is left of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Standing {
+    /// Its own, and those of each caller where it has none of its own.
+    pub limits: CallerLimits,
+    /// Left of the minute.
+    pub allowance: Allowance,
+    /// Left of the day's and the month's budget, of the caller's or the server's, whichever is less.
+    pub daily_left: Budget,
+    pub monthly_left: Budget,
 }
 
 impl Caller {

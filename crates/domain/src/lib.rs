@@ -22,7 +22,7 @@ use serde_json::Value;
 
 pub use self::{
     account::Account,
-    caller::{Budget, Caller, CallerLimits, LOCAL, Policy, Scope, StorageQuota},
+    caller::{Budget, Caller, CallerLimits, LOCAL, Policy, Scope, Standing, StorageQuota},
 };
 
 /// One generation, before any text has become tokens. What may be large and is the same for all prompts of a request, and

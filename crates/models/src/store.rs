@@ -77,6 +77,14 @@ pub struct StoredModel {
     pub bytes: u64,
 }
 
+/// What was taken out of the models directory.
+#[derive(Clone, Debug)]
+pub struct Removed {
+    pub paths: Vec<PathBuf>,
+    /// What they led to is still in the hub's cache.
+    pub were_links: bool,
+}
+
 /// A models directory and the hub's cache.
 #[derive(Clone, Debug)]
 pub struct ModelStore {
@@ -195,6 +203,36 @@ impl ModelStore {
             format!("{} holds {}", self.directory.display(), here.join(", "))
         };
         Err(StoreError::Unknown { name: name.to_owned(), advice })
+    }
+
+    /// Takes a model out of the directory: all parts of a file, or the directory of an embedding model. Of what was pulled these
+    /// are links; the files in the hub's cache stay.
+    pub fn remove(&self, name: &str) -> Result<Removed, StoreError> {
+        let path = self.resolve(name)?;
+        let models = self.list()?;
+        let Some(model) = models.iter().find(|model| model.path == path) else {
+            let advice = format!("only models in {} can be removed", self.directory.display());
+            return Err(StoreError::Unknown { name: name.to_owned(), advice });
+        };
+        // What is damaged can be removed, too: nothing is opened.
+        let file_name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let paths: Vec<PathBuf> = match split_name(file_name).filter(|_| model.format == Format::Gguf) {
+            Some((stem, _, count)) => {
+                let parts =
+                    (0..count).map(|number| path.with_file_name(super::gguf::split_part_name(stem, number, count)));
+                parts.filter(|part| part.symlink_metadata().is_ok()).collect()
+            }
+            None => vec![path.clone()],
+        };
+        let mut were_links = false;
+        for path in &paths {
+            let weights = if path.is_dir() { path.join("model.safetensors") } else { path.clone() };
+            were_links |= weights.is_symlink();
+            let removed =
+                if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
+            removed.map_err(|source| io_error(path, source))?;
+        }
+        Ok(Removed { paths, were_links })
     }
 
     fn cached(&self, reference: &Reference) -> Option<PathBuf> {

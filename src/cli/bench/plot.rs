@@ -18,7 +18,7 @@ const VALUE_WIDTH: i32 = 90;
 /// One for each way of measuring.
 const COLORS: [RGBColor; 3] = [RGBColor(60, 110, 180), RGBColor(220, 140, 60), RGBColor(130, 130, 130)];
 
-/// Writes an SVG. Each figure has its own scale: prefill and decode differ by orders of magnitude.
+/// Writes an SVG. All bars have one scale, from 0: a longer bar is a larger figure.
 pub(super) fn draw(report: &Report, path: &Path) -> anyhow::Result<()> {
     let rows = report.rows();
     let bars: i32 = rows.iter().map(|(_, ways)| i32::try_from(ways.len()).unwrap_or(0)).sum();
@@ -33,11 +33,12 @@ pub(super) fn draw(report: &Report, path: &Path) -> anyhow::Result<()> {
         let label = ("sans-serif", 13).into_font();
         area.draw(&Text::new(report.title(), (MARGIN, MARGIN), title)).map_err(failed)?;
         let mut top = MARGIN + 34;
+        let samples = rows.iter().flat_map(|(_, ways)| ways).flat_map(|(_, samples)| samples);
+        let largest = samples.copied().fold(f64::MIN_POSITIVE, f64::max);
+        // Pixels: the value is between 0 and the largest.
+        #[expect(clippy::cast_possible_truncation, reason = "a width in pixels, below CHART_WIDTH")]
+        let place = |value: f64| MARGIN + LABEL_WIDTH + (value / largest * f64::from(CHART_WIDTH)).round() as i32;
         for (name, ways) in rows {
-            let largest = ways.iter().flat_map(|(_, samples)| samples).copied().fold(f64::MIN_POSITIVE, f64::max);
-            // Pixels: the value is between 0 and the largest.
-            #[expect(clippy::cast_possible_truncation, reason = "a width in pixels, below CHART_WIDTH")]
-            let place = |value: f64| MARGIN + LABEL_WIDTH + (value / largest * f64::from(CHART_WIDTH)).round() as i32;
             for ((way, samples), color) in ways.iter().zip(COLORS) {
                 let [low, middle, high] = spread(samples);
                 let text = Text::new(format!("{name}, {way}"), (MARGIN, top + 5), label.clone());
@@ -47,7 +48,7 @@ pub(super) fn draw(report: &Report, path: &Path) -> anyhow::Result<()> {
                 let center = top + (BAR_HEIGHT - 8) / 2;
                 let spread_line = vec![(place(low), center), (place(high), center)];
                 area.draw(&PathElement::new(spread_line, BLACK)).map_err(failed)?;
-                let value = Text::new(format!("{middle:.1} t/s"), (place(largest) + 8, top + 5), label.clone());
+                let value = Text::new(format!("{middle:.1} t/s"), (place(high) + 8, top + 5), label.clone());
                 area.draw(&value).map_err(failed)?;
                 top += BAR_HEIGHT;
             }

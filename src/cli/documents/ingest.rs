@@ -4,7 +4,7 @@
 //! one that has not is left as it is, so that a run that was cut off is gone on with by running it again.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     io::Write,
     path::{Component, Path, PathBuf},
 };
@@ -17,9 +17,9 @@ use reqwest::{
     Method,
     multipart::{Form, Part},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{Client, LOOK_AGAIN, with_server};
+use super::{Client, LOOK_AGAIN, documents_of, with_server};
 use crate::config::Settings;
 
 #[derive(Debug, clap::Args)]
@@ -30,14 +30,68 @@ pub struct Args {
     /// The collection that they go to; made if it is not there
     #[arg(long, default_value = "default", value_name = "NAME")]
     collection: String,
+    /// Also delete the documents below the named directories whose files are gone
+    #[arg(long)]
+    sync: bool,
     #[command(flatten)]
     settings: Settings,
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
     let files = files(&args.paths)?;
-    ensure!(!files.is_empty(), "there is no file to read");
-    with_server(args.settings, async move |client| ingest(&client, &args.collection, files).await)
+    // A directory that is empty now may have had files.
+    ensure!(args.sync || !files.is_empty(), "there is no file to read");
+    with_server(args.settings, async move |client| {
+        if args.sync {
+            delete_gone(&client, &args.collection, &args.paths, &files).await?;
+        }
+        if files.is_empty() {
+            return Ok(());
+        }
+        ingest(&client, &args.collection, files).await
+    })
+}
+
+/// The attribute with the absolute path of the file that a document was read from.
+const PATH: &str = "path";
+/// Attributes have no longer values; a document of a longer path has none.
+const PATH_CHARS_MAX: usize = 512;
+
+/// Deletes the documents that were read from files below the named directories, where those files are gone. Documents that came
+/// in another way know no path, and stay.
+async fn delete_gone(
+    client: &Client,
+    collection: &str,
+    paths: &[PathBuf],
+    files: &BTreeMap<String, PathBuf>,
+) -> anyhow::Result<()> {
+    let folders: Vec<PathBuf> = paths.iter().filter(|path| path.is_dir()).map(absolute).collect::<Result<_, _>>()?;
+    let here: HashSet<PathBuf> = files.values().map(absolute).collect::<Result<_, _>>()?;
+    let is_gone = |path: &Path| !here.contains(path) && folders.iter().any(|folder| path.starts_with(folder));
+    let mut gone: Vec<(PathBuf, String)> = documents_of(client, collection)
+        .await?
+        .into_iter()
+        .filter_map(|(id, document)| Some((PathBuf::from(document["attributes"][PATH].as_str()?), id)))
+        .filter(|(path, _)| is_gone(path))
+        .collect();
+    gone.sort();
+    for (path, id) in gone {
+        client.delete(&format!("/api/v1/documents/{id}")).await?;
+        writeln!(std::io::stderr(), "{}: the file is gone, and so is the document", path.display())?;
+    }
+    Ok(())
+}
+
+/// The path of a file that is there, without links and dots.
+fn absolute(path: impl AsRef<Path>) -> anyhow::Result<PathBuf> {
+    let path = path.as_ref();
+    path.canonicalize().with_context(|| format!("reading {}", path.display()))
+}
+
+/// A file's path as it is below what was named: of an absolute path, what is above it says nothing about it.
+fn below(named: &Path, path: &Path) -> PathBuf {
+    let parent = if named.is_absolute() { named.parent().unwrap_or(named) } else { Path::new("") };
+    path.strip_prefix(parent).unwrap_or(path).to_owned()
 }
 
 /// Every file by the name under which it is known.
@@ -49,17 +103,14 @@ fn files(paths: &[PathBuf]) -> anyhow::Result<BTreeMap<String, PathBuf>> {
     };
     for path in paths {
         ensure!(path.exists(), "{} does not exist", path.display());
-        // Of an absolute path, what is above it says nothing about it.
-        let parent = if path.is_absolute() { path.parent().unwrap_or(path) } else { Path::new("") };
-        let below = |path: &Path| path.strip_prefix(parent).unwrap_or(path).to_owned();
         if path.is_file() {
-            add(&below(path), path.clone());
+            add(&below(path, path), path.clone());
             continue;
         }
         for entry in WalkBuilder::new(path).require_git(false).sort_by_file_name(Ord::cmp).build() {
             let entry = entry.with_context(|| format!("reading {}", path.display()))?;
             if entry.file_type().is_some_and(|kind| kind.is_file()) {
-                add(&below(entry.path()), entry.path().to_owned());
+                add(&below(path, entry.path()), entry.path().to_owned());
             }
         }
     }
@@ -78,7 +129,7 @@ fn name(path: &Path) -> String {
 async fn ingest(client: &Client, collection: &str, files: BTreeMap<String, PathBuf>) -> anyhow::Result<()> {
     // Of several of one name, the newest: it knows whose place it was to take.
     let mut earlier: HashMap<String, (i64, String)> = HashMap::new();
-    for (id, document) in documents(client, collection).await? {
+    for (id, document) in documents_of(client, collection).await? {
         let version = (document["created_at"].as_i64().unwrap_or_default(), id);
         let newest = earlier.entry(filename(&document)).or_insert_with(|| version.clone());
         *newest = version.max(newest.clone());
@@ -97,7 +148,7 @@ async fn ingest(client: &Client, collection: &str, files: BTreeMap<String, PathB
     }
     bar.set_message("Reading");
     let settled = loop {
-        let now = documents(client, collection).await?;
+        let now = documents_of(client, collection).await?;
         let is_settled = |id: &&String| now.get(*id).is_none_or(|document| document["status"] != "processing");
         let settled = uploaded.iter().filter(is_settled).count();
         bar.set_position((files.len() + refused.len() + settled) as u64);
@@ -130,20 +181,6 @@ fn filename(document: &Value) -> String {
     document["filename"].as_str().unwrap_or_default().to_owned()
 }
 
-/// The documents of a collection by their ids; none if it is not there yet.
-async fn documents(client: &Client, collection: &str) -> anyhow::Result<HashMap<String, Value>> {
-    let request = client.request(Method::GET, "/api/v1/documents").query(&[("collection", collection)]);
-    let answer = request.send().await.context("asking for the documents")?;
-    if answer.status() == reqwest::StatusCode::NOT_FOUND {
-        return Ok(HashMap::new());
-    }
-    ensure!(answer.status().is_success(), "asking for the documents: {}", answer.text().await.unwrap_or_default());
-    let mut answer: Value = answer.json().await?;
-    let Value::Array(documents) = answer["documents"].take() else { return Ok(HashMap::new()) };
-    let by_id = |document: Value| (document["document_id"].as_str().unwrap_or_default().to_owned(), document);
-    Ok(documents.into_iter().map(by_id).collect())
-}
-
 async fn upload(
     client: &Client,
     collection: &str,
@@ -153,6 +190,10 @@ async fn upload(
 ) -> anyhow::Result<String> {
     let file = Part::file(path).await.with_context(|| format!("reading {}", path.display()))?;
     let mut form = Form::new().text("collection", collection.to_owned());
+    let absolute = absolute(path)?;
+    if let Some(absolute) = absolute.to_str().filter(|path| path.chars().count() <= PATH_CHARS_MAX) {
+        form = form.text("attributes", json!({PATH: absolute}).to_string());
+    }
     if let Some(earlier) = earlier {
         form = form.text("replaces", earlier.clone());
     }
@@ -164,6 +205,11 @@ async fn upload(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_above_an_absolute_path_is_no_part_of_the_name() {
+        assert_eq!(below(Path::new("/home/x/docs"), Path::new("/home/x/docs/a.md")), Path::new("docs/a.md"));
+    }
 
     #[test]
     fn files_of_one_name_in_two_places_are_two() {

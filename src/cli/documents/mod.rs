@@ -4,13 +4,14 @@
 pub mod ask;
 pub mod collections;
 pub mod ingest;
+pub mod manage;
 pub mod recover;
 pub mod reindex;
 pub mod search;
 
-use std::{future::Future, io::Write, path::Path, time::Duration};
+use std::{collections::HashMap, future::Future, io::Write, path::Path, time::Duration};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
 
@@ -34,6 +35,11 @@ pub(super) struct Client {
 }
 
 impl Client {
+    /// Where the server listens.
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
     fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.url));
         match &self.api_key {
@@ -153,6 +159,20 @@ async fn ready(client: &Client) -> anyhow::Result<()> {
     }
 }
 
+/// The documents of a collection by their ids; none if it is not there yet.
+pub(super) async fn documents_of(client: &Client, collection: &str) -> anyhow::Result<HashMap<String, Value>> {
+    let request = client.request(Method::GET, "/api/v1/documents").query(&[("collection", collection)]);
+    let answer = request.send().await.context("asking for the documents")?;
+    if answer.status() == StatusCode::NOT_FOUND {
+        return Ok(HashMap::new());
+    }
+    ensure!(answer.status().is_success(), "asking for the documents: {}", answer.text().await.unwrap_or_default());
+    let mut answer: Value = answer.json().await?;
+    let Value::Array(documents) = answer["documents"].take() else { return Ok(HashMap::new()) };
+    let by_id = |document: Value| (document["document_id"].as_str().unwrap_or_default().to_owned(), document);
+    Ok(documents.into_iter().map(by_id).collect())
+}
+
 /// Where to look, on the command line.
 #[derive(Debug, clap::Args)]
 pub(super) struct LookupArgs {
@@ -185,11 +205,20 @@ impl LookupArgs {
     }
 }
 
+/// Where in a file: a page, a sheet or a line, as its kind has them.
+fn place_of(filename: &str, place: u64) -> String {
+    match filename.rsplit('.').next().map(str::to_lowercase).as_deref() {
+        Some("pdf") => format!(", page {place}"),
+        Some("xlsx" | "xlsm" | "xls" | "ods") => format!(", sheet {place}"),
+        _ => format!(":{place}"),
+    }
+}
+
 /// A passage's line: how similar it is, what it is about and where it is from.
 fn source_line(number: usize, source: &Value) -> String {
     let text = |key: &str| source[key].as_str().unwrap_or_default().to_owned();
     let (title, filename) = (text("title"), text("filename"));
-    let place = source["place"].as_u64().map_or(String::new(), |place| format!(":{place}"));
+    let place = source["place"].as_u64().map_or(String::new(), |place| place_of(&filename, place));
     let score = source["similarity_score"].as_f64().unwrap_or_default();
     if title == filename {
         format!("[{number}] {filename}{place} ({score:.2})")

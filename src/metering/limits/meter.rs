@@ -69,6 +69,11 @@ impl Meter {
         self.spending.lock().add_both(now, today, this_month);
     }
 
+    /// What is left of these budgets; `None` of what has no limit.
+    pub fn left(&self, now: SystemTime, daily: &Budget, monthly: &Budget) -> (Budget, Budget) {
+        self.spending.lock().left(now, daily, monthly)
+    }
+
     pub fn used_up(&self, now: SystemTime, daily: &Budget, monthly: &Budget) -> Option<UsedUp> {
         self.spending.lock().used_up(now, daily, monthly)
     }

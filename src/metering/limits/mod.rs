@@ -22,7 +22,7 @@ use std::{
 };
 
 use hearth_domain::{
-    Budget, Caller, CallerLimits,
+    Budget, Caller, CallerLimits, Standing,
     account::{Account, Allowance, Place, Receipt, Remaining, ServedBy},
     error::Result,
 };
@@ -218,6 +218,19 @@ impl Limits {
         }
     }
 
+    /// A caller's limits, and what is left of them.
+    pub fn standing(&self, caller: &Caller, now: Now) -> Standing {
+        let [own, server] = self.parties(caller, now);
+        let left = |party: &Party| party.meter.left(now.wall, &party.limits.daily, &party.limits.monthly);
+        let ((own_daily, own_monthly), (server_daily, server_monthly)) = (left(&own), left(&server));
+        Standing {
+            limits: own.limits,
+            allowance: self.allowance(caller, now),
+            daily_left: less(own_daily, server_daily),
+            monthly_left: less(own_monthly, server_monthly),
+        }
+    }
+
     fn parties(&self, caller: &Caller, now: Now) -> [Party; 2] {
         [
             Party {
@@ -240,6 +253,14 @@ impl Limits {
             callers.sweep_at = SWEEP_AT.get().max(2 * callers.by_id.len());
         }
         callers.by_id.entry(id.to_owned()).or_default().clone()
+    }
+}
+
+/// Of each kind the lesser, where there are both.
+fn less(a: Budget, b: Budget) -> Budget {
+    Budget {
+        micro_usd: a.micro_usd.into_iter().chain(b.micro_usd).min(),
+        compute: a.compute.into_iter().chain(b.compute).min(),
     }
 }
 

@@ -19,6 +19,13 @@ impl Spent {
         self.compute = self.compute.saturating_add(other.compute);
     }
 
+    fn left_of(&self, budget: &Budget) -> Budget {
+        Budget {
+            micro_usd: budget.micro_usd.map(|limit| limit.saturating_sub(self.micro_usd)),
+            compute: budget.compute.map(|limit| limit.saturating_sub(self.compute)),
+        }
+    }
+
     /// What of a budget is used up, in words.
     fn beyond(&self, budget: &Budget) -> Option<String> {
         if let Some(limit) = budget.micro_usd.filter(|limit| self.micro_usd >= *limit) {
@@ -59,6 +66,12 @@ impl Spending {
 
     pub fn add(&mut self, now: SystemTime, spent: Spent) {
         self.add_both(now, spent, spent);
+    }
+
+    /// What is left of these budgets.
+    pub fn left(&mut self, now: SystemTime, daily: &Budget, monthly: &Budget) -> (Budget, Budget) {
+        self.turn_over(now);
+        (self.today.left_of(daily), self.this_month.left_of(monthly))
     }
 
     /// The budget, of these two, that is used up, if one is; the one that is waited for longer.

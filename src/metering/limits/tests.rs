@@ -103,6 +103,23 @@ fn requests_a_minute_are_each_callers_own_and_the_servers_are_everybodys() {
 }
 
 #[test]
+fn what_is_left_of_budgets_is_the_lesser_of_the_callers_and_the_servers() {
+    let budget = |micro_usd| Budget { micro_usd: Some(micro_usd), compute: None };
+    let settings = LimitSettings {
+        server: CallerLimits { daily: budget(100), ..CallerLimits::default() },
+        caller: CallerLimits { daily: budget(1000), monthly: budget(5000), ..CallerLimits::default() },
+    };
+    let limits = Limits::new(settings);
+    let caller = caller("a", CallerLimits::default());
+    limits.meter("a", now(0.0)).spend(now(0.0).wall, Spent { micro_usd: 30, compute: Duration::ZERO });
+    let standing = limits.standing(&caller, now(0.0));
+    assert_eq!((standing.daily_left, standing.monthly_left), (budget(100), budget(4970)));
+    limits.server.spend(now(0.0).wall, Spent { micro_usd: 300, compute: Duration::ZERO });
+    assert_eq!(limits.standing(&caller, now(0.0)).daily_left, budget(0));
+    assert_eq!(limits.standing(&caller, now(0.0)).limits.monthly, budget(5000));
+}
+
+#[test]
 fn a_caller_may_have_limits_of_its_own() {
     let settings = LimitSettings {
         caller: CallerLimits { requests_per_minute: Some(1), ..CallerLimits::default() },

@@ -92,6 +92,9 @@ impl From<TemplateError> for error::Error {
     }
 }
 
+/// The variable that says how much the model is to think.
+const EFFORT: &str = "reasoning_effort";
+
 impl ChatTemplate {
     /// Compiles `source`, with the text of the model's begin-of-text and end-of-text tokens as the template's
     /// variables `bos_token` and `eos_token` (empty where the model has none).
@@ -154,7 +157,25 @@ impl ChatTemplate {
     /// described in a message where the template has no place for them. This is what a server should call.
     pub fn render_prompt(&self, prompt: &ChatPrompt) -> Result<String, TemplateError> {
         let (messages, tools) = messages::fitted(prompt, &self.capabilities);
-        self.render(&messages, &tools, prompt.add_generation_prompt, &prompt.template_kwargs)
+        let mut kwargs = prompt.template_kwargs.clone();
+        if let Some(Value::String(effort)) = kwargs.get_mut(EFFORT) {
+            *effort = self.known_effort(effort).to_owned();
+        }
+        self.render(&messages, &tools, prompt.add_generation_prompt, &kwargs)
+    }
+
+    /// The effort itself where the template names it, else the nearest that it names, else the nearest that all models with
+    /// efforts were trained on.
+    fn known_effort<'e>(&self, effort: &'e str) -> &'e str {
+        let (nearest, usual): (&[&'e str], &'e str) = match effort {
+            "max" => (&["max", "xhigh"], "high"),
+            "xhigh" => (&["xhigh", "max"], "high"),
+            "minimal" => (&["minimal"], "low"),
+            _ => return effort,
+        };
+        let is_named =
+            |effort: &&&str| ['\'', '"'].iter().any(|quote| self.source.contains(&format!("{quote}{effort}{quote}")));
+        nearest.iter().find(is_named).copied().unwrap_or(usual)
     }
 
     /// The prompt for exactly these messages and tools: what `transformers` renders for them.

@@ -30,6 +30,23 @@ fn small_templates_render_as_transformers_renders_them() {
 }
 
 #[test]
+fn an_effort_that_a_template_does_not_name_is_the_nearest_that_it_does() {
+    let prompt = |source: &str, effort: &str| {
+        let template_kwargs = Map::from_iter([("reasoning_effort".to_owned(), Value::from(effort))]);
+        let prompt = ChatPrompt { messages: messages(), template_kwargs, ..ChatPrompt::default() };
+        ChatTemplate::new(source, "", "").unwrap().render_prompt(&prompt).unwrap()
+    };
+    let plain = "{{ reasoning_effort }}";
+    for (effort, known) in
+        [("max", "high"), ("xhigh", "high"), ("minimal", "low"), ("medium", "medium"), ("none", "none")]
+    {
+        assert_eq!(prompt(plain, effort), known);
+    }
+    let deep = "{% if reasoning_effort == 'xhigh' %}deep{% else %}{{ reasoning_effort }}{% endif %}";
+    assert_eq!((&*prompt(deep, "max"), &*prompt(deep, "xhigh"), &*prompt(deep, "high")), ("deep", "deep", "high"));
+}
+
+#[test]
 fn a_refusal_carries_the_template_s_own_words() {
     let source = "{% macro check(m) %}{{ raise_exception('Only user roles, not ' + m.role) }}{% endmacro %}\
                   {% for m in messages %}{% if m.role != 'user' %}{{ check(m) }}{% endif %}{% endfor %}";

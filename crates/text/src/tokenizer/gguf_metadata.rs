@@ -242,7 +242,7 @@ fn byte_pair(
         .strings(MERGES)
         .ok_or_else(|| TokenizerError::MissingKey { path: metadata.path().to_owned(), key: MERGES })?;
     let encoder = BytePairEncoder::new(vocabulary, merges, family, unknown)?;
-    warn_of_missing_bytes(metadata, encoder.missing_bytes(vocabulary));
+    note_missing_bytes(metadata, encoder.missing_bytes(vocabulary));
     Ok(Encoder::BytePair(encoder))
 }
 
@@ -252,7 +252,7 @@ fn sentence_piece(
     unknown: Option<u32>,
 ) -> Result<Encoder, TokenizerError> {
     let encoder = SentencePieceEncoder::new(vocabulary, scores_of(metadata, vocabulary)?, unknown);
-    warn_of_missing_bytes(metadata, encoder.missing_bytes());
+    note_missing_bytes(metadata, encoder.missing_bytes());
     Ok(Encoder::SentencePiece(encoder))
 }
 
@@ -318,9 +318,10 @@ fn scores_of(metadata: &Metadata, vocabulary: &Vocabulary) -> Result<Vec<f32>, T
     Ok(scores)
 }
 
-fn warn_of_missing_bytes(metadata: &Metadata, missing: usize) {
+fn note_missing_bytes(metadata: &Metadata, missing: usize) {
     if missing > 0 {
-        tracing::warn!(
+        // Not a warning: published vocabularies have such gaps, and whoever serves the file can do nothing about them.
+        tracing::info!(
             file = %metadata.path().display(),
             missing,
             "the vocabulary has no token for some bytes; text with them loses them or gets the unknown token"

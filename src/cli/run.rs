@@ -1,0 +1,34 @@
+//! `hearth run MODEL`: a conversation with a model of this name, which is fetched first if it is not here.
+
+use hearth_models::{manifest, store::StoreError};
+
+use super::{chat, pull};
+use crate::config::{Config, StoreSettings};
+
+#[derive(Debug, clap::Args)]
+// Its name is that of the arguments within.
+#[group(skip)]
+pub struct Args {
+    /// A model's name or file, a known name (see `hearth list`), or OWNER/NAME:QUANTIZATION
+    #[arg(value_name = "MODEL")]
+    name: String,
+    #[command(flatten)]
+    chat: chat::Args,
+}
+
+pub fn run(mut args: Args) -> anyhow::Result<()> {
+    args.chat.settings.model = Some(args.name.clone().into());
+    let config = Config::load(args.chat.settings.clone())?;
+    let settings = StoreSettings {
+        models_dir: Some(config.models_dir.clone()),
+        data_dir: Some(config.data_dir.clone()),
+        offline: config.offline,
+    };
+    let (store, _) = settings.clone().open()?;
+    let can_be_fetched = manifest::find(&args.name).is_some() || args.name.contains('/');
+    if matches!(store.resolve(&args.name), Err(StoreError::Unknown { .. })) && can_be_fetched {
+        let path = pull::fetch(&args.name, settings)?;
+        args.chat.settings.model = Some(path);
+    }
+    chat::run(args.chat)
+}

@@ -1,0 +1,10 @@
+//! What kinds of answer a request names in `Accept`. `*/*` names none: who sends it takes anything.
+
+use axum::http::{HeaderMap, header};
+
+/// Whether `Accept` names this kind.
+pub(super) fn names(headers: &HeaderMap, kind: &str) -> bool {
+    let accepted = headers.get_all(header::ACCEPT).into_iter().filter_map(|value| value.to_str().ok());
+    let mut kinds = accepted.flat_map(|value| value.split(',')).filter_map(|kind| kind.split(';').next());
+    kinds.any(|accepted| accepted.trim().eq_ignore_ascii_case(kind))
+}

@@ -1,0 +1,12 @@
+//! `GET /v1/me`: who a request is taken for, and what that caller may do here.
+
+use axum::{Json, extract::State};
+
+use super::{context::Caller, state::AppState};
+use crate::wire::me::{Features, Me};
+
+pub(super) async fn me(State(state): State<AppState>, caller: Caller) -> Json<Me> {
+    let may = caller.may();
+    let has = |kind| state.models.list().iter().any(|(info, _)| info.kind == kind);
+    Json(Me::new(may, &state.books.standing(may), Features::of(has)))
+}
