@@ -12,11 +12,13 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 serve=no seed=1
+# The server here is of this script, and asks for no key.
+unset HEARTH_API_KEY
 while [ $# -gt 0 ]; do
   case $1 in
     --serve) serve=yes ;;
     --seed) seed=${2:?--seed wants a number}; shift ;;
-    *) sed -n 's/^# \{0,1\}//; /^usage/,/^  --seed/p' "$0" >&2; exit 2 ;;
+    *) echo "usage: scripts/quickstart.sh [--serve] [--seed N]" >&2; exit 2 ;;
   esac
   shift
 done
@@ -33,8 +35,8 @@ step "Building hearth"
 # A line that is written over in a terminal, a line a minute elsewhere.
 progress() {
   local crates done last=-1
-  crates=$(cargo tree --locked --edges normal,build --prefix none --format '{p}' 2>/dev/null | sort -u | wc -l)
-  while sleep 2; do
+  crates=$(cargo tree --locked --edges normal,build --prefix none --format '{p}' 2>/dev/null | sort -u | wc -l) || true
+  while sleep 2 && kill -0 $$ 2>/dev/null; do
     done=$(grep -c '^ *Compiling' "$log" || true)
     if [ -t 1 ]; then
       printf '\r%s of about %s crates, %s ' "$done" "$crates" "$(elapsed 0)"
@@ -46,13 +48,13 @@ progress() {
 }
 progress &
 watching=$!
+trap 'kill "$watching" 2>/dev/null || true' EXIT
 if ! cargo build --release --locked > "$log" 2>&1; then
-  kill "$watching"
   printf '\nThe build failed:\n' >&2
   tail -n 40 "$log" >&2
   exit 1
 fi
-kill "$watching"
+kill "$watching" 2>/dev/null || true
 wait "$watching" 2>/dev/null || true
 if [ -t 1 ]; then printf '\r\033[K'; fi
 echo "$hearth, after $(elapsed 0)"
@@ -61,14 +63,14 @@ step "Models"
 from=$SECONDS
 got() { [ -e "$1" ] && echo "$1"; }
 got models/all-MiniLM-L6-v2/model.safetensors ||
-  "$hearth" pull all-minilm-l6-v2 2>> "$log" ||
+  "$hearth" pull --models-dir models all-minilm-l6-v2 2>> "$log" ||
   scripts/fetch_minilm.sh 2>> "$log" ||
   echo "models/hearth-embed.gguf, which comes with Hearth, as no network could be reached"
 chat_models() { find -L models -maxdepth 2 -name '*.gguf' ! -name 'hearth-*' | sort | head -1; }
 if [ -n "$(chat_models)" ]; then
   chat_models
 else
-  "$hearth" pull auto 2>> "$log" ||
+  "$hearth" pull --models-dir models auto 2>> "$log" ||
     scripts/fetch_smollm2.sh 2>> "$log" ||
     echo "models/hearth-chat.gguf, which comes with Hearth, as no network could be reached"
 fi
@@ -97,7 +99,8 @@ for row in random.Random(int(sys.argv[1])).sample(rows, 3):
     print(row["question"])
 PYTHON
   printf '\n> %s\n' "$question"
-  "$hearth" ask --data-dir "$data" "$question" 2>/dev/null < /dev/null
+  "$hearth" ask --data-dir "$data" "$question" 2> "$target/quickstart-ask.log" < /dev/null ||
+    { cat "$target/quickstart-ask.log" >&2; exit 1; }
 done
 
 step "A conversation over HTTP, streamed, as any client of OpenAI's contract has it"
@@ -126,8 +129,13 @@ PYTHON
 
 if [ "$serve" = yes ]; then
   step "It works. The server goes on at $url until Ctrl-C; open $url/docs"
-  trap 'kill "$server" 2>/dev/null' INT TERM
+  # Ctrl-C reaches the server by itself, and a second signal would cut off what it is answering.
+  trap : INT
+  trap 'kill "$server" 2>/dev/null' TERM
   wait "$server" || true
+  # Again, as a signal ends the waiting and not the server.
+  wait "$server" 2>/dev/null || true
+  trap - EXIT
 else
   step "It works. Keep a server running, with these documents, with"
   echo "$hearth serve --data-dir $data        # then open http://127.0.0.1:8080/docs"

@@ -116,6 +116,20 @@ fn documents_are_listed_and_deleted_and_follow_a_folder() {
     assert!(said.contains("birch.txt: the file is gone"), "{said}");
     assert_eq!(names(), ["note.md", "papers/trees/oak.md"]);
 
+    // Two files with the same bytes are one document, which does not go with one of them; nor does a file that is left out.
+    desk.write("more/oak.md", "# Oak\n\nThe oak grows to a height of forty metres.\n");
+    desk.succeed(&["ingest", papers]);
+    assert_eq!(names().len(), 2);
+    fs::remove_file(desk.papers().join("trees/oak.md")).expect("it is there");
+    desk.succeed(&["ingest", "--sync", papers]);
+    assert_eq!(names(), ["note.md", "papers/trees/oak.md"]);
+    desk.write("late.md", "# Late\n\nThe late train waits.\n");
+    desk.succeed(&["ingest", papers]);
+    desk.write(".gitignore", "late.md\n");
+    desk.succeed(&["ingest", "--sync", papers]);
+    assert_eq!(names(), ["note.md", "papers/late.md", "papers/trees/oak.md"]);
+    desk.succeed(&["documents", "delete", "papers/late.md", "papers/late.md"]);
+
     let (output, _, said) = desk.run(&["documents", "delete", "note.md", "none.md"]);
     assert!(!output.status.success() && said.contains("nothing was deleted"), "{said}");
     assert_eq!(names().len(), 2);

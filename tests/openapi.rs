@@ -12,6 +12,19 @@ async fn document(server: &ScriptedServer) -> Value {
 }
 
 #[tokio::test]
+async fn operations_have_headings_and_locks_only_where_keys_are_asked_for() {
+    let document = ScriptedServer::hello().get("/openapi.json").await.json();
+    for (path, operations) in document["paths"].as_object().expect("paths") {
+        let is_public =
+            path == "/" || path.starts_with("/health") || path.starts_with("/docs") || path == "/openapi.json";
+        for operation in ["get", "post", "delete"].iter().filter_map(|method| operations.get(method)) {
+            assert_eq!(operation["tags"].as_array().map(Vec::len), Some(1), "{path}");
+            assert_eq!(operation.get("security").is_some(), is_public, "{path}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn every_route_is_in_the_document_and_nothing_else() {
     let document = document(&ScriptedServer::hello()).await;
     let source = include_str!("../src/http/mod.rs");

@@ -41,6 +41,24 @@ fn write_safetensors(directory: &Path) {
 }
 
 #[test]
+fn models_of_two_directories_are_found_and_the_first_goes_before() {
+    let directory = TempDir::new().unwrap();
+    let (first, second) = (directory.path().join("models"), directory.path().join("checkout"));
+    let store = store(&directory).and_in(&second);
+    write_gguf(&first.join("both.gguf"));
+    write_gguf(&second.join("both.gguf"));
+    write_gguf(&second.join("here/only.gguf"));
+    let names: Vec<_> = store.list().unwrap().into_iter().map(|model| model.name).collect();
+    assert_eq!(names, ["both", "here/only"]);
+    assert_eq!(store.resolve("both").unwrap(), first.join("both.gguf"));
+    assert_eq!(store.resolve("only").unwrap(), second.join("here/only.gguf"));
+    assert_eq!(store.directory(), first);
+    assert!(store.places().contains(" and "));
+    fs::remove_dir_all(&second).unwrap();
+    assert_eq!(store.list().unwrap().len(), 1);
+}
+
+#[test]
 fn a_removed_model_is_gone_with_all_its_parts_and_what_it_links_to_stays() {
     let directory = TempDir::new().unwrap();
     let store = store(&directory);
@@ -60,6 +78,20 @@ fn a_removed_model_is_gone_with_all_its_parts_and_what_it_links_to_stays() {
         std::os::unix::fs::symlink(&elsewhere, models.join("pulled.gguf")).unwrap();
         assert!(store.remove("pulled").unwrap().were_links && elsewhere.exists());
     }
+    // A linked directory is somebody else's, and so is a file beside a model's own.
+    #[cfg(unix)]
+    {
+        let shared = directory.path().join("shared");
+        write_gguf(&shared.join("theirs.gguf"));
+        std::os::unix::fs::symlink(&shared, models.join("shared")).unwrap();
+        let refused = store.remove("shared/theirs").unwrap_err();
+        assert!(refused.to_string().contains("a link leads to") && shared.join("theirs.gguf").exists());
+        fs::remove_file(models.join("shared")).unwrap();
+    }
+    write_safetensors(&models.join("mine"));
+    fs::write(models.join("mine/notes.txt"), "keep").unwrap();
+    store.remove("mine").unwrap();
+    assert!(models.join("mine/notes.txt").exists());
     assert!(!store.remove("chat").unwrap().were_links);
     assert!(names().is_empty() && !models.join("chat.gguf").exists());
     // A file outside of the directory is not Hearth's to remove.

@@ -160,15 +160,15 @@ pub(super) fn load_reranker(config: &Config) -> anyhow::Result<Option<LocalReran
 }
 
 fn default_model(config: &Config, kind: Kind) -> anyhow::Result<Option<PathBuf>> {
-    let found = config.store().default_model(kind);
-    found.with_context(|| format!("looking for a model in --models-dir {}", config.models_dir.display()))
+    let found = config.models.default_model(kind);
+    found.with_context(|| format!("looking for a model in {}", config.models.places()))
 }
 
 /// What to tell someone who has no chat model.
 pub fn no_chat_model(config: &Config) -> String {
     format!(
         "there is no chat model in {}: name a GGUF file with -m, or fetch one with `hearth pull`",
-        config.models_dir.display()
+        config.models.places()
     )
 }
 

@@ -10,7 +10,9 @@ mod state;
 
 use std::{
     future::Future,
+    io::{self, ErrorKind},
     net::{SocketAddr, TcpListener},
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -45,7 +47,7 @@ use crate::{
         health::{Health, ServerStatus},
         models::Models,
     },
-    store::Store,
+    store::{Store, StoreError},
     telemetry,
 };
 
@@ -122,7 +124,8 @@ impl Server {
             let reason = cannot_listen(config.address, error.kind());
             anyhow::Error::new(error).context(reason)
         })?;
-        let store = Arc::new(Store::open_with_reserve(&config.data_dir, config.min_free_bytes)?);
+        let opened = Store::open_with_reserve(&config.data_dir, config.min_free_bytes);
+        let store = Arc::new(opened.map_err(|error| with_advice(error, &config.data_dir))?);
         let callers = Callers::with_settings(store.clone(), &config.callers)?;
         let is_exposed = !config.address.ip().is_loopback() && !callers.asks_for_keys();
         ensure!(
@@ -156,7 +159,7 @@ impl Server {
     }
 
     /// The address that is listened on, with the port that port 0 became.
-    pub fn address(&self) -> std::io::Result<SocketAddr> {
+    pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
@@ -262,9 +265,24 @@ async fn told_or_failed(
     }
 }
 
+/// A store that cannot be opened, with what helps where the directory is somebody else's.
+fn with_advice(error: StoreError, data_dir: &Path) -> anyhow::Error {
+    let is_refused =
+        |source: &io::Error| matches!(source.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem);
+    let is_refused = matches!(&error, StoreError::Io { source, .. } if is_refused(source));
+    let error = anyhow::Error::new(error);
+    if !is_refused {
+        return error;
+    }
+    error.context(format!(
+        "{} cannot be used as the data directory: name one of your own with --data-dir",
+        data_dir.display()
+    ))
+}
+
 /// What to do about an address that cannot be listened on.
-fn cannot_listen(address: SocketAddr, kind: std::io::ErrorKind) -> String {
-    use std::io::ErrorKind::{AddrInUse, AddrNotAvailable, PermissionDenied};
+fn cannot_listen(address: SocketAddr, kind: ErrorKind) -> String {
+    use ErrorKind::{AddrInUse, AddrNotAvailable, PermissionDenied};
 
     let advice = match kind {
         AddrInUse => "another server is there, choose another port with --port",
@@ -302,7 +320,7 @@ fn load_all(
         bail!(
             "there is no model in {}: name a chat model with -m or an embedding model with --embedding-model, or fetch \
              one with `hearth pull`",
-            config.models_dir.display()
+            config.models.places()
         );
     }
     let foreground = chat.as_ref().map(|chat| chat.engine().foreground());

@@ -71,7 +71,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 /// is a dialogue.
 fn prompt(argument: Option<String>) -> anyhow::Result<Option<String>> {
     let mut piped = String::new();
-    if is_piped() {
+    // Without an argument whatever is not a terminal is read to its end.
+    if is_piped() || (argument.is_none() && !std::io::stdin().is_terminal()) {
         std::io::stdin().read_to_string(&mut piped).context("reading the prompt from standard input")?;
     }
     Ok(match (argument, piped.trim_end()) {

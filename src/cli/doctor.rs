@@ -81,7 +81,7 @@ fn examine(config: &Config, report: &mut Report) {
         Ok(device) => report.fact("device", format!("{:?} (asked for: {})", device.location(), config.device)),
         Err(error) => report.problem("device", error),
     }
-    report.fact("models", config.models_dir.display());
+    report.fact("models", config.models.places());
     let chat = match app::load_chat(config) {
         Ok(Some(chat)) => {
             report_chat(config, &chat, available, report);

@@ -52,7 +52,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let embedder = app::load_embedder(&config)?.with_context(|| {
         format!(
             "there is no embedding model in {}: name one with --embedding-model, or fetch one with `hearth pull`",
-            config.models_dir.display()
+            config.models.places()
         )
     })?;
     let texts = if args.texts.is_empty() { lines()? } else { args.texts };

@@ -125,7 +125,7 @@ fn list(store: &ModelStore, json: bool, out: &mut dyn Write) -> anyhow::Result<(
         writeln!(out, "{answer:#}")?;
         return Ok(());
     }
-    writeln!(out, "In {}:", store.directory().display())?;
+    writeln!(out, "In {}:", store.places())?;
     let mut table = table(&["name", "what", "size"]);
     for model in &models {
         table.add_row([model.name.clone(), summary(model), DecimalBytes(model.bytes).to_string()]);

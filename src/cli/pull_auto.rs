@@ -24,7 +24,7 @@ const MEASURED_FOR: Duration = Duration::from_millis(100);
 
 /// A model, and why it was chosen, as a sentence.
 pub(super) fn choose(available_memory: u64) -> anyhow::Result<(&'static Manifest, String)> {
-    let bandwidth = memory_bandwidth();
+    let bandwidth = memory_bandwidth(available_memory);
     let chosen = best(manifest::known(), available_memory, bandwidth).with_context(|| {
         format!(
             "no model that is known by name runs well on this machine: {} of memory are available, which is read at {} a second; \
@@ -60,16 +60,18 @@ fn tokens_per_second(model: &Manifest, bandwidth: f64) -> f64 {
     bandwidth / model.bytes.unwrap_or(u64::MAX) as f64
 }
 
-/// Bytes a second that all cores together read of memory.
-fn memory_bandwidth() -> f64 {
+/// Bytes a second that all cores together read of memory, of which they take a quarter at most.
+fn memory_bandwidth(available: u64) -> f64 {
     let threads = thread::available_parallelism().map_or(1, usize::from);
+    let share = usize::try_from(available / 4).unwrap_or(usize::MAX) / threads;
+    let measured = MEASURED_BYTES.min(share).max(1 << 20);
     let read = |_| {
-        let block = vec![1_u64; MEASURED_BYTES / size_of::<u64>()];
+        let block = vec![1_u64; measured / size_of::<u64>()];
         let began = Instant::now();
         let mut bytes = 0;
         while began.elapsed() < MEASURED_FOR {
             std::hint::black_box(block.iter().fold(0_u64, |sum, word| sum.wrapping_add(*word)));
-            bytes += MEASURED_BYTES;
+            bytes += measured;
         }
         bytes as f64 / began.elapsed().as_secs_f64()
     };
@@ -99,6 +101,6 @@ mod tests {
 
     #[test]
     fn a_machine_reads_its_memory() {
-        assert!(memory_bandwidth() > 0.0);
+        assert!(memory_bandwidth(1 << 30) > 0.0);
     }
 }

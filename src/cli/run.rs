@@ -17,16 +17,15 @@ pub struct Args {
 }
 
 pub fn run(mut args: Args) -> anyhow::Result<()> {
-    args.chat.settings.model = Some(args.name.clone().into());
     let config = Config::load(args.chat.settings.clone())?;
     let settings = StoreSettings {
-        models_dir: Some(config.models_dir.clone()),
+        models_dir: Some(config.models.directory().to_owned()),
         data_dir: Some(config.data_dir.clone()),
         offline: config.offline,
     };
-    let (store, _) = settings.clone().open()?;
+    args.chat.settings.model = Some(args.name.clone().into());
     let can_be_fetched = manifest::find(&args.name).is_some() || args.name.contains('/');
-    if matches!(store.resolve(&args.name), Err(StoreError::Unknown { .. })) && can_be_fetched {
+    if matches!(config.models.resolve(&args.name), Err(StoreError::Unknown { .. })) && can_be_fetched {
         let path = pull::fetch(&args.name, settings)?;
         args.chat.settings.model = Some(path);
     }

@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use super::{default_data_dir, default_models_dir};
+use super::{default_data_dir, model_store};
 use hearth_models::{pull::HubSettings, store::ModelStore};
 
 /// Where models are, for commands that do not serve.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct StoreSettings {
-    /// Where models are kept [default: ./models if it exists, else models in the data directory]
+    /// Where models are kept [default: models in the data directory; those of ./models are found as well]
     #[arg(long, env = "HEARTH_MODELS_DIR", value_name = "DIR", global = true)]
     pub models_dir: Option<PathBuf>,
     /// Where Hearth keeps its data [default: hearth in the XDG data directory]
@@ -20,15 +20,12 @@ pub struct StoreSettings {
 }
 
 impl StoreSettings {
-    /// The models directory and the hub's cache that these settings and the environment mean.
+    /// The models directories and the hub's cache that these settings and the environment mean.
     pub fn open(self) -> anyhow::Result<(ModelStore, HubSettings)> {
         let mut hub = hub_settings();
         hub.offline |= self.offline;
-        let directory = match self.models_dir {
-            Some(directory) => directory,
-            None => default_models_dir(&self.data_dir.map_or_else(default_data_dir, Ok)?),
-        };
-        Ok((ModelStore::new(directory, hub.clone()), hub))
+        let data_dir = self.data_dir.map_or_else(default_data_dir, Ok)?;
+        Ok((model_store(self.models_dir, &data_dir, hub.clone()), hub))
     }
 }
 

@@ -29,7 +29,7 @@ use hearth_kernels::{
     index::{GRAPH_MIN, GraphParameters},
     kv::KvType,
 };
-use hearth_models::store::ModelStore;
+use hearth_models::{pull::HubSettings, store::ModelStore};
 use hearth_text::extract::Limits;
 
 use self::{caches::cache_settings, env::upstream_api_key, prices::price_list, upstreams::UpstreamFlags};
@@ -52,16 +52,17 @@ use crate::{
 /// What `hearth serve` runs on.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The chat model's file, which is there; `None` takes the best one of `models_dir`.
+    /// The chat model's file, which is there; `None` takes the best one of `models`.
     pub model: Option<PathBuf>,
-    /// The embedding model's directory or file, which is there; `None` takes the best one of `models_dir`.
+    /// The embedding model's directory or file, which is there; `None` takes the best one of `models`.
     pub embedding_model: Option<PathBuf>,
     pub rerank_model: Option<PathBuf>,
     /// Names under which the chat model is served, beside its own.
     pub aliases: Vec<String>,
     /// Any model name in a request means the served one.
     pub accept_any_model: bool,
-    pub models_dir: PathBuf,
+    /// Where models are found, and new ones put.
+    pub models: ModelStore,
     pub data_dir: PathBuf,
     /// Free bytes on the data directory's disk below which nothing more is stored; `None` is a share of the disk.
     pub min_free_bytes: Option<u64>,
@@ -149,13 +150,14 @@ impl Config {
             Some(dir) => dir,
             None => default_data_dir()?,
         };
-        let models_dir = settings.models_dir.unwrap_or_else(|| default_models_dir(&data_dir));
-        ensure!(
-            models_dir.is_dir() || !models_dir.exists(),
-            "--models-dir {} is not a directory: give the one that the model's file is in, or name the file with --model.",
-            models_dir.display()
-        );
-        let store = ModelStore::new(&models_dir, hub_settings());
+        if let Some(models_dir) = &settings.models_dir {
+            ensure!(
+                models_dir.is_dir() || !models_dir.exists(),
+                "--models-dir {} is not a directory: give the one that the model's file is in, or name the file with --model.",
+                models_dir.display()
+            );
+        }
+        let store = model_store(settings.models_dir, &data_dir, hub_settings());
         let resolve = |flag: &str, named: Option<PathBuf>| -> anyhow::Result<Option<PathBuf>> {
             let Some(named) = named else { return Ok(None) };
             let path = store.resolve(&named.to_string_lossy()).with_context(|| format!("--{flag} {}", named.display()));
@@ -207,7 +209,7 @@ impl Config {
             rerank_model,
             aliases: settings.alias.unwrap_or_default(),
             accept_any_model: settings.accept_any_model.unwrap_or(false),
-            models_dir,
+            models: store,
             data_dir,
             min_free_bytes: in_range("min-free-mib", settings.min_free_mib, 1..=16 << 20)?
                 .map(|mib| (mib as u64) << 20),
@@ -279,11 +281,6 @@ impl Config {
             log_format: settings.log_format.unwrap_or_default(),
         })
     }
-
-    /// The models directory and the hub's cache.
-    pub fn store(&self) -> ModelStore {
-        ModelStore::new(&self.models_dir, hub_settings())
-    }
 }
 
 /// Longer than most answers take: whoever waits so long for the first word would rather be served elsewhere.
@@ -352,10 +349,13 @@ fn default_data_dir() -> anyhow::Result<PathBuf> {
     }
 }
 
-/// The checkout's `models/` where the server is started from one, else `models/` in the data directory.
-fn default_models_dir(data_dir: &Path) -> PathBuf {
-    let here = PathBuf::from("models");
-    if here.is_dir() { here } else { data_dir.join("models") }
+/// The directory that is named; else `models/` in the data directory, so that what was pulled is found from everywhere, and
+/// beside it the checkout's `models/` where a command is run in one.
+fn model_store(named: Option<PathBuf>, data_dir: &Path, hub: HubSettings) -> ModelStore {
+    match named {
+        Some(directory) => ModelStore::new(directory, hub),
+        None => ModelStore::new(data_dir.join("models"), hub).and_in("models"),
+    }
 }
 
 #[cfg(test)]

@@ -57,7 +57,7 @@ settings! {
     /// Take any model name in a request for the served model
     #[arg(long, env = "HEARTH_ACCEPT_ANY_MODEL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Models")]
     accept_any_model: bool,
-    /// Where models are looked for [default: ./models if it exists, else models in the data directory]
+    /// Where models are looked for [default: models in the data directory, and ./models]
     #[arg(long, env = "HEARTH_MODELS_DIR", value_name = "DIR", help_heading = "Models")]
     models_dir: PathBuf,
     /// A chat template in Jinja, instead of the model's own
@@ -122,7 +122,7 @@ settings! {
     device: DeviceChoice,
 
     /// llama-server's flag (-ngl): 0 computes on the CPU, any other number on --device, which takes all layers
-    #[arg(long, env = "HEARTH_N_GPU_LAYERS", value_name = "N", hide = true, visible_alias = "gpu-layers", help_heading = "Engine")]
+    #[arg(long, env = "HEARTH_N_GPU_LAYERS", value_name = "N", hide = true, alias = "gpu-layers", allow_negative_numbers = true, help_heading = "Engine")]
     n_gpu_layers: i64,
 
     /// Address to listen on [default: 127.0.0.1]

@@ -8,5 +8,6 @@ use crate::wire::me::{Features, Me};
 pub(super) async fn me(State(state): State<AppState>, caller: Caller) -> Json<Me> {
     let may = caller.may();
     let has = |kind| state.models.list().iter().any(|(info, _)| info.kind == kind);
-    Json(Me::new(may, &state.books.standing(may), Features::of(has)))
+    let features = Features::of(has, state.documents.retriever().is_ok());
+    Json(Me::new(may, &state.books.standing(may), features))
 }

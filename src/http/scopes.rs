@@ -63,7 +63,11 @@ fn needs(route: &str) -> Needs {
 
 /// Whether a route begins with these whole parts of a path.
 fn is_of(route: &str, begin: &str) -> bool {
-    route.strip_prefix(begin).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    match route.strip_prefix(begin) {
+        // The root is a path of its own and no part of the others.
+        Some(rest) => rest.is_empty() || (begin != "/" && rest.starts_with('/')),
+        None => false,
+    }
 }
 
 /// Whether a path is served to anybody.
@@ -109,6 +113,7 @@ mod tests {
         assert_eq!(needs("/v1/vector_stores/{id}/search"), Needs::Scope(Scope::Documents));
         assert_eq!(needs("/ask/stream"), Needs::Scope(Scope::Chat));
         assert_eq!(needs("/healthy"), Needs::Scope(Scope::Admin));
+        assert!(is_public("/") && !is_public("//x"));
         assert!(is_public("/docs/index.html") && is_public("/health/ready") && !is_public("/docsx"));
     }
 }

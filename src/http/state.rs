@@ -71,12 +71,17 @@ impl AppState {
         name: Option<&str>,
         grounding: Option<Grounding>,
     ) -> Result<Option<Arc<dyn ChatModel>>, ApiError> {
-        let can_do_without = name.is_none() && matches!(grounding, None | Some(Grounding::Extract));
-        if can_do_without && self.models.first_chat().is_none() {
+        let extracts = name.is_none() && grounding == Some(Grounding::Extract);
+        let may_extract = extracts || (name.is_none() && grounding.is_none());
+        if extracts || (may_extract && self.models.first_chat().is_none()) {
             refuse_unless_ready(&self.health.status())?;
             return Ok(None);
         }
-        self.chat_or_first(caller, name).map(Some)
+        match self.chat_or_first(caller, name) {
+            // A caller that may name no chat model gets sentences.
+            Err(ApiError(error)) if may_extract && error.code() == Some("model_not_allowed") => Ok(None),
+            found => found.map(Some),
+        }
     }
 
     pub(super) fn embedder(&self, caller: &Caller, name: Option<&str>) -> Result<Arc<dyn Embedder>, ApiError> {

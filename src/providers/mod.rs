@@ -14,8 +14,8 @@ pub mod scripted;
 
 use futures_util::{future::BoxFuture, stream::BoxStream};
 use hearth_domain::{
-    ChatPrompt, EmbedRequest, EmbedResponse, GenerateEvent, GenerateRequest, ModelInfo, RerankRequest, RerankResponse,
-    documents::EmbeddingIdentity, error::Result, quote::Quote,
+    Account, ChatPrompt, EmbedRequest, EmbedResponse, GenerateEvent, GenerateRequest, ModelInfo, RerankRequest,
+    RerankResponse, documents::EmbeddingIdentity, error::Result, quote::Quote,
 };
 
 /// What a generation yields after admission.
@@ -24,6 +24,11 @@ pub type GenerateStream = BoxStream<'static, Result<GenerateEvent>>;
 /// Generates text.
 pub trait ChatModel: Send + Sync {
     fn info(&self) -> &ModelInfo;
+
+    /// Parameters of the model that would be asked first for this account; 0 if only an upstream knows.
+    fn parameters_for(&self, _account: &Account) -> u64 {
+        self.info().parameters
+    }
 
     /// Resolves when the request has been admitted: validated, rendered, fitted into the context and
     /// given a place in the bounded queue. `n` choices are one stream.

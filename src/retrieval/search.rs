@@ -12,11 +12,13 @@ use hearth_domain::{
     error::{Error, Result},
 };
 use hearth_kernels::index::{Keys, SearchParameters};
+use tokio::sync::OnceCell;
 
 use super::{
     fusion::fuse,
     indexes::Indexes,
     passages::{Passage, merge},
+    scale::Scale,
 };
 use crate::{
     providers::{Embedder, Reranker},
@@ -87,6 +89,8 @@ pub struct Retriever {
     store: Arc<Store>,
     indexes: Arc<Indexes>,
     pub(super) embedder: Arc<dyn Embedder>,
+    /// Measured when it is first needed.
+    pub(super) scale: Arc<OnceCell<Scale>>,
     reranker: Option<Arc<dyn Reranker>>,
 }
 
@@ -98,7 +102,7 @@ impl std::fmt::Debug for Retriever {
 
 impl Retriever {
     pub fn new(store: Arc<Store>, indexes: Arc<Indexes>, embedder: Arc<dyn Embedder>) -> Self {
-        Self { store, indexes, embedder, reranker: None }
+        Self { store, indexes, embedder, scale: Arc::default(), reranker: None }
     }
 
     /// Can put passages in order with this model, too.

@@ -17,10 +17,15 @@ use std::{
 use hearth_domain::{
     Account, EmbedInput, EmbedInputType, EmbedRequest, EmbedResponse, Timings, Usage,
     error::{Error, Result},
+    quote::estimated_tokens,
 };
 use hearth_text::sentences::sentences;
 
-use super::{passages::Passage, search::Retriever};
+use super::{
+    passages::Passage,
+    scale::{PAIRS, Scale, cosine},
+    search::Retriever,
+};
 
 /// Sentences that are rated at most, those of the best passages first: a request must not fill the embedding model's queue.
 const SENTENCES_MAX: usize = 256;
@@ -41,7 +46,8 @@ const ANSWERS_FROM: f32 = 0.55;
 const LIKELIHOOD_SLOPE: f32 = 6.68;
 const LIKELIHOOD_OFFSET: f32 = -5.18;
 
-/// A sentence that a model wrote is supported by a sentence of a passage with at least this cosine.
+/// A sentence that a model wrote is supported by a sentence of a passage with at least this cosine. Of sentences from elsewhere in
+/// the same article 79 % are below it, of sentences from other articles 98 %.
 const SUPPORTS_FROM: f32 = 0.6;
 
 /// A sentence of a passage, and how well it answers a question.
@@ -87,6 +93,7 @@ impl Retriever {
         let query = self.embed(vec![question.to_owned()], EmbedInputType::Query, account, deadline).await?;
         let answered = self.embed(texts, EmbedInputType::Passage, account, deadline).await?;
         let vector = query.embeddings.first().ok_or_else(no_vector)?;
+        let scale = self.scale(deadline).await?;
         let mut rated: Vec<Sentence> = places
             .into_iter()
             .zip(&answered.embeddings)
@@ -94,7 +101,7 @@ impl Retriever {
             .map(|(((passage, range), sentence), share)| Sentence {
                 passage,
                 range,
-                score: cosine(vector, sentence) + WORDS_WEIGHT * share,
+                score: scale.to_reference(cosine(vector, sentence)) + WORDS_WEIGHT * share,
             })
             .collect();
         // Stable: of two that are equal, the one of the better passage is first.
@@ -118,14 +125,14 @@ impl Retriever {
         let written: Vec<String> = sentences(text)
             .into_iter()
             .map(|range| without_marks(&text[range]))
-            .filter(|sentence| sentence.chars().any(char::is_alphanumeric))
+            .filter(|sentence| sentence.chars().any(char::is_alphabetic))
             .take(SENTENCES_MAX)
             .collect();
         let places = places_of(passages);
         if written.is_empty() || places.is_empty() {
             return Ok(written);
         }
-        let known: HashSet<&str> = passages.iter().flat_map(|passage| numbers(&passage.text)).collect();
+        let known: HashSet<String> = passages.iter().flat_map(|passage| numbers(&passage.text)).collect();
         let texts = written
             .iter()
             .cloned()
@@ -134,10 +141,11 @@ impl Retriever {
         if vectors.len() < written.len() {
             return Err(no_vector());
         }
+        let scale = self.scale(deadline).await?;
         let (mine, theirs) = vectors.split_at(written.len());
         let is_supported = |(sentence, vector): &(&String, &Vec<f32>)| {
-            numbers(sentence).all(|number| known.contains(number))
-                && theirs.iter().any(|other| cosine(vector, other) >= SUPPORTS_FROM)
+            numbers(without_item_number(sentence)).all(|number| known.contains(&number))
+                && theirs.iter().any(|other| scale.to_reference(cosine(vector, other)) >= SUPPORTS_FROM)
         };
         let unsupported = written.iter().zip(mine).filter(|pair| !is_supported(pair));
         Ok(unsupported.map(|(sentence, _)| sentence.clone()).collect())
@@ -148,6 +156,20 @@ impl Retriever {
         &self.embedder.info().id
     }
 
+    /// Of the embedding model; on nobody's account.
+    async fn scale(&self, deadline: Option<Instant>) -> Result<Scale> {
+        let measure = || async {
+            let account = Account::unrecorded();
+            let texts = |of: fn(&(&str, &str)) -> String| PAIRS.iter().map(of).collect::<Vec<_>>();
+            let questions = texts(|(question, _)| (*question).to_owned());
+            let answers = texts(|(_, answer)| (*answer).to_owned());
+            let questions = self.embed(questions, EmbedInputType::Query, &account, deadline).await?;
+            let answers = self.embed(answers, EmbedInputType::Passage, &account, deadline).await?;
+            Ok(Scale::of(&questions.embeddings, &answers.embeddings))
+        };
+        self.scale.get_or_try_init(measure).await.copied()
+    }
+
     async fn embed(
         &self,
         texts: Vec<String>,
@@ -155,6 +177,8 @@ impl Retriever {
         account: &Arc<Account>,
         deadline: Option<Instant>,
     ) -> Result<EmbedResponse> {
+        let bytes: usize = texts.iter().map(String::len).sum();
+        account.reserve(estimated_tokens(bytes) as u64)?;
         let request = EmbedRequest {
             account: account.clone(),
             model: self.embedder.info().id.clone(),
@@ -193,12 +217,6 @@ fn embedded(passage: &Passage, range: &Range<usize>) -> String {
     format!("{}: {sentence}", passage.heading.replace(" > ", ", "))
 }
 
-fn cosine(a: &[f32], b: &[f32]) -> f32 {
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
-    let lengths = (dot(a, a) * dot(b, b)).sqrt();
-    if lengths > 0.0 { (dot(a, b) / lengths).clamp(0.0, 1.0) } else { 0.0 }
-}
-
 /// The words of a text, as they are compared.
 fn words(text: &str) -> HashSet<String> {
     let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
@@ -224,16 +242,23 @@ fn shares(question: &str, sentences: &[HashSet<String>]) -> Vec<f32> {
     sentences.iter().map(share).collect()
 }
 
-/// A sentence without the marks of its sources, `[1]`, which may stand before its full stop.
+/// A sentence without the number of a list's item before it.
+fn without_item_number(sentence: &str) -> &str {
+    let rest = sentence.trim_start_matches(|c: char| c.is_ascii_digit());
+    let behind = rest.strip_prefix(['.', ')']).filter(|behind| behind.starts_with(char::is_whitespace));
+    behind.filter(|_| rest.len() < sentence.len()).unwrap_or(sentence)
+}
+
+/// A sentence without the marks of its sources, `[1]` or `[1, 2]`, which may stand before its full stop.
 fn without_marks(sentence: &str) -> String {
     let mut kept = String::with_capacity(sentence.len());
     let mut rest = sentence;
     while let Some(open) = rest.find('[') {
         let (before, from) = rest.split_at(open);
-        let digits = from[1..].bytes().take_while(u8::is_ascii_digit).count();
-        if digits > 0 && from[1 + digits..].starts_with(']') {
+        let inside = from[1..].bytes().take_while(|byte| byte.is_ascii_digit() || b", ".contains(byte)).count();
+        if from[1..].starts_with(|c: char| c.is_ascii_digit()) && from[1 + inside..].starts_with(']') {
             kept.push_str(before.trim_end());
-            rest = &from[digits + 2..];
+            rest = &from[inside + 2..];
         } else {
             kept.push_str(&rest[..=open]);
             rest = &rest[open + 1..];
@@ -243,10 +268,11 @@ fn without_marks(sentence: &str) -> String {
     kept.trim().to_owned()
 }
 
-/// The numbers in a text, with the points and commas inside them.
-fn numbers(text: &str) -> impl Iterator<Item = &str> {
-    text.split(|c: char| !c.is_ascii_digit() && c != '.' && c != ',')
-        .map(|number| number.trim_matches(['.', ',']))
+/// The digits of the numbers in a text; what stands between digits, a point, a comma or an apostrophe, differs from writer to
+/// writer.
+fn numbers(text: &str) -> impl Iterator<Item = String> {
+    text.split(|c: char| !c.is_ascii_digit() && !".,'’".contains(c))
+        .map(|number| number.chars().filter(char::is_ascii_digit).collect::<String>())
         .filter(|number| !number.is_empty())
 }
 
@@ -267,7 +293,7 @@ mod tests {
     fn marks_are_no_part_of_a_sentence() {
         for (text, sentence) in [
             ("It opens at 6 bar. [1]", "It opens at 6 bar."),
-            ("It opens [12] at 6 bar [2].", "It opens at 6 bar."),
+            ("It opens [12] at 6 bar [2, 3].", "It opens at 6 bar."),
             ("An array a[i] has [x] and [", "An array a[i] has [x] and ["),
             ("[1]", ""),
         ] {
@@ -277,7 +303,9 @@ mod tests {
 
     #[test]
     fn numbers_are_whole() {
-        assert_eq!(numbers("In 1769, 3.5 bar and 1,000 l.").collect::<Vec<_>>(), ["1769", "3.5", "1,000"]);
+        assert_eq!(numbers("In 1769, 3.5 bar and 1,000 l.").collect::<Vec<_>>(), ["1769", "35", "1000"]);
+        assert_eq!(without_item_number("2. Close valve 7."), " Close valve 7.");
+        assert_eq!(without_item_number("2.5 bar"), "2.5 bar");
     }
 
     #[test]

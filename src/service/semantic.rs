@@ -135,6 +135,10 @@ impl Place {
             Progress::TooLong => false,
             Progress::Whole(answer) => {
                 let sources = sources.take().unwrap_or_default();
+                // It was not held against its sources, and would be given again so.
+                if !sources.is_empty() && findings.unsupported.get().is_none() {
+                    return false;
+                }
                 let kept = Kept { answer, sources, left_out, findings: findings.clone() };
                 let bytes = kept.bytes();
                 self.semantic.cache.keep(self.scope, &self.question, Arc::new(kept), bytes);
@@ -198,9 +202,10 @@ pub async fn ask(
     models: &Models,
     model: Option<&Arc<dyn ChatModel>>,
     retriever: &Retriever,
-    request: AskRequest,
+    mut request: AskRequest,
 ) -> Result<Asked> {
-    let writer = model.filter(|model| request.grounding_with(Some(&***model)) == Grounding::Free);
+    let grounding = request.settle_grounding(model.map(|model| &**model));
+    let writer = model.filter(|_| grounding == Grounding::Free);
     // A rating is of the passages and this very question.
     let may_be_another = !request.confidence && request.account.cache_use() != CacheUse::Off;
     let (Some(writer), Some(semantic), true) = (writer, models.semantic(), may_be_another) else {

@@ -66,6 +66,9 @@ pub struct AnalysisResult {
     pub sources: Vec<Source>,
     /// Passages that were found and did not fit into the model's context.
     pub sources_left_out: usize,
+    /// Sentences of the summary that no source supports; not there where that could not be found out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unsupported: Option<Vec<String>>,
     /// How fully the sources answer the question, 0 to 1.
     pub confidence: f32,
     /// `false`: the model's rating could not be understood, and the confidence says nothing.

@@ -37,7 +37,8 @@ pub struct Limits {
     pub documents: Option<u64>,
 }
 
-/// Of the caller's limits or of the server's, whichever is nearer; null where there is none.
+/// Requests and tokens of the caller's limits or of the server's, whichever is nearer, as in the headers of every answer; budgets
+/// of the caller's own alone. Null where there is none.
 #[derive(Debug, Serialize)]
 pub struct Left {
     pub requests: Option<u32>,
@@ -59,10 +60,14 @@ pub struct Features {
 }
 
 impl Features {
-    /// `has`: whether a model of a kind is served.
-    pub fn of(has: impl Fn(ModelKind) -> bool) -> Self {
-        let embeddings = has(ModelKind::Embedding);
-        Self { chat: has(ModelKind::Chat), embeddings, documents: embeddings, rerank: has(ModelKind::Rerank) }
+    /// `has`: whether a model of a kind is served; `documents`: whether there is a local embedding model to search with.
+    pub fn of(has: impl Fn(ModelKind) -> bool, documents: bool) -> Self {
+        Self {
+            chat: has(ModelKind::Chat),
+            embeddings: has(ModelKind::Embedding),
+            documents,
+            rerank: has(ModelKind::Rerank),
+        }
     }
 }
 

@@ -136,7 +136,7 @@ pub struct Standing {
     pub limits: CallerLimits,
     /// Left of the minute.
     pub allowance: Allowance,
-    /// Left of the day's and the month's budget, of the caller's or the server's, whichever is less.
+    /// Left of the caller's budgets of the day and the month. What is left of the server's would tell what others spend.
     pub daily_left: Budget,
     pub monthly_left: Budget,
 }

@@ -88,24 +88,44 @@ pub struct Removed {
 /// A models directory and the hub's cache.
 #[derive(Clone, Debug)]
 pub struct ModelStore {
-    directory: PathBuf,
+    /// Where new models are put, and others where they are found.
+    directories: Vec<PathBuf>,
     hub: HubSettings,
 }
 
 impl ModelStore {
     pub fn new(directory: impl Into<PathBuf>, hub: HubSettings) -> Self {
-        Self { directory: directory.into(), hub }
+        Self { directories: vec![directory.into()], hub }
     }
 
+    /// Finds models in this directory as well. Of two of one name, that of an earlier directory is found.
+    #[must_use]
+    pub fn and_in(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.directories.push(directory.into());
+        self
+    }
+
+    /// Where new models are put.
     pub fn directory(&self) -> &Path {
-        &self.directory
+        &self.directories[0]
     }
 
-    /// All models of the directory, in order of name. A directory that does not exist holds none.
+    /// Where models are found, in words.
+    pub fn places(&self) -> String {
+        let there = self.directories.iter().skip(1).filter(|directory| directory.is_dir());
+        let places = std::iter::once(self.directory()).chain(there.map(PathBuf::as_path));
+        places.map(|place| place.display().to_string()).collect::<Vec<_>>().join(" and ")
+    }
+
+    /// All models of the directories, in order of name. A directory that does not exist holds none.
     pub fn list(&self) -> Result<Vec<StoredModel>, StoreError> {
         let mut models = Vec::new();
-        self.scan(&self.directory, 0, &mut models)?;
+        for directory in &self.directories {
+            self.scan(directory, 0, &mut models)?;
+        }
+        // Stable: an earlier directory's is the one that stays.
         models.sort_by(|a, b| a.name.cmp(&b.name));
+        models.dedup_by(|later, earlier| later.name == earlier.name);
         Ok(models)
     }
 
@@ -151,7 +171,8 @@ impl ModelStore {
     }
 
     fn name_of(&self, path: &Path) -> String {
-        path.strip_prefix(&self.directory).unwrap_or(path).to_string_lossy().into_owned()
+        let within = self.directories.iter().find_map(|directory| path.strip_prefix(directory).ok());
+        within.unwrap_or(path).to_string_lossy().into_owned()
     }
 
     /// The file (or directory, for safetensors) that a path or name means: a path that exists, a model of the
@@ -198,9 +219,9 @@ impl ModelStore {
         }
         let here: Vec<_> = models.iter().map(|model| model.name.as_str()).collect();
         let advice = if here.is_empty() {
-            format!("{} holds none; fetch one with `hearth pull` or `hearth models import`", self.directory.display())
+            format!("{} holds none; fetch one with `hearth pull` or `hearth models import`", self.places())
         } else {
-            format!("{} holds {}", self.directory.display(), here.join(", "))
+            format!("{} holds {}", self.places(), here.join(", "))
         };
         Err(StoreError::Unknown { name: name.to_owned(), advice })
     }
@@ -211,7 +232,7 @@ impl ModelStore {
         let path = self.resolve(name)?;
         let models = self.list()?;
         let Some(model) = models.iter().find(|model| model.path == path) else {
-            let advice = format!("only models in {} can be removed", self.directory.display());
+            let advice = format!("only models in {} can be removed", self.places());
             return Err(StoreError::Unknown { name: name.to_owned(), advice });
         };
         // What is damaged can be removed, too: nothing is opened.
@@ -224,13 +245,28 @@ impl ModelStore {
             }
             None => vec![path.clone()],
         };
+        // A directory that is a link to elsewhere is not followed: what is there is not Hearth's to remove.
+        let holder = path.parent().unwrap_or(&path);
+        let real = fs::canonicalize(holder).map_err(|source| io_error(holder, source))?;
+        let is_within =
+            |directory: &PathBuf| fs::canonicalize(directory).is_ok_and(|directory| real.starts_with(directory));
+        if !self.directories.iter().any(is_within) {
+            let advice = format!("it is in {}, which a link leads to: remove it there", real.display());
+            return Err(StoreError::Unknown { name: name.to_owned(), advice });
+        }
         let mut were_links = false;
         for path in &paths {
-            let weights = if path.is_dir() { path.join("model.safetensors") } else { path.clone() };
-            were_links |= weights.is_symlink();
-            let removed =
-                if path.is_dir() && !path.is_symlink() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-            removed.map_err(|source| io_error(path, source))?;
+            if path.is_dir() && !path.is_symlink() {
+                let files = pull::ENCODER_FILES.iter().map(|file| path.join(file));
+                for file in files.filter(|file| file.symlink_metadata().is_ok()) {
+                    were_links |= file.is_symlink();
+                    fs::remove_file(&file).map_err(|source| io_error(&file, source))?;
+                }
+                remove_empty(path);
+            } else {
+                were_links |= path.is_symlink();
+                fs::remove_file(path).map_err(|source| io_error(path, source))?;
+            }
         }
         Ok(Removed { paths, were_links })
     }
@@ -247,9 +283,9 @@ impl ModelStore {
         let mut first = None;
         for file in &pulled.files {
             let link = if is_gguf {
-                self.directory.join(file.name.rsplit('/').next().unwrap_or(&file.name))
+                self.directory().join(file.name.rsplit('/').next().unwrap_or(&file.name))
             } else {
-                self.directory.join(repository).join(&file.name)
+                self.directory().join(repository).join(&file.name)
             };
             if fs::symlink_metadata(&link).is_ok_and(|about| !about.is_symlink()) {
                 return Err(StoreError::Exists { path: link });
@@ -260,7 +296,7 @@ impl ModelStore {
                 .map_err(|source| io_error(&link, source))?;
             first.get_or_insert(link);
         }
-        Ok(if is_gguf { first.unwrap_or_default() } else { self.directory.join(repository) })
+        Ok(if is_gguf { first.unwrap_or_default() } else { self.directory().join(repository) })
     }
 
     /// Copies a model into the directory, having opened it first: a GGUF file with all its parts, or a safetensors
@@ -303,7 +339,7 @@ impl ModelStore {
                 Some(name) => format!("{name}.gguf"),
                 None => part.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             };
-            let to = self.directory.join(to);
+            let to = self.directory().join(to);
             // What is listed is what ends in .gguf, whatever the file was called where it came from.
             let to = if to.extension().is_some_and(|extension| extension == "gguf") {
                 to
@@ -323,9 +359,17 @@ impl ModelStore {
             Ok(path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default())
         };
         let name = name.map_or_else(own_name, |name| Ok(name.to_owned()))?;
-        let pairs = pull::ENCODER_FILES.iter().map(|file| (from.join(file), self.directory.join(&name).join(file)));
+        let pairs = pull::ENCODER_FILES.iter().map(|file| (from.join(file), self.directory().join(&name).join(file)));
         Ok(pairs.filter(|(source, _)| source.is_file()).collect())
     }
+}
+
+/// Removes a directory and those in it, as far as they are empty: what else somebody put there stays.
+fn remove_empty(directory: &Path) {
+    let inside = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
+    inside.filter(|path| path.is_dir() && !path.is_symlink()).for_each(|path| remove_empty(&path));
+    // It is not empty, then.
+    let _ = fs::remove_dir(directory);
 }
 
 /// What to serve of the files that make up a model.

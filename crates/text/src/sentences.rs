@@ -13,6 +13,9 @@ use unicode_segmentation::UnicodeSegmentation;
 /// have any length.
 const CHARS_MAX: usize = 600;
 
+/// What is between the cells of a row.
+const CELLS: &str = " | ";
+
 /// Words that end in a full stop in the middle of a sentence, in the languages that documents are most often in.
 const ABBREVIATIONS: [&str; 58] = [
     "abs", "al", "approx", "apr", "art", "aug", "bspw", "bzw", "ca", "cf", "co", "corp", "dec", "dept", "dr", "ed",
@@ -25,13 +28,21 @@ const ABBREVIATIONS: [&str; 58] = [
 pub fn sentences(text: &str) -> Vec<Range<usize>> {
     let mut found = Vec::new();
     for unit in units(text) {
+        // The columns' names are in front of the cells: a row is one sentence.
+        if text[unit.clone()].contains(CELLS) {
+            push(text, unit, &mut found);
+            continue;
+        }
         // A line break inside a unit is a space to a reader; UAX #29 takes it for the end of a sentence. The length in bytes
         // stays.
         let line = text[unit.clone()].replace('\n', " ");
         let mut start = 0;
         for (at, piece) in line.split_sentence_bound_indices() {
             let end = at + piece.len();
-            if end < line.len() && ends_in_abbreviation(&line[start..end]) {
+            let piece = &line[start..end];
+            // The number of a list's item is no sentence.
+            let is_number = !piece.contains(char::is_alphabetic);
+            if end < line.len() && (is_number || ends_in_abbreviation(piece)) {
                 continue;
             }
             push(text, unit.start + start..unit.start + end, &mut found);
@@ -58,7 +69,7 @@ fn units(text: &str) -> Vec<Range<usize>> {
             let start = range.start + line.find(item).unwrap_or(0);
             units.push(start..range.end);
             is_open = true;
-        } else if words.contains(" | ") {
+        } else if words.contains(CELLS) {
             units.push(range);
             is_open = false;
         } else if let Some(last) = units.last_mut().filter(|_| is_open) {
@@ -134,6 +145,13 @@ mod tests {
             assert_eq!(cut(text), [text]);
         }
         assert_eq!(cut("He met Gen. Lee. She left."), ["He met Gen. Lee.", "She left."]);
+    }
+
+    #[test]
+    fn numbers_of_items_stand_with_them_and_rows_stay_whole() {
+        assert_eq!(cut("1. Open the valve. Wait.\n\n2. Close it."), ["1. Open the valve.", "Wait.", "2. Close it."]);
+        let row = "Name: Pump A | Note: Check daily. Replace yearly. | Price: 3";
+        assert_eq!(cut(row), [row]);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! one that has not is left as it is, so that a run that was cut off is gone on with by running it again.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     io::Write,
     path::{Component, Path, PathBuf},
 };
@@ -43,7 +43,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     ensure!(args.sync || !files.is_empty(), "there is no file to read");
     with_server(args.settings, async move |client| {
         if args.sync {
-            delete_gone(&client, &args.collection, &args.paths, &files).await?;
+            delete_gone(&client, &args.collection, &args.paths).await?;
         }
         if files.is_empty() {
             return Ok(());
@@ -53,24 +53,22 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 /// The attribute with the absolute path of the file that a document was read from.
-const PATH: &str = "path";
+const PATH: &str = "hearth.path";
+/// The attribute of a document that several files are, byte for byte: it does not go with one of them.
+const SHARED: &str = "hearth.shared";
 /// Attributes have no longer values; a document of a longer path has none.
 const PATH_CHARS_MAX: usize = 512;
 
-/// Deletes the documents that were read from files below the named directories, where those files are gone. Documents that came
-/// in another way know no path, and stay.
-async fn delete_gone(
-    client: &Client,
-    collection: &str,
-    paths: &[PathBuf],
-    files: &BTreeMap<String, PathBuf>,
-) -> anyhow::Result<()> {
+/// Deletes the documents that were read from files below the named directories, where those files are gone from the disk. A
+/// document that came in another way, or that another file is as well, stays.
+async fn delete_gone(client: &Client, collection: &str, paths: &[PathBuf]) -> anyhow::Result<()> {
     let folders: Vec<PathBuf> = paths.iter().filter(|path| path.is_dir()).map(absolute).collect::<Result<_, _>>()?;
-    let here: HashSet<PathBuf> = files.values().map(absolute).collect::<Result<_, _>>()?;
-    let is_gone = |path: &Path| !here.contains(path) && folders.iter().any(|folder| path.starts_with(folder));
+    let is_gone =
+        |path: &Path| folders.iter().any(|folder| path.starts_with(folder)) && matches!(path.try_exists(), Ok(false));
     let mut gone: Vec<(PathBuf, String)> = documents_of(client, collection)
         .await?
         .into_iter()
+        .filter(|(_, document)| document["attributes"][SHARED] != true)
         .filter_map(|(id, document)| Some((PathBuf::from(document["attributes"][PATH].as_str()?), id)))
         .filter(|(path, _)| is_gone(path))
         .collect();
@@ -80,6 +78,19 @@ async fn delete_gone(
         writeln!(std::io::stderr(), "{}: the file is gone, and so is the document", path.display())?;
     }
     Ok(())
+}
+
+/// Notes on a document that was there already from which file it is now, or that it is of several.
+async fn note_path(client: &Client, document: &Value, path: &str) -> anyhow::Result<()> {
+    let mut attributes = document["attributes"].clone();
+    match attributes[PATH].as_str() {
+        Some(known) if known == path => return Ok(()),
+        Some(known) if Path::new(known).exists() => attributes[SHARED] = true.into(),
+        _ => attributes[PATH] = path.into(),
+    }
+    let text = |key: &str| document[key].as_str().unwrap_or_default();
+    let route = format!("/v1/vector_stores/{}/files/{}", text("collection"), text("document_id"));
+    client.post(&route, &json!({"attributes": attributes})).await.map(drop)
 }
 
 /// The path of a file that is there, without links and dots.
@@ -191,7 +202,8 @@ async fn upload(
     let file = Part::file(path).await.with_context(|| format!("reading {}", path.display()))?;
     let mut form = Form::new().text("collection", collection.to_owned());
     let absolute = absolute(path)?;
-    if let Some(absolute) = absolute.to_str().filter(|path| path.chars().count() <= PATH_CHARS_MAX) {
+    let absolute = absolute.to_str().filter(|path| path.chars().count() <= PATH_CHARS_MAX);
+    if let Some(absolute) = absolute {
         form = form.text("attributes", json!({PATH: absolute}).to_string());
     }
     if let Some(earlier) = earlier {
@@ -199,6 +211,9 @@ async fn upload(
     }
     let form = form.part("file", file.file_name(name.to_owned()));
     let answer = client.json(client.request(Method::POST, "/api/v1/documents/upload").multipart(form)).await?;
+    if let Some(absolute) = absolute {
+        note_path(client, &answer, absolute).await?;
+    }
     Ok(answer["document_id"].as_str().unwrap_or_default().to_owned())
 }
 

@@ -91,7 +91,11 @@ async fn delete(client: &Client, collection: &str, wanted: &[String]) -> anyhow:
             !found.is_empty(),
             "there is no document {name:?} in {collection:?}; nothing was deleted. `hearth documents list` shows what is there"
         );
-        chosen.extend(found);
+        for document in found {
+            if !chosen.contains(&document) {
+                chosen.push(document);
+            }
+        }
     }
     for document in chosen {
         let Some(id) = document["document_id"].as_str() else {

@@ -8,11 +8,13 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value, json};
 
 use super::{analysis, application, schemas, vector_stores};
+use crate::http::scopes::is_public;
 use crate::wire::policy::{CHAT, COMPLETION, EMBEDDINGS, FieldPolicy, GENERATION, Policy, RERANK};
 
 /// The whole document. `tests/contract.rs` holds its paths against the router.
 pub(super) fn document() -> Value {
     let paths = [application::paths(), analysis::paths(), vector_stores::paths()].into_iter().fold(paths(), merged);
+    let paths = grouped(paths);
     let schemas = [application::schemas(), analysis::schemas(), vector_stores::schemas()];
     let schemas = schemas.into_iter().fold(schemas::all(), merged);
     json!({
@@ -33,6 +35,33 @@ pub(super) fn document() -> Value {
             "responses": {"Error": error_response("The request was refused or has failed.")},
         },
     })
+}
+
+/// Under which heading a path is shown: the first that it begins with.
+const GROUPS: [(&str, &[&str]); 5] = [
+    ("Files and vector stores", &["/v1/files", "/v1/vector_stores"]),
+    ("Documents and answers", &["/ask", "/api/v1/", "/analysis"]),
+    ("Callers and cost", &["/v1/me", "/v1/usage", "/v1/quote", "/metrics"]),
+    ("Models", &["/v1/", "/rerank", "/generate", "/stream", "/tokenize", "/detokenize", "/apply-template"]),
+    ("Server", &["/"]),
+];
+
+/// The operations with their headings, and without a lock where no key is asked for.
+fn grouped(mut paths: Value) -> Value {
+    for (path, operations) in paths.as_object_mut().into_iter().flatten() {
+        let group = GROUPS.iter().find(|(_, begins)| begins.iter().any(|begin| path.starts_with(begin)));
+        for (method, operation) in operations.as_object_mut().into_iter().flatten() {
+            // What is beside the operations is for all of them.
+            if !matches!(&**method, "get" | "post" | "delete") {
+                continue;
+            }
+            operation["tags"] = group.map(|(name, _)| *name).into_iter().collect();
+            if is_public(path) {
+                operation["security"] = json!([]);
+            }
+        }
+    }
+    paths
 }
 
 /// The members of both objects.

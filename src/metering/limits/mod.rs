@@ -220,15 +220,9 @@ impl Limits {
 
     /// A caller's limits, and what is left of them.
     pub fn standing(&self, caller: &Caller, now: Now) -> Standing {
-        let [own, server] = self.parties(caller, now);
-        let left = |party: &Party| party.meter.left(now.wall, &party.limits.daily, &party.limits.monthly);
-        let ((own_daily, own_monthly), (server_daily, server_monthly)) = (left(&own), left(&server));
-        Standing {
-            limits: own.limits,
-            allowance: self.allowance(caller, now),
-            daily_left: less(own_daily, server_daily),
-            monthly_left: less(own_monthly, server_monthly),
-        }
+        let [own, _server] = self.parties(caller, now);
+        let (daily_left, monthly_left) = own.meter.left(now.wall, &own.limits.daily, &own.limits.monthly);
+        Standing { limits: own.limits, allowance: self.allowance(caller, now), daily_left, monthly_left }
     }
 
     fn parties(&self, caller: &Caller, now: Now) -> [Party; 2] {
@@ -253,14 +247,6 @@ impl Limits {
             callers.sweep_at = SWEEP_AT.get().max(2 * callers.by_id.len());
         }
         callers.by_id.entry(id.to_owned()).or_default().clone()
-    }
-}
-
-/// Of each kind the lesser, where there are both.
-fn less(a: Budget, b: Budget) -> Budget {
-    Budget {
-        micro_usd: a.micro_usd.into_iter().chain(b.micro_usd).min(),
-        compute: a.compute.into_iter().chain(b.compute).min(),
     }
 }
 

@@ -103,7 +103,7 @@ fn requests_a_minute_are_each_callers_own_and_the_servers_are_everybodys() {
 }
 
 #[test]
-fn what_is_left_of_budgets_is_the_lesser_of_the_callers_and_the_servers() {
+fn what_is_left_of_budgets_is_the_callers_own() {
     let budget = |micro_usd| Budget { micro_usd: Some(micro_usd), compute: None };
     let settings = LimitSettings {
         server: CallerLimits { daily: budget(100), ..CallerLimits::default() },
@@ -113,9 +113,9 @@ fn what_is_left_of_budgets_is_the_lesser_of_the_callers_and_the_servers() {
     let caller = caller("a", CallerLimits::default());
     limits.meter("a", now(0.0)).spend(now(0.0).wall, Spent { micro_usd: 30, compute: Duration::ZERO });
     let standing = limits.standing(&caller, now(0.0));
-    assert_eq!((standing.daily_left, standing.monthly_left), (budget(100), budget(4970)));
+    assert_eq!((standing.daily_left, standing.monthly_left), (budget(970), budget(4970)));
     limits.server.spend(now(0.0).wall, Spent { micro_usd: 300, compute: Duration::ZERO });
-    assert_eq!(limits.standing(&caller, now(0.0)).daily_left, budget(0));
+    assert_eq!(limits.standing(&caller, now(0.0)).daily_left, budget(970), "what others spend is not told");
     assert_eq!(limits.standing(&caller, now(0.0)).limits.monthly, budget(5000));
 }
 

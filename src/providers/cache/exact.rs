@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, future::BoxFuture};
-use hearth_domain::{ChatPrompt, GenerateRequest, ModelInfo, account::CacheUse, error::Result, quote::Quote};
+use hearth_domain::{Account, ChatPrompt, GenerateRequest, ModelInfo, account::CacheUse, error::Result, quote::Quote};
 
 use super::{
     EXACT,
@@ -150,6 +150,10 @@ fn is_deterministic(request: &GenerateRequest) -> bool {
 impl ChatModel for CachedChat {
     fn info(&self) -> &ModelInfo {
         self.model.info()
+    }
+
+    fn parameters_for(&self, account: &Account) -> u64 {
+        self.model.parameters_for(account)
     }
 
     fn generate(&self, request: GenerateRequest) -> BoxFuture<'_, Result<GenerateStream>> {

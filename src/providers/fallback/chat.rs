@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
 use hearth_domain::{
-    ChatPrompt, GenerateRequest, ModelInfo,
+    Account, ChatPrompt, GenerateRequest, ModelInfo,
     error::{Error, ErrorKind, Result},
     quote::Quote,
 };
@@ -104,6 +104,11 @@ impl ChatModel for FallbackChat {
             Some(local) => self.known.get_or_init(|| ModelInfo { id: self.before.id.clone(), ..local.info().clone() }),
             None => &self.before,
         }
+    }
+
+    fn parameters_for(&self, account: &Account) -> u64 {
+        let ordered = self.policies.order(&self.candidates, account).unwrap_or_default();
+        ordered.iter().find_map(Candidate::model).map_or(0, |model| model.parameters_for(account))
     }
 
     fn generate(&self, request: GenerateRequest) -> BoxFuture<'_, Result<GenerateStream>> {

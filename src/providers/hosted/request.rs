@@ -251,17 +251,21 @@ fn write_template_kwargs(kwargs: &Map<String, Value>, dialect: Dialect, body: &m
         body.insert("chat_template_kwargs".to_owned(), Value::Object(kwargs.clone()));
         return Ok(());
     }
-    let effort = kwargs.get("reasoning_effort");
+    let none = Value::from("none");
+    let mut effort = kwargs.get("reasoning_effort").cloned();
     for (name, value) in kwargs {
-        // An effort of `none` was read as this, too.
-        let says_the_same =
-            name == "enable_thinking" && *value == Value::Bool(false) && effort.and_then(Value::as_str) == Some("none");
-        if name != "reasoning_effort" && !says_the_same {
-            return Err(not_expressible("chat_template_kwargs", dialect));
+        match (&**name, value) {
+            ("reasoning_effort", _) => {}
+            // Not to think is an effort, too; to think is what such models do.
+            ("enable_thinking", Value::Bool(false)) if effort.as_ref().is_none_or(|effort| *effort == none) => {
+                effort = Some(none.clone());
+            }
+            ("enable_thinking", Value::Bool(true)) => {}
+            _ => return Err(not_expressible("chat_template_kwargs", dialect)),
         }
     }
     if let Some(effort) = effort {
-        body.insert("reasoning_effort".to_owned(), effort.clone());
+        body.insert("reasoning_effort".to_owned(), effort);
     }
     Ok(())
 }

@@ -159,6 +159,7 @@ impl Analyst {
             summary: written.text,
             sources: sources.iter().map(source).collect(),
             sources_left_out: left_out,
+            unsupported: findings.unsupported.get().cloned(),
             confidence: confidence.value,
             confidence_is_rated: confidence.is_rated,
             finish_reason: written.finish_reason.as_str(),

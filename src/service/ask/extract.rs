@@ -29,7 +29,7 @@ pub(super) async fn answer(retriever: &Retriever, request: AskRequest, passages:
         retriever.rate_sentences(&request.question, &passages, &request.account, request.deadline).await?;
     let model = answering(Grounding::Extract, None, retriever);
     let Some(best) = sentences.first().filter(|best| is_answer(best.score)) else {
-        return Ok(nothing_found(Grounding::Extract, model, &request));
+        return Ok(nothing_found(Grounding::Extract, model, &request, usage, timings));
     };
     let lowest = best.score - QUOTED_WITHIN;
     let quoted = sentences.iter().take_while(|sentence| sentence.score >= lowest).take(QUOTED_MAX);

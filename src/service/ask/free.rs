@@ -15,11 +15,10 @@ use hearth_domain::{
     Constraint, GenerateEvent, GenerateRequest, SamplingParams,
     documents::Grounding,
     error::{Error, Result},
-    quote::estimated_tokens,
 };
 use hearth_text::work::off_the_async_threads;
 
-use super::{AskRequest, Asked, Confidence, Findings, chat_prompt, generation, is_elsewhere, messages};
+use super::{AskRequest, Asked, Confidence, Findings, count_tokens, generation, messages};
 use crate::{
     providers::{ChatModel, GenerateStream},
     retrieval::{
@@ -123,16 +122,7 @@ async fn packed(
     off_the_async_threads(bytes, move |wanted| {
         let count = |prompt: &str| {
             wanted.check()?;
-            let chat = chat_prompt(messages(&*model, SYSTEM, &history, prompt));
-            let counted = model.render(&chat).and_then(|text| model.tokenize(&text, false, true));
-            match counted {
-                Ok(tokens) => Ok(tokens.len()),
-                Err(error) if is_elsewhere(&error) => {
-                    let text: usize = chat.messages.iter().map(|message| message.to_string().len()).sum();
-                    Ok(estimated_tokens(text))
-                }
-                Err(error) => Err(error),
-            }
+            count_tokens(&*model, &messages(&*model, SYSTEM, &history, prompt))
         };
         let context = pack(&question, &passages, budget, count)?;
         if context.included.is_empty() {

@@ -21,6 +21,7 @@ use hearth_domain::{
     Account, ChatPrompt, FinishReason, GenerateEvent, GenerateRequest, Prompt, SamplingParams, Timings, Usage,
     documents::{AttributeFilter, Collection, Grounding, SearchMode},
     error::{Error, ErrorKind, Result},
+    quote::estimated_tokens,
 };
 use serde_json::{Value, json};
 
@@ -128,13 +129,16 @@ impl AskRequest {
         })
     }
 
-    /// How an answer of this model is bound to its sources.
-    pub fn grounding_with(&self, model: Option<&dyn ChatModel>) -> Grounding {
-        self.grounding.unwrap_or_else(|| match model.map(|model| model.info().parameters) {
+    /// How an answer of this model is bound to its sources; decided once, as models may be loaded meanwhile.
+    pub fn settle_grounding(&mut self, model: Option<&dyn ChatModel>) -> Grounding {
+        let of_size = || match model.map(|model| model.parameters_for(&self.account)) {
             // How large a hosted model is only its upstream knows.
             Some(0 | WRITES_FROM_PARAMETERS..) => Grounding::Free,
             Some(_) | None => Grounding::Extract,
-        })
+        };
+        let grounding = self.grounding.unwrap_or_else(of_size);
+        self.grounding = Some(grounding);
+        grounding
     }
 }
 
@@ -165,16 +169,22 @@ pub async fn ask(model: Option<&Arc<dyn ChatModel>>, retriever: &Retriever, requ
 pub async fn ask_over(
     model: Option<&Arc<dyn ChatModel>>,
     retriever: &Retriever,
-    request: AskRequest,
+    mut request: AskRequest,
     passages: Vec<Passage>,
 ) -> Result<Asked> {
-    let grounding = request.grounding_with(model.map(|model| &**model));
+    let grounding = request.settle_grounding(model.map(|model| &**model));
     match (grounding, model) {
         (Grounding::Quote | Grounding::Free, None) => {
             let message = "No chat model is served, and `grounding` asks for one: `extract` needs none.";
             Err(Error::new(ErrorKind::ModelNotFound, message).with_param("model"))
         }
-        _ if passages.is_empty() => Ok(nothing_found(grounding, answering(grounding, model, retriever), &request)),
+        _ if passages.is_empty() => Ok(nothing_found(
+            grounding,
+            answering(grounding, model, retriever),
+            &request,
+            Usage::default(),
+            Timings::default(),
+        )),
         (Grounding::Quote, Some(model)) => quote::answer(model, retriever, request, passages).await,
         (Grounding::Free, Some(model)) => free::answer(model, retriever, request, passages).await,
         (Grounding::Extract, _) => extract::answer(retriever, request, passages).await,
@@ -203,8 +213,8 @@ fn answering(grounding: Grounding, model: Option<&Arc<dyn ChatModel>>, retriever
     }
 }
 
-/// An answer that no model is asked for, though `model` would have been.
-fn nothing_found(grounding: Grounding, model: String, request: &AskRequest) -> Asked {
+/// The fixed refusal, after so much work.
+fn nothing_found(grounding: Grounding, model: String, request: &AskRequest, usage: Usage, timings: Timings) -> Asked {
     let findings = Findings::default();
     if request.confidence {
         let _ = findings.confidence.set(Confidence { value: 0.0, is_rated: true });
@@ -214,7 +224,7 @@ fn nothing_found(grounding: Grounding, model: String, request: &AskRequest) -> A
         model,
         sources: Vec::new(),
         left_out: 0,
-        events: whole(NOTHING_FOUND.to_owned(), Usage::default(), Timings::default()),
+        events: whole(NOTHING_FOUND.to_owned(), usage, timings),
         findings: Arc::new(findings),
     }
 }
@@ -239,6 +249,18 @@ fn generation(request: &AskRequest, messages: Vec<Value>) -> GenerateRequest {
         max_tokens: Some(request.max_tokens),
         deadline: request.deadline,
         ..GenerateRequest::new(request.account.clone(), Prompt::Chat(chat_prompt(messages)))
+    }
+}
+
+/// Tokens of a conversation as the model will see it; of a hosted one they can only be estimated.
+fn count_tokens(model: &dyn ChatModel, messages: &[Value]) -> Result<usize> {
+    let counted = model.render(&chat_prompt(messages.to_vec())).and_then(|text| model.tokenize(&text, false, true));
+    match counted {
+        Ok(tokens) => Ok(tokens.len()),
+        Err(error) if is_elsewhere(&error) => {
+            Ok(estimated_tokens(messages.iter().map(|message| message.to_string().len()).sum()))
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -5,10 +5,16 @@
 
 use std::sync::Arc;
 
-use hearth_domain::{Constraint, GenerateRequest, SamplingParams, documents::Grounding, error::Result};
+use hearth_domain::{
+    Constraint, GenerateRequest, Prompt, SamplingParams,
+    documents::Grounding,
+    error::{Error, Result},
+};
+use hearth_text::work::off_the_async_threads;
+use serde_json::Value;
 
 use super::{
-    AskRequest, Asked, Confidence, Findings,
+    AskRequest, Asked, Confidence, Findings, count_tokens,
     extract::{QUOTED_MAX, quote},
     generation, messages, nothing_found, whole,
 };
@@ -25,6 +31,9 @@ use crate::{
 /// Sentences that the model chooses among.
 const CANDIDATES: usize = 9;
 
+/// Three numbers and two commas, a token each, and one to end.
+const REPLY_TOKENS: usize = 2 * QUOTED_MAX;
+
 const CHOOSE: &str = "You choose the sentences that answer a question. Reply with their numbers, separated by commas, or with \
                       0 if none of them answers it.";
 
@@ -38,31 +47,36 @@ pub(super) async fn answer(
     request: AskRequest,
     passages: Vec<Passage>,
 ) -> Result<Asked> {
-    let (mut sentences, ..) =
+    let (mut sentences, embedded, timings) =
         retriever.rate_sentences(&request.question, &passages, &request.account, request.deadline).await?;
     sentences.truncate(CANDIDATES);
     let name = model.info().id.clone();
+    let (sentences, passages, asked) = fitted(model, &request.question, sentences, passages).await?;
     if sentences.is_empty() {
-        return Ok(nothing_found(Grounding::Quote, name, &request));
+        return Ok(nothing_found(Grounding::Quote, name, &request, embedded, timings));
     }
-    let choosing = GenerateRequest {
-        max_tokens: Some(2 * QUOTED_MAX),
+    let mut choosing = GenerateRequest {
+        max_tokens: Some(REPLY_TOKENS),
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
         constraint: Some(Arc::new(Constraint::Regex(reply(sentences.len())))),
-        ..generation(&request, messages(&**model, CHOOSE, &[], &prompt(&request.question, &sentences, &passages)))
+        ..generation(&request, asked)
     };
-    let generation = gather(start(model, choosing).await?, 1).await?;
+    if let Prompt::Chat(chat) = &mut choosing.prompt
+        && model.info().supports_reasoning
+    {
+        // A reply is a few tokens, and none of them a thought.
+        chat.template_kwargs.insert("enable_thinking".to_owned(), false.into());
+    }
+    let mut generation = gather(start(model, choosing).await.map_err(in_the_callers_words)?, 1).await?;
+    generation.usage.prompt_tokens += embedded.prompt_tokens;
     let chosen = generation.choices.first().map_or("", |choice| &choice.text);
     let chosen: Vec<Sentence> = numbers(chosen, sentences.len()).map(|index| sentences[index].clone()).collect();
-    let Some(best) = chosen.first() else {
-        return Ok(Asked {
-            events: whole(super::NOTHING_FOUND.to_owned(), generation.usage, generation.timings),
-            ..nothing_found(Grounding::Quote, name, &request)
-        });
+    let Some(best) = chosen.iter().map(|sentence| sentence.score).reduce(f32::max) else {
+        return Ok(nothing_found(Grounding::Quote, name, &request, generation.usage, generation.timings));
     };
     let findings = Findings::default();
     if request.confidence {
-        let _ = findings.confidence.set(Confidence { value: likelihood(best.score), is_rated: true });
+        let _ = findings.confidence.set(Confidence { value: likelihood(best), is_rated: true });
     }
     let (text, sources) = quote(chosen, passages);
     Ok(Asked {
@@ -75,9 +89,43 @@ pub(super) async fn answer(
     })
 }
 
+/// As many of the sentences, best first, as fit into the model's context, and the conversation that asks for a choice.
+///
+/// # Errors
+/// If the question alone does not fit.
+async fn fitted(
+    model: &Arc<dyn ChatModel>,
+    question: &str,
+    mut sentences: Vec<Sentence>,
+    passages: Vec<Passage>,
+) -> Result<(Vec<Sentence>, Vec<Passage>, Vec<Value>)> {
+    let (model, question) = (model.clone(), question.to_owned());
+    off_the_async_threads(question.len(), move |wanted| {
+        loop {
+            wanted.check()?;
+            let asked = messages(&*model, CHOOSE, &[], &prompt(&question, &sentences, &passages));
+            if count_tokens(&*model, &asked)? + REPLY_TOKENS <= model.info().context_length || sentences.len() < 2 {
+                return Ok((sentences, passages, asked));
+            }
+            sentences.pop();
+        }
+    })
+    .await
+}
+
+/// The constraint is not the caller's field.
+fn in_the_callers_words(error: Error) -> Error {
+    if error.code() != Some("unsupported_parameter") {
+        return error;
+    }
+    let message =
+        "`quote` needs a model whose replies can be constrained, and this upstream's cannot: use `free` or `extract`.";
+    Error::invalid("grounding", message).with_code("unsupported_parameter")
+}
+
 /// What the model may reply: 0, or up to three numbers of sentences.
 fn reply(candidates: usize) -> String {
-    format!("0|[1-{candidates}](, ?[1-{candidates}]){{0,{}}}", QUOTED_MAX - 1)
+    format!("0|[1-{candidates}](,[1-{candidates}]){{0,{}}}", QUOTED_MAX - 1)
 }
 
 fn prompt(question: &str, sentences: &[Sentence], passages: &[Passage]) -> String {
@@ -87,7 +135,7 @@ fn prompt(question: &str, sentences: &[Sentence], passages: &[Passage]) -> Strin
         let words: Vec<&str> = passage.text[sentence.range.clone()].split_whitespace().collect();
         prompt.push_str(&format!("{}. ({}) {}\n", index + 1, passage.title(), words.join(" ")));
     }
-    prompt.push_str(&format!("\nWhich sentences answer the question: {question}"));
+    prompt.push_str("\nWhich of these sentences answer the question?");
     prompt
 }
 
