@@ -35,7 +35,7 @@ step "Building hearth"
 # A line that is written over in a terminal, a line a minute elsewhere.
 progress() {
   local crates done last=-1
-  crates=$(cargo tree --locked --edges normal,build --prefix none --format '{p}' 2>/dev/null | sort -u | wc -l) || true
+  crates=$(cargo tree --locked --edges normal,build --prefix none --format '{p}' 2>/dev/null | sed 's/ (\*)$//' | sort -u | wc -l) || true
   while sleep 2 && kill -0 $$ 2>/dev/null; do
     done=$(grep -c '^ *Compiling' "$log" || true)
     if [ -t 1 ]; then
@@ -85,12 +85,12 @@ until url=$(grep -som1 'http://[0-9.:]*' "$log"); do
   kill -0 "$server" 2>/dev/null || { cat "$log" >&2; exit 1; }
   sleep 0.1
 done
-# Not the README: it shows what this script printed, answers included.
-"$hearth" ingest --data-dir "$data" ARCHITECTURE.md CONTRIBUTING.md CHANGELOG.md docs models/*.md 2>&1 |
+# Not the README and its picture: they show answers.
+"$hearth" ingest --data-dir "$data" ARCHITECTURE.md CONTRIBUTING.md CHANGELOG.md docs/*.md models/*.md 2>&1 |
   { grep -v '^Asking the server' || true; }
 echo "after $(elapsed "$from")"
 
-step "Three questions, drawn with the seed $seed from the sixty of benches/answers/questions.tsv"
+step "Three of the sixty questions in benches/answers/questions.tsv, drawn with seed $seed"
 python3 - "$seed" <<'PYTHON' | while read -r question; do
 import csv, random, sys
 
@@ -103,7 +103,7 @@ PYTHON
     { cat "$target/quickstart-ask.log" >&2; exit 1; }
 done
 
-step "A conversation over HTTP, streamed, as any client of OpenAI's contract has it"
+step "A streamed chat over HTTP, as any OpenAI client sends it"
 python3 - "$url" <<'PYTHON'
 import json, sys, urllib.request
 
@@ -128,7 +128,7 @@ for line in urllib.request.urlopen(request):
 PYTHON
 
 if [ "$serve" = yes ]; then
-  step "It works. The server goes on at $url until Ctrl-C; open $url/docs"
+  step "It works. The server runs at $url until Ctrl-C; open $url/docs"
   # Ctrl-C reaches the server by itself, and a second signal would cut off what it is answering.
   trap : INT
   trap 'kill "$server" 2>/dev/null' TERM
@@ -137,6 +137,6 @@ if [ "$serve" = yes ]; then
   wait "$server" 2>/dev/null || true
   trap - EXIT
 else
-  step "It works. Keep a server running, with these documents, with"
+  step "It works. To start a server with these documents, run"
   echo "$hearth serve --data-dir $data        # then open http://127.0.0.1:8080/docs"
 fi

@@ -138,6 +138,33 @@ fn documents_are_listed_and_deleted_and_follow_a_folder() {
 }
 
 #[test]
+fn what_a_server_serves_and_how_clients_reach_it_is_said_while_it_runs() {
+    let desk = Desk::new();
+    for arguments in [&["ps"][..], &["connect", "curl"]] {
+        let (output, _, said) = desk.run(arguments);
+        assert!(!output.status.success() && said.contains("no server runs"), "{said}");
+    }
+    let mut serve = desk.command(&["serve", "--port", "0"]);
+    let mut server = serve.stderr(Stdio::null()).spawn().expect("it starts");
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
+    let served = Served(server);
+    let url = line.split_whitespace().last().expect("an address");
+    // Waits until the models are loaded.
+    desk.succeed(&["search", "x"]);
+    let (models, _) = desk.succeed(&["ps"]);
+    assert!(models.contains("tiny-chat") && models.contains("hearth-embed"), "{models}");
+    let (settings, _) = desk.succeed(&["connect", "curl"]);
+    assert!(settings.contains(url) && settings.contains("tiny-chat"), "{settings}");
+    drop(served);
+    // A server that was killed has left its address.
+    let (output, _, said) = desk.run(&["ps"]);
+    assert!(!output.status.success() && said.contains("no server runs"), "{said}");
+    let (output, _, said) = desk.run(&["connect", "codex"]);
+    assert!(!output.status.success() && said.contains("does not serve yet"), "{said}");
+}
+
+#[test]
 fn beside_a_server_the_commands_ask_it() {
     let desk = Desk::new();
     let mut serve = desk.command(&["serve", "--port", "0", "--api-key", "a-secret"]);

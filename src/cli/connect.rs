@@ -8,7 +8,7 @@ use std::io::Write;
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use super::documents::running_server;
+use super::documents::served_models;
 use crate::config::{Config, Settings};
 
 #[derive(Debug, clap::Args)]
@@ -67,11 +67,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         bail!("there are no settings for {name:?}, only for {}", names());
     };
     let config = Config::load(args.settings)?;
-    let Some(client) = running_server(&config)? else {
-        bail!("no server runs on {}; start one with `hearth serve`", config.data_dir.display());
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let models = runtime.block_on(client.get("/v1/models"))?;
+    let (client, models) = served_models(&config)?;
     let key = config.callers.api_keys.first().cloned().unwrap_or_else(|| "none".to_owned());
     let Recipe { place, text } = recipe(&Target::of(client.url(), key, &models))?;
     writeln!(std::io::stderr(), "{place}:\n")?;

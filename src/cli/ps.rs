@@ -2,12 +2,11 @@
 
 use std::io::Write;
 
-use anyhow::bail;
 use comfy_table::{Table, presets::NOTHING};
 use indicatif::{DecimalBytes, HumanCount};
 use serde_json::Value;
 
-use super::documents::running_server;
+use super::documents::served_models;
 use crate::config::{Config, Settings};
 
 #[derive(Debug, clap::Args)]
@@ -21,11 +20,7 @@ pub struct Args {
 
 pub fn run(args: Args) -> anyhow::Result<()> {
     let config = Config::load(args.settings)?;
-    let Some(client) = running_server(&config)? else {
-        bail!("no server runs on {}; `hearth serve` starts one", config.data_dir.display());
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let models = runtime.block_on(client.get("/v1/models"))?;
+    let (_, models) = served_models(&config)?;
     let mut out = std::io::stdout().lock();
     if args.json {
         writeln!(out, "{models:#}")?;

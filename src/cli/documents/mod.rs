@@ -11,7 +11,7 @@ pub mod search;
 
 use std::{collections::HashMap, future::Future, io::Write, path::Path, time::Duration};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, anyhow, bail, ensure};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
 
@@ -138,6 +138,22 @@ pub(super) fn running_server(config: &Config) -> anyhow::Result<Option<Client>> 
     let Some(url) = url_of_running(&config.data_dir) else { return Ok(None) };
     writeln!(std::io::stderr(), "Asking the server at {url}, which has the data.")?;
     Ok(Some(Client { http: reqwest::Client::new(), url, api_key: config.callers.api_keys.first().cloned() }))
+}
+
+/// The models that the running server serves, and how to ask it.
+///
+/// # Errors
+/// If no server runs on the data directory; one that was killed has left its address there.
+pub(super) fn served_models(config: &Config) -> anyhow::Result<(Client, Value)> {
+    let none = || anyhow!("no server runs on {}; `hearth serve` starts one", config.data_dir.display());
+    let url = url_of_running(&config.data_dir).ok_or_else(none)?;
+    let client = Client { http: reqwest::Client::new(), url, api_key: config.callers.api_keys.first().cloned() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let models = runtime.block_on(client.get("/v1/models")).map_err(|error| {
+        let is_gone = error.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_connect);
+        if is_gone { none() } else { error }
+    })?;
+    Ok((client, models))
 }
 
 /// Where the server that has this data directory listens, as it says there.
