@@ -18,18 +18,18 @@ usage: bench_answers.py [--squad FILE] [--binary PATH] [--embedding-model PATH] 
 """
 
 import argparse
-import contextlib
 import hashlib
 import json
 import pathlib
 import re
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
 import uuid
+
+from bench_server import server
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SQUAD_URL = "https://raw.githubusercontent.com/chrischute/squad/85623adeb9e6639f145081fea9cae2d8f3a26379/data/dev-v2.0.json"
@@ -117,30 +117,6 @@ def ingest(url, collection, documents):
     call(url + "/api/v1/search", {"query": "documents", "collections": [collection], "wait": True})
 
 
-@contextlib.contextmanager
-def server(binary, data, embedding_model, chat_model):
-    log = pathlib.Path(data) / "log"
-    command = [binary, "serve", "--port", "0", "--offline", "--data-dir", data + "/data", "--models-dir", data + "/models"]
-    command += ["--embedding-model", embedding_model, *(["-m", chat_model] if chat_model else [])]
-    with open(log, "wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
-    try:
-        for _ in range(1200):
-            found = re.search(r"listening on (http://\S+)", log.read_text())
-            with contextlib.suppress(OSError):
-                if found and urllib.request.urlopen(found.group(1) + "/health/ready").status == 200:
-                    break
-            if process.poll() is not None:
-                sys.exit("The server did not start:\n" + log.read_text())
-            time.sleep(0.1)
-        else:
-            sys.exit("The server did not become ready within two minutes:\n" + log.read_text())
-        yield found.group(1)
-    finally:
-        process.terminate()
-        process.wait()
-
-
 def loops(answer):
     said = words(answer).split()
     runs = [tuple(said[at : at + LOOP_WORDS]) for at in range(len(said) - LOOP_WORDS + 1)]
@@ -213,7 +189,8 @@ def main():
     asked = []
     with tempfile.TemporaryDirectory(prefix="hearth-answers-") as folder:
         for chat_model in options.chat_model or [None]:
-            with server(binary, folder, options.embedding_model, chat_model) as url:
+            arguments = ["--models-dir", folder + "/models", "--embedding-model", options.embedding_model]
+            with server(binary, folder, *arguments, *(["-m", chat_model] if chat_model else [])) as url:
                 if not asked:
                     for name, (documents, _) in sets.items():
                         ingest(url, name, documents)

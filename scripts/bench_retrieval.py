@@ -28,11 +28,12 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
+
+from bench_server import server
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "target/retrieval"
@@ -131,28 +132,10 @@ def ingest(url, documents):
 
 
 @contextlib.contextmanager
-def server(binary, model):
+def own_server(binary, model):
     with tempfile.TemporaryDirectory(prefix="hearth-retrieval-") as folder:
-        log = pathlib.Path(folder) / "log"
-        command = [binary, "serve", "--port", "0", "--offline", "--data-dir", folder + "/data"]
-        command += ["--embedding-model", model]
-        with open(log, "wb") as out:
-            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
-        try:
-            for _ in range(1200):
-                found = re.search(r"listening on (http://\S+)", log.read_text())
-                with contextlib.suppress(OSError):
-                    if found and urllib.request.urlopen(found.group(1) + "/health/ready").status == 200:
-                        break
-                if process.poll() is not None:
-                    sys.exit("The server did not start:\n" + log.read_text())
-                time.sleep(0.1)
-            else:
-                sys.exit("The server did not become ready within two minutes:\n" + log.read_text())
-            yield found.group(1)
-        finally:
-            process.terminate()
-            process.wait()
+        with server(binary, folder, "--embedding-model", model) as url:
+            yield url
 
 
 def rank(url, fields, file, heading, question):
@@ -232,7 +215,7 @@ def main():
 
     parts = [project_documents(), perl_documents()]
     questions = [row for _, rows in parts for row in rows if options.half in ("all", half_of(row[3]))]
-    with contextlib.nullcontext(options.url) if options.url else server(binary, options.embedding_model) as url:
+    with contextlib.nullcontext(options.url) if options.url else own_server(binary, options.embedding_model) as url:
         ingest(url, {name: text for documents, _ in parts for name, text in documents.items()})
         modes = dict(MODES)
         if not reranks(url):

@@ -34,7 +34,7 @@ const SENTENCES_MAX: usize = 256;
 /// their answer in the sentences that were quoted, with 0.2 76 %, with 0.4 77 %, with 0.7 75 %.
 const WORDS_WEIGHT: f32 = 0.4;
 
-/// Words are compared by so many of their first letters: plurals and tenses are the same word.
+/// Words are compared by this many first letters, so that plurals and tenses count as the same word.
 const LETTERS: usize = 5;
 
 /// From this score on a sentence is an answer. It refuses 92 % of the questions whose subject is in no document, and 4 % of those
@@ -156,7 +156,7 @@ impl Retriever {
         &self.embedder.info().id
     }
 
-    /// Of the embedding model; on nobody's account.
+    /// The embedding model's scale. The server's own work, which no caller's account pays for.
     async fn scale(&self, deadline: Option<Instant>) -> Result<Scale> {
         let measure = || async {
             let account = Account::unrecorded();

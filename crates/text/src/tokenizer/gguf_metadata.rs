@@ -320,7 +320,7 @@ fn scores_of(metadata: &Metadata, vocabulary: &Vocabulary) -> Result<Vec<f32>, T
 
 fn note_missing_bytes(metadata: &Metadata, missing: usize) {
     if missing > 0 {
-        // Not a warning: published vocabularies have such gaps, and whoever serves the file can do nothing about them.
+        // Not a warning: published vocabularies have such gaps, and the operator of the server cannot fill them.
         tracing::info!(
             file = %metadata.path().display(),
             missing,
