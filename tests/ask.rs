@@ -158,6 +158,12 @@ async fn a_small_model_is_not_asked_to_write_and_sentences_are_quoted() {
     assert_eq!((&answer["model"], answer.get("unsupported")), (&json!("hearth-embed"), None), "{answer}");
     assert!(answer["usage"]["prompt_tokens"].as_u64().expect("a count") > 0, "embedding is counted: {answer}");
     assert_eq!(answer["usage"]["completion_tokens"], 0);
+    assert_eq!(
+        (&answer["receipt"]["grounding"], &answer["receipt"]["model"]),
+        (&json!("extract"), &json!("hearth-embed"))
+    );
+    let head = server.client.post(format!("{}/ask", server.url)).json(&json!({"question": question})).send().await;
+    assert_eq!(head.expect("an answer").headers()["x-hearth-grounding"], "extract");
 
     // The same in a conversation and as a stream.
     let body = json!({"messages": [{"role": "user", "content": question}]});

@@ -10,6 +10,7 @@ use std::{
 use axum::{
     Json,
     extract::State,
+    http::HeaderValue,
     response::{IntoResponse, Response},
 };
 use hearth_domain::{
@@ -25,6 +26,7 @@ use super::{
     error::ApiError,
     extract::JsonBody,
     ignored::name_ignored,
+    receipt::GROUNDING,
     sse::{EventWriter, Frames, stream_response},
     state::AppState,
 };
@@ -98,8 +100,9 @@ async fn answer_question(
         left_out: asked.left_out,
         known: Known::of(&asked),
     };
+    let grounding = asked.grounding;
     let response = answered(asked.events, shape, streams, &state).await?;
-    Ok(name_ignored(response, &ignored))
+    Ok(name_grounding(name_ignored(response, &ignored), grounding))
 }
 
 pub(super) async fn chat(
@@ -131,8 +134,9 @@ async fn answer_conversation(
     let asked = converse(&state, &caller, &envelope, request).await?;
     let citations = asked.sources.iter().map(citation).collect();
     let shape = ChatShape { began, account: caller.account().clone(), known: Known::of(&asked), citations };
+    let grounding = asked.grounding;
     let response = answered(asked.events, shape, streams, &state).await?;
-    Ok(name_ignored(response, &ignored))
+    Ok(name_grounding(name_ignored(response, &ignored), grounding))
 }
 
 /// The last message answered from documents, or, without them, the conversation gone on with.
@@ -247,6 +251,14 @@ async fn scope(
     Ok((collections, lookup.restriction()))
 }
 
+/// Says in the head how the answer is bound to documents, as the receipt does in its body.
+fn name_grounding(mut response: Response, grounding: Option<Grounding>) -> Response {
+    if let Some(grounding) = grounding {
+        response.headers_mut().insert(GROUNDING, HeaderValue::from_static(grounding.as_str()));
+    }
+    response
+}
+
 fn citation(passage: &Passage) -> Citation {
     Citation {
         document_id: passage.file_id.clone(),
@@ -272,6 +284,10 @@ struct Known {
 impl Known {
     fn of(asked: &Asked) -> Self {
         Self { model: asked.model.clone(), grounding: asked.grounding, findings: asked.findings.clone() }
+    }
+
+    fn receipt(&self, account: &Account) -> Receipt {
+        Receipt { grounding: self.grounding.map(Grounding::as_str), ..Receipt::of(account) }
     }
 
     fn binding(&self) -> Binding {
@@ -329,7 +345,7 @@ impl AppAnswer for AskShape {
             confidence,
             usage: usage.into(),
             timings: wire::usage::Timings::new(&usage, &timings),
-            receipt: Receipt::of(&self.account),
+            receipt: self.known.receipt(&self.account),
         }
     }
 
@@ -365,7 +381,7 @@ impl AppAnswer for ChatShape {
             processing_time_ms: milliseconds(self.began),
             usage: usage.into(),
             timings: wire::usage::Timings::new(&usage, &timings),
-            receipt: Receipt::of(&self.account),
+            receipt: self.known.receipt(&self.account),
         }
     }
 

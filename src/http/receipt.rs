@@ -12,13 +12,15 @@ pub(super) const MODEL: HeaderName = HeaderName::from_static("x-hearth-model");
 pub(super) const FALLBACK_REASON: HeaderName = HeaderName::from_static("x-hearth-fallback-reason");
 pub(super) const ATTEMPTS: HeaderName = HeaderName::from_static("x-hearth-attempts");
 pub(super) const CACHE: HeaderName = HeaderName::from_static("x-hearth-cache");
+/// Of answers from documents alone.
+pub(super) const GROUNDING: HeaderName = HeaderName::from_static("x-hearth-grounding");
 pub(super) const QUEUE_MS: HeaderName = HeaderName::from_static("x-hearth-queue-ms");
 pub(super) const COMPUTE_MS: HeaderName = HeaderName::from_static("x-hearth-compute-ms");
 pub(super) const COST_USD: HeaderName = HeaderName::from_static("x-hearth-cost-usd");
 
 /// All of them, for pages of other origins.
-pub(super) const NAMES: [HeaderName; 8] =
-    [SERVED_BY, MODEL, FALLBACK_REASON, ATTEMPTS, CACHE, QUEUE_MS, COMPUTE_MS, COST_USD];
+pub(super) const NAMES: [HeaderName; 9] =
+    [SERVED_BY, MODEL, FALLBACK_REASON, ATTEMPTS, CACHE, GROUNDING, QUEUE_MS, COMPUTE_MS, COST_USD];
 
 /// Writes what stands in the account.
 pub(super) fn write(headers: &mut HeaderMap, account: &Account, is_stream: bool) {

@@ -1,6 +1,6 @@
 //! What a request came to, as it stands in answers and in the last event of a stream.
 //!
-//! All keys are always there, whoever served: a caller reads one shape.
+//! All keys but one are always there, whoever served: a caller reads one shape.
 
 use std::time::Duration;
 
@@ -22,6 +22,9 @@ pub struct Receipt {
     pub attempts: u32,
     /// The cache that had the answer.
     pub cache: Option<&'static str>,
+    /// How an answer from documents is bound to them: `extract`, `quote` or `free`; not there in other answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grounding: Option<&'static str>,
     /// Of all models that worked for the request, as are the figures below.
     pub prompt_tokens: u64,
     pub cached_tokens: u64,
@@ -51,6 +54,7 @@ impl Receipt {
             fallback_reason: receipt.fallback_reason.clone(),
             attempts: receipt.attempts,
             cache: receipt.cache,
+            grounding: None,
             prompt_tokens: receipt.prompt_tokens(),
             cached_tokens: legs().map(|leg| leg.cached_tokens).fold(0, u64::saturating_add),
             completion_tokens: receipt.completion_tokens(),

@@ -50,7 +50,7 @@ fn receipt() -> Value {
     let count = json!({"type": "integer", "minimum": 0});
     let amount = json!({"type": "number", "minimum": 0});
     let text_or_null = json!({"type": ["string", "null"]});
-    whole(&json!({
+    let mut receipt = whole(&json!({
         "request_id": {"type": "string"},
         "served_by": {"type": "string", "description": "`local`, an upstream's name or `cache`; `none` where no model was needed."},
         "model": text_or_null,
@@ -61,7 +61,10 @@ fn receipt() -> Value {
         "queue_ms": amount, "prefill_ms": amount, "decode_ms": amount, "compute_ms": amount, "latency_ms": amount,
         "cost_usd": amount,
         "cost_micro_usd": count,
-    }))
+    }));
+    receipt["properties"]["grounding"] =
+        json!({"enum": ["extract", "quote", "free"], "description": "Of answers from documents alone."});
+    receipt
 }
 
 fn metrics_summary() -> Value {
