@@ -1,6 +1,6 @@
 //! What a request came to, as it stands in answers and in the last event of a stream.
 //!
-//! All keys but one are always there, whoever served: a caller reads one shape.
+//! The keys are the same for every provider, and all but `grounding` are always present, so that a client parses one shape.
 
 use std::time::Duration;
 
