@@ -19,7 +19,7 @@ const LAYERS: [(u8, &[&str]); 7] = [
 ];
 
 /// External crates that are the business of some modules only. A crate of the workspace counts as a module.
-const CONFINED: [(&str, &[&str]); 23] = [
+const CONFINED: [(&str, &[&str]); 24] = [
     ("axum", &["http"]),
     ("tower_http", &["http"]),
     // The command line runs candle's own models as the baseline of `hearth bench`.
@@ -38,6 +38,7 @@ const CONFINED: [(&str, &[&str]); 23] = [
     ("quick_xml", &["text"]),
     // In `http` it opens the archive of Swagger UI.
     ("zip", &["text", "http"]),
+    ("flate2", &["text"]),
     ("html5ever", &["text"]),
     ("pulldown_cmark", &["text"]),
     ("encoding_rs", &["text"]),

@@ -2,12 +2,13 @@
 
 use std::{
     fs,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     path::{Path, PathBuf},
     process::{Output, Stdio},
 };
 
 use tempfile::TempDir;
+use zip::{ZipWriter, write::SimpleFileOptions};
 
 use crate::support::running_server::{Served, hearth, model};
 
@@ -46,6 +47,15 @@ impl Desk {
             .args(["--offline", "--ctx-size", "1024"])
             .env("HEARTH_DATA_DIR", self.home.path().join("data"));
         command
+    }
+
+    /// A server, and where it listens.
+    fn serve(&self, arguments: &[&str]) -> (Served, String) {
+        let mut serve = self.command(&["serve", "--port", "0"]);
+        let mut server = serve.args(arguments).stderr(Stdio::null()).spawn().expect("it starts");
+        let mut line = String::new();
+        BufReader::new(server.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
+        (Served(server), line.split_whitespace().last().expect("an address").to_owned())
     }
 
     #[track_caller]
@@ -144,18 +154,13 @@ fn what_a_server_serves_and_how_clients_reach_it_is_said_while_it_runs() {
         let (output, _, said) = desk.run(arguments);
         assert!(!output.status.success() && said.contains("no server runs"), "{said}");
     }
-    let mut serve = desk.command(&["serve", "--port", "0"]);
-    let mut server = serve.stderr(Stdio::null()).spawn().expect("it starts");
-    let mut line = String::new();
-    BufReader::new(server.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
-    let served = Served(server);
-    let url = line.split_whitespace().last().expect("an address");
+    let (served, url) = desk.serve(&[]);
     // Waits until the models are loaded.
     desk.succeed(&["search", "x"]);
     let (models, _) = desk.succeed(&["ps"]);
     assert!(models.contains("tiny-chat") && models.contains("hearth-embed"), "{models}");
     let (settings, _) = desk.succeed(&["connect", "curl"]);
-    assert!(settings.contains(url) && settings.contains("tiny-chat"), "{settings}");
+    assert!(settings.contains(&url) && settings.contains("tiny-chat"), "{settings}");
     drop(served);
     // A server that was killed has left its address.
     let (output, _, said) = desk.run(&["ps"]);
@@ -167,21 +172,78 @@ fn what_a_server_serves_and_how_clients_reach_it_is_said_while_it_runs() {
 #[test]
 fn beside_a_server_the_commands_ask_it() {
     let desk = Desk::new();
-    let mut serve = desk.command(&["serve", "--port", "0", "--api-key", "a-secret"]);
-    let mut server = serve.stderr(Stdio::null()).spawn().expect("it starts");
-    let mut line = String::new();
-    BufReader::new(server.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
-    let _server = Served(server);
-    let url = line.split_whitespace().last().expect("an address");
+    let (_server, url) = desk.serve(&["--api-key", "a-secret"]);
     let papers = desk.papers();
     let papers = papers.to_str().expect("UTF-8");
     let (output, _, refused) = desk.run(&["collections"]);
     assert!(!output.status.success() && refused.contains("key"), "{refused}");
     let (_, said) = desk.succeed(&["ingest", papers, "--api-key", "a-secret", "--collection", "trees"]);
-    assert!(said.contains(url) && said.contains("2 of 2 files can be searched in \"trees\""), "{said}");
+    assert!(said.contains(&url) && said.contains("2 of 2 files can be searched in \"trees\""), "{said}");
     let (answer, _) =
         desk.succeed(&["ask", "How high is an oak?", "-n", "4", "--collection", "trees", "--api-key", "a-secret"]);
     assert!(answer.contains("[1] Oak, papers/trees/oak.md"), "{answer}");
+}
+
+#[test]
+fn the_files_of_an_archive_are_documents_and_go_with_it() {
+    let desk = Desk::new();
+    let zip = |files: &[(&str, &str)]| {
+        let archive = fs::File::create(desk.papers().join("more.zip")).expect("a writable directory");
+        let mut archive = ZipWriter::new(archive);
+        for (name, text) in files {
+            archive.start_file(*name, SimpleFileOptions::default()).expect("a file begins");
+            archive.write_all(text.as_bytes()).expect("it is written");
+        }
+        archive.finish().expect("the archive ends");
+    };
+    zip(&[
+        ("pine.md", "# Pine\n\nThe pine bears cones of nine centimetres.\n"),
+        ("low/fern.md", "# Fern\n\nThe fern likes shade.\n"),
+    ]);
+    desk.write("broken.zip", "no archive");
+    let papers = desk.papers();
+    let papers = papers.to_str().expect("UTF-8");
+    let (_, said) = desk.succeed(&["ingest", papers]);
+    assert!(said.contains("papers/broken.zip: ") && said.contains("4 of 5 files"), "{said}");
+    let (found, _) = desk.succeed(&["search", "How long are the cones of a pine?", "-k", "1"]);
+    assert!(found.starts_with("[1] Pine, papers/more.zip/pine.md:"), "{found}");
+    zip(&[("pine.md", "# Pine\n\nThe pine bears cones of ten centimetres.\n")]);
+    let (_, said) = desk.succeed(&["ingest", "--sync", papers]);
+    assert!(said.contains("more.zip/low/fern.md: the file is gone"), "{said}");
+    let (listed, _) = desk.succeed(&["documents", "list"]);
+    assert!(listed.contains("more.zip/pine.md") && !listed.contains("fern"), "{listed}");
+    fs::remove_file(desk.papers().join("more.zip")).expect("it is there");
+    let (_, said) = desk.succeed(&["ingest", "--sync", papers]);
+    assert!(said.contains("more.zip/pine.md: the file is gone"), "{said}");
+}
+
+#[test]
+fn a_conversation_is_had_with_the_server_that_runs_and_with_its_documents() {
+    let desk = Desk::new();
+    desk.succeed(&["ingest", desk.papers().to_str().expect("UTF-8")]);
+    // Without a server: from documents through one of its own.
+    let (answer, _) = desk.succeed(&["chat", "--collection", "default", "How high does an oak grow?"]);
+    assert!(answer.contains("forty metres") && answer.contains("[1] Oak, papers/trees/oak.md"), "{answer}");
+    let (_server, url) = desk.serve(&[]);
+    // Waits until the models are loaded.
+    desk.succeed(&["search", "x"]);
+    let (again, _) = desk.succeed(&["chat", "--collection", "default", "How high does an oak grow?"]);
+    assert_eq!(again, answer);
+    let (answer, said) = desk.succeed(&["chat", "--timings", "-n", "8", "--seed", "1", "Hello."]);
+    assert!(!answer.trim().is_empty() && said.contains("tokens/s; answer "), "{answer}{said}");
+    let elsewhere = |arguments: &[&str]| {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        let output = hearth().args(arguments).env("HEARTH_DATA_DIR", home.path()).output().expect("it runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (text(&output.stdout), text(&output.stderr))
+    };
+    let (same, said) = elsewhere(&["chat", "--url", &url, "-n", "8", "--seed", "1", "Hello."]);
+    assert_eq!(same, answer, "{said}");
+    let (_, said) = elsewhere(&["chat", "--url", &url, "-m", "another", "Hello."]);
+    assert!(said.contains("the server has no such chat model"), "{said}");
+    let (usage, _) = desk.succeed(&["usage", "--json"]);
+    let usage: serde_json::Value = serde_json::from_str(&usage).expect("JSON");
+    assert!(usage["total"]["requests"].as_u64() >= Some(3), "the server was asked: {usage}");
 }
 
 #[test]

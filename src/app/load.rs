@@ -82,7 +82,7 @@ pub fn load_chat(config: &Config) -> anyhow::Result<Option<LocalChat>> {
         vocab_size: decoder.config().vocab,
         embedding_length: None,
         parameters: gguf.parameters(),
-        quantization: gguf.dominant_type(),
+        quantization: gguf.quantization(),
         size_bytes: gguf.file_bytes(),
         supports_tools: template.supports_tools(),
         supports_reasoning: template.supports_reasoning(),

@@ -8,7 +8,7 @@ use std::io::Write;
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use super::documents::served_models;
+use super::client::served_models;
 use crate::config::{Config, Settings};
 
 #[derive(Debug, clap::Args)]

@@ -4,6 +4,7 @@
 mod backup;
 mod bench;
 mod chat;
+mod client;
 mod connect;
 mod doctor;
 mod documents;
@@ -39,7 +40,7 @@ pub struct Cli {
 enum Command {
     /// Serve a chat model and an embedding model over HTTP
     Serve(Box<Settings>),
-    /// Talk to a chat model here, without a server
+    /// Talk to a chat model, or to documents: here, or at a server
     Chat(Box<chat::Args>),
     /// Talk to a model by its name, which is fetched first if it is not here
     Run(Box<run::Args>),
@@ -132,6 +133,7 @@ fn long_form(argument: OsString) -> OsString {
         Some("-np") => "--parallel".into(),
         Some("-ctk") => "--cache-type".into(),
         Some("-ngl") => "--n-gpu-layers".into(),
+        Some("-fa") => "--flash-attn".into(),
         _ => argument,
     }
 }
@@ -147,7 +149,7 @@ mod tests {
 
     #[test]
     fn llama_servers_short_flags_are_understood() {
-        let arguments = ["hearth", "serve", "-np", "3", "-c", "512", "-t", "2"];
+        let arguments = ["hearth", "serve", "-np", "3", "-fa", "on", "-c", "512", "-t", "2"];
         let cli = Cli::parse_arguments(arguments.map(OsString::from));
         let Command::Serve(settings) = cli.command else { panic!("serve was asked for") };
         assert_eq!((settings.parallel, settings.ctx_size, settings.threads), (Some(3), Some(512), Some(2)));

@@ -174,7 +174,7 @@ fn summary(model: &StoredModel) -> String {
         let gguf = Gguf::open(&model.path)?;
         let architecture = gguf.architecture()?;
         let context = gguf.metadata().u64(&format!("{architecture}.context_length")).unwrap_or_default();
-        Ok(format!("{kind}, {architecture} {} ({} tokens)", gguf.dominant_type(), HumanCount(context)))
+        Ok(format!("{kind}, {architecture} {} ({} tokens)", gguf.quantization(), HumanCount(context)))
     };
     describe().unwrap_or_else(|problem| format!("not usable: {}", sentence(&problem)))
 }
@@ -200,7 +200,12 @@ fn show(store: &ModelStore, name: &str, all: bool, out: &mut dyn Write) -> anyho
     writeln!(out, "size          {}", DecimalBytes(gguf.file_bytes()))?;
     writeln!(out, "architecture  {architecture}")?;
     writeln!(out, "parameters    {}", HumanCount(gguf.parameters()))?;
-    writeln!(out, "type          {} for the most part", gguf.dominant_type())?;
+    let (recipe, dominant) = (gguf.quantization(), gguf.dominant_type());
+    if recipe == dominant {
+        writeln!(out, "type          {recipe} for the most part")?;
+    } else {
+        writeln!(out, "type          {recipe}; most parameters are {dominant}")?;
+    }
     if let Some(context) = metadata.u64(&format!("{architecture}.context_length")) {
         writeln!(out, "context       {} tokens", HumanCount(context))?;
     }

@@ -6,7 +6,7 @@ use comfy_table::{Table, presets::NOTHING};
 use indicatif::{DecimalBytes, HumanCount};
 use serde_json::Value;
 
-use super::documents::served_models;
+use super::client::served_models;
 use crate::config::{Config, Settings};
 
 #[derive(Debug, clap::Args)]

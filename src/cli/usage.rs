@@ -7,7 +7,7 @@ use std::{io::Write, path::PathBuf, sync::Arc};
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use serde_json::Value;
 
-use super::{documents::running_server, usage_plot};
+use super::{client::running_server, usage_plot};
 use crate::{
     config::{Config, Settings},
     metering::ledger::Ledger,

@@ -124,6 +124,9 @@ settings! {
     /// llama-server's flag (-ngl): 0 computes on the CPU, any other number on --device, which takes all layers
     #[arg(long, env = "HEARTH_N_GPU_LAYERS", value_name = "N", hide = true, alias = "gpu-layers", allow_negative_numbers = true, help_heading = "Engine")]
     n_gpu_layers: i64,
+    /// llama-server's flag (-fa), which changes nothing: the device decides how attention is computed
+    #[arg(long, env = "HEARTH_FLASH_ATTN", value_name = "on|off|auto", value_parser = ["on", "off", "auto"], num_args = 0..=1, default_missing_value = "on", hide = true, help_heading = "Engine")]
+    flash_attn: String,
 
     /// Address to listen on [default: 127.0.0.1]
     #[arg(long, env = "HEARTH_HOST", value_name = "ADDRESS", help_heading = "Server")]

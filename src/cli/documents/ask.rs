@@ -2,13 +2,15 @@
 
 use std::io::Write;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use futures_util::StreamExt;
-use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::{Client, LookupArgs, source_line, with_server};
-use crate::config::Settings;
+use super::{LookupArgs, source_line};
+use crate::{
+    cli::client::{Client, with_server},
+    config::Settings,
+};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -51,35 +53,24 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 }
 
 async fn stream(client: &Client, body: &Value) -> anyhow::Result<()> {
-    let answer = client.send(client.request(Method::POST, "/ask/stream").json(body)).await?;
-    let mut bytes = answer.bytes_stream();
-    let mut received = Vec::new();
+    let mut events = client.events("/ask/stream", body).await?;
     let mut out = std::io::stdout();
-    while let Some(part) = bytes.next().await {
-        received.extend_from_slice(&part.context("the answer was cut off")?);
-        while let Some(end) = received.windows(2).position(|two| two == b"\n\n") {
-            let frame: Vec<u8> = received.drain(..end + 2).collect();
-            // A comment keeps the connection open and says nothing.
-            let Some(data) = frame.strip_prefix(b"data: ") else { continue };
-            let frame: Value = serde_json::from_slice(data).context("a part of the answer is no JSON")?;
-            if let Some(message) = frame["error"]["message"].as_str() {
-                bail!("{message}");
-            }
-            if let Some(text) = frame["token"].as_str() {
-                out.write_all(text.as_bytes())?;
-                out.flush()?;
-            }
-            if frame["done"] == true {
-                return finish(&mut out, &frame);
-            }
+    while let Some(event) = events.next().await.transpose()? {
+        if let Some(text) = event["token"].as_str() {
+            out.write_all(text.as_bytes())?;
+            out.flush()?;
+        }
+        if event["done"] == true {
+            writeln!(out)?;
+            return write_sources(&mut out, &event);
         }
     }
     bail!("the answer ended before it was done")
 }
 
-fn finish(out: &mut impl Write, done: &Value) -> anyhow::Result<()> {
-    writeln!(out)?;
-    let sources = done["sources"].as_array().map(Vec::as_slice).unwrap_or_default();
+/// What follows an answer: its sources, who wrote it, and what in it no source supports.
+pub(in crate::cli) fn write_sources(out: &mut impl Write, done: &Value) -> anyhow::Result<()> {
+    let sources = done["sources"].as_array().or(done["citations"].as_array()).map(Vec::as_slice).unwrap_or_default();
     if !sources.is_empty() {
         writeln!(out)?;
     }

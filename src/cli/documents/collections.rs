@@ -4,8 +4,10 @@ use std::io::Write;
 
 use comfy_table::{Table, presets::NOTHING};
 
-use super::{Client, with_server};
-use crate::config::Settings;
+use crate::{
+    cli::client::{Client, with_server},
+    config::Settings,
+};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {

@@ -1,17 +1,16 @@
-//! `hearth ingest`: files and directories into a collection.
+//! `hearth ingest`: files, directories and archives into a collection.
 //!
-//! A file is known by its path as it was named, or as it is below what was named: one that has changed takes the place of its earlier version, and
-//! one that has not is left as it is, so that a run that was cut off is gone on with by running it again.
+//! A file is known by its path as it was named, or as it is below what was named: one that has changed takes the place of its
+//! earlier version, and one that has not is left as it is, so that a run that was cut off is gone on with by running it again.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     io::Write,
-    path::{Component, Path, PathBuf},
+    path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{bail, ensure};
 use hearth_domain::error::sentence;
-use ignore::WalkBuilder;
 use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::{
     Method,
@@ -19,12 +18,18 @@ use reqwest::{
 };
 use serde_json::{Value, json};
 
-use super::{Client, LOOK_AGAIN, documents_of, with_server};
-use crate::config::Settings;
+use super::{
+    LOOK_AGAIN, documents_of,
+    files::{FileReader, Found, FoundFile, is_there},
+};
+use crate::{
+    cli::client::{Client, with_server},
+    config::Settings,
+};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Files, and directories with everything below them; what is hidden or ignored by .gitignore is left out
+    /// Files, and directories and ZIP archives with all that is in them; what is hidden or ignored by .gitignore is left out
     #[arg(required = true)]
     paths: Vec<PathBuf>,
     /// The collection that they go to; made if it is not there
@@ -37,43 +42,45 @@ pub struct Args {
     settings: Settings,
 }
 
+/// Bytes of a packed file at most, unless --upload-limit-mib says otherwise: no server takes more by default.
+const PACKED_BYTES_MAX: u64 = 100 << 20;
+
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let files = files(&args.paths)?;
+    let found = Found::below(&args.paths)?;
     // A directory that is empty now may have had files.
-    ensure!(args.sync || !files.is_empty(), "there is no file to read");
+    ensure!(args.sync || !found.files.is_empty() || !found.refused.is_empty(), "there is no file to read");
+    let packed_bytes = args.settings.upload_limit_mib.map_or(PACKED_BYTES_MAX, |mib| (mib as u64) << 20);
     with_server(args.settings, async move |client| {
         if args.sync {
-            delete_gone(&client, &args.collection, &args.paths).await?;
+            delete_gone(&client, &args.collection, &args.paths, &found).await?;
         }
-        if files.is_empty() {
+        if found.files.is_empty() && found.refused.is_empty() {
             return Ok(());
         }
-        ingest(&client, &args.collection, files).await
+        ingest(&client, &args.collection, found, packed_bytes).await
     })
 }
 
-/// The attribute with the absolute path of the file that a document was read from.
+/// The attribute with the absolute path of the file that a document was read from; a packed file is below its archive.
 const PATH: &str = "hearth.path";
 /// The attribute of a document that several files are, byte for byte: it does not go with one of them.
 const SHARED: &str = "hearth.shared";
 /// Attributes have no longer values; a document of a longer path has none.
 const PATH_CHARS_MAX: usize = 512;
 
-/// Deletes the documents that were read from files below the named directories, where those files are gone from the disk. A
+/// Deletes the documents that were read from files below the named directories and archives, where those files are gone. A
 /// document that came in another way, or that another file is as well, stays.
-async fn delete_gone(client: &Client, collection: &str, paths: &[PathBuf]) -> anyhow::Result<()> {
-    let folders: Vec<PathBuf> = paths.iter().filter(|path| path.is_dir()).map(absolute).collect::<Result<_, _>>()?;
-    let is_gone =
-        |path: &Path| folders.iter().any(|folder| path.starts_with(folder)) && matches!(path.try_exists(), Ok(false));
-    let mut gone: Vec<(PathBuf, String)> = documents_of(client, collection)
+async fn delete_gone(client: &Client, collection: &str, named: &[PathBuf], found: &Found) -> anyhow::Result<()> {
+    let documents: Vec<(PathBuf, String)> = documents_of(client, collection)
         .await?
         .into_iter()
         .filter(|(_, document)| document["attributes"][SHARED] != true)
         .filter_map(|(id, document)| Some((PathBuf::from(document["attributes"][PATH].as_str()?), id)))
-        .filter(|(path, _)| is_gone(path))
         .collect();
-    gone.sort();
-    for (path, id) in gone {
+    let gone = found.gone(named, documents.iter().map(|(path, _)| path.clone()))?;
+    let mut documents: Vec<_> = documents.into_iter().filter(|(path, _)| gone.contains(path)).collect();
+    documents.sort();
+    for (path, id) in documents {
         client.delete(&format!("/api/v1/documents/{id}")).await?;
         writeln!(std::io::stderr(), "{}: the file is gone, and so is the document", path.display())?;
     }
@@ -85,7 +92,7 @@ async fn note_path(client: &Client, document: &Value, path: &str) -> anyhow::Res
     let mut attributes = document["attributes"].clone();
     match attributes[PATH].as_str() {
         Some(known) if known == path => return Ok(()),
-        Some(known) if Path::new(known).exists() => attributes[SHARED] = true.into(),
+        Some(known) if is_there(Path::new(known)) => attributes[SHARED] = true.into(),
         _ => attributes[PATH] = path.into(),
     }
     let text = |key: &str| document[key].as_str().unwrap_or_default();
@@ -93,51 +100,9 @@ async fn note_path(client: &Client, document: &Value, path: &str) -> anyhow::Res
     client.post(&route, &json!({"attributes": attributes})).await.map(drop)
 }
 
-/// The path of a file that is there, without links and dots.
-fn absolute(path: impl AsRef<Path>) -> anyhow::Result<PathBuf> {
-    let path = path.as_ref();
-    path.canonicalize().with_context(|| format!("reading {}", path.display()))
-}
-
-/// A file's path as it is below what was named: of an absolute path, what is above it says nothing about it.
-fn below(named: &Path, path: &Path) -> PathBuf {
-    let parent = if named.is_absolute() { named.parent().unwrap_or(named) } else { Path::new("") };
-    path.strip_prefix(parent).unwrap_or(path).to_owned()
-}
-
-/// Every file by the name under which it is known.
-fn files(paths: &[PathBuf]) -> anyhow::Result<BTreeMap<String, PathBuf>> {
-    let mut found = BTreeMap::new();
-    let mut add = |short: &Path, path: PathBuf| {
-        let name = if found.contains_key(&name(short)) { name(&path) } else { name(short) };
-        found.insert(name, path);
-    };
-    for path in paths {
-        ensure!(path.exists(), "{} does not exist", path.display());
-        if path.is_file() {
-            add(&below(path, path), path.clone());
-            continue;
-        }
-        for entry in WalkBuilder::new(path).require_git(false).sort_by_file_name(Ord::cmp).build() {
-            let entry = entry.with_context(|| format!("reading {}", path.display()))?;
-            if entry.file_type().is_some_and(|kind| kind.is_file()) {
-                add(&below(path, entry.path()), entry.path().to_owned());
-            }
-        }
-    }
-    Ok(found)
-}
-
-/// A path's names, without what stands for a place.
-fn name(path: &Path) -> String {
-    let names = path.components().filter_map(|part| match part {
-        Component::Normal(name) => Some(name.to_string_lossy()),
-        _ => None,
-    });
-    names.collect::<Vec<_>>().join("/")
-}
-
-async fn ingest(client: &Client, collection: &str, files: BTreeMap<String, PathBuf>) -> anyhow::Result<()> {
+async fn ingest(client: &Client, collection: &str, found: Found, packed_bytes: u64) -> anyhow::Result<()> {
+    let Found { files, mut refused, .. } = found;
+    let of = files.len() + refused.len();
     // Of several of one name, the newest: it knows whose place it was to take.
     let mut earlier: HashMap<String, (i64, String)> = HashMap::new();
     for (id, document) in documents_of(client, collection).await? {
@@ -145,13 +110,18 @@ async fn ingest(client: &Client, collection: &str, files: BTreeMap<String, PathB
         let newest = earlier.entry(filename(&document)).or_insert_with(|| version.clone());
         *newest = version.max(newest.clone());
     }
-    let bar = ProgressBar::new(files.len() as u64 * 2);
+    let bar = ProgressBar::new(of as u64 * 2);
     bar.set_style(ProgressStyle::with_template("{msg:9} [{bar:40}] {percent}%, {elapsed}")?);
     bar.set_message("Uploading");
     let mut uploaded: Vec<String> = Vec::new();
-    let mut refused: Vec<(String, String)> = Vec::new();
-    for (name, path) in &files {
-        match upload(client, collection, name, path, earlier.get(name).map(|(_, id)| id)).await {
+    let mut reader = FileReader::default();
+    for (name, file) in &files {
+        let earlier = earlier.get(name).map(|(_, id)| id);
+        let upload = async {
+            let part = reader.read(file, packed_bytes).await?.file_name(name.clone());
+            upload(client, collection, file, part, earlier).await
+        };
+        match upload.await {
             Ok(id) => uploaded.push(id),
             Err(error) => refused.push((name.clone(), sentence(&error))),
         }
@@ -162,7 +132,7 @@ async fn ingest(client: &Client, collection: &str, files: BTreeMap<String, PathB
         let now = documents_of(client, collection).await?;
         let is_settled = |id: &&String| now.get(*id).is_none_or(|document| document["status"] != "processing");
         let settled = uploaded.iter().filter(is_settled).count();
-        bar.set_position((files.len() + refused.len() + settled) as u64);
+        bar.set_position((of + refused.len() + settled) as u64);
         if settled == uploaded.len() {
             break now;
         }
@@ -180,8 +150,8 @@ async fn ingest(client: &Client, collection: &str, files: BTreeMap<String, PathB
         writeln!(out, "{name}: {reason}")?;
     }
     let passages: u64 = uploaded.iter().filter_map(|id| settled.get(id)?["chunks"].as_u64()).sum();
-    let read = files.len() - refused.len();
-    writeln!(out, "{read} of {} files can be searched in {collection:?}: {passages} passages.", files.len())?;
+    let read = of - refused.len();
+    writeln!(out, "{read} of {of} files can be searched in {collection:?}: {passages} passages.")?;
     if read == 0 {
         bail!("no file could be read");
     }
@@ -195,48 +165,23 @@ fn filename(document: &Value) -> String {
 async fn upload(
     client: &Client,
     collection: &str,
-    name: &str,
-    path: &Path,
+    file: &FoundFile,
+    part: Part,
     earlier: Option<&String>,
 ) -> anyhow::Result<String> {
-    let file = Part::file(path).await.with_context(|| format!("reading {}", path.display()))?;
     let mut form = Form::new().text("collection", collection.to_owned());
-    let absolute = absolute(path)?;
-    let absolute = absolute.to_str().filter(|path| path.chars().count() <= PATH_CHARS_MAX);
-    if let Some(absolute) = absolute {
-        form = form.text("attributes", json!({PATH: absolute}).to_string());
+    let origin = file.origin()?;
+    let origin = origin.to_str().filter(|path| path.chars().count() <= PATH_CHARS_MAX);
+    if let Some(origin) = origin {
+        form = form.text("attributes", json!({PATH: origin}).to_string());
     }
     if let Some(earlier) = earlier {
         form = form.text("replaces", earlier.clone());
     }
-    let form = form.part("file", file.file_name(name.to_owned()));
+    let form = form.part("file", part);
     let answer = client.json(client.request(Method::POST, "/api/v1/documents/upload").multipart(form)).await?;
-    if let Some(absolute) = absolute {
-        note_path(client, &answer, absolute).await?;
+    if let Some(origin) = origin {
+        note_path(client, &answer, origin).await?;
     }
     Ok(answer["document_id"].as_str().unwrap_or_default().to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_above_an_absolute_path_is_no_part_of_the_name() {
-        assert_eq!(below(Path::new("/home/x/docs"), Path::new("/home/x/docs/a.md")), Path::new("docs/a.md"));
-    }
-
-    #[test]
-    fn files_of_one_name_in_two_places_are_two() {
-        let home = tempfile::tempdir().expect("a temporary directory");
-        for folder in ["a", "b"] {
-            std::fs::create_dir(home.path().join(folder)).expect("a writable directory");
-            std::fs::write(home.path().join(folder).join("README.md"), folder).expect("a writable directory");
-        }
-        let path = |name: &str| home.path().join(name);
-        let names = |paths: &[PathBuf]| files(paths).expect("files").into_keys().collect::<Vec<_>>();
-        assert_eq!(names(&[path("a"), path("b")]), ["a/README.md", "b/README.md"]);
-        assert_eq!(names(&[path("a/README.md"), path("b/README.md")]).len(), 2);
-        assert_eq!(name(Path::new("./docs/../API.md")), "docs/API.md");
-    }
 }

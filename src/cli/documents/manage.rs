@@ -7,8 +7,11 @@ use comfy_table::{Table, presets::NOTHING};
 use indicatif::{DecimalBytes, HumanCount};
 use serde_json::Value;
 
-use super::{Client, documents_of, with_server};
-use crate::config::Settings;
+use super::documents_of;
+use crate::{
+    cli::client::{Client, with_server},
+    config::Settings,
+};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {

@@ -6,8 +6,8 @@ use anyhow::bail;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::{LOOK_AGAIN, with_server};
-use crate::config::Settings;
+use super::LOOK_AGAIN;
+use crate::{cli::client::with_server, config::Settings};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {

@@ -5,8 +5,8 @@ use std::{collections::HashSet, io::Write};
 use hearth_text::sentences::sentences;
 use serde_json::json;
 
-use super::{LookupArgs, source_line, with_server};
-use crate::{config::Settings, wire::ask::preview};
+use super::{LookupArgs, source_line};
+use crate::{cli::client::with_server, config::Settings, wire::ask::preview};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {

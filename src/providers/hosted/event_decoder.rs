@@ -10,7 +10,7 @@ const EVENT_BYTES_MAX: usize = 4 << 20;
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
-pub(super) struct EventDecoder {
+pub struct EventDecoder {
     /// The line that has not ended yet.
     line: Vec<u8>,
     /// Data of the event that has not ended yet; `None` before its first `data:` line.
@@ -21,7 +21,7 @@ pub(super) struct EventDecoder {
 }
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub(super) enum DecodeError {
+pub enum DecodeError {
     #[error("an event of more than {EVENT_BYTES_MAX} bytes")]
     TooLarge,
     #[error("an event that is not UTF-8")]
@@ -30,7 +30,7 @@ pub(super) enum DecodeError {
 
 impl EventDecoder {
     /// Takes the next packet and adds the data of each event that it ends to `events`.
-    pub(super) fn push(&mut self, packet: &[u8], events: &mut Vec<String>) -> Result<(), DecodeError> {
+    pub fn push(&mut self, packet: &[u8], events: &mut Vec<String>) -> Result<(), DecodeError> {
         for &byte in packet {
             let after_cr = std::mem::replace(&mut self.after_cr, byte == b'\r');
             match byte {

@@ -13,7 +13,7 @@ mod chat;
 mod chunk;
 mod dialect;
 mod embedder;
-mod event_decoder;
+pub mod event_decoder;
 mod failure;
 mod metrics;
 mod request;

@@ -182,6 +182,13 @@ impl Gguf {
         self.tensor_infos().fold(0, |sum, tensor| sum.saturating_add(tensor.elements))
     }
 
+    /// How the weights are quantized, as people call it: the recipe that the file names, such as `Q4_K_M`, whose tensors are
+    /// of several types; where it names none that is known, [`Gguf::dominant_type`].
+    pub fn quantization(&self) -> String {
+        let recipe = self.metadata.u64("general.file_type").and_then(tensor_type::recipe_name);
+        recipe.map_or_else(|| self.dominant_type(), str::to_owned)
+    }
+
     /// The type that most parameters have, such as `Q4_K`; `none` if there are no tensors.
     pub fn dominant_type(&self) -> String {
         let mut elements: HashMap<u32, u64> = HashMap::new();

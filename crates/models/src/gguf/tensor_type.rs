@@ -65,6 +65,22 @@ pub(super) fn block(id: u32) -> Option<(u64, u64)> {
     TYPES.iter().find(|(number, _, size, _)| *number == id && *size > 0).map(|(_, _, size, bytes)| (*size, *bytes))
 }
 
+/// What `general.file_type` calls a recipe, such as `Q4_K_M`, by its number (`llama_ftype` of `llama.h`); `None` for numbers
+/// that were removed or that came later.
+pub(super) fn recipe_name(id: u64) -> Option<&'static str> {
+    const FIRST: [&str; 33] = [
+        "F32", "F16", "Q4_0", "Q4_1", "", "", "", "Q8_0", "Q5_0", "Q5_1", "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L",
+        "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "IQ2_XXS", "IQ2_XS", "Q2_K_S", "IQ3_XS", "IQ3_XXS", "IQ1_S",
+        "IQ4_NL", "IQ3_S", "IQ3_M", "IQ2_S", "IQ2_M", "IQ4_XS", "IQ1_M", "BF16",
+    ];
+    match id {
+        36 => Some("TQ1_0"),
+        37 => Some("TQ2_0"),
+        38 => Some("MXFP4_MOE"),
+        _ => FIRST.get(usize::try_from(id).ok()?).copied().filter(|name| !name.is_empty()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,5 +99,13 @@ mod tests {
         assert!(TYPES.iter().enumerate().all(|(i, (number, ..))| i == *number as usize));
         assert_eq!(block(4), None);
         assert_eq!(type_name(99), "number 99, unknown to Hearth");
+    }
+
+    #[test]
+    fn recipes_have_the_numbers_of_llama_cpp() {
+        let names = [0, 7, 15, 18, 30, 32, 36, 5, 33, 1024].map(recipe_name);
+        let known = ["F32", "Q8_0", "Q4_K_M", "Q6_K", "IQ4_XS", "BF16", "TQ1_0"].map(Some);
+        assert_eq!(names[..7], known);
+        assert_eq!(names[7..], [None; 3]);
     }
 }

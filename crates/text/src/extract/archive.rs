@@ -1,24 +1,19 @@
 //! The ZIP archive around an Office document, with limits on what is inside: how many files, how many bytes
 //! unpacked, and how many for each packed one. Declared sizes may lie, so bytes are counted as they are unpacked.
 
-use std::{
-    fs::File,
-    io::{self, BufReader, Read},
-    path::Path,
-};
+use std::io::{self, Cursor, Read};
 
 use zip::{ZipArchive, result::ZipError};
 
 use super::{ExtractError, Format, Limit, Limits};
 
-pub(super) type OfficeArchive = ZipArchive<BufReader<File>>;
+pub(super) type OfficeArchive = ZipArchive<Cursor<Vec<u8>>>;
 
 /// Below this an entry may be packed as tightly as it likes.
 const RATIO_FREE_BYTES: u64 = 1024 * 1024;
 
-pub(super) fn open(path: &Path, limits: &Limits) -> Result<OfficeArchive, ExtractError> {
-    let file = File::open(path).map_err(ExtractError::unreadable)?;
-    let archive = ZipArchive::new(BufReader::new(file)).map_err(|error| ExtractError::Unsupported {
+pub(super) fn open(bytes: Vec<u8>, limits: &Limits) -> Result<OfficeArchive, ExtractError> {
+    let archive = ZipArchive::new(Cursor::new(bytes)).map_err(|error| ExtractError::Unsupported {
         found: format!("a ZIP archive that cannot be opened ({error})"),
     })?;
     let entries = archive.len() as u64;
@@ -51,7 +46,7 @@ pub(super) fn office_format(archive: &OfficeArchive) -> Result<Format, ExtractEr
     } else if has("META-INF/MANIFEST.MF") {
         "a Java archive"
     } else {
-        "a ZIP archive (unpack it and upload its files)"
+        "a ZIP archive (`hearth ingest` reads the files in it; else unpack it and upload them)"
     };
     Err(ExtractError::Unsupported { found: found.to_owned() })
 }
@@ -83,7 +78,7 @@ fn entry_at<'a>(
         }
         error => ExtractError::damaged(format, error),
     })?;
-    let ratio_bytes = file.compressed_size().saturating_mul(limits.archive_ratio).max(RATIO_FREE_BYTES);
+    let ratio_bytes = ratio_allows(file.compressed_size(), limits);
     Ok(Unpacking {
         inner: file,
         read: 0,
@@ -92,6 +87,11 @@ fn entry_at<'a>(
         ratio_bytes,
         ratio: limits.archive_ratio,
     })
+}
+
+/// Bytes that so many packed ones may become.
+pub(super) fn ratio_allows(packed: u64, limits: &Limits) -> u64 {
+    packed.saturating_mul(limits.archive_ratio).max(RATIO_FREE_BYTES)
 }
 
 /// Unpacks everything once and throws it away: for readers that unpack by themselves.

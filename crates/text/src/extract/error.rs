@@ -18,7 +18,7 @@ pub enum ExtractError {
     /// `found` names what the file is.
     #[error(
         "the file is {found}, which is not supported; supported are plain text, Markdown, HTML, CSV, TSV, JSON, JSON \
-         Lines, source code, DOCX, XLSX and PDF"
+         Lines, source code, DOCX, XLSX and PDF, each also packed with gzip"
     )]
     Unsupported { found: String },
     /// `found` is how much there is, where that is known.

@@ -45,6 +45,9 @@ impl fmt::Display for Format {
     }
 }
 
+/// Bytes from which the kind of a file is told.
+pub(super) const HEAD_BYTES: u64 = 64 * 1024;
+
 /// How a file is to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Detected {
@@ -53,6 +56,14 @@ pub(super) enum Detected {
     Pdf,
     /// DOCX, XLSX or another archive: only its directory says which.
     Zip,
+    /// What is in it is known once it is unpacked.
+    Gzip,
+}
+
+/// As [`detect`], of a file that is in memory.
+pub(super) fn detect_all(bytes: &[u8], file_name: &str) -> Result<Detected, ExtractError> {
+    let head = &bytes[..bytes.len().min(HEAD_BYTES as usize)];
+    detect(head, file_name, || Ok(bytes.to_vec()))
 }
 
 /// Tells a file by its first bytes; `whole` reads all of it, for the few formats that need that.
@@ -71,6 +82,10 @@ pub(super) fn detect(
     }
     if head.starts_with(b"PK\x03\x04") || head.starts_with(b"PK\x05\x06") {
         return Ok(Detected::Zip);
+    }
+    // The magic number and deflate, the one method that there is (RFC 1952, 2.3.1).
+    if head.starts_with(b"\x1F\x8B\x08") {
+        return Ok(Detected::Gzip);
     }
     if head.starts_with(b"\xD0\xCF\x11\xE0\xA1\xB1\x1A\xE1") {
         // The container of Office before 2007, and of newer documents with a password.
@@ -169,6 +184,15 @@ fn begins_like_a_page(start: &str) -> bool {
     ["<!doctype html", "<html", "<head>", "<body"].iter().any(|tag| beginning.starts_with(tag))
 }
 
+/// The name of what a gzip file holds.
+pub(super) fn without_gz(file_name: &str) -> &str {
+    let dot = file_name.len().saturating_sub(3);
+    match file_name.get(dot..) {
+        Some(end) if end.eq_ignore_ascii_case(".gz") => &file_name[..dot],
+        _ => file_name,
+    }
+}
+
 /// Letters and digits after the last dot of the name's last component, in lower case. A name may come from anywhere
 /// and hold separators of any system.
 pub(super) fn extension(file_name: &str) -> String {
@@ -197,6 +221,9 @@ fn looks_like_text(head: &[u8]) -> bool {
 
 fn binary_name(head: &[u8]) -> String {
     match infer::get(head) {
+        Some(kind) if kind.mime_type() == "application/x-tar" => {
+            "a TAR archive (unpack it and ingest its folder)".to_owned()
+        }
         Some(kind) if kind.matcher_type() != infer::MatcherType::Text => {
             format!("binary data of the type {}", kind.mime_type())
         }

@@ -2,9 +2,10 @@
 //! sheet or lines they come from.
 //!
 //! What a file is, its content decides; the extension is a hint for texts that look alike. PDF and Office files are
-//! formats in which a hostile file can exhaust its reader, so [`extract`] reads those in a child process with
-//! limits ([`sandbox`]). Everything else is read here, in time and memory proportional to the file. One format a
-//! file; cutting the blocks into chunks is [`super::chunker`]'s.
+//! formats in which a hostile file can exhaust its reader, and a gzip file may hold one of them, so [`extract`] reads those
+//! in a child process with limits ([`sandbox`]). Everything else is read here, in time and memory proportional to the file.
+//! One format a file; cutting the blocks into chunks is [`super::chunker`]'s, and the files of a ZIP archive are documents of
+//! their own, which [`packed`] takes out for its caller to upload.
 
 mod archive;
 mod delimited;
@@ -13,10 +14,12 @@ mod docx;
 mod encoding;
 mod error;
 mod format;
+mod gzip;
 mod html;
 mod json;
 mod limits;
 mod markdown;
+pub mod packed;
 #[cfg(feature = "pdf")]
 mod pdf;
 mod plain_text;
@@ -26,7 +29,7 @@ mod xlsx;
 
 use std::{
     fs::File,
-    io::{Read, Seek, SeekFrom},
+    io::{self, Read},
     path::Path,
 };
 
@@ -38,9 +41,6 @@ pub use self::{
     limits::{Limit, Limits},
 };
 
-/// Bytes from which the kind of a file is told.
-const HEAD_BYTES: u64 = 64 * 1024;
-
 /// The text of a file. Blocks while it works: call it where blocking is allowed.
 ///
 /// `file_name` is what the owner of the file calls it; only its extension is looked at, and only as a hint. `path`
@@ -49,74 +49,86 @@ const HEAD_BYTES: u64 = 64 * 1024;
 /// # Errors
 /// [`ExtractError`] says what is wrong with the file and what to do; each is about this file alone.
 pub fn extract(path: &Path, file_name: &str, limits: &Limits, sandbox: &Sandbox) -> Result<Extracted, ExtractError> {
-    match detect(path, file_name, limits)? {
-        Detected::Text(format, language) => extract_text(path, format, language, limits),
-        Detected::Pdf | Detected::Zip => sandbox.extract(path, file_name, limits),
+    let whole = || read(path, limits.file_bytes);
+    match format::detect(&head(path, limits)?, file_name, whole)? {
+        Detected::Text(format, language) => {
+            extract_text(&whole().map_err(ExtractError::unreadable)?, format, language, limits)
+        }
+        Detected::Pdf | Detected::Zip | Detected::Gzip => sandbox.extract(path, file_name, limits),
     }
 }
 
-/// The text of a file, whatever its format, in this process. Only a process that may die should do this: see
-/// [`sandbox`].
+/// The text of a file, whatever its format, in this process, which holds the whole file. Only a process that may die should
+/// do this: see [`sandbox`].
 ///
 /// # Errors
 /// As [`extract`].
 pub fn extract_unprotected(path: &Path, file_name: &str, limits: &Limits) -> Result<Extracted, ExtractError> {
-    match detect(path, file_name, limits)? {
-        Detected::Text(format, language) => extract_text(path, format, language, limits),
-        Detected::Pdf => extract_pdf(path, limits),
+    head(path, limits)?;
+    let mut bytes = read(path, limits.file_bytes).map_err(ExtractError::unreadable)?;
+    let mut file_name = file_name;
+    let mut detected = format::detect_all(&bytes, file_name)?;
+    if detected == Detected::Gzip {
+        bytes = gzip::unpack(&bytes, limits)?;
+        file_name = format::without_gz(file_name);
+        detected = format::detect_all(&bytes, file_name)?;
+    }
+    match detected {
+        Detected::Text(format, language) => extract_text(&bytes, format, language, limits),
+        Detected::Pdf => extract_pdf(bytes, limits),
         Detected::Zip => {
-            let mut archive = archive::open(path, limits)?;
+            let mut archive = archive::open(bytes, limits)?;
             let format = archive::office_format(&archive)?;
             let mut builder = DocumentBuilder::new(format, limits);
             match format {
-                Format::Xlsx => xlsx::read(archive, path, &mut builder)?,
+                Format::Xlsx => xlsx::read(archive, &mut builder)?,
                 _ => docx::read(&mut archive, &mut builder)?,
             }
             builder.finish()
+        }
+        Detected::Gzip => {
+            Err(ExtractError::Unsupported { found: "a gzip file within a gzip file (unpack it once)".to_owned() })
         }
     }
 }
 
 #[cfg(feature = "pdf")]
-fn extract_pdf(path: &Path, limits: &Limits) -> Result<Extracted, ExtractError> {
+fn extract_pdf(bytes: Vec<u8>, limits: &Limits) -> Result<Extracted, ExtractError> {
     let mut builder = DocumentBuilder::new(Format::Pdf, limits);
-    pdf::read(path, &mut builder)?;
+    pdf::read(bytes, &mut builder)?;
     builder.finish()
 }
 
 #[cfg(not(feature = "pdf"))]
-fn extract_pdf(_: &Path, _: &Limits) -> Result<Extracted, ExtractError> {
+fn extract_pdf(_: Vec<u8>, _: &Limits) -> Result<Extracted, ExtractError> {
     Err(ExtractError::Unsupported { found: "a PDF file, and this build of Hearth has no PDF reader".to_owned() })
 }
 
-fn detect(path: &Path, file_name: &str, limits: &Limits) -> Result<Detected, ExtractError> {
-    let mut file = File::open(path).map_err(ExtractError::unreadable)?;
-    let size = file.metadata().map_err(ExtractError::unreadable)?.len();
+/// The first bytes of a file that is not too large.
+fn head(path: &Path, limits: &Limits) -> Result<Vec<u8>, ExtractError> {
+    let size = path.metadata().map_err(ExtractError::unreadable)?.len();
     if size > limits.file_bytes {
         return Err(ExtractError::OverLimit { limit: Limit::FileBytes, allowed: limits.file_bytes, found: Some(size) });
     }
-    let mut head = Vec::new();
-    Read::by_ref(&mut file).take(HEAD_BYTES).read_to_end(&mut head).map_err(ExtractError::unreadable)?;
-    format::detect(&head, file_name, || {
-        file.seek(SeekFrom::Start(0))?;
-        let mut whole = Vec::new();
-        Read::by_ref(&mut file).take(limits.file_bytes).read_to_end(&mut whole)?;
-        Ok(whole)
-    })
+    read(path, format::HEAD_BYTES).map_err(ExtractError::unreadable)
 }
 
-/// Formats that are text; the whole file is held in memory, at most [`Limits::file_bytes`].
+/// At most so many bytes of a file.
+fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(most).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Formats that are text.
 fn extract_text(
-    path: &Path,
+    bytes: &[u8],
     format: Format,
     language: Option<&str>,
     limits: &Limits,
 ) -> Result<Extracted, ExtractError> {
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(ExtractError::unreadable)?;
-    file.take(limits.file_bytes).read_to_end(&mut bytes).map_err(ExtractError::unreadable)?;
-    let declared = if format == Format::Html { html::declared_encoding(&bytes) } else { None };
-    let text = encoding::decode(&bytes, declared);
+    let declared = if format == Format::Html { html::declared_encoding(bytes) } else { None };
+    let text = encoding::decode(bytes, declared);
     let mut builder = DocumentBuilder::new(format, limits);
     match format {
         Format::Markdown => markdown::read(&text, &mut builder)?,

@@ -4,7 +4,7 @@
 //! A hostile file can exhaust the reader's stack or memory, which ends its process; [`super::sandbox`] is the process
 //! that may end.
 
-use std::{collections::HashMap, path::Path};
+use std::collections::HashMap;
 
 use pdfboss_core::{
     Destination, DestinationPage, Document, Error as PdfError, Immediate, ObjRef, OcState, OutlineItem, StructureTree,
@@ -30,9 +30,9 @@ const MAX_HEADING: usize = 150;
 /// Bookmarks that are looked at.
 const MAX_BOOKMARKS: usize = 20_000;
 
-pub(super) fn read(path: &Path, builder: &mut DocumentBuilder<'_>) -> Result<(), ExtractError> {
-    // Many documents are encrypted with an empty password, which only forbids changes; `open` tries it.
-    let document = Document::open(path).map_err(|error| failed(&error))?;
+pub(super) fn read(bytes: Vec<u8>, builder: &mut DocumentBuilder<'_>) -> Result<(), ExtractError> {
+    // Many documents are encrypted with an empty password, which only forbids changes; `load` tries it.
+    let document = Document::load(bytes).map_err(|error| failed(&error))?;
     if document.is_locked() {
         return Err(ExtractError::Encrypted { format: Format::Pdf });
     }

@@ -36,7 +36,7 @@ fn lines(extracted: &Extracted) -> Vec<(u32, u32)> {
 }
 
 fn zipped(parts: &[(&str, &str)]) -> Vec<u8> {
-    let mut archive = ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    let mut archive = ZipWriter::new(io::Cursor::new(Vec::new()));
     for (name, content) in parts {
         archive.start_file(*name, SimpleFileOptions::default()).expect("a part begins");
         archive.write_all(content.as_bytes()).expect("a part is written");
@@ -315,6 +315,38 @@ fn a_zip_bomb_is_not_unpacked() {
     }
 }
 
+fn gzipped(bytes: &[u8]) -> Vec<u8> {
+    let mut writer = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    writer.write_all(bytes).expect("it is packed");
+    writer.finish().expect("it ends")
+}
+
+#[test]
+fn what_is_packed_with_gzip_is_read_as_what_it_holds() {
+    let extracted = read("notes.md.gz", &gzipped(b"# Valves\n\nSix bar.")).unwrap();
+    assert_eq!(
+        (extracted.format, shown(&extracted)),
+        (Format::Markdown, vec!["h1: Valves".into(), "p: Six bar.".into()])
+    );
+    let workbook = gzipped(&xlsx(r#"<row r="1"><c r="A1" t="inlineStr"><is><t>bolt</t></is></c></row>"#));
+    assert_eq!(read("parts.xlsx.gz", &workbook).unwrap().format, Format::Xlsx);
+    let mut members = gzipped(b"first line\n");
+    members.extend(gzipped(b"second line\n"));
+    assert_eq!(shown(&read("log.gz", &members).unwrap()), ["p: first line\nsecond line"]);
+}
+
+#[test]
+fn a_gzip_file_is_refused_by_what_is_wrong_with_it() {
+    let bomb = gzipped(&vec![b'a'; 8 << 20]);
+    let limits = |file_bytes| Limits { file_bytes, ..Limits::default() };
+    let refusal = |bytes: &[u8], limits: &Limits| read_with("a.txt.gz", bytes, limits).unwrap_err().to_string();
+    assert!(refusal(&bomb, &limits(64 << 20)).contains("unpacked bytes for each packed one"));
+    assert!(refusal(&gzipped(&[b'a'; 4096]), &limits(1000)).contains("bytes in the file"));
+    assert!(refusal(&bomb[..200], &Limits::default()).contains("a gzip file that cannot be unpacked"));
+    assert!(refusal(&gzipped(&gzipped(b"text")), &Limits::default()).contains("a gzip file within a gzip file"));
+    assert_eq!(read("a.gz", &gzipped(b"")).unwrap_err(), ExtractError::Empty);
+}
+
 #[test]
 fn damaged_documents_say_so() {
     let mut cut = docx("<w:p><w:r><w:t>Hello</w:t></w:r></w:p>");
@@ -340,9 +372,7 @@ proptest! {
     ) {
         let _ = read(&name, &bytes);
         for format in [Format::PlainText, Format::Markdown, Format::Html, Format::Csv, Format::Json, Format::JsonLines, Format::Code] {
-            let file = tempfile::NamedTempFile::new().expect("a temporary file can be made");
-            std::fs::write(file.path(), &bytes).expect("it can be written");
-            let _ = extract_text(file.path(), format, None, &Limits::default());
+            let _ = extract_text(&bytes, format, None, &Limits::default());
         }
     }
 

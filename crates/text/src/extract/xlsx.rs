@@ -3,7 +3,7 @@
 //! Cells are streamed, never put into a rectangle: two cells in opposite corners would make one of 17 thousand
 //! million.
 
-use std::{io::BufReader, path::Path, sync::Arc};
+use std::{io::Cursor, sync::Arc};
 
 use calamine::{DataRef, ExcelDateTime, Reader, Xlsx, XlsxError};
 
@@ -16,15 +16,9 @@ use super::{
 /// Columns of a row that are read; a sheet can have 16,384.
 const MAX_COLUMNS: usize = 16_384;
 
-pub(super) fn read(
-    mut archive: OfficeArchive,
-    path: &Path,
-    builder: &mut DocumentBuilder<'_>,
-) -> Result<(), ExtractError> {
+pub(super) fn read(mut archive: OfficeArchive, builder: &mut DocumentBuilder<'_>) -> Result<(), ExtractError> {
     archive::check_all(&mut archive, Format::Xlsx, builder.limits())?;
-    drop(archive);
-    let file = std::fs::File::open(path).map_err(ExtractError::unreadable)?;
-    let mut workbook: Xlsx<_> = Xlsx::new(BufReader::new(file)).map_err(damaged)?;
+    let mut workbook: Xlsx<_> = Xlsx::new(archive.into_inner()).map_err(damaged)?;
     for name in workbook.sheet_names() {
         let sheet: Arc<str> = Arc::from(name.as_str());
         match read_sheet(&mut workbook, &sheet, builder) {
@@ -44,7 +38,7 @@ enum SheetError {
 }
 
 fn read_sheet(
-    workbook: &mut Xlsx<BufReader<std::fs::File>>,
+    workbook: &mut Xlsx<Cursor<Vec<u8>>>,
     sheet: &Arc<str>,
     builder: &mut DocumentBuilder<'_>,
 ) -> Result<(), SheetError> {

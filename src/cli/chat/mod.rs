@@ -1,30 +1,29 @@
-//! `hearth chat`: a conversation with a model in this process, in the terminal.
+//! `hearth chat`: a conversation in the terminal, with a model in this process or with a server and its documents.
 //!
-//! The same provider as behind the server, so that what is tried here is what is served. With a prompt on
-//! the command line or on standard input it answers once and ends; in a terminal it is a dialogue with
-//! history and editing. Ctrl-C stops an answer, Ctrl-D ends the dialogue.
+//! With a prompt on the command line or on standard input it answers once and ends; in a terminal it is a dialogue with history
+//! and editing. Ctrl-C stops an answer, Ctrl-D ends the dialogue.
+
+mod local;
+mod served;
 
 use std::{
     io::{IsTerminal, Read, Write},
-    path::PathBuf,
+    path::Path,
 };
 
-use anyhow::Context;
-use futures_util::StreamExt;
-use hearth_domain::{
-    Account, ChatPrompt, GenerateEvent, GenerateRequest, Prompt, SamplingParams, Timings, Usage,
-    error::{Error, sentence},
-};
+use anyhow::{Context, ensure};
+use futures_util::{StreamExt, stream::BoxStream};
+use hearth_domain::error::{Error, sentence};
 use serde_json::{Value, json};
 
+use self::{local::LocalPartner, served::ServedPartner};
+use super::client::{Client, find_running, with_server};
 use crate::{
-    app,
     config::{Config, Settings},
-    providers::{ChatModel, local::LocalChat},
     telemetry,
 };
 
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Answer this and end
     prompt: Option<String>,
@@ -46,6 +45,12 @@ pub struct Args {
     /// Say after each answer how many tokens it took and how fast they came
     #[arg(long)]
     timings: bool,
+    /// Answer from the documents of this collection, with sources, as `hearth ask` does; several with commas
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    collection: Vec<String>,
+    /// Ask the server at this address; without it, a server that runs on the data directory is asked if it has the model
+    #[arg(long, value_name = "URL")]
+    url: Option<String>,
     #[command(flatten)]
     pub(super) settings: Settings,
 }
@@ -56,15 +61,45 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     settings.log.get_or_insert_with(|| "warn".to_owned());
     // One sequence at a time, so all of the memory may be its context.
     settings.parallel.get_or_insert(1);
-    let config = Config::load(settings)?;
-    telemetry::init_logs(&config.log_filter, config.log_format)?;
-    let model = app::load_chat(&config)?.with_context(|| app::no_chat_model(&config))?;
+    // A model of a server's need not be one that is here.
+    let mut config = Config::load(Settings { model: None, ..settings.clone() })?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
-    let mut dialogue = Dialogue::new(model, &args);
-    if let Some(prompt) = prompt(args.prompt)? {
-        return runtime.block_on(dialogue.answer(prompt));
+    if let Some((client, models)) = runtime.block_on(server(&args, &config))? {
+        if let Some(partner) = ServedPartner::choose(client, &models, &args) {
+            return runtime.block_on(talk(Partner::Served(partner), &args, &config));
+        }
+        // A model that the server does not have is loaded here; not so where the server itself was asked for.
+        ensure!(args.url.is_none() && args.collection.is_empty(), "the server has no such chat model");
     }
-    converse(&runtime, &mut dialogue, &config.data_dir.join("chat_history"))
+    if !args.collection.is_empty() {
+        return with_server(settings, async move |client| {
+            let models = client.get("/v1/models").await?;
+            let partner = ServedPartner::choose(client, &models, &args).context("there is no such chat model")?;
+            talk(Partner::Served(partner), &args, &config).await
+        });
+    }
+    config = Config::load(settings)?;
+    telemetry::init_logs(&config.log_filter, config.log_format)?;
+    let partner = LocalPartner::load(&config, &args)?;
+    runtime.block_on(talk(Partner::Local(Box::new(partner)), &args, &config))
+}
+
+/// The server that was named, or that runs on the data directory, and its models.
+async fn server(args: &Args, config: &Config) -> anyhow::Result<Option<(Client, Value)>> {
+    let Some(url) = &args.url else { return find_running(config).await };
+    let url = url.trim_end_matches('/').trim_end_matches("/v1");
+    let client = Client::at(url.to_owned(), config);
+    let models = client.get("/v1/models").await?;
+    Ok(Some((client, models)))
+}
+
+async fn talk(partner: Partner, args: &Args, config: &Config) -> anyhow::Result<()> {
+    let mut dialogue = Dialogue { partner, messages: Vec::new(), system: args.system.clone() };
+    dialogue.clear();
+    match prompt(args.prompt.clone())? {
+        Some(prompt) => dialogue.answer(prompt).await,
+        None => converse(&mut dialogue, &config.data_dir.join("chat_history")).await,
+    }
 }
 
 /// What to answer: the argument, what is piped in, or, as in `cat page | hearth chat "Summarize:"`, one before the other. `None`
@@ -110,12 +145,12 @@ const COMMANDS: &str =
     "/clear forgets the conversation, /exit or Ctrl-D ends, Ctrl-C stops an answer, /help says this.";
 
 /// Reads lines until the user has had enough.
-fn converse(runtime: &tokio::runtime::Runtime, dialogue: &mut Dialogue, history: &PathBuf) -> anyhow::Result<()> {
+async fn converse(dialogue: &mut Dialogue, history: &Path) -> anyhow::Result<()> {
     let mut editor = rustyline::DefaultEditor::new()?;
     if history.exists() {
         editor.load_history(history).with_context(|| format!("reading {}", history.display()))?;
     }
-    writeln!(std::io::stderr(), "{}. {COMMANDS}", dialogue.model.info().id)?;
+    writeln!(std::io::stderr(), "{}. {COMMANDS}", dialogue.partner.name())?;
     loop {
         match editor.readline("> ") {
             Ok(line) => match line.trim() {
@@ -129,7 +164,7 @@ fn converse(runtime: &tokio::runtime::Runtime, dialogue: &mut Dialogue, history:
                 }
                 text => {
                     editor.add_history_entry(text)?;
-                    if let Err(error) = runtime.block_on(dialogue.answer(text.to_owned())) {
+                    if let Err(error) = dialogue.answer(text.to_owned()).await {
                         writeln!(std::io::stderr(), "hearth: {}", explained(&error))?;
                     }
                 }
@@ -147,7 +182,8 @@ fn converse(runtime: &tokio::runtime::Runtime, dialogue: &mut Dialogue, history:
     editor.save_history(history).with_context(|| format!("writing {}", history.display()))
 }
 
-/// An error of an answer, with what helps here: there is no server to be started with another context.
+/// An error of an answer; of a model in this process, with what helps here: there is no server to be started with another
+/// context.
 fn explained(error: &anyhow::Error) -> String {
     let is_full = error.downcast_ref::<Error>().is_some_and(|error| error.code() == Some("context_length_exceeded"));
     if is_full {
@@ -158,31 +194,48 @@ fn explained(error: &anyhow::Error) -> String {
     sentence(error)
 }
 
+/// Who answers.
+enum Partner {
+    Local(Box<LocalPartner>),
+    Served(ServedPartner),
+}
+
+/// What comes of an answer.
+enum Piece {
+    Text(String),
+    /// Thinking is not the answer.
+    Thinking(String),
+    /// Follows the answer and belongs to it.
+    Sources(String),
+    /// Follows the answer and is about it.
+    Remark(String),
+}
+
+type Pieces = BoxStream<'static, anyhow::Result<Piece>>;
+
+impl Partner {
+    fn name(&self) -> String {
+        match self {
+            Self::Local(partner) => partner.name(),
+            Self::Served(partner) => partner.name(),
+        }
+    }
+
+    async fn answer(&self, messages: &[Value]) -> anyhow::Result<Pieces> {
+        match self {
+            Self::Local(partner) => partner.answer(messages).await,
+            Self::Served(partner) => partner.answer(messages).await,
+        }
+    }
+}
+
 struct Dialogue {
-    model: LocalChat,
+    partner: Partner,
     messages: Vec<Value>,
     system: Option<String>,
-    sampling: SamplingParams,
-    max_tokens: usize,
-    timings: bool,
 }
 
 impl Dialogue {
-    fn new(model: LocalChat, args: &Args) -> Self {
-        let sampling =
-            SamplingParams { temperature: args.temperature, top_p: args.top_p, seed: args.seed, ..Default::default() };
-        let mut dialogue = Self {
-            model,
-            messages: Vec::new(),
-            system: args.system.clone(),
-            sampling,
-            max_tokens: args.max_tokens,
-            timings: args.timings,
-        };
-        dialogue.clear();
-        dialogue
-    }
-
     fn clear(&mut self) {
         self.messages = self.system.iter().map(|system| json!({"role": "system", "content": system})).collect();
     }
@@ -192,7 +245,7 @@ impl Dialogue {
     async fn answer(&mut self, text: String) -> anyhow::Result<()> {
         let before = self.messages.len();
         self.messages.push(json!({"role": "user", "content": text}));
-        match self.stream().await {
+        match self.print().await {
             Ok(answer) => {
                 self.messages.push(json!({"role": "assistant", "content": answer}));
                 Ok(())
@@ -204,67 +257,46 @@ impl Dialogue {
         }
     }
 
-    async fn stream(&self) -> anyhow::Result<String> {
-        let mut events = self.model.generate(self.request()).await?;
+    async fn print(&self) -> anyhow::Result<String> {
+        let mut pieces = self.partner.answer(&self.messages).await?;
         let mut out = std::io::stdout();
         let mut answer = String::new();
+        let mut after = Vec::new();
         loop {
-            let event = tokio::select! {
-                event = events.next() => event,
+            let piece = tokio::select! {
+                piece = pieces.next() => piece,
                 interrupted = tokio::signal::ctrl_c() => {
                     interrupted?;
                     None
                 }
             };
-            match event.transpose()? {
-                Some(GenerateEvent::Delta { text, .. }) => {
+            match piece.transpose()? {
+                Some(Piece::Text(text)) => {
                     out.write_all(text.as_bytes())?;
                     out.flush()?;
                     answer.push_str(&text);
                 }
-                Some(GenerateEvent::Reasoning { text, .. }) => {
-                    // Thinking is not the answer: it goes where it can be seen and is not piped on.
-                    std::io::stderr().write_all(text.as_bytes())?;
-                }
-                Some(GenerateEvent::Done { usage, timings }) => {
-                    writeln!(out)?;
-                    if self.timings {
-                        writeln!(std::io::stderr(), "{}", summary(&usage, &timings))?;
-                    }
-                    return Ok(answer);
-                }
-                Some(_) => {}
-                None => {
-                    writeln!(out)?;
-                    return Ok(answer);
-                }
+                // It goes where it can be seen and is not piped on.
+                Some(Piece::Thinking(text)) => std::io::stderr().write_all(text.as_bytes())?,
+                Some(piece) => after.push(piece),
+                None => break,
             }
         }
-    }
-
-    fn request(&self) -> GenerateRequest {
-        let prompt = Prompt::Chat(ChatPrompt {
-            messages: self.messages.clone(),
-            add_generation_prompt: true,
-            ..ChatPrompt::default()
-        });
-        GenerateRequest {
-            model: self.model.info().id.clone(),
-            sampling: self.sampling.clone(),
-            max_tokens: Some(self.max_tokens),
-            ..GenerateRequest::new(Account::unrecorded(), prompt)
+        writeln!(out)?;
+        for piece in after {
+            match piece {
+                Piece::Sources(text) => write!(out, "{text}")?,
+                Piece::Remark(text) => writeln!(std::io::stderr(), "{text}")?,
+                Piece::Text(_) | Piece::Thinking(_) => {}
+            }
         }
+        Ok(answer)
     }
 }
 
-fn summary(usage: &Usage, timings: &Timings) -> String {
-    let rate = |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
+/// How many tokens an exchange took, and how fast they came.
+fn summary(prompt: usize, cached: usize, prompt_rate: f64, answer: usize, answer_rate: f64) -> String {
     format!(
-        "prompt {} tokens ({} cached), {:.0} tokens/s; answer {} tokens, {:.1} tokens/s",
-        usage.prompt_tokens,
-        usage.cached_tokens,
-        rate(usage.prompt_tokens - usage.cached_tokens, timings.prefill.as_secs_f64()),
-        usage.completion_tokens,
-        rate(usage.completion_tokens.saturating_sub(1), timings.decode.as_secs_f64()),
+        "prompt {prompt} tokens ({cached} cached), {prompt_rate:.0} tokens/s; answer {answer} tokens, {answer_rate:.1} tokens/s"
     )
 }

@@ -1,0 +1,111 @@
+//! The files of a ZIP archive, taken out one by one: each is a document of its own. Names and sizes in an archive may lie, so
+//! names are cleaned and bytes are counted as they are unpacked.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, BufReader, Read},
+    path::Path,
+};
+
+use zip::ZipArchive;
+
+/// An archive that is open.
+#[derive(Debug)]
+pub struct PackedFiles {
+    archive: ZipArchive<BufReader<File>>,
+    /// Where each file is in the archive, by its name.
+    files: BTreeMap<String, usize>,
+}
+
+impl PackedFiles {
+    /// Opens an archive. What is hidden in it is left out, as is what programs write beside the files (`__MACOSX`).
+    ///
+    /// # Errors
+    /// If the file cannot be read, is no ZIP archive, or has more than `most` entries.
+    pub fn open(path: &Path, most: u64) -> io::Result<Self> {
+        let mut archive = ZipArchive::new(BufReader::new(File::open(path)?)).map_err(io::Error::other)?;
+        if archive.len() as u64 > most {
+            let message = format!("the archive has {} files, {most} are allowed; split it", archive.len());
+            return Err(io::Error::other(message));
+        }
+        let mut files = BTreeMap::new();
+        for index in 0..archive.len() {
+            let entry = archive.by_index_raw(index).map_err(io::Error::other)?;
+            // A link's content is the path of another file.
+            if entry.is_dir() || entry.is_symlink() {
+                continue;
+            }
+            if let Some(name) = entry.name().map_err(io::Error::other).ok().and_then(|name| clean(&name)) {
+                files.insert(name, index);
+            }
+        }
+        Ok(Self { archive, files })
+    }
+
+    /// The names of the files, with their folders: relative, parted by `/`, without `.` and `..`.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.files.keys().map(String::as_str)
+    }
+
+    /// One file's bytes, at most `most` of them.
+    ///
+    /// # Errors
+    /// If there is no such file, it is encrypted or damaged, or it is larger.
+    pub fn read(&mut self, name: &str, most: u64) -> io::Result<Vec<u8>> {
+        let index = *self.files.get(name).ok_or(io::ErrorKind::NotFound)?;
+        let entry = self.archive.by_index(index).map_err(io::Error::other)?;
+        let mut bytes = Vec::new();
+        entry.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > most {
+            return Err(io::Error::other(format!("it has more than {most} bytes, unpacked")));
+        }
+        Ok(bytes)
+    }
+}
+
+/// A name without what climbs out of the archive's folder; `None` of what is no document.
+fn clean(name: &str) -> Option<String> {
+    let parts: Vec<&str> = name.split(['/', '\\']).filter(|part| !matches!(*part, "" | "." | "..")).collect();
+    let is_hidden = parts.iter().any(|part| part.starts_with('.') || *part == "__MACOSX");
+    (!parts.is_empty() && !is_hidden).then(|| parts.join("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use zip::{ZipWriter, write::SimpleFileOptions};
+
+    use super::*;
+
+    fn archive(files: &[(&str, &str)]) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file can be made");
+        let mut writer = ZipWriter::new(file.reopen().expect("it can be opened"));
+        for (name, content) in files {
+            writer.start_file(*name, SimpleFileOptions::default()).expect("a file begins");
+            writer.write_all(content.as_bytes()).expect("it is written");
+        }
+        writer.finish().expect("the archive ends");
+        file
+    }
+
+    #[test]
+    fn files_come_out_under_names_that_stay_below() {
+        let names = ["docs/a.md", "../b.md", "/c.md", "__MACOSX/a.md", ".git/config", "docs/.hidden", "d\\e.md"];
+        let file = archive(&names.map(|name| (name, name)));
+        let mut packed = PackedFiles::open(file.path(), 100).expect("it is an archive");
+        assert_eq!(packed.names().collect::<Vec<_>>(), ["b.md", "c.md", "d/e.md", "docs/a.md"]);
+        assert_eq!(packed.read("docs/a.md", 100).expect("it is there"), b"docs/a.md");
+        assert_eq!(packed.read("b.md", 100).expect("it is there"), b"../b.md");
+        assert!(packed.read("docs/b.md", 100).is_err());
+    }
+
+    #[test]
+    fn a_file_or_an_archive_over_its_limit_is_refused() {
+        let file = archive(&[("a", "0123456789"), ("b", "")]);
+        let mut packed = PackedFiles::open(file.path(), 2).expect("two are allowed");
+        assert!(packed.read("a", 10).is_ok() && packed.read("a", 9).is_err());
+        assert!(PackedFiles::open(file.path(), 1).is_err());
+    }
+}
