@@ -67,7 +67,6 @@ async fn a_whole_chat_answer_has_every_field() {
                     "rejected_prediction_tokens": 0,
                 },
             },
-            "service_tier": null,
             "system_fingerprint": fingerprint,
             "timings": {
                 "cache_n": 0,
@@ -222,6 +221,7 @@ async fn each_mistake_is_a_400_that_names_its_field() {
         (json!({"stream": "yes"}), "stream"),
         (json!({"stream_options": {"include_usage": 1}}), "stream_options.include_usage"),
         (json!({"timeout": 0}), "timeout"),
+        (json!({"timeout": 1e-9}), "timeout"),
         (json!({"messages": []}), "messages"),
         (json!({"messages": "hi"}), "messages"),
         (json!({"messages": null}), "messages"),

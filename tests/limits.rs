@@ -119,7 +119,7 @@ async fn an_answer_says_what_is_left_and_a_refusal_when_to_come_back() {
     assert_eq!(models.status, 200);
     assert_eq!(number(&models, "x-ratelimit-remaining-requests"), 0);
     let counted = post(&server, "/tokenize", &json!({"content": "a"})).await;
-    assert_eq!(counted.status, 200, "{}", counted.text());
+    assert_eq!(counted.status, 429, "{}", counted.text());
 }
 
 #[tokio::test]

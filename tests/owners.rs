@@ -332,3 +332,20 @@ async fn nobody_without_a_key_sees_anything() {
         assert_eq!(answer.status(), StatusCode::UNAUTHORIZED, "{path}");
     }
 }
+
+/// How much of a prompt was cached is said in the answer, and would tell one caller what another has sent.
+#[tokio::test]
+async fn what_one_has_sent_is_not_in_the_prefix_cache_for_another() {
+    let prompt = json!({"model": "tiny-chat", "max_tokens": 1, "messages": [
+        {"role": "user", "content": "The diagnosis of patient 4711 is a broken arm, and the bill is 1200 crowns, to be paid by May."}
+    ]});
+    let house = House::open().await;
+    let cached = async |client: &Client| {
+        let answer = client.ok("/v1/chat/completions", prompt.clone()).await;
+        answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().expect("a count")
+    };
+    assert_eq!(cached(&house.a).await, 0);
+    assert!(cached(&house.a).await > 0, "one's own is found again");
+    assert_eq!(cached(&house.b).await, 0);
+    assert!(cached(&house.b).await > 0);
+}

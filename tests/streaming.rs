@@ -67,7 +67,7 @@ async fn a_stream_is_framed_to_the_letter() {
     assert!(id.as_str().is_some_and(|id| id.starts_with("chatcmpl-")));
     let chunk = |choice: Value| {
         json!({
-            "id": id, "object": "chat.completion.chunk", "created": created, "model": "tiny", "service_tier": null,
+            "id": id, "object": "chat.completion.chunk", "created": created, "model": "tiny",
             "system_fingerprint": format!("fp_hearth_{}", env!("CARGO_PKG_VERSION")), "choices": [choice],
         })
     };

@@ -359,3 +359,21 @@ async fn an_address_that_others_reach_takes_addresses_and_where_keys_are_asked_f
     assert_eq!(status(&["key"], &["other"], "10.0.0.5:8080").await, 200, "a probe");
     assert_eq!(status(&[], &["*"], "evil.example").await, 200, "asked for");
 }
+
+#[tokio::test]
+async fn no_answer_is_a_page_but_the_pages() {
+    let wire = Wire::start().await;
+    for (path, policy) in [
+        ("/docs/", "script-src 'self'"),
+        ("/", "frame-ancestors 'none'"),
+        ("/v1/models", "default-src 'none'; frame-ancestors 'none'"),
+        ("/no/such/route", "default-src 'none'; frame-ancestors 'none'"),
+    ] {
+        let reply = wire.ask(&format!("GET {path} HTTP/1.1"), &[("accept", "text/html")], "").await;
+        let head = reply.head.to_lowercase();
+        for header in ["x-content-type-options: nosniff", "x-frame-options: deny", "referrer-policy: no-referrer"] {
+            assert!(head.contains(header), "{path}: {head}");
+        }
+        assert!(head.contains("content-security-policy: ") && head.contains(policy), "{path}: {head}");
+    }
+}

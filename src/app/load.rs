@@ -68,6 +68,13 @@ pub fn load_chat(config: &Config) -> anyhow::Result<Option<LocalChat>> {
         budget_bytes: config.engine.kv_bytes,
         available_bytes: available_memory().saturating_sub(gguf.file_bytes()),
     })?;
+    if context_length > decoder_config.context_length {
+        tracing::warn!(
+            asked = context_length,
+            of_the_model = decoder_config.context_length,
+            "--ctx-size is larger than the context that the model was trained for: texts beyond that make it fail"
+        );
+    }
     let decoder = Decoder::load_for_context(&gguf, &device, Some(context_length))
         .with_context(|| format!("loading {}", path.display()))?;
     let tokenizer = Tokenizer::from_gguf(gguf.metadata())?;
@@ -110,7 +117,7 @@ pub fn load_chat(config: &Config) -> anyhow::Result<Option<LocalChat>> {
         device = device_name(&device),
         threads = threads(),
         cpu = %cpu_features(),
-        load_ms = began.elapsed().as_millis(),
+        load_ms = began.elapsed().as_millis() as u64,
         "chat model loaded"
     );
     Ok(Some(LocalChat::new(Parts {
@@ -119,6 +126,7 @@ pub fn load_chat(config: &Config) -> anyhow::Result<Option<LocalChat>> {
         template,
         grammars,
         engine,
+        callers_share_prefixes: config.engine.callers_share_prefixes,
         device: device_name(&device),
         kv_type,
         kv_bytes: block_bytes * num_blocks as u64,

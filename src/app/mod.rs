@@ -265,13 +265,11 @@ async fn told_or_failed(
     }
 }
 
-/// A store that cannot be opened, with what helps where the directory is somebody else's.
+/// A store that cannot be opened, with what helps where the directory cannot be used.
 fn with_advice(error: StoreError, data_dir: &Path) -> anyhow::Error {
-    let is_refused =
-        |source: &io::Error| matches!(source.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem);
-    let is_refused = matches!(&error, StoreError::Io { source, .. } if is_refused(source));
+    let is_of_directory = matches!(&error, StoreError::Io { .. });
     let error = anyhow::Error::new(error);
-    if !is_refused {
+    if !is_of_directory {
         return error;
     }
     error.context(format!(
@@ -300,8 +298,10 @@ fn serve_without(error: anyhow::Error, router: &Router, state: &ServerState) -> 
     }
     let reason = sentence(&error);
     tracing::error!("the local models could not be loaded, upstreams serve alone: {reason}");
-    router.failed(&reason);
-    state.failed(reason);
+    // Health routes say it to anybody, and the cause has paths in it.
+    let told = "it could not be loaded; the server's log has the cause, and `hearth doctor` finds it.";
+    router.failed(told);
+    state.failed(told.to_owned());
     Ok(())
 }
 
@@ -353,6 +353,18 @@ fn load_all(
     Ok(())
 }
 
+/// The process that reads one document.
+///
+/// # Errors
+/// If the system does not say where this program is.
+pub fn reader(config: &Config) -> anyhow::Result<Sandbox> {
+    let sandbox = match &config.documents.reader {
+        Some(program) => Sandbox::of_program(program, [sandbox::CHILD_COMMAND]),
+        None => Sandbox::of_this_program().context("finding this program, which reads documents")?,
+    };
+    Ok(sandbox.with_library_path(config.documents.library_path.clone()))
+}
+
 /// Begins to read and search documents with this embedding model, and to put what is found in order with that rerank
 /// model.
 fn read_documents(
@@ -364,10 +376,7 @@ fn read_documents(
 ) -> anyhow::Result<()> {
     let (store, indexes) = (documents.store().clone(), documents.indexes().clone());
     let background: Arc<dyn Embedder> = Arc::new(embedder.in_background());
-    let sandbox = match &config.documents.reader {
-        Some(program) => Sandbox::of_program(program, [sandbox::CHILD_COMMAND]),
-        None => Sandbox::of_this_program().context("finding this program, which reads documents")?,
-    };
+    let sandbox = reader(config)?;
     let ingest = Ingest {
         store: store.clone(),
         indexes: indexes.clone(),

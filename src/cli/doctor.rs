@@ -81,6 +81,12 @@ fn examine(config: &Config, report: &mut Report) {
         Ok(device) => report.fact("device", format!("{:?} (asked for: {})", device.location(), config.device)),
         Err(error) => report.problem("device", error),
     }
+    match app::reader(config).and_then(|reader| Ok(reader.lockdown(&config.documents.limits)?)) {
+        Ok(lockdown) => {
+            report.fact("reader", format!("documents are read in a process of their own, under {lockdown}"))
+        }
+        Err(error) => report.problem("reader", sentence(&error)),
+    }
     report.fact("models", config.models.places());
     let chat = match app::load_chat(config) {
         Ok(Some(chat)) => {

@@ -28,6 +28,7 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     };
     // The one line on standard output: a program that started the server on port 0 reads the port here.
     writeln!(std::io::stdout(), "Hearth is listening on {scheme}://{address}")?;
+    tracing::info!(url = %format_args!("{scheme}://{address}"), "listening");
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let told_twice = async move {
         signals.next().await;

@@ -36,6 +36,12 @@ pub fn hub_settings() -> HubSettings {
     })
 }
 
+/// Where the loader finds this program's libraries, such as those of a GPU: the process that reads documents needs them to
+/// start, and nothing else of the environment.
+pub(super) fn library_path() -> Option<std::ffi::OsString> {
+    std::env::var_os("LD_LIBRARY_PATH")
+}
+
 /// The key of the upstream that the flags describe. It is no flag, as others could read it in the list of processes.
 pub(super) fn upstream_api_key() -> Option<String> {
     std::env::var_os("HEARTH_UPSTREAM_API_KEY").and_then(|key| key.into_string().ok()).filter(|key| !key.is_empty())

@@ -16,6 +16,7 @@ mod settings;
 mod upstreams;
 
 use std::{
+    ffi::OsString,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::Arc,
@@ -111,6 +112,8 @@ pub struct EngineSettings {
     /// Storage of keys and values; `None` is F32 for an F32 model and F16 for any other.
     pub kv_type: Option<KvType>,
     pub prefix_cache: bool,
+    /// Callers find the beginnings of one another's prompts there.
+    pub callers_share_prefixes: bool,
     /// Texts that may wait to be embedded; more are refused with 503.
     pub max_waiting_embeddings: usize,
 }
@@ -123,6 +126,8 @@ pub struct DocumentSettings {
     pub graphs: GraphParameters,
     /// The program that reads PDF and Office files in a process of its own; `None` is this one.
     pub reader: Option<PathBuf>,
+    /// Where the loader finds that program's libraries.
+    pub library_path: Option<OsString>,
 }
 
 impl Config {
@@ -229,6 +234,7 @@ impl Config {
                 kv_bytes: in_range("kv-cache-mib", settings.kv_cache_mib, 1..=16 << 20)?.map(|mib| (mib as u64) << 20),
                 kv_type: settings.cache_type,
                 prefix_cache: !settings.no_prefix_cache.unwrap_or(false),
+                callers_share_prefixes: settings.share_prefix_cache.unwrap_or(false),
                 max_waiting_embeddings: in_range("max-embedding-queue", settings.max_embedding_queue, 1..=1_000_000)?
                     .unwrap_or(16_384),
             },
@@ -239,6 +245,7 @@ impl Config {
                     ..GraphParameters::default()
                 },
                 reader: None,
+                library_path: env::library_path(),
             },
             webhooks: WebhookSettings {
                 secret: webhook_secret,
@@ -295,10 +302,25 @@ fn read_file(path: &Path) -> anyhow::Result<Settings> {
         let line = text[before.rfind('\n').map_or(0, |end| end + 1)..].lines().next().unwrap_or_default();
         let key = line.split('=').next().unwrap_or_default().trim();
         let number = before.matches('\n').count() + 1;
-        anyhow::anyhow!("--config {}, line {number}, {key:?}: {}", path.display(), error.message().replace('\n', " "))
+        let message = error.message().replace('\n', " ");
+        let message = match meant(&message) {
+            Some(meant) => format!("there is no such setting; did you mean `{meant}`?"),
+            None => message,
+        };
+        anyhow::anyhow!("--config {}, line {number}, {key:?}: {message}", path.display())
     })?;
     ensure!(settings.config.is_none(), "--config {}: a file cannot name another one.", path.display());
     Ok(settings)
+}
+
+/// Of a message that names an unknown key and all that are known, the known one that was probably meant: spelled as a flag is,
+/// or with a letter or two wrong.
+fn meant(message: &str) -> Option<&str> {
+    let (unknown, known) = message.strip_prefix("unknown field `")?.split_once('`')?;
+    let spelled = unknown.trim_start_matches('-').replace('-', "_").to_lowercase();
+    let known = known.split('`').skip(1).step_by(2);
+    let nearest = known.map(|name| (strsim::damerau_levenshtein(&spelled, name), name)).min()?;
+    (nearest.0 <= 2).then_some(nearest.1)
 }
 
 fn parse_host(host: &str) -> anyhow::Result<IpAddr> {

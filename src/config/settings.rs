@@ -98,6 +98,9 @@ settings! {
     /// Compute every prompt from its first token
     #[arg(long, env = "HEARTH_NO_PREFIX_CACHE", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Engine")]
     no_prefix_cache: bool,
+    /// Let callers find the beginnings of one another's prompts in the prefix cache, which tells them what others have sent
+    #[arg(long, env = "HEARTH_SHARE_PREFIX_CACHE", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Engine")]
+    share_prefix_cache: bool,
     /// Keep answers to requests that are repeated (temperature 0 or a seed) in this much memory, in MiB; 0 keeps none [default: 0]
     #[arg(long, env = "HEARTH_RESPONSE_CACHE_MIB", value_name = "MIB", help_heading = "Caches")]
     response_cache_mib: usize,

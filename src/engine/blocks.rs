@@ -6,22 +6,26 @@
 //! the index only after the step that completed it has succeeded; so a failed step leaves nothing stale.
 //!
 //! The index key is the block's tokens together with the identity of the block before it, compared in full:
-//! no hash collision can hand one prompt the keys and values of another. Identities are never reused.
+//! no hash collision can hand one prompt the keys and values of another. Identities are never reused. Before the first block
+//! stands the request's scope, its caller by default: how many tokens were found here is said in the answer, and would tell
+//! one caller what another has sent.
 //!
 //! Blocks that nobody references keep their contents until somebody needs the room. Blocks without contents
 //! go first, then the least recently used; within one sequence the last block goes first, because the blocks
 //! after a missing one cannot be found. The last, partly filled block of a sequence is never shared:
 //! recomputing its few tokens is cheaper than copying blocks on every device.
 
-use std::collections::{BTreeMap, HashMap, hash_map::Entry};
+use std::{
+    collections::{BTreeMap, HashMap, hash_map::Entry},
+    sync::Arc,
+};
 
 /// Names the contents of a full block and of all blocks before it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct ContentId(u64);
-
-impl ContentId {
-    /// The empty beginning that all requests share.
-    pub(super) const ROOT: Self = Self(0);
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum ContentId {
+    /// The empty beginning, which the requests of one scope share.
+    Empty(Arc<str>),
+    Block(u64),
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -40,7 +44,7 @@ struct Block {
 }
 
 /// What it takes to find a block's index entry again.
-type BlockKeyHandle = std::sync::Arc<BlockKey>;
+type BlockKeyHandle = Arc<BlockKey>;
 
 /// The allocator. Every block is in exactly one place: referenced, `empty`, or `reusable`.
 #[derive(Debug)]
@@ -110,11 +114,13 @@ impl BlockPool {
         let mut table = Vec::new();
         for block in 0..max_tokens / self.block_tokens {
             let start = block * self.block_tokens;
-            let key = BlockKey { parent: content, tokens: (start..start + self.block_tokens).map(&token_at).collect() };
-            let Some(&(id, found)) = self.index.get(&key) else { break };
+            let tokens = (start..start + self.block_tokens).map(&token_at).collect();
+            let key = BlockKey { parent: content.clone(), tokens };
+            let Some((id, found)) = self.index.get(&key) else { break };
+            let id = *id;
+            content = found.clone();
             self.reference(id);
             table.push(id);
-            content = found;
         }
         (table, content)
     }
@@ -158,12 +164,12 @@ impl BlockPool {
         let key = BlockKeyHandle::new(BlockKey { parent, tokens });
         match self.index.entry(key.clone()) {
             Entry::Vacant(entry) => {
-                entry.insert((id, content));
-                self.blocks[id as usize].content = Some((content, key));
+                entry.insert((id, content.clone()));
+                self.blocks[id as usize].content = Some((content.clone(), key));
                 (id, content)
             }
             Entry::Occupied(entry) => {
-                let &(indexed, content) = entry.get();
+                let (indexed, content) = entry.get().clone();
                 self.reference(indexed);
                 self.release_one(id);
                 (indexed, content)
@@ -202,7 +208,7 @@ impl BlockPool {
 
     fn next_content(&mut self) -> ContentId {
         self.counter += 1;
-        ContentId(self.counter)
+        ContentId::Block(self.counter)
     }
 
     /// Panics unless every block is in exactly one place and is referenced as often as `tables` say.
@@ -220,7 +226,7 @@ impl BlockPool {
             assert_eq!(block.references, references[id], "references of block {id}");
             assert_eq!(block.references == 0, free.contains(&(id as u32)), "block {id} is referenced or free");
             if let Some((content, key)) = &block.content {
-                assert_eq!(self.index.get(key), Some(&(id as u32, *content)), "index entry of block {id}");
+                assert_eq!(self.index.get(key), Some(&(id as u32, content.clone())), "index entry of block {id}");
             }
         }
         assert_eq!(self.index.len(), self.blocks.iter().filter(|block| block.content.is_some()).count());
@@ -231,6 +237,10 @@ impl BlockPool {
 mod tests {
     use super::*;
 
+    fn everybody() -> ContentId {
+        ContentId::Empty("".into())
+    }
+
     fn tokens(range: std::ops::Range<u32>) -> Box<[u32]> {
         range.collect()
     }
@@ -240,13 +250,13 @@ mod tests {
         let mut pool = BlockPool::new(4, 2);
         let a = pool.allocate().expect("4 are free");
         let b = pool.allocate().expect("3 are free");
-        let (_, first) = pool.register(a, ContentId::ROOT, tokens(0..2));
+        let (_, first) = pool.register(a, everybody(), tokens(0..2));
         pool.register(b, first, tokens(2..4));
-        let (table, _) = pool.acquire_prefix(ContentId::ROOT, |i| i as u32, 5);
+        let (table, _) = pool.acquire_prefix(everybody(), |i| i as u32, 5);
         assert_eq!(table, [a, b]);
         pool.check([&[a, b][..], &table[..]].into_iter());
         // Four tokens may be taken, but not the last one of four.
-        let (shorter, _) = pool.acquire_prefix(ContentId::ROOT, |i| i as u32, 3);
+        let (shorter, _) = pool.acquire_prefix(everybody(), |i| i as u32, 3);
         assert_eq!(shorter, [a]);
     }
 
@@ -255,9 +265,9 @@ mod tests {
         let mut pool = BlockPool::new(4, 2);
         let a = pool.allocate().expect("4 are free");
         let b = pool.allocate().expect("3 are free");
-        let (_, first) = pool.register(a, ContentId::ROOT, tokens(0..2));
+        let (_, first) = pool.register(a, everybody(), tokens(0..2));
         pool.register(b, first, tokens(7..9));
-        let (table, _) = pool.acquire_prefix(ContentId::ROOT, |i| 7 + i as u32, 2);
+        let (table, _) = pool.acquire_prefix(everybody(), |i| 7 + i as u32, 2);
         assert!(table.is_empty());
     }
 
@@ -266,8 +276,8 @@ mod tests {
         let mut pool = BlockPool::new(4, 2);
         let a = pool.allocate().expect("4 are free");
         let b = pool.allocate().expect("3 are free");
-        let (kept, content) = pool.register(a, ContentId::ROOT, tokens(0..2));
-        assert_eq!(pool.register(b, ContentId::ROOT, tokens(0..2)), (kept, content));
+        let (kept, content) = pool.register(a, everybody(), tokens(0..2));
+        assert_eq!(pool.register(b, everybody(), tokens(0..2)), (kept, content));
         assert_eq!(pool.num_used(), 1);
         pool.check([&[a][..], &[a][..]].into_iter());
     }
@@ -277,14 +287,14 @@ mod tests {
         let mut pool = BlockPool::new(3, 2);
         let a = pool.allocate().expect("3 are free");
         let b = pool.allocate().expect("2 are free");
-        let (_, first) = pool.register(a, ContentId::ROOT, tokens(0..2));
+        let (_, first) = pool.register(a, everybody(), tokens(0..2));
         pool.register(b, first, tokens(2..4));
         pool.release(&[a, b]);
         assert_eq!((pool.num_available(), pool.num_cached()), (3, 2));
         let empty = pool.allocate().expect("3 are free");
         assert!(empty != a && empty != b);
         assert_eq!(pool.allocate(), Some(b));
-        assert_eq!(pool.acquire_prefix(ContentId::ROOT, |i| i as u32, 4).0, [a]);
+        assert_eq!(pool.acquire_prefix(everybody(), |i| i as u32, 4).0, [a]);
         assert_eq!(pool.allocate(), None);
     }
 
@@ -293,16 +303,16 @@ mod tests {
         let mut pool = BlockPool::new(3, 2);
         let a = pool.allocate().expect("3 are free");
         let b = pool.allocate().expect("2 are free");
-        let (_, first) = pool.register(a, ContentId::ROOT, tokens(0..2));
+        let (_, first) = pool.register(a, everybody(), tokens(0..2));
         pool.register(b, first, tokens(2..4));
-        let (shared, _) = pool.acquire_prefix(ContentId::ROOT, |i| i as u32, 2);
+        let (shared, _) = pool.acquire_prefix(everybody(), |i| i as u32, 2);
         pool.discard(&[a, b]);
         pool.check([&shared[..]].into_iter());
         assert_eq!((pool.num_used(), pool.num_cached()), (1, 0));
-        assert_eq!(pool.acquire_prefix(ContentId::ROOT, |i| i as u32, 4).0, [a]);
+        assert_eq!(pool.acquire_prefix(everybody(), |i| i as u32, 4).0, [a]);
         pool.release(&[a]);
         pool.discard(&shared);
-        assert!(pool.acquire_prefix(ContentId::ROOT, |i| i as u32, 4).0.is_empty());
+        assert!(pool.acquire_prefix(everybody(), |i| i as u32, 4).0.is_empty());
         pool.check(std::iter::empty());
     }
 
@@ -311,10 +321,21 @@ mod tests {
         let mut pool = BlockPool::new(3, 2);
         let root = pool.private_root();
         let a = pool.allocate().expect("3 are free");
-        pool.register(a, root, tokens(0..2));
-        assert!(pool.acquire_prefix(ContentId::ROOT, |i| i as u32, 2).0.is_empty());
+        pool.register(a, root.clone(), tokens(0..2));
+        assert!(pool.acquire_prefix(everybody(), |i| i as u32, 2).0.is_empty());
         let other = pool.private_root();
         assert!(pool.acquire_prefix(other, |i| i as u32, 2).0.is_empty());
         assert_eq!(pool.acquire_prefix(root, |i| i as u32, 2).0, [a]);
+    }
+
+    #[test]
+    fn scopes_share_nothing() {
+        let scope = |name: &str| ContentId::Empty(name.into());
+        let mut pool = BlockPool::new(3, 2);
+        let a = pool.allocate().expect("3 are free");
+        pool.register(a, scope("a"), tokens(0..2));
+        assert!(pool.acquire_prefix(scope("b"), |i| i as u32, 2).0.is_empty());
+        assert!(pool.acquire_prefix(everybody(), |i| i as u32, 2).0.is_empty());
+        assert_eq!(pool.acquire_prefix(scope("a"), |i| i as u32, 2).0, [a]);
     }
 }

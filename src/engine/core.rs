@@ -176,14 +176,14 @@ impl Core {
     fn enqueue(&mut self, submission: Submission) {
         let request = OpenRequest::new(submission, self.shared.config.context_length);
         let caller = self.scheduler.enter_caller(&request.caller, request.choices.len());
-        let root = self.scheduler.root();
+        let root = self.scheduler.root(&request.prefix_scope);
         let first = SequenceId(self.next_id);
         for choice in 0..request.choices.len() {
             self.scheduler.add(NewSequence {
                 id: SequenceId(self.next_id),
                 caller,
                 prompt: request.prompt.clone(),
-                root,
+                root: root.clone(),
                 waits_for_prompt: choice > 0,
                 scores_prompt: choice == 0 && request.prompt_logprobs.is_some(),
                 generates: request.generates(),

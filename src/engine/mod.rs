@@ -98,7 +98,7 @@ pub struct EngineConfig {
     pub max_logits_rows: usize,
     /// Tokens of a sequence, prompt and answer together.
     pub context_length: usize,
-    /// Share KV blocks between requests that begin alike.
+    /// Share KV blocks between requests of one scope that begin alike.
     pub prefix_cache: bool,
     /// Events that a stream buffers before its sequences pause.
     pub event_buffer: usize,

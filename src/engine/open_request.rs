@@ -30,6 +30,7 @@ pub(super) struct Choice {
 
 pub(super) struct OpenRequest {
     pub(super) caller: String,
+    pub(super) prefix_scope: Arc<str>,
     pub(super) prompt: Arc<[u32]>,
     pub(super) choices: Vec<Choice>,
     pub(super) deadline: Option<Instant>,
@@ -64,6 +65,7 @@ impl OpenRequest {
             .collect();
         Self {
             caller: request.caller,
+            prefix_scope: request.prefix_scope,
             prompt_logprobs: request.prompt_logprobs.then(|| request.logprobs.unwrap_or(0)),
             prompt_scores: Vec::new(),
             max_new_tokens: request.max_new_tokens.unwrap_or(room).min(room),

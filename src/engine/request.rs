@@ -52,6 +52,8 @@ pub struct SequenceRequest {
     pub constraints: Vec<Box<dyn TokenConstraint>>,
     /// Whose turn it is: the scheduler shares the engine between callers.
     pub caller: String,
+    /// Requests of one scope share the KV blocks of equal beginnings.
+    pub prefix_scope: Arc<str>,
     /// Where the request's share of each step, and its tokens, are written down.
     pub leg: Leg,
     /// The request ends with an error at this instant, wherever it is.
@@ -75,6 +77,7 @@ impl SequenceRequest {
             prompt_logprobs: false,
             constraints: Vec::new(),
             caller: String::new(),
+            prefix_scope: Arc::from(""),
             leg: Leg::default(),
             deadline: None,
             n: 1,

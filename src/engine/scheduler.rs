@@ -10,7 +10,7 @@
 //! tokens and waits to be computed again, mostly from the prefix cache. Paused sequences go first, then the
 //! youngest, so that the oldest always gets on and the whole never stands still.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     blocks::{BlockPool, ContentId},
@@ -101,10 +101,10 @@ impl Scheduler {
         self.callers.enter(name, num_sequences)
     }
 
-    /// The identity under which a request's blocks are shared: with everybody, or without the prefix cache
+    /// The identity under which a request's blocks are shared: with those of its scope, or without the prefix cache
     /// between its own choices only.
-    pub(super) fn root(&mut self) -> ContentId {
-        if self.config.prefix_cache { ContentId::ROOT } else { self.blocks.private_root() }
+    pub(super) fn root(&mut self, scope: &Arc<str>) -> ContentId {
+        if self.config.prefix_cache { ContentId::Empty(scope.clone()) } else { self.blocks.private_root() }
     }
 
     pub(super) fn add(&mut self, new: NewSequence) {
@@ -304,8 +304,11 @@ impl Scheduler {
 
     fn take_blocks(&mut self, id: SequenceId, num_blocks: usize) -> bool {
         let sequence = &self.sequences[&id];
-        let (mut table, content) =
-            self.blocks.acquire_prefix(sequence.root, |position| sequence.token(position), sequence.max_cached());
+        let (mut table, content) = self.blocks.acquire_prefix(
+            sequence.root.clone(),
+            |position| sequence.token(position),
+            sequence.max_cached(),
+        );
         let num_cached = table.len();
         // One block for each running sequence, so that an admission does not cause a preemption right away.
         let missing = num_blocks - num_cached;
@@ -387,7 +390,7 @@ impl Scheduler {
                 let start = sequence.num_registered * block_tokens;
                 let tokens = (start..start + block_tokens).map(|position| sequence.token(position)).collect();
                 let block = &mut sequence.block_table[sequence.num_registered];
-                (*block, sequence.content) = self.blocks.register(*block, sequence.content, tokens);
+                (*block, sequence.content) = self.blocks.register(*block, sequence.content.clone(), tokens);
                 sequence.num_registered += 1;
             }
         }

@@ -69,7 +69,7 @@ impl Sequence {
             num_computed: 0,
             block_table: Vec::new(),
             num_registered: 0,
-            content: new.root,
+            content: new.root.clone(),
             root: new.root,
             paused: false,
             scores_prompt: new.scores_prompt,
@@ -111,7 +111,7 @@ impl Sequence {
         self.status = SequenceStatus::Waiting;
         self.num_computed = 0;
         self.num_registered = 0;
-        self.content = self.root;
+        self.content = self.root.clone();
         std::mem::take(&mut self.block_table)
     }
 

@@ -1,14 +1,12 @@
 //! Which requests count against limits, and the headers that say what is left of them.
 //!
-//! What makes a model work or writes counts: every `POST` but those that only count, render or price text, or take back
-//! what was asked for. Reading, deleting and probing stay free, so that a caller over its limits can still see and tidy
-//! what is its own. The headers are OpenAI's, their times in Go's notation for durations.
+//! What makes the server compute or write counts: every `POST` but those that take back what was asked for. Reading, deleting
+//! and probing stay free, so that a caller over its limits can still see and tidy what is its own. The headers are OpenAI's, their times in Go's notation for durations.
 
 use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 
-use super::metered::LOOKS_ONLY;
 use hearth_domain::account::Allowance;
 
 /// The `POST` route that takes back what was asked for.
@@ -26,7 +24,7 @@ pub(super) const HEADERS: [&str; 6] = [
 
 /// Whether a request of this method to this route counts.
 pub(super) fn is_limited(method: &Method, route: &str) -> bool {
-    method == Method::POST && route != CANCELS && !LOOKS_ONLY.contains(&route)
+    method == Method::POST && route != CANCELS
 }
 
 /// Writes the headers of those limits that there are.
@@ -84,6 +82,7 @@ mod tests {
         assert!(is_limited(&Method::POST, "/v1/files"));
         assert!(!is_limited(&Method::GET, "/v1/models"));
         assert!(!is_limited(&Method::DELETE, "/v1/files/{id}"));
-        assert!(!is_limited(&Method::POST, "/tokenize"));
+        assert!(is_limited(&Method::POST, "/tokenize"));
+        assert!(!is_limited(&Method::POST, CANCELS));
     }
 }

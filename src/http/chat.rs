@@ -112,7 +112,6 @@ fn whole_answer(
             .map(|(index, choice)| whole_choice(index, choice, with_logprobs, with_token_ids))
             .collect(),
         usage: Usage::from(usage),
-        service_tier: None,
         system_fingerprint: system_fingerprint(),
         timings: Timings::new(&usage, &timings),
     }

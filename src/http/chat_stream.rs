@@ -46,7 +46,6 @@ impl ChatStreamWriter {
             object: "chat.completion.chunk",
             created: self.identity.created,
             model: self.identity.model.clone(),
-            service_tier: None,
             system_fingerprint: system_fingerprint(),
             choices,
             usage: self.include_usage.then_some(None),

@@ -106,8 +106,8 @@ pub(super) fn log_failure(error: &Error) {
     }
     let cause = error.internal_source().map(|source| format!("{source:#}")).unwrap_or_default();
     let code = error.code().or(code);
-    if error.code() == Some("model_loading") {
-        // Whoever waits for the server asks often.
+    if error.code() == Some("model_loading") || error.kind() == ErrorKind::Draining {
+        // A probe asks often while the server starts or stops.
         tracing::debug!(code, "request refused: {error}");
     } else if error.kind() == ErrorKind::Internal {
         tracing::error!(code, cause, "request failed: {error}");

@@ -34,8 +34,8 @@ use super::{
     state::AppState,
 };
 
-/// Routes that take a body and only look at it: nothing is used that would have to be paid for.
-pub(super) const LOOKS_ONLY: [&str; 4] = ["/v1/quote", "/tokenize", "/detokenize", "/apply-template"];
+/// Routes that take a body and only look at it: no model works, so that nothing is used that would have to be paid for.
+const LOOKS_ONLY: [&str; 4] = ["/v1/quote", "/tokenize", "/detokenize", "/apply-template"];
 
 /// Which side is to serve: a [`Policy`].
 const POLICY: HeaderName = HeaderName::from_static("x-hearth-policy");

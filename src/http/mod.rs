@@ -30,6 +30,7 @@ mod metered;
 mod models;
 mod openapi;
 mod origin;
+mod page_security;
 mod quote;
 mod receipt;
 mod rerank;
@@ -76,6 +77,12 @@ pub fn router(state: AppState) -> Router {
         .route("/v1/embeddings", post(embeddings::create_embeddings))
         .route("/v1/rerank", post(rerank::rerank))
         .route("/rerank", post(rerank::rerank))
+        // Clients that were configured without `/v1`, as llama-server's may be
+        .route("/chat/completions", post(chat::create_chat_completion))
+        .route("/completions", post(completions::create_completion))
+        .route("/embeddings", post(embeddings::create_embeddings))
+        .route("/models", get(models::list_models))
+        .route("/models/{*id}", get(models::retrieve_model))
         .route("/v1/quote", post(quote::quote))
         .route("/v1/models", get(models::list_models))
         .route("/v1/models/{*id}", get(models::retrieve_model))
@@ -155,6 +162,7 @@ pub fn router(state: AppState) -> Router {
         .layer(middleware::from_fn_with_state(state.clone(), host::require_allowed_host))
         .layer(middleware::from_fn_with_state(state.clone(), head_limit::limit_head))
         .layer(CatchPanicLayer::custom(after_panic))
+        .layer(middleware::map_response(page_security::restrict))
         .layer(middleware::from_fn_with_state(state.clone(), context::with_context))
         .with_state(state)
 }

@@ -14,13 +14,15 @@ pub(super) const ATTEMPTS: HeaderName = HeaderName::from_static("x-hearth-attemp
 pub(super) const CACHE: HeaderName = HeaderName::from_static("x-hearth-cache");
 /// Of answers from documents alone.
 pub(super) const GROUNDING: HeaderName = HeaderName::from_static("x-hearth-grounding");
+/// Parts of the request's schemas that the answer is not held to.
+pub(super) const UNENFORCED: HeaderName = HeaderName::from_static("x-hearth-unenforced");
 pub(super) const QUEUE_MS: HeaderName = HeaderName::from_static("x-hearth-queue-ms");
 pub(super) const COMPUTE_MS: HeaderName = HeaderName::from_static("x-hearth-compute-ms");
 pub(super) const COST_USD: HeaderName = HeaderName::from_static("x-hearth-cost-usd");
 
 /// All of them, for pages of other origins.
-pub(super) const NAMES: [HeaderName; 9] =
-    [SERVED_BY, MODEL, FALLBACK_REASON, ATTEMPTS, CACHE, GROUNDING, QUEUE_MS, COMPUTE_MS, COST_USD];
+pub(super) const NAMES: [HeaderName; 10] =
+    [SERVED_BY, MODEL, FALLBACK_REASON, ATTEMPTS, CACHE, GROUNDING, UNENFORCED, QUEUE_MS, COMPUTE_MS, COST_USD];
 
 /// Writes what stands in the account.
 pub(super) fn write(headers: &mut HeaderMap, account: &Account, is_stream: bool) {
@@ -42,11 +44,28 @@ pub(super) fn write(headers: &mut HeaderMap, account: &Account, is_stream: bool)
     if let Some(cache) = receipt.cache {
         set(CACHE, cache);
     }
+    let unenforced = account.unenforced();
+    if !unenforced.is_empty() {
+        set(UNENFORCED, &listed(&unenforced));
+    }
     if !is_stream {
         set(QUEUE_MS, &milliseconds(receipt.legs.iter().map(|leg| leg.queue).sum()).to_string());
         set(COMPUTE_MS, &milliseconds(receipt.compute()).to_string());
         set(COST_USD, &dollars(receipt.cost_micro_usd));
     }
+}
+
+/// As many as a header should hold, and how many more there are. What is no plain character is not in a header.
+fn listed(paths: &[String]) -> String {
+    const SHOWN_MAX: usize = 20;
+    const PATH_CHARS_MAX: usize = 200;
+    let plain = |c: char| if c.is_ascii_graphic() && c != ',' { c } else { '?' };
+    let mut shown: Vec<String> =
+        paths.iter().take(SHOWN_MAX).map(|path| path.chars().take(PATH_CHARS_MAX).map(plain).collect()).collect();
+    if let Some(more @ 1..) = paths.len().checked_sub(SHOWN_MAX) {
+        shown.push(format!("and {more} more"));
+    }
+    shown.join(", ")
 }
 
 /// In decimals, never in powers.

@@ -10,13 +10,16 @@ use hearth_domain::documents::{AttributeFilter, AttributeValue, Comparison};
 pub(super) type Attributes = BTreeMap<String, AttributeValue>;
 
 pub(super) fn to_json(attributes: &Attributes) -> String {
-    let value = |value: &AttributeValue| match value {
+    let object: Map<String, Value> = attributes.iter().map(|(key, value)| (key.clone(), json(value))).collect();
+    Value::Object(object).to_string()
+}
+
+fn json(value: &AttributeValue) -> Value {
+    match value {
         AttributeValue::Text(text) => Value::from(text.as_str()),
         AttributeValue::Number(number) => Value::from(*number),
         AttributeValue::Bool(value) => Value::from(*value),
-    };
-    let object: Map<String, Value> = attributes.iter().map(|(key, found)| (key.clone(), value(found))).collect();
-    Value::Object(object).to_string()
+    }
 }
 
 /// What [`to_json`] wrote.
@@ -51,7 +54,19 @@ pub(super) fn condition(filter: &AttributeFilter, parameters: &mut Vec<Sql>) -> 
         }
         AttributeFilter::In { key, values, negated } => {
             let path = json_path(key);
-            let any: Vec<_> = values.iter().map(|value| equals(&path, value, parameters)).collect();
+            let mut of_type: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
+            for value in values {
+                of_type.entry(types(value)).or_default().push(json(value));
+            }
+            let any: Vec<_> = of_type
+                .into_iter()
+                .map(|(types, values)| {
+                    // One expression, however many values: SQLite's expressions are at most 1000 deep.
+                    let values = Sql::Text(Value::Array(values).to_string());
+                    parameters.extend([Sql::Text(path.clone()), Sql::Text(path.clone()), values]);
+                    has_type(types, "IN (SELECT value FROM json_each(?))")
+                })
+                .collect();
             format!("{}({})", if *negated { "NOT " } else { "" }, join(&any, " OR ", "0"))
         }
         AttributeFilter::All(filters) => {
@@ -76,19 +91,28 @@ fn equals(path: &str, value: &AttributeValue, parameters: &mut Vec<Sql>) -> Stri
 
 /// SQLite gives JSON's `true` as the number 1, and orders text after every number: types are told apart first.
 fn compare(path: &str, operator: &str, value: &AttributeValue, parameters: &mut Vec<Sql>) -> String {
-    let types = match value {
-        AttributeValue::Text(_) => "'text'",
-        AttributeValue::Number(_) => "'integer', 'real'",
-        AttributeValue::Bool(_) => "'true', 'false'",
-    };
     let sql = match value {
         AttributeValue::Text(text) => Sql::Text(text.clone()),
         AttributeValue::Number(number) => Sql::Real(*number),
         AttributeValue::Bool(value) => Sql::Integer(i64::from(*value)),
     };
     parameters.extend([Sql::Text(path.to_owned()), Sql::Text(path.to_owned()), sql]);
+    has_type(types(value), &format!("{operator} ?"))
+}
+
+/// The types of JSON that a value may be equal to.
+fn types(value: &AttributeValue) -> &'static str {
+    match value {
+        AttributeValue::Text(_) => "'text'",
+        AttributeValue::Number(_) => "'integer', 'real'",
+        AttributeValue::Bool(_) => "'true', 'false'",
+    }
+}
+
+/// Two parameters are the attribute's path, the others those of the comparison.
+fn has_type(types: &str, comparison: &str) -> String {
     let json = "documents.attributes";
-    format!("(coalesce(json_type({json}, ?), '') IN ({types}) AND json_extract({json}, ?) {operator} ?)")
+    format!("(coalesce(json_type({json}, ?), '') IN ({types}) AND json_extract({json}, ?) {comparison})")
 }
 
 /// The path of a member whatever characters its name has.
@@ -96,8 +120,16 @@ fn json_path(key: &str) -> String {
     format!("$.{}", Value::from(key))
 }
 
+/// Halves within halves, because SQLite's expressions are at most 1000 deep and a chain is as deep as it is long.
 fn join(conditions: &[String], with: &str, nothing: &str) -> String {
-    if conditions.is_empty() { nothing.to_owned() } else { format!("({})", conditions.join(with)) }
+    match conditions {
+        [] => nothing.to_owned(),
+        [one] => one.clone(),
+        many => {
+            let (first, second) = many.split_at(many.len() / 2);
+            format!("({}{with}{})", join(first, with, nothing), join(second, with, nothing))
+        }
+    }
 }
 
 /// A vector as it is stored.

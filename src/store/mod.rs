@@ -273,6 +273,7 @@ impl Store {
             None => {
                 let connection = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
                 configure(&connection)?;
+                search::prepare(&connection)?;
                 connection
             }
         };

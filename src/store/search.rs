@@ -1,10 +1,19 @@
-//! Lexical search (BM25 over SQLite's FTS5), and the ids that a filter lets through.
+//! Lexical search: BM25 over the words that SQLite's FTS5 indexes, and the ids that a filter lets through.
+//!
+//! FTS5's own `bm25()` weighs a word by all rows of its table, which are every owner's: the order of one's own documents would
+//! tell in how many chunks of others a word is. Here a word counts by the collection that is searched, and nothing else.
 
-use rusqlite::{params_from_iter, types::Value as Sql};
+use std::collections::HashMap;
+
+use rusqlite::{Connection, params_from_iter, types::Value as Sql};
 
 use super::{Result, Store, attributes::condition};
 use hearth_domain::documents::AttributeFilter;
 
+/// How soon more of the same word says nothing more, and how much the length of a chunk counts: the values that FTS5, Lucene and
+/// others have (Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009, section 3.4).
+const SATURATION: f64 = 1.2;
+const LENGTH_SHARE: f64 = 0.75;
 /// A word in a heading says more than one in the text.
 const HEADING_WEIGHT: f64 = 2.0;
 /// Words of a query that are looked up; a long text has its subject among the first ones.
@@ -35,31 +44,71 @@ pub struct LexicalHit {
     pub score: f64,
 }
 
+/// Gives a connection what a lexical search needs beside the database: where each word of the index is, and an index of nothing
+/// but the query, which makes of it the words that the other one has.
+pub(super) fn prepare(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute_batch(
+        "PRAGMA temp_store = memory;
+         CREATE VIRTUAL TABLE temp.word_places USING fts5vocab (main, chunk_words, instance);
+         CREATE VIRTUAL TABLE temp.query_words USING fts5 (
+            text, content = '', tokenize = 'porter unicode61 remove_diacritics 2'
+         );
+         CREATE VIRTUAL TABLE temp.query_terms USING fts5vocab (temp, query_words, row);",
+    )
+}
+
+/// A chunk with some of the words.
+struct Candidate {
+    tokens: f64,
+    /// Its document passes the filter; if not, it only counts among the chunks that have a word.
+    passes: bool,
+    /// How often it has each word, by the word's place in the query.
+    frequencies: Vec<(usize, f64)>,
+}
+
 impl Store {
     /// The best chunks for the words of a query, best first.
     pub fn lexical_search(&self, scope: Scope<'_>, query: &str, limit: usize) -> Result<Vec<LexicalHit>> {
-        let Some(words) = match_expression(query) else { return Ok(Vec::new()) };
+        let words = subject(query);
+        if words.is_empty() {
+            return Ok(Vec::new());
+        }
         self.read(|connection| {
-            let mut parameters = vec![Sql::Text(words), Sql::Text(scope.collection_id.to_owned())];
-            let (join, filter) = match scope.filter {
-                Some(filter) => (
-                    "JOIN documents ON documents.collection_id = chunks.collection_id AND \
-                     documents.file_id = chunks.file_id",
-                    format!("AND {}", condition(filter, &mut parameters)),
-                ),
-                None => ("", String::new()),
+            let terms = terms(connection, &words)?;
+            let mut candidates: HashMap<u64, Candidate> = HashMap::new();
+            let mut with_term = vec![0.0; terms.len()];
+            for (place, term) in terms.iter().enumerate() {
+                for (id, frequency, tokens, passes) in occurrences(connection, scope, term)? {
+                    let candidate =
+                        candidates.entry(id).or_insert_with(|| Candidate { tokens, passes, frequencies: Vec::new() });
+                    match candidate.frequencies.last_mut() {
+                        Some((last, sum)) if *last == place => *sum += frequency,
+                        _ => {
+                            candidate.frequencies.push((place, frequency));
+                            with_term[place] += 1.0;
+                        }
+                    }
+                }
+            }
+            let of_collection = "SELECT count(*) FROM chunks WHERE collection_id = ?";
+            let all: f64 = connection.query_row(of_collection, [scope.collection_id], |row| row.get(0))?;
+            // Lucene's form, which is never negative.
+            let weights: Vec<f64> =
+                with_term.iter().map(|with| (1.0 + (all - with + 0.5) / (with + 0.5)).ln()).collect();
+            let mean = candidates.values().map(|chunk| chunk.tokens).sum::<f64>() / candidates.len().max(1) as f64;
+            let score = |chunk: &Candidate| {
+                let length = 1.0 - LENGTH_SHARE + LENGTH_SHARE * chunk.tokens / mean.max(1.0);
+                let of_word = |&(place, frequency): &(usize, f64)| {
+                    weights[place] * frequency * (SATURATION + 1.0) / (frequency + SATURATION * length)
+                };
+                chunk.frequencies.iter().map(of_word).sum()
             };
-            let sql = format!(
-                "SELECT chunks.id, -bm25(chunk_words, {HEADING_WEIGHT}, 1.0) AS score
-                 FROM chunk_words JOIN chunks ON chunks.id = chunk_words.rowid {join}
-                 WHERE chunk_words MATCH ? AND chunks.collection_id = ? {filter}
-                 ORDER BY score DESC, chunks.id LIMIT {limit}"
-            );
-            let mut query = connection.prepare(&sql)?;
-            let hits = query.query_map(params_from_iter(parameters), |row| {
-                Ok(LexicalHit { chunk_id: row.get(0)?, score: row.get(1)? })
-            })?;
-            Ok(hits.collect::<rusqlite::Result<_>>()?)
+            let passing = candidates.iter().filter(|(_, chunk)| chunk.passes);
+            let mut hits: Vec<LexicalHit> =
+                passing.map(|(&chunk_id, chunk)| LexicalHit { chunk_id, score: score(chunk) }).collect();
+            hits.sort_unstable_by(|a, b| b.score.total_cmp(&a.score).then(a.chunk_id.cmp(&b.chunk_id)));
+            hits.truncate(limit);
+            Ok(hits)
         })
     }
 
@@ -79,15 +128,45 @@ impl Store {
     }
 }
 
-/// Any of the query's words, each quoted, so that nothing in it is an operator, without stop words if others remain.
-/// `None` if it has no word.
-fn match_expression(query: &str) -> Option<String> {
+/// The query's words, without stop words if others remain.
+fn subject(query: &str) -> Vec<&str> {
     let all = query.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
     let is_stop_word = |word: &str| STOP_WORDS.contains(&word.to_lowercase().as_str());
     let subject: Vec<_> = all.clone().filter(|word| !is_stop_word(word)).take(WORDS_MAX).collect();
-    let words = if subject.is_empty() { all.take(WORDS_MAX).collect() } else { subject };
-    let quoted: Vec<_> = words.into_iter().map(|word| format!("\"{word}\"")).collect();
-    (!quoted.is_empty()).then(|| quoted.join(" OR "))
+    if subject.is_empty() { all.take(WORDS_MAX).collect() } else { subject }
+}
+
+/// Words as the index has them: folded and stemmed, each once.
+fn terms(connection: &Connection, words: &[&str]) -> Result<Vec<String>> {
+    // The search's transaction is rolled back, and so is this row.
+    connection.execute("INSERT INTO temp.query_words (rowid, text) VALUES (1, ?)", [words.join(" ")])?;
+    let mut query = connection.prepare("SELECT term FROM temp.query_terms ORDER BY term")?;
+    Ok(query.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
+}
+
+/// Where a collection has a term: chunk, what the place counts, tokens of the chunk, and whether the filter lets it through.
+fn occurrences(connection: &Connection, scope: Scope<'_>, term: &str) -> Result<Vec<(u64, f64, f64, bool)>> {
+    let mut parameters = Vec::new();
+    let (passes, join) = match scope.filter {
+        Some(filter) => (
+            condition(filter, &mut parameters),
+            "JOIN documents ON documents.collection_id = chunks.collection_id AND documents.file_id = chunks.file_id",
+        ),
+        None => ("true".to_owned(), ""),
+    };
+    parameters.extend([Sql::Text(term.to_owned()), Sql::Text(scope.collection_id.to_owned())]);
+    // A cross join keeps this order: there are many chunks and few places.
+    let sql = format!(
+        "SELECT chunks.id, word_places.col = 'heading', chunks.tokens, {passes}
+         FROM temp.word_places CROSS JOIN chunks ON chunks.id = word_places.doc {join}
+         WHERE word_places.term = ? AND chunks.collection_id = ?"
+    );
+    let mut query = connection.prepare(&sql)?;
+    let rows = query.query_map(params_from_iter(parameters), |row| {
+        let weight = if row.get(1)? { HEADING_WEIGHT } else { 1.0 };
+        Ok((row.get(0)?, weight, row.get(2)?, row.get(3)?))
+    })?;
+    Ok(rows.collect::<rusqlite::Result<_>>()?)
 }
 
 #[cfg(test)]
@@ -95,9 +174,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_query_has_words_and_no_operators() {
-        assert_eq!(match_expression("How to AND \"x\" NEAR(y)*?").as_deref(), Some("\"x\" OR \"NEAR\" OR \"y\""));
-        assert_eq!(match_expression("To be or, who?").as_deref(), Some("\"To\" OR \"be\" OR \"or\" OR \"who\""));
-        assert_eq!(match_expression(" -- '\" "), None);
+    fn a_query_is_its_words_without_those_that_say_nothing() {
+        assert_eq!(subject("How to AND \"x\" NEAR(y)*?"), ["x", "NEAR", "y"]);
+        assert_eq!(subject("To be or, who?"), ["To", "be", "or", "who"]);
+        assert!(subject(" -- '\" ").is_empty());
     }
 }

@@ -19,9 +19,13 @@ fn open(directory: &TempDir) -> Store {
 }
 
 fn file(store: &Store, name: &str, bytes: &[u8]) -> StoredFile {
+    file_of(LOCAL, store, name, bytes)
+}
+
+fn file_of(owner: &str, store: &Store, name: &str, bytes: &[u8]) -> StoredFile {
     let mut incoming = store.receive_file(0).unwrap();
     bytes.chunks(3).for_each(|part| incoming.write(part).unwrap());
-    store.of(LOCAL).keep_file(incoming, name, "assistants").unwrap()
+    store.of(owner).keep_file(incoming, name, "assistants").unwrap()
 }
 
 fn chunk(text: &str) -> NewChunk {
@@ -70,6 +74,30 @@ fn what_was_acknowledged_is_there_after_a_restart() {
     assert_eq!((&found[0].text[..], found[0].position, found[0].place), ("then start the server", 1, Some(3)));
     assert_eq!(fs::read(store.file_path(&file_id)).unwrap(), b"install with cargo\nthen start the server");
     assert_eq!(words(&store, &collection.id, "How do I start servers?"), [chunks[1]]);
+}
+
+#[test]
+fn words_weigh_by_the_collection_that_is_searched_and_by_no_other() {
+    let directory = TempDir::new().unwrap();
+    let store = open(&directory);
+    let own = store.of(LOCAL).create_collection("own", BTreeMap::new()).unwrap().id;
+    let (_, chunks) = document(&store, &own, "a.md", &["quarterly report", "insolvency report", "a report of ships"]);
+    let search = || {
+        let scope = Scope { collection_id: &own, filter: None };
+        store.lexical_search(scope, "quarterly insolvencies of reports", 10).unwrap()
+    };
+    let before = search();
+    assert_eq!(before.iter().map(|hit| hit.chunk_id).collect::<Vec<_>>(), chunks);
+    // A word that all chunks have says little beside one that is rare.
+    assert!(before[0].score > 3.0 * before[2].score, "{before:?}");
+    let other = store.of("another").create_collection("other", BTreeMap::new()).unwrap().id;
+    for name in ["b.md", "c.md", "d.md"] {
+        let file = file_of("another", &store, name, name.as_bytes());
+        store.of("another").add_document(&other, &file.id, BTreeMap::new(), None).unwrap();
+        let texts = ["quarterly quarterly", "quarterly and long and longer, with many other words"].map(chunk);
+        store.of("another").replace_chunks(&other, &file.id, texts.to_vec(), &[]).unwrap();
+    }
+    assert_eq!(search(), before);
 }
 
 #[test]
@@ -260,6 +288,27 @@ fn filters_compare_within_a_type() {
             store.lexical_search(scope, "common", 10).unwrap().iter().map(|hit| hit.chunk_id).collect();
         hits.sort_unstable();
         assert_eq!(hits, expected, "{filter:?}");
+    }
+}
+
+#[test]
+fn long_filters_are_one_expression() {
+    let directory = TempDir::new().unwrap();
+    let store = open(&directory);
+    let collection = store.of(LOCAL).create_collection("docs", BTreeMap::new()).unwrap().id;
+    let number = |number: i32| AttributeValue::Number(f64::from(number));
+    let (file, chunks) = document(&store, &collection, "a.md", &["text"]);
+    store.of(LOCAL).set_document_attributes(&collection, &file, attributes(&[("year", number(900))])).unwrap();
+    let years = |first| (first..first + 1000).map(number);
+    let within = |values: Vec<_>| AttributeFilter::In { key: "year".into(), values, negated: false };
+    let equal = |value| AttributeFilter::Compare { key: "year".into(), comparison: Comparison::Eq, value };
+    for (filter, expected) in [
+        (within(years(0).collect()), &chunks[..]),
+        (within(years(1000).collect()), &[]),
+        (AttributeFilter::Any(years(0).map(equal).collect()), &chunks),
+        (AttributeFilter::All(years(0).map(equal).collect()), &[]),
+    ] {
+        assert_eq!(store.filtered_chunk_ids(&collection, &filter).unwrap(), expected);
     }
 }
 

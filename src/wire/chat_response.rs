@@ -24,7 +24,6 @@ pub struct ChatCompletion {
     pub model: String,
     pub choices: Vec<ChatChoice>,
     pub usage: Usage,
-    pub service_tier: Option<String>,
     pub system_fingerprint: String,
     pub timings: Timings,
     pub receipt: Receipt,
@@ -128,7 +127,6 @@ pub struct ChatCompletionChunk {
     pub object: &'static str,
     pub created: u64,
     pub model: String,
-    pub service_tier: Option<String>,
     pub system_fingerprint: String,
     /// Empty in the chunk that carries the usage.
     pub choices: Vec<ChatChunkChoice>,

@@ -17,7 +17,7 @@ const KEY_CHARS_MAX: usize = 64;
 const VALUE_CHARS_MAX: usize = 512;
 /// Levels of `and` and `or` in each other.
 const FILTER_DEPTH_MAX: usize = 16;
-/// Values of one `in`, members of one `and`.
+/// Values of one `in`, members of one `and`, and comparisons in all.
 const FILTER_VALUES_MAX: usize = 1000;
 
 pub type Attributes = BTreeMap<String, AttributeValue>;
@@ -76,7 +76,19 @@ fn write_value(value: &AttributeValue) -> Value {
 /// A filter as OpenAI writes it: `{"type": "eq", "key": ..., "value": ...}` with `ne gt gte lt lte in nin`, and
 /// `{"type": "and", "filters": [...]}` with `or`.
 pub fn read_filter(value: Value, path: &str) -> Result<AttributeFilter> {
-    read_filter_within(value, path, FILTER_DEPTH_MAX)
+    let filter = read_filter_within(value, path, FILTER_DEPTH_MAX)?;
+    let found = comparisons(&filter);
+    if found > FILTER_VALUES_MAX {
+        return Err(bad_value(path, format!("`{path}` has {found} comparisons; {FILTER_VALUES_MAX} are allowed.")));
+    }
+    Ok(filter)
+}
+
+fn comparisons(filter: &AttributeFilter) -> usize {
+    match filter {
+        AttributeFilter::All(filters) | AttributeFilter::Any(filters) => filters.iter().map(comparisons).sum(),
+        AttributeFilter::Compare { .. } | AttributeFilter::In { .. } | AttributeFilter::Files(_) => 1,
+    }
 }
 
 fn read_filter_within(value: Value, path: &str, depth: usize) -> Result<AttributeFilter> {

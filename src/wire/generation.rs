@@ -177,10 +177,13 @@ fn read_stop_token_ids(fields: &mut Fields) -> Result<Vec<u32>> {
 pub(super) fn read_deadline(fields: &mut Fields, envelope: &Envelope) -> Result<Option<Instant>> {
     // A year: longer waits are the same as none, and the clock's arithmetic stays in range.
     const SECONDS_MAX: f64 = 31_536_000.0;
+    // A microsecond: what is shorter is a mistake and no deadline.
+    const SECONDS_MIN: f64 = 1e-6;
     let path = fields.path("timeout");
     let Some(seconds) = fields.number("timeout", f64::MIN, f64::MAX)? else { return Ok(envelope.deadline) };
-    if seconds <= 0.0 {
-        return Err(bad_value(path.clone(), format!("`{path}` must be above 0 seconds, but is {seconds}.")));
+    if seconds < SECONDS_MIN {
+        let message = format!("`{path}` must be at least {SECONDS_MIN} seconds, but is {seconds}.");
+        return Err(bad_value(path, message));
     }
     let asked = Instant::now() + Duration::from_secs_f64(seconds.min(SECONDS_MAX));
     Ok(Some(envelope.deadline.map_or(asked, |deadline| deadline.min(asked))))

@@ -114,7 +114,7 @@ impl Error {
         let mut error = Self::new(
             ErrorKind::ContextLengthExceeded,
             format!(
-                "This model's context length is {context_length} tokens, but the prompt has {prompt_tokens} tokens \
+                "This model's maximum context length is {context_length} tokens, but the prompt has {prompt_tokens} tokens \
                  and needs room for at least one more. Shorten the prompt or start the server with a larger --ctx-size."
             ),
         )

@@ -66,7 +66,7 @@ impl Driver {
 
     fn arrive(&mut self, caller: u8, prompt: &[u32], answer: usize, choices: usize, scored: bool) -> SequenceId {
         let caller = self.scheduler.enter_caller(&caller.to_string(), choices);
-        let root = self.scheduler.root();
+        let root = self.scheduler.root(&"".into());
         let first = SequenceId(self.next_id);
         for choice in 0..choices {
             let id = SequenceId(self.next_id);
@@ -75,7 +75,7 @@ impl Driver {
                 id,
                 caller,
                 prompt: prompt.into(),
-                root,
+                root: root.clone(),
                 waits_for_prompt: choice > 0,
                 scores_prompt: scored && choice == 0,
                 generates: answer > 0,

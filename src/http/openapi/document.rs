@@ -42,7 +42,22 @@ const GROUPS: [(&str, &[&str]); 5] = [
     ("Files and vector stores", &["/v1/files", "/v1/vector_stores"]),
     ("Documents and answers", &["/ask", "/api/v1/", "/analysis"]),
     ("Callers and cost", &["/v1/me", "/v1/usage", "/v1/quote", "/metrics"]),
-    ("Models", &["/v1/", "/rerank", "/generate", "/stream", "/tokenize", "/detokenize", "/apply-template"]),
+    (
+        "Models",
+        &[
+            "/v1/",
+            "/chat/",
+            "/completions",
+            "/embeddings",
+            "/models",
+            "/rerank",
+            "/generate",
+            "/stream",
+            "/tokenize",
+            "/detokenize",
+            "/apply-template",
+        ],
+    ),
     ("Server", &["/"]),
 ];
 
@@ -233,6 +248,13 @@ fn paths() -> Value {
         let answer = json_answer("The documents, most relevant first.", "Ranking");
         post(id, "Order documents by how well they answer a query", "RerankRequest", answer, &GENERATING)
     };
+    // The same operation under another path needs a name of its own.
+    let again = |operation: &Value, id: &str| {
+        let mut operation = operation.clone();
+        operation["operationId"] = id.into();
+        operation
+    };
+    let models = get("listModels", "What is served", json_answer("The models.", "ModelList"), &[401]);
     let mut model = get("retrieveModel", "One model", json_answer("The model.", "Model"), &[401, 404]);
     model["parameters"] = json!([{"name": "id", "in": "path", "required": true, "schema": {"type": "string"}}]);
     let mut docs_file = get("docsFile", "A part of the pages", text_answer("The file.", "*/*"), &[404]);
@@ -265,7 +287,14 @@ fn paths() -> Value {
         parameter("caller", "Of this caller only; any but oneself needs the scope `admin`."),
     ]);
     let health = |id, summary| get(id, summary, json_answer("How it is.", "Health"), &[503]);
-    json!({
+    let mut paths = json!({
+        "/chat/completions": {"post": again(&chat, "chatCompletionWithoutPrefix")},
+        "/completions": {"post": again(&completion, "completionWithoutPrefix")},
+        "/embeddings": {"post": again(&embeddings, "embeddingsWithoutPrefix")},
+        "/models": {"get": again(&models, "modelsWithoutPrefix")},
+        "/models/{id}": {"get": again(&model, "modelWithoutPrefix")},
+    });
+    let others = json!({
         "/v1/chat/completions": {"post": chat},
         "/v1/completions": {"post": completion},
         "/v1/embeddings": {"post": embeddings},
@@ -273,7 +302,7 @@ fn paths() -> Value {
         "/rerank": {"post": rerank("rerank")},
         "/v1/quote": {"post": post("quote", "What a chat completion or a completion would take, without running it",
             "QuoteRequest", json_answer("What each side that could serve it says.", "Quote"), &READING)},
-        "/v1/models": {"get": get("listModels", "What is served", json_answer("The models.", "ModelList"), &[401])},
+        "/v1/models": {"get": models},
         "/v1/models/{id}": {"get": model},
         "/tokenize": {"post": post("tokenize", "Token ids of a text", "TokenizeRequest",
             json_answer("The tokens.", "Tokens"), &READING)},
@@ -293,5 +322,9 @@ fn paths() -> Value {
         "/docs": {"get": docs_redirect},
         "/docs/": {"get": get("docs", "This document as pages", text_answer("The page.", "text/html"), &[])},
         "/docs/{file}": {"get": docs_file},
-    })
+    });
+    if let (Some(paths), Value::Object(others)) = (paths.as_object_mut(), others) {
+        paths.extend(others);
+    }
+    paths
 }

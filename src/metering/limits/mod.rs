@@ -188,8 +188,8 @@ impl Limits {
             .legs
             .iter()
             .filter(|leg| !matches!(leg.served_by, ServedBy::Cache(_)))
-            .map(|leg| leg.prompt_tokens + leg.completion_tokens)
-            .sum();
+            // An upstream says how many they were, and may say anything.
+            .fold(0, |sum: u64, leg| sum.saturating_add(leg.prompt_tokens).saturating_add(leg.completion_tokens));
         for Party { meter, limits, .. } in self.parties(account.caller(), now) {
             meter.spend(now.wall, spent);
             if is_admitted {

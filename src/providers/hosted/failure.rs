@@ -170,10 +170,10 @@ impl Said {
 
     /// OpenAI's object, or what others put in its place.
     fn of_error(upstream: &Upstream, error: &Value) -> Self {
-        let text = |name: &str| error.get(name).and_then(Value::as_str).map(str::to_owned);
+        let text = |name: &str| error.get(name).and_then(Value::as_str).map(|text| upstream.redacted(text));
         let count = |name: &str| error.get(name).and_then(Value::as_u64).and_then(|count| usize::try_from(count).ok());
-        let message = text("message").or_else(|| error.as_str().map(str::to_owned));
-        let message = message.map(|message| upstream.redacted(&message).chars().take(MESSAGE_CHARS_MAX).collect());
+        let message = text("message").or_else(|| error.as_str().map(|text| upstream.redacted(text)));
+        let message = message.map(|message| message.chars().take(MESSAGE_CHARS_MAX).collect());
         Self {
             message,
             kind: text("type"),

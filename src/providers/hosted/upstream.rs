@@ -109,12 +109,16 @@ impl Upstream {
         breaker
     }
 
-    /// `text` without this upstream's key in it.
+    /// `text` without this upstream's key in it, nor what its configured headers say, where keys are as well.
     pub(super) fn redacted(&self, text: &str) -> String {
-        match &self.settings.api_key {
-            Some(key) => text.replace(key.reveal(), "***"),
-            None => text.to_owned(),
-        }
+        /// Shorter values are words, such as a version, and no keys.
+        const KEY_CHARS_MIN: usize = 8;
+        let key = self.settings.api_key.as_ref().map(|key| key.reveal());
+        let headers = self.settings.headers.iter().map(|(_, value)| value);
+        // Of `Bearer KEY` an upstream may name the key alone.
+        let headers = headers.flat_map(|value| [Some(value.as_str()), value.split_once(' ').map(|(_, key)| key)]);
+        let secrets = headers.flatten().filter(|value| value.len() >= KEY_CHARS_MIN).chain(key);
+        secrets.fold(text.to_owned(), |text, secret| text.replace(secret, "***"))
     }
 
     /// Sends one request and waits for the head of a successful answer.

@@ -47,6 +47,9 @@ pub struct Parts {
     pub template: ChatTemplate,
     pub grammars: GrammarCompiler,
     pub engine: Engine,
+    /// Callers share the KV blocks of prompts that begin alike, and can tell from the counts of cached tokens what others have
+    /// sent.
+    pub callers_share_prefixes: bool,
     /// Where it computes: `cpu`, `cuda` or `metal`.
     pub device: &'static str,
     /// Storage of its keys and values.
@@ -147,6 +150,7 @@ impl Parts {
             prompt_logprobs: request.echo && request.logprobs.is_some(),
             constraints,
             caller: request.account.turn().to_owned(),
+            prefix_scope: if self.callers_share_prefixes { "" } else { &request.account.caller().id }.into(),
             leg,
             deadline: request.deadline,
             n: request.n,
@@ -161,7 +165,7 @@ impl Parts {
         thinking: Thinking,
         thinking_tokens: usize,
     ) -> Result<Vec<Box<dyn TokenConstraint>>> {
-        let compile = || match (&request.constraint, tools(&request.prompt)) {
+        let compiled = match (&request.constraint, tools(&request.prompt)) {
             (Some(constraint), _) => {
                 self.grammars.compile_after_thinking(constraint, thinking, thinking_tokens).map(Some)
             }
@@ -174,15 +178,10 @@ impl Parts {
                 thinking_tokens,
             }),
             (None, None) => Ok(None),
-        };
-        let mut constraints = Vec::new();
-        for _ in 0..request.n {
-            match compile()? {
-                Some(constraint) => constraints.push(constraint),
-                None => break,
-            }
-        }
-        Ok(constraints)
+        }?;
+        let Some(compiled) = compiled else { return Ok(Vec::new()) };
+        request.account.left_unenforced(compiled.unenforced());
+        Ok(compiled.answers(request.n))
     }
 
     fn tool_format(&self) -> ToolFormat {

@@ -205,7 +205,7 @@ impl Tokens {
     }
 
     fn named(&self, claims: Claims) -> Result<Caller, String> {
-        let Claims { sub, jti, scope, scopes, models, local_only, policy, limits, .. } = claims;
+        let Claims { iss, sub, jti, scope, scopes, models, local_only, policy, limits, .. } = claims;
         let sub = sub.as_ref().and_then(Value::as_str).unwrap_or_default();
         if sub.is_empty() || sub.len() > SUBJECT_BYTES_MAX || sub.chars().any(char::is_control) {
             return Err(format!("`sub` must have 1 to {SUBJECT_BYTES_MAX} bytes and no control characters"));
@@ -218,7 +218,12 @@ impl Tokens {
             limits: limits.map(limits_of).transpose()?.unwrap_or_default(),
         };
         let token_id = jti.filter(|id| id.len() <= SUBJECT_BYTES_MAX && !id.chars().any(char::is_control));
-        Ok(rights.caller(format!("{}{sub}", self.settings.caller_prefix), token_id))
+        // Two issuers may have a subject of the same name; one alone has none, and its callers keep the ids that they had.
+        let issuer = match (&self.settings.issuers[..], &iss) {
+            ([_, _, ..], Some(Value::String(issuer))) => format!("{issuer}#"),
+            _ => String::new(),
+        };
+        Ok(rights.caller(format!("{}{issuer}{sub}", self.settings.caller_prefix), token_id))
     }
 }
 

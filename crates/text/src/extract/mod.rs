@@ -18,6 +18,7 @@ mod gzip;
 mod html;
 mod json;
 mod limits;
+mod lockdown;
 mod markdown;
 pub mod packed;
 #[cfg(feature = "pdf")]
@@ -39,6 +40,7 @@ pub use self::{
     error::ExtractError,
     format::Format,
     limits::{Limit, Limits},
+    lockdown::Lockdown,
 };
 
 /// The text of a file. Blocks while it works: call it where blocking is allowed.
@@ -58,15 +60,14 @@ pub fn extract(path: &Path, file_name: &str, limits: &Limits, sandbox: &Sandbox)
     }
 }
 
-/// The text of a file, whatever its format, in this process, which holds the whole file. Only a process that may die should
-/// do this: see [`sandbox`].
-///
-/// # Errors
-/// As [`extract`].
-pub fn extract_unprotected(path: &Path, file_name: &str, limits: &Limits) -> Result<Extracted, ExtractError> {
+/// The bytes of a file that is not too large.
+fn read_whole(path: &Path, limits: &Limits) -> Result<Vec<u8>, ExtractError> {
     head(path, limits)?;
-    let mut bytes = read(path, limits.file_bytes).map_err(ExtractError::unreadable)?;
-    let mut file_name = file_name;
+    read(path, limits.file_bytes).map_err(ExtractError::unreadable)
+}
+
+/// The text of a file, whatever its format, in this process. Only a process that may die should do this: see [`sandbox`].
+fn extract_unprotected(mut bytes: Vec<u8>, mut file_name: &str, limits: &Limits) -> Result<Extracted, ExtractError> {
     let mut detected = format::detect_all(&bytes, file_name)?;
     if detected == Detected::Gzip {
         bytes = gzip::unpack(&bytes, limits)?;

@@ -1,8 +1,9 @@
 //! A child process that reads one document and may die of it.
 //!
 //! The parent starts its own program with the hidden subcommand [`CHILD_COMMAND`], writes a request to its standard
-//! input and reads the answer from its standard output, both JSON. The child takes limits on memory, processor time
-//! and files upon itself before it opens the document; the parent watches the clock and how much comes back. A
+//! input and reads the answer from its standard output, both JSON. The child has an empty environment, where secrets of the
+//! parent would be. It takes limits on memory, processor time and files upon itself, reads the document's bytes, and gives up
+//! everything else ([`super::lockdown`]) before it looks at them; the parent watches the clock and how much comes back. A
 //! crash, an exhausted limit or a made-up answer is an error of that one document.
 //!
 //! The limits are those of POSIX `setrlimit`. Where there is none, the clock and the answer's size still hold.
@@ -17,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{ExtractError, Extracted, Limit, Limits, extract_unprotected};
+use super::{ExtractError, Extracted, Limit, Limits, Lockdown, extract_unprotected, lockdown::lock_down, read_whole};
 
 /// The subcommand of the program that is the child.
 pub const CHILD_COMMAND: &str = "extract-child";
@@ -30,17 +31,24 @@ const COMPLAINT_BYTES: u64 = 16 * 1024;
 pub struct Sandbox {
     program: PathBuf,
     arguments: Vec<OsString>,
+    /// Where the loader finds the program's libraries (`LD_LIBRARY_PATH`), the one variable that it may need to start.
+    library_path: Option<OsString>,
 }
 
 #[derive(serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Request {
-    path: PathBuf,
+    /// `None` asks what the child can give up, and reads nothing.
+    path: Option<PathBuf>,
     file_name: String,
     limits: Limits,
 }
 
-type Answer = Result<Extracted, ExtractError>;
+#[derive(serde::Serialize, serde::Deserialize)]
+enum Answer {
+    Document(Result<Extracted, ExtractError>),
+    Lockdown(Lockdown),
+}
 
 impl Sandbox {
     /// Children that are the running program itself.
@@ -56,7 +64,14 @@ impl Sandbox {
 
     /// Children that are another program, which must answer as [`serve_one`] does.
     pub fn of_program(program: impl Into<PathBuf>, arguments: impl IntoIterator<Item: Into<OsString>>) -> Self {
-        Self { program: program.into(), arguments: arguments.into_iter().map(Into::into).collect() }
+        let arguments = arguments.into_iter().map(Into::into).collect();
+        Self { program: program.into(), arguments, library_path: None }
+    }
+
+    /// The children find the program's libraries there.
+    #[must_use]
+    pub fn with_library_path(self, library_path: Option<OsString>) -> Self {
+        Self { library_path, ..self }
     }
 
     /// Reads one document in a child process and waits for it, at most [`Limits::wall_time`].
@@ -64,12 +79,33 @@ impl Sandbox {
     /// # Errors
     /// What the child found wrong with the document, or how the child itself ended.
     pub fn extract(&self, path: &Path, file_name: &str, limits: &Limits) -> Result<Extracted, ExtractError> {
+        match self.ask(Some(path), file_name, limits)? {
+            Answer::Document(document) => document,
+            Answer::Lockdown(_) => Err(ExtractError::Crashed { how: "answered what it was not asked".to_owned() }),
+        }
+    }
+
+    /// What the children give up on this machine.
+    ///
+    /// # Errors
+    /// If a child cannot be started.
+    pub fn lockdown(&self, limits: &Limits) -> Result<Lockdown, ExtractError> {
+        match self.ask(None, "", limits)? {
+            Answer::Lockdown(lockdown) => Ok(lockdown),
+            Answer::Document(_) => Err(no_reader(&"it answered what it was not asked")),
+        }
+    }
+
+    fn ask(&self, path: Option<&Path>, file_name: &str, limits: &Limits) -> Result<Answer, ExtractError> {
         let deadline = Instant::now() + limits.wall_time;
-        let request = Request { path: path.to_owned(), file_name: file_name.to_owned(), limits: limits.clone() };
+        let request =
+            Request { path: path.map(Path::to_owned), file_name: file_name.to_owned(), limits: limits.clone() };
         let request = serde_json::to_vec(&request).map_err(|error| no_reader(&error))?;
         let mut child = RunningChild(
             Command::new(&self.program)
                 .args(&self.arguments)
+                .env_clear()
+                .envs(self.library_path.iter().map(|path| ("LD_LIBRARY_PATH", path)))
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())
@@ -98,7 +134,7 @@ impl Sandbox {
         if status.success()
             && let Ok(answer) = serde_json::from_slice::<Answer>(line)
         {
-            return answer;
+            return Ok(answer);
         }
         let complaint = complaint.recv_timeout(Duration::from_secs(1)).unwrap_or_default();
         Err(ended(status, &String::from_utf8_lossy(&complaint), limits))
@@ -115,7 +151,13 @@ pub fn serve_one(input: impl Read, mut output: impl Write) -> io::Result<()> {
     input.take(1024 * 1024).read_to_end(&mut request)?;
     let Request { path, file_name, limits } = serde_json::from_slice(&request)?;
     take_limits(&limits)?;
-    let answer: Answer = extract_unprotected(&path, &file_name, &limits);
+    let answer = match path {
+        Some(path) => Answer::Document(read_whole(&path, &limits).and_then(|bytes| {
+            lock_down();
+            extract_unprotected(bytes, &file_name, &limits)
+        })),
+        None => Answer::Lockdown(lock_down()),
+    };
     output.write_all(b"\n")?;
     serde_json::to_writer(&mut output, &answer)?;
     output.write_all(b"\n")?;
@@ -212,7 +254,11 @@ fn take_limits(limits: &Limits) -> io::Result<()> {
         let maximum = most.saturating_add(slack).min(ceiling);
         Ok(setrlimit(resource, Rlimit { current: Some(current), maximum: Some(maximum) })?)
     };
+    #[cfg(target_os = "linux")]
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     take(Resource::Core, 0, 0)?;
+    // The pipes and the document, and a few that a library may want.
+    take(Resource::Nofile, 16, 0)?;
     // Nothing that reads a document writes files.
     take(Resource::Fsize, 0, 0)?;
     // The soft limit is a signal with a name of its own, the hard one a second later is not.

@@ -11,7 +11,7 @@ use super::*;
 fn read_with(name: &str, bytes: &[u8], limits: &Limits) -> Result<Extracted, ExtractError> {
     let mut file = tempfile::NamedTempFile::new().expect("a temporary file can be made");
     file.write_all(bytes).expect("it can be written");
-    extract_unprotected(file.path(), name, limits)
+    extract_unprotected(read_whole(file.path(), limits)?, name, limits)
 }
 
 fn read(name: &str, bytes: &[u8]) -> Result<Extracted, ExtractError> {

@@ -33,7 +33,9 @@ pub(super) struct Tool {
     /// Its place in the request.
     pub(super) index: usize,
     pub(super) name: String,
-    parameters: Value,
+    pub(super) parameters: Value,
+    /// What cannot be enforced of its schema fails the request instead of being left out.
+    pub(super) strict: bool,
 }
 
 /// A text that opens a call, and the grammar of what follows it.
@@ -63,7 +65,13 @@ impl<'a> CallGrammars<'a> {
             {
                 continue;
             }
-            tools.push(Tool { index, name: name.to_owned(), parameters: parameters(function.get("parameters")) });
+            let strict = function.get("strict").and_then(Value::as_bool).unwrap_or(false);
+            tools.push(Tool {
+                index,
+                name: name.to_owned(),
+                parameters: parameters(function.get("parameters")),
+                strict,
+            });
         }
         if let (ToolChoice::Named(chosen), true) = (rules.choice, tools.is_empty()) {
             return Err(GrammarError::UnknownTool(chosen.clone()));
@@ -71,8 +79,8 @@ impl<'a> CallGrammars<'a> {
         Ok(Self { tools, format: rules.format, parallel: rules.parallel && rules.format.allows_parallel(), special })
     }
 
-    pub(super) fn schemas(&self) -> impl Iterator<Item = (&Tool, &Value)> {
-        self.tools.iter().map(|tool| (tool, &tool.parameters))
+    pub(super) fn tools_mut(&mut self) -> &mut [Tool] {
+        &mut self.tools
     }
 
     pub(super) fn names(&self) -> Vec<&str> {

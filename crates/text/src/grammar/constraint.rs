@@ -17,6 +17,10 @@ impl GrammarConstraint {
     pub(super) fn new(environment: TokEnv, matcher: Matcher) -> Self {
         Self { environment, matcher }
     }
+
+    pub(super) fn copied(&self) -> Self {
+        Self { environment: self.environment.clone(), matcher: self.matcher.deep_clone() }
+    }
 }
 
 impl TokenConstraint for GrammarConstraint {
@@ -164,6 +168,33 @@ impl PhasedConstraint {
             may_end: false,
             closing: Some(closing),
             ..Self::on_triggers(vocabulary, vec![trigger], AfterCall::End, Thinking::Never)
+        }
+    }
+
+    pub(super) fn copied(&self) -> Self {
+        let trigger = |trigger: &TriggeredGrammar| TriggeredGrammar {
+            text: trigger.text.clone(),
+            at_start: trigger.at_start,
+            matcher: trigger.matcher.deep_clone(),
+        };
+        let closing =
+            |closing: &Closing| Closing { tokens_left: closing.tokens_left, matcher: closing.matcher.deep_clone() };
+        Self {
+            environment: self.environment.clone(),
+            num_tokens: self.num_tokens,
+            phase: match &self.phase {
+                Phase::Free => Phase::Free,
+                Phase::Grammar(matcher) => Phase::Grammar(Box::new(matcher.deep_clone())),
+                Phase::Closing(said) => Phase::Closing(*said),
+                Phase::Ended => Phase::Ended,
+            },
+            triggers: self.triggers.iter().map(trigger).collect(),
+            after: self.after,
+            thought: self.thought,
+            may_end: self.may_end,
+            closing: self.closing.as_ref().map(closing),
+            tail: self.tail.clone(),
+            num_bytes: self.num_bytes,
         }
     }
 

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 /// Keywords that constrain an instance and that the compiler does not know. To leave one out would let
 /// through what the caller has forbidden.
-const NOT_ENFORCED: [&str; 17] = [
+pub(super) const NOT_ENFORCED: [&str; 17] = [
     "not",
     "if",
     "then",
@@ -26,14 +26,14 @@ const NOT_ENFORCED: [&str; 17] = [
 ];
 
 /// Keywords whose value is a schema, an array of schemas, or a map of schemas.
-const ONE_SCHEMA: [&str; 3] = ["items", "additionalItems", "additionalProperties"];
-const SCHEMA_ARRAYS: [&str; 4] = ["anyOf", "oneOf", "allOf", "prefixItems"];
-const SCHEMA_MAPS: [&str; 4] = ["properties", "patternProperties", "$defs", "definitions"];
+pub(super) const ONE_SCHEMA: [&str; 3] = ["items", "additionalItems", "additionalProperties"];
+pub(super) const SCHEMA_ARRAYS: [&str; 4] = ["anyOf", "oneOf", "allOf", "prefixItems"];
+pub(super) const SCHEMA_MAPS: [&str; 4] = ["properties", "patternProperties", "$defs", "definitions"];
 
 /// Subschemas compiled alone to find the one at fault.
 const MAX_PARTS_TRIED: usize = 64;
 /// Nesting of subschemas; the compiler's own recursion stays below its stack with it.
-const MAX_DEPTH: usize = 64;
+pub(super) const MAX_DEPTH: usize = 64;
 
 /// How free the model is in the white space between JSON's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,9 +62,14 @@ pub(super) fn prepared(schema: &Value, spacing: Spacing) -> Value {
     Value::Object(root)
 }
 
+/// Whether a keyword constrains nothing with this value.
+pub(super) fn is_idle(keyword: &str, value: &Value) -> bool {
+    keyword == "uniqueItems" && *value == Value::Bool(false)
+}
+
 /// `uniqueItems: false` and the like constrain nothing, and the compiler refuses them by name.
 fn without_idle_keywords(object: &Map<String, Value>) -> Map<String, Value> {
-    let keep = |(key, value): &(&String, &Value)| !(key.as_str() == "uniqueItems" && **value == Value::Bool(false));
+    let keep = |(key, value): &(&String, &Value)| !is_idle(key, value);
     object
         .iter()
         .filter(keep)
@@ -96,7 +101,7 @@ pub(super) fn check(schema: &Value) -> Result<(), (String, String)> {
             _ => return Err((pointer.to_owned(), "a schema is an object or a boolean".to_owned())),
         };
         for keyword in NOT_ENFORCED {
-            if object.get(keyword).is_some_and(|value| !(keyword == "uniqueItems" && *value == Value::Bool(false))) {
+            if object.get(keyword).is_some_and(|value| !is_idle(keyword, value)) {
                 return Err((format!("{pointer}/{keyword}"), format!("the keyword {keyword:?} is not supported")));
             }
         }
@@ -105,21 +110,20 @@ pub(super) fn check(schema: &Value) -> Result<(), (String, String)> {
 }
 
 fn check_reference(root: &Value, pointer: &str, object: &Map<String, Value>) -> Result<(), (String, String)> {
-    let Some(reference) = object.get("$ref") else { return Ok(()) };
-    let error = |message: String| Err((format!("{pointer}/$ref"), message));
-    let Some(reference) = reference.as_str() else { return error("it must be a string".to_owned()) };
+    unresolved(root, object).map_or(Ok(()), |reason| Err((format!("{pointer}/$ref"), reason)))
+}
+
+/// What is wrong with a subschema's reference, if it has one that leads nowhere.
+pub(super) fn unresolved(root: &Value, object: &Map<String, Value>) -> Option<String> {
+    let Some(reference) = object.get("$ref")?.as_str() else { return Some("it must be a string".to_owned()) };
     let Some(fragment) = reference.strip_prefix('#') else {
-        return if reference.contains("://") {
-            error(format!("{reference:?} is in another document, and only references within the schema are followed"))
-        } else {
-            Ok(())
-        };
+        let elsewhere =
+            || format!("{reference:?} is in another document, and only references within the schema are followed");
+        return reference.contains("://").then(elsewhere);
     };
     let decoded = fragment.replace("%25", "%").replace("%20", " ").replace("%22", "\"");
-    if (fragment.is_empty() || fragment.starts_with('/')) && root.pointer(&decoded).is_none() {
-        return error(format!("{reference:?} is not in the schema"));
-    }
-    Ok(())
+    let is_missing = (fragment.is_empty() || fragment.starts_with('/')) && root.pointer(&decoded).is_none();
+    is_missing.then(|| format!("{reference:?} is not in the schema"))
 }
 
 /// Every proper subschema with its pointer, innermost first, each with the root's definitions so that it can be
@@ -182,6 +186,6 @@ fn visit(schema: &Value, pointer: &str, depth: usize, visitor: &mut Visitor<'_>)
 }
 
 /// A name in a JSON pointer (RFC 6901).
-fn escaped(name: &str) -> String {
+pub(super) fn escaped(name: &str) -> String {
     name.replace('~', "~0").replace('/', "~1")
 }

@@ -2,12 +2,14 @@
 //!
 //! llguidance does the parsing; this module gives it the model's vocabulary, checks schemas so that an error
 //! names its place, writes the grammars of tool calls, and adapts the result to the engine's
-//! [`TokenConstraint`]. Build one [`GrammarCompiler`] per model. Compiling takes milliseconds, for large
+//! [`hearth_domain::TokenConstraint`]. Build one [`GrammarCompiler`] per model. Compiling takes milliseconds, for large
 //! schemas more: call it off the async threads.
 
 mod call_grammar;
+mod compiled;
 mod constraint;
 mod json_schema;
+mod relaxed;
 mod vocabulary;
 
 use std::{
@@ -16,7 +18,7 @@ use std::{
     sync::Arc,
 };
 
-use hearth_domain::{Constraint, TokenConstraint, ToolChoice, error};
+use hearth_domain::{Constraint, ToolChoice, error};
 use llguidance::{
     Matcher, ParserFactory,
     api::{ParserLimits, TopLevelGrammar},
@@ -24,9 +26,10 @@ use llguidance::{
 use serde_json::{Value, json};
 use toktrie::TokEnv;
 
-pub use self::{call_grammar::ToolCallRules, vocabulary::GrammarVocabulary};
+pub use self::{call_grammar::ToolCallRules, compiled::CompiledConstraint, vocabulary::GrammarVocabulary};
 use self::{
     call_grammar::{CallGrammars, Trigger},
+    compiled::State,
     constraint::{AfterCall, GrammarConstraint, PhasedConstraint, TriggeredGrammar},
 };
 use crate::tool_calls::Thinking;
@@ -44,6 +47,10 @@ const COMPILE_STACK_BYTES: usize = 256 << 20;
 /// Length and nesting of an expression or a Lark grammar.
 const MAX_SOURCE_BYTES: usize = 128 << 10;
 const MAX_SOURCE_NESTING: usize = 100;
+
+/// How often something is taken away from a tool's schema that does not compile, before nothing is left of it but that the
+/// arguments are an object. Each time takes as long as a refusal, which looks for the place.
+const MAX_WEAKENED: usize = 6;
 
 /// Why a constraint cannot be compiled. The caller wrote it, and is told the place.
 #[derive(Debug, thiserror::Error)]
@@ -121,7 +128,7 @@ impl GrammarCompiler {
     }
 
     /// The constraint for a whole answer.
-    pub fn compile(&self, constraint: &Constraint) -> Result<Box<dyn TokenConstraint>, GrammarError> {
+    pub fn compile(&self, constraint: &Constraint) -> Result<CompiledConstraint, GrammarError> {
         self.compile_after_thinking(constraint, Thinking::Never, 0)
     }
 
@@ -132,7 +139,7 @@ impl GrammarCompiler {
         constraint: &Constraint,
         thinking: Thinking,
         thinking_tokens: usize,
-    ) -> Result<Box<dyn TokenConstraint>, GrammarError> {
+    ) -> Result<CompiledConstraint, GrammarError> {
         let matcher = match constraint {
             Constraint::JsonObject => self.schema_matcher(&json!({"type": "object"}))?,
             Constraint::JsonSchema(schema) => self.schema_matcher(schema)?,
@@ -145,23 +152,30 @@ impl GrammarCompiler {
                 self.matcher(TopLevelGrammar::from_lark(lark.clone())).map_err(GrammarError::Lark)?
             }
         };
-        Ok(self.after_thinking(matcher, thinking, thinking_tokens))
+        Ok(CompiledConstraint::new(self.after_thinking(matcher, thinking, thinking_tokens), Vec::new()))
     }
 
     /// The constraint for an answer that may, or must, call tools; `None` when it may say anything.
     ///
     /// Under [`ToolChoice::Required`] and [`ToolChoice::Named`] the answer is one or more calls. Under
-    /// [`ToolChoice::Auto`] it is free until it opens a call, which then has to fit one of the tools.
-    pub fn compile_tool_calls(
-        &self,
-        rules: &ToolCallRules<'_>,
-    ) -> Result<Option<Box<dyn TokenConstraint>>, GrammarError> {
+    /// [`ToolChoice::Auto`] it is free until it opens a call, which then has to fit one of the tools. What cannot be enforced of
+    /// a tool's schema is refused if the tool is `strict`, and otherwise [named](CompiledConstraint::unenforced).
+    pub fn compile_tool_calls(&self, rules: &ToolCallRules<'_>) -> Result<Option<CompiledConstraint>, GrammarError> {
         if *rules.choice == ToolChoice::None || rules.tools.is_empty() {
             return Ok(None);
         }
-        let grammars = CallGrammars::new(rules, &self.vocabulary)?;
-        for (tool, schema) in grammars.schemas() {
-            self.check_tool(tool, schema)?;
+        let mut grammars = CallGrammars::new(rules, &self.vocabulary)?;
+        let mut unenforced = Vec::new();
+        for tool in grammars.tools_mut() {
+            if tool.strict {
+                self.check_tool(tool)?;
+                continue;
+            }
+            let (parameters, left_out) = self.relaxed(&tool.parameters);
+            tool.parameters = parameters;
+            let named =
+                |pointer: String| format!("tools.{}.function.parameters{}", tool.index, pointer.replace('/', "."));
+            unenforced.extend(left_out.into_iter().map(named));
         }
         let tool_error = |message: String| GrammarError::Tool {
             index: 0,
@@ -171,7 +185,8 @@ impl GrammarCompiler {
         };
         if *rules.choice != ToolChoice::Auto {
             let matcher = self.matcher(TopLevelGrammar::from_lark(grammars.forced())).map_err(tool_error)?;
-            return Ok(Some(self.after_thinking(matcher, rules.thinking, rules.thinking_tokens)));
+            let start = self.after_thinking(matcher, rules.thinking, rules.thinking_tokens);
+            return Ok(Some(CompiledConstraint::new(start, unenforced)));
         }
         let mut triggered = Vec::new();
         for Trigger { text, at_start, lark } in grammars.triggers() {
@@ -179,14 +194,15 @@ impl GrammarCompiler {
             triggered.push(TriggeredGrammar { text: text.into_bytes(), at_start, matcher });
         }
         let after = if rules.parallel { AfterCall::FreeText } else { AfterCall::End };
-        Ok(Some(Box::new(PhasedConstraint::on_triggers(self.environment(), triggered, after, rules.thinking))))
+        let phased = PhasedConstraint::on_triggers(self.environment(), triggered, after, rules.thinking);
+        Ok(Some(CompiledConstraint::new(State::Phased(Box::new(phased)), unenforced)))
     }
 
-    fn after_thinking(&self, matcher: Matcher, thinking: Thinking, tokens: usize) -> Box<dyn TokenConstraint> {
+    fn after_thinking(&self, matcher: Matcher, thinking: Thinking, tokens: usize) -> State {
         if thinking == Thinking::Open {
-            return Box::new(PhasedConstraint::after_thinking(self.environment(), matcher, tokens));
+            return State::Phased(Box::new(PhasedConstraint::after_thinking(self.environment(), matcher, tokens)));
         }
-        Box::new(GrammarConstraint::new(self.factory.tok_env().clone(), matcher))
+        State::Whole(Box::new(GrammarConstraint::new(self.factory.tok_env().clone(), matcher)))
     }
 
     /// The vocabulary padded to the logits, and how many of its ids are tokens.
@@ -203,7 +219,22 @@ impl GrammarCompiler {
         })
     }
 
-    fn check_tool(&self, tool: &call_grammar::Tool, schema: &Value) -> Result<(), GrammarError> {
+    /// What can be enforced of a tool's schema, and the JSON pointers of the rest.
+    fn relaxed(&self, schema: &Value) -> (Value, Vec<String>) {
+        let (mut schema, mut left_out) = relaxed::relaxed(schema);
+        for _ in 0..MAX_WEAKENED {
+            let prepared = json_schema::prepared(&schema, json_schema::Spacing::Fixed);
+            let Err(message) = self.matcher(TopLevelGrammar::from_json_schema(prepared)) else {
+                return (schema, left_out);
+            };
+            let (pointer, _) = self.locate(&schema, message);
+            left_out.extend(relaxed::weaken(&mut schema, &pointer));
+        }
+        (json!({"type": "object"}), vec![String::new()])
+    }
+
+    fn check_tool(&self, tool: &call_grammar::Tool) -> Result<(), GrammarError> {
+        let schema = &tool.parameters;
         let error = |(pointer, message): (String, String)| GrammarError::Tool {
             index: tool.index,
             tool: tool.name.clone(),

@@ -1,6 +1,7 @@
 //! Random walks: tokens drawn from the allowed ones until the answer is complete, which then has to satisfy
 //! what was asked for.
 
+use hearth_domain::TokenConstraint;
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -143,14 +144,18 @@ fn schemas() -> Vec<Value> {
     ]
 }
 
+fn one(compiled: CompiledConstraint) -> Box<dyn TokenConstraint> {
+    compiled.answers(1).remove(0)
+}
+
 fn is_valid(schema: &Value, instance: &Value) -> bool {
     jsonschema::options().should_validate_formats(true).build(schema).expect("the schema is sound").is_valid(instance)
 }
 
 /// The answer of a random walk satisfies the schema.
 fn check_walk(schema: &Value, seed: u64) -> Result<(), String> {
-    let mut constraint =
-        compiler().compile(&Constraint::JsonSchema(schema.clone())).map_err(|error| error.to_string())?;
+    let compiled = compiler().compile(&Constraint::JsonSchema(schema.clone())).map_err(|error| error.to_string())?;
+    let mut constraint = one(compiled);
     let text = walk(constraint.as_mut(), seed, &closes);
     match serde_json::from_str(&text) {
         // JSON has no largest number; the reader of this test has.
@@ -185,22 +190,22 @@ proptest! {
 
 #[test]
 fn objects_expressions_and_grammars_are_enforced() {
-    let mut object = compiler().compile(&Constraint::JsonObject).expect("compiles");
+    let mut object = one(compiler().compile(&Constraint::JsonObject).expect("compiles"));
     assert!(serde_json::from_str::<Value>(&walk(object.as_mut(), 1, &closes)).expect("JSON").is_object());
 
-    let mut regex = compiler().compile(&Constraint::Regex("(yes|no)[0-9]{2}".to_owned())).expect("compiles");
+    let mut regex = one(compiler().compile(&Constraint::Regex("(yes|no)[0-9]{2}".to_owned())).expect("compiles"));
     let text = walk(regex.as_mut(), 2, &closes);
     assert!(text.starts_with("yes") || text.starts_with("no"), "{text}");
 
     let lark = "start: \"a\" (\"b\" | \"c\"){3} \"!\"".to_owned();
-    let text = walk(compiler().compile(&Constraint::Lark(lark)).expect("compiles").as_mut(), 3, &closes);
+    let text = walk(one(compiler().compile(&Constraint::Lark(lark)).expect("compiles")).as_mut(), 3, &closes);
     assert!(text.len() == 5 && text.starts_with('a') && text.ends_with('!'), "{text}");
 }
 
 #[test]
 fn the_end_is_allowed_exactly_when_the_answer_is_complete() {
     let vocabulary = vocabulary();
-    let mut constraint = compiler().compile(&Constraint::Regex("ab?".to_owned())).expect("compiles");
+    let mut constraint = one(compiler().compile(&Constraint::Regex("ab?".to_owned())).expect("compiles"));
     let ends = |constraint: &mut Box<dyn TokenConstraint>| {
         let mut mask = vec![0u32; LOGITS_WIDTH.div_ceil(32)];
         constraint.allowed(&mut mask).expect("a mask");
@@ -215,7 +220,7 @@ fn the_end_is_allowed_exactly_when_the_answer_is_complete() {
 
 #[test]
 fn blanks_are_bounded() {
-    let mut constraint = compiler().compile(&Constraint::JsonObject).expect("compiles");
+    let mut constraint = one(compiler().compile(&Constraint::JsonObject).expect("compiles"));
     let blank = |token: &[u8], text: &str| !text.is_empty() && token.iter().all(u8::is_ascii_whitespace);
     constraint.accept(u32::from(b'{')).expect("allowed");
     let mut blanks = 0;
@@ -335,7 +340,8 @@ fn forced_calls_are_made_in_every_format() {
                 (ToolChoice::Named("tree".to_owned()), false),
             ] {
                 let rules = ToolCallRules { parallel, ..rules(&tools, &choice, format) };
-                let mut constraint = compiler().compile_tool_calls(&rules).expect("compiles").expect("a constraint");
+                let mut constraint =
+                    compiler().compile_tool_calls(&rules).expect("compiles").map(one).expect("a constraint");
                 let text = walk(constraint.as_mut(), seed, &closes);
                 let (prose, calls) = parsed(format, Thinking::Never, &text);
                 assert!(prose.is_empty() && !calls.is_empty(), "{format:?}: {text:?} {prose:?}");
@@ -357,7 +363,8 @@ fn free_answers_are_free_until_a_call_opens() {
         };
         for seed in 0..8 {
             let rules = rules(&tools, &ToolChoice::Auto, format);
-            let mut constraint = compiler().compile_tool_calls(&rules).expect("compiles").expect("a constraint");
+            let mut constraint =
+                compiler().compile_tool_calls(&rules).expect("compiles").map(one).expect("a constraint");
             // The model says the opening byte by byte, and then anything that is allowed.
             let opening_special = vocabulary().tokens.iter().rposition(|token| *token == format.marker().as_bytes());
             let plain = opening.strip_suffix(format.marker());
@@ -386,11 +393,11 @@ fn free_answers_are_free_until_a_call_opens() {
 fn a_free_answer_may_end_without_a_call_and_goes_on_after_one() {
     let tools = tools();
     let rules = ToolCallRules { parallel: true, ..rules(&tools, &ToolChoice::Auto, ToolFormat::Hermes) };
-    let mut constraint = compiler().compile_tool_calls(&rules).expect("compiles").expect("a constraint");
+    let mut constraint = compiler().compile_tool_calls(&rules).expect("compiles").map(one).expect("a constraint");
     let steer = |token: &[u8], _: &str| token == b"</s>";
     assert!(parsed(ToolFormat::Hermes, Thinking::Never, &walk(constraint.as_mut(), 5, &steer)).1.is_empty());
 
-    let mut constraint = compiler().compile_tool_calls(&rules).expect("compiles").expect("a constraint");
+    let mut constraint = compiler().compile_tool_calls(&rules).expect("compiles").map(one).expect("a constraint");
     let call = "<tool_call>{\"name\": \"ping\", \"arguments\": {}}</tool_call>";
     for byte in format!("{call} and {call}").bytes() {
         let mut mask = vec![0u32; LOGITS_WIDTH.div_ceil(32)];
@@ -399,7 +406,7 @@ fn a_free_answer_may_end_without_a_call_and_goes_on_after_one() {
         constraint.accept(u32::from(byte)).expect("allowed");
     }
     // What follows a call's opening must be a call, even when it comes in one token with the opening.
-    let mut constraint = compiler().compile_tool_calls(&rules).expect("compiles").expect("a constraint");
+    let mut constraint = compiler().compile_tool_calls(&rules).expect("compiles").map(one).expect("a constraint");
     for text in ["<", "tool_", "call", ">{\"", "name"] {
         let id = vocabulary().tokens.iter().position(|token| token == text.as_bytes()).expect("a token") as u32;
         constraint.accept(id).expect("allowed");
@@ -419,7 +426,7 @@ fn thoughts_are_free_and_bounded_before_a_forced_answer() {
             thinking_tokens: 20,
             ..rules(&tools, &ToolChoice::Required, ToolFormat::Hermes)
         };
-        let mut constraint = compiler().compile_tool_calls(&rules).expect("compiles").expect("a constraint");
+        let mut constraint = compiler().compile_tool_calls(&rules).expect("compiles").map(one).expect("a constraint");
         // In its thought this model writes words only, and no broken characters.
         let vocabulary_words = |token: &[u8], text: &str| {
             if text.contains("</think>") { closes(token, text) } else { token == b"the" || token == b"</think>" }
@@ -430,7 +437,7 @@ fn thoughts_are_free_and_bounded_before_a_forced_answer() {
         assert_calls_fit(&calls, &text);
     }
     let schema = Constraint::JsonSchema(json!({"type": "boolean"}));
-    let mut constraint = compiler().compile_after_thinking(&schema, Thinking::Open, 5).expect("compiles");
+    let mut constraint = one(compiler().compile_after_thinking(&schema, Thinking::Open, 5).expect("compiles"));
     let text = walk_always(constraint.as_mut(), 1, &|token, _| token == b"the");
     let answer = text.split("</think>").nth(1).expect("the thought is closed").trim();
     assert!(answer == "true" || answer == "false", "{text}");
@@ -465,8 +472,9 @@ fn walk_always(constraint: &mut dyn TokenConstraint, seed: u64, steer: &dyn Fn(&
 
 #[test]
 fn bad_tools_are_refused_by_name() {
-    let bad =
-        [json!({"type": "function", "function": {"name": "f", "parameters": {"properties": {"x": {"not": {}}}}}})];
+    let bad = [
+        json!({"type": "function", "function": {"name": "f", "strict": true, "parameters": {"properties": {"x": {"not": {}}}}}}),
+    ];
     let error = compiler().compile_tool_calls(&rules(&bad, &ToolChoice::Auto, ToolFormat::Hermes)).err();
     let Some(GrammarError::Tool { tool, pointer, index: 0, .. }) = &error else { panic!("{error:?}") };
     assert_eq!((tool.as_str(), pointer.as_str()), ("f", "/properties/x/not"));
@@ -480,6 +488,61 @@ fn bad_tools_are_refused_by_name() {
         compiler().compile_tool_calls(&rules(&bad, &ToolChoice::None, ToolFormat::Hermes)).expect("none").is_none()
     );
     assert!(GrammarCompiler::from_vocabulary(&GrammarVocabulary::default(), 10).is_err());
+}
+
+/// What the schema libraries of real clients write.
+#[test]
+fn what_cannot_be_enforced_of_a_tool_is_left_out_and_named() {
+    let place = |schema: Value| {
+        let parameters =
+            json!({"type": "object", "properties": {"a": {"type": "integer"}, "x": schema}, "required": ["a"]});
+        let tools = [json!({"type": "function", "function": {"name": "f", "parameters": parameters}})];
+        let choice = ToolChoice::Required;
+        let rules = rules(&tools, &choice, ToolFormat::Hermes);
+        let compiled = compiler().compile_tool_calls(&rules).expect("compiles").expect("a constraint");
+        let unenforced = compiled.unenforced().to_vec();
+        for (seed, mut constraint) in (0..).zip(compiled.answers(3)) {
+            let text = walk(constraint.as_mut(), seed, &closes);
+            let (_, calls) = parsed(ToolFormat::Hermes, Thinking::Never, &text);
+            let arguments: Value = serde_json::from_str(&calls[0].1).expect("the rest is enforced");
+            assert!(arguments["a"].is_number(), "{text}");
+        }
+        unenforced.iter().map(|place| place.replace("tools.0.function.parameters.properties.x", "")).collect::<Vec<_>>()
+    };
+    for (schema, named) in [
+        (json!({"type": "object", "propertyNames": {"type": "string"}}), &[".propertyNames"][..]),
+        (json!({"type": "array", "items": {"type": "string"}, "uniqueItems": true}), &[".uniqueItems"]),
+        (json!({"type": "array", "uniqueItems": false}), &[]),
+        (json!({"type": "string", "format": "cuid"}), &[".format"]),
+        (json!({"type": "string", "pattern": "^(?=.*a).+$"}), &[".pattern"]),
+        (json!({"oneOf": [{"type": "string"}, {"type": "string", "minLength": 2}]}), &[".oneOf"]),
+        (json!({"$ref": "https://example.com/other"}), &[""]),
+        (
+            json!({"type": "array", "items": [{"not": {"type": "null"}}, {"if": {}, "then": {}}]}),
+            &[".items.0.not", ".items.1.if", ".items.1.then"],
+        ),
+        (
+            json!({"type": "object", "properties": {"b": {"type": "string", "format": "cuid"}, "c": {"type": "string", "format": "cuid"}}}),
+            &[".properties.b.format", ".properties.c.format"],
+        ),
+    ] {
+        assert_eq!(place(schema.clone()), named, "{schema}");
+    }
+}
+
+#[test]
+fn answers_of_one_request_go_their_own_ways() {
+    let compiled = compiler().compile(&Constraint::Regex("ab|cd".to_owned())).expect("compiles");
+    let mut answers = compiled.answers(3);
+    for (answer, text) in answers.iter_mut().zip(["ab", "cd", "ab"]) {
+        for byte in text.bytes() {
+            let mut mask = vec![0u32; LOGITS_WIDTH.div_ceil(32)];
+            answer.allowed(&mut mask).expect("a mask");
+            assert_eq!(mask[byte as usize / 32] >> (byte % 32) & 1, 1, "{text}");
+            answer.accept(u32::from(byte)).expect("allowed");
+        }
+        assert!(answer.is_finished());
+    }
 }
 
 /// Constraints meant to exhaust the compiler, called from a thread with a small stack.
@@ -522,9 +585,9 @@ fn hostile_constraints_end_in_answers_or_errors() {
     ];
     let checked = std::thread::Builder::new().stack_size(2 << 20).spawn(move || {
         for constraint in constraints {
-            if let Ok(mut compiled) = compiler().compile(&constraint) {
+            if let Ok(compiled) = compiler().compile(&constraint) {
                 let mut mask = vec![0u32; LOGITS_WIDTH.div_ceil(32)];
-                let _either = compiled.allowed(&mut mask);
+                let _either = one(compiled).allowed(&mut mask);
             }
         }
     });
