@@ -16,6 +16,7 @@ mod embeddings;
 mod endings;
 mod engine_decoder;
 mod files;
+mod fuzz_corpus;
 mod gguf;
 mod held_threads;
 mod hosted_faults;

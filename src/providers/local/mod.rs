@@ -20,7 +20,10 @@ use hearth_domain::{
 };
 use hearth_kernels::kv::KvType;
 use hearth_text::{
-    chat_template::ChatTemplate,
+    chat_template::{
+        ChatTemplate,
+        guard::{guarded, unescaped},
+    },
     detokenizer::Detokenizer,
     grammar::{GrammarCompiler, ToolCallRules},
     tokenizer::Tokenizer,
@@ -216,8 +219,14 @@ impl Parts {
     fn prompt_tokens(&self, prompt: &Prompt, wanted: &Wanted) -> Result<PromptTokens> {
         match prompt {
             Prompt::Chat(chat) => {
-                let text = self.render(chat)?;
-                let mut prompt = self.first_tokens(text, false, "messages", wanted)?;
+                let guarded = guarded(chat, &self.tokenizer);
+                let mut prompt = match guarded {
+                    None => self.first_tokens(self.render(chat)?, false, None, "messages", wanted)?,
+                    Some((chat, mark)) => {
+                        let text = unescaped(self.render(&chat)?, mark);
+                        self.first_tokens(text, false, Some(mark), "messages", wanted)?
+                    }
+                };
                 // Most templates write the opening token out; where one does not, the model still wants it.
                 if let Some(bos) = self.tokenizer.bos()
                     && self.tokenizer.adds_bos()
@@ -228,7 +237,7 @@ impl Parts {
                 }
                 Ok(prompt)
             }
-            Prompt::Text(text) => self.first_tokens(text.clone(), true, "prompt", wanted),
+            Prompt::Text(text) => self.first_tokens(text.clone(), true, None, "prompt", wanted),
             Prompt::Tokens(tokens) => {
                 let vocab_size = self.engine.vocab_size();
                 if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab_size) {
@@ -243,20 +252,27 @@ impl Parts {
         }
     }
 
-    /// The tokens of a text, as far as it could fit.
+    /// The tokens of a text, as far as it could fit; of a guarded one, without the marks.
     fn first_tokens(
         &self,
         text: String,
         add_special: bool,
+        mark: Option<char>,
         param: &'static str,
         wanted: &Wanted,
     ) -> Result<PromptTokens> {
         let enough = Self::COUNTED * self.engine.config().context_length;
-        let fewest = self.tokenizer.fewest_tokens(&text);
+        // A mark is three bytes and no text; a prompt that is too long by that much is refused by its tokens.
+        let fewest = if mark.is_none() { self.tokenizer.fewest_tokens(&text) } else { 0 };
         if fewest > enough {
             return Ok(PromptTokens { text, ids: Vec::new(), count: fewest, param });
         }
-        let first = self.tokenizer.encode_first(&text, add_special, true, enough, &|| wanted.still())?;
+        let go_on = || wanted.still();
+        let first = match mark {
+            None => self.tokenizer.encode_first(&text, add_special, true, enough, &go_on)?,
+            Some(mark) => self.tokenizer.encode_first_marked(&text, mark, enough, &go_on)?,
+        };
+        let text = mark.map(|mark| text.replace(mark, "")).unwrap_or(text);
         wanted.check()?;
         // What is behind the last part is one token at least.
         let count = first.ids.len() + usize::from(!first.is_whole);

@@ -4,8 +4,8 @@
 //! `transformers` rendered, so the measure of this module is its output, byte for byte: the same blocks
 //! trimmed, the same JSON, the same errors raised. `environment` sets minijinja up that way, `python_json`
 //! and `python_methods` hold what Python does and minijinja does not, `capabilities` finds out by trial
-//! renders what a template can show, `messages` fits a conversation to it, and `builtin` holds the
-//! templates used when a file has none.
+//! renders what a template can show, `messages` fits a conversation to it, `guard` keeps its texts from being taken for the
+//! template's marks, and `builtin` holds the templates used when a file has none.
 //!
 //! Templates come from files that anyone may have made. A render has a budget of steps, a limit on nesting
 //! and a limit on its output; it reads no file and no environment variable.
@@ -13,6 +13,7 @@
 mod builtin;
 mod capabilities;
 mod environment;
+pub mod guard;
 mod messages;
 mod output;
 mod python_filters;

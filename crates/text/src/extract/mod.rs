@@ -67,7 +67,14 @@ fn read_whole(path: &Path, limits: &Limits) -> Result<Vec<u8>, ExtractError> {
 }
 
 /// The text of a file, whatever its format, in this process. Only a process that may die should do this: see [`sandbox`].
-fn extract_unprotected(mut bytes: Vec<u8>, mut file_name: &str, limits: &Limits) -> Result<Extracted, ExtractError> {
+///
+/// # Errors
+/// As [`extract`].
+pub fn extract_unprotected(
+    mut bytes: Vec<u8>,
+    mut file_name: &str,
+    limits: &Limits,
+) -> Result<Extracted, ExtractError> {
     let mut detected = format::detect_all(&bytes, file_name)?;
     if detected == Detected::Gzip {
         bytes = gzip::unpack(&bytes, limits)?;

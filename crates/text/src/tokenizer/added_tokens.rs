@@ -26,6 +26,8 @@ pub(super) enum Fragment<'a> {
 pub(super) struct AddedTokens {
     always: Finder,
     with_special: Finder,
+    /// Every place where a control token is spelled; tokens of one character cannot be told from text.
+    control: Option<AhoCorasick>,
 }
 
 #[derive(Debug)]
@@ -46,10 +48,37 @@ impl AddedTokens {
                     .map(|(id, text, _)| (text, id, strip(id))),
             )
         };
+        let control = vocabulary
+            .iter()
+            .filter(|(_, text, kind)| *kind == TokenKind::Control && text.chars().nth(1).is_some())
+            .map(|(_, text, _)| text);
         Ok(Self {
+            control: automaton(control.collect(), MatchKind::Standard)?,
             always: of_kinds(&[TokenKind::UserDefined])?,
             with_special: of_kinds(&[TokenKind::UserDefined, TokenKind::Control, TokenKind::Unknown])?,
         })
+    }
+
+    pub(super) fn has_control_text(&self, text: &str) -> bool {
+        self.control.as_ref().is_some_and(|automaton| automaton.is_match(text))
+    }
+
+    /// The text with `mark` behind the first character of each control token that is spelled in it.
+    pub(super) fn mark_control_texts(&self, text: &str, mark: char) -> String {
+        let Some(automaton) = &self.control else { return text.to_owned() };
+        let mut starts: Vec<usize> = automaton.find_overlapping_iter(text).map(|found| found.start()).collect();
+        starts.sort_unstable();
+        starts.dedup();
+        let mut marked = String::with_capacity(text.len() + starts.len() * mark.len_utf8());
+        let mut copied = 0;
+        for start in starts {
+            let end = start + text[start..].chars().next().map_or(0, char::len_utf8);
+            marked.push_str(&text[copied..end]);
+            marked.push(mark);
+            copied = end;
+        }
+        marked.push_str(&text[copied..]);
+        marked
     }
 
     pub(super) fn split<'a>(&self, text: &'a str, parse_special: bool) -> Vec<Fragment<'a>> {
@@ -57,20 +86,20 @@ impl AddedTokens {
     }
 }
 
+/// `None` for no texts.
+fn automaton(texts: Vec<&str>, kind: MatchKind) -> Result<Option<AhoCorasick>, TokenizerError> {
+    if texts.is_empty() {
+        return Ok(None);
+    }
+    let built = AhoCorasick::builder().match_kind(kind).build(&texts);
+    built.map(Some).map_err(|error| TokenizerError::Encode { problem: format!("its added tokens: {error}") })
+}
+
 impl Finder {
     fn new<'a>(tokens: impl Iterator<Item = (&'a str, u32, Strip)>) -> Result<Self, TokenizerError> {
         let (texts, tokens): (Vec<&str>, Vec<(u32, Strip)>) =
             tokens.map(|(text, id, strip)| (text, (id, strip))).unzip();
-        let automaton = match texts.is_empty() {
-            true => None,
-            false => Some(
-                AhoCorasick::builder()
-                    .match_kind(MatchKind::LeftmostLongest)
-                    .build(&texts)
-                    .map_err(|error| TokenizerError::Encode { problem: format!("its added tokens: {error}") })?,
-            ),
-        };
-        Ok(Self { automaton, tokens })
+        Ok(Self { automaton: automaton(texts, MatchKind::LeftmostLongest)?, tokens })
     }
 
     fn split<'a>(&self, text: &'a str) -> Vec<Fragment<'a>> {
@@ -124,6 +153,14 @@ mod tests {
         let added = added(|_| Strip::default());
         assert_eq!(added.split("a<end>", true), [Fragment::Text("a"), Fragment::Token(1)]);
         assert_eq!(added.split("a<end>", false), [Fragment::Text("a"), Fragment::Token(2), Fragment::Text("nd>")]);
+    }
+
+    #[test]
+    fn every_spelling_of_a_control_token_is_marked() {
+        let added = added(|_| Strip::default());
+        assert!(added.has_control_text("a<end>") && !added.has_control_text("a<ee>"));
+        assert_eq!(added.mark_control_texts("a<end><en<end>d>", '#'), "a<#end><en<#end>d>");
+        assert_eq!(added.split("<#end>", true), [Fragment::Text("<#end>")]);
     }
 
     #[test]

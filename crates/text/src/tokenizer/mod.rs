@@ -102,18 +102,30 @@ impl Tokenizer {
         if add_special {
             ids.extend_from_slice(&inner.prefix);
         }
-        self.encode_content(text, parse_special, &mut true, &mut ids)?;
+        self.encode_content(text, parse_special, None, &mut true, &mut ids)?;
         if add_special {
             ids.extend_from_slice(&inner.suffix);
         }
         Ok(ids)
     }
 
-    /// Appends the tokens of a text or of a part of one; `starts_afresh` says whether it goes on behind other text.
+    /// Whether a control token is spelled in this text.
+    pub fn has_control_text(&self, text: &str) -> bool {
+        self.0.added_tokens.as_ref().is_some_and(|added| added.has_control_text(text))
+    }
+
+    /// The text with `mark` within each control token that is spelled in it, for [`Tokenizer::encode_first`].
+    pub fn mark_control_texts(&self, text: &str, mark: char) -> String {
+        self.0.added_tokens.as_ref().map_or_else(|| text.to_owned(), |added| added.mark_control_texts(text, mark))
+    }
+
+    /// Appends the tokens of a text or of a part of one; `starts_afresh` says whether it goes on behind other text. What has
+    /// `mark` within is no control token, and the mark is no text.
     fn encode_content(
         &self,
         text: &str,
         parse_special: bool,
+        mark: Option<char>,
         starts_afresh: &mut bool,
         ids: &mut Vec<u32>,
     ) -> Result<(), TokenizerError> {
@@ -129,6 +141,8 @@ impl Tokenizer {
                     *starts_afresh = true;
                 }
                 Fragment::Text(text) => {
+                    let unmarked = mark.filter(|mark| text.contains(*mark)).map(|mark| text.replace(mark, ""));
+                    let text = unmarked.as_deref().unwrap_or(text);
                     let vocabulary = &inner.vocabulary;
                     match &inner.encoder {
                         Encoder::BytePair(encoder) => encoder.encode(vocabulary, text, ids),

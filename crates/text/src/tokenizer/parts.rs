@@ -76,6 +76,15 @@ fn end_of_part(text: &str) -> usize {
         .unwrap_or(bytes.len())
 }
 
+/// A text's parts one after the other, each with whether it is the last.
+fn parts<'t>(mut rest: &'t str) -> impl FnMut() -> (&'t str, bool) {
+    move || {
+        let (part, behind) = rest.split_at(end_of_part(rest));
+        rest = behind;
+        (part, behind.is_empty())
+    }
+}
+
 impl Tokenizer {
     /// Token ids of a text as [`Tokenizer::encode`] gives them, as far as there are `enough`: of a text with more, they
     /// may be those of its beginning only, with the special tokens around it all the same. There are then more than
@@ -94,18 +103,38 @@ impl Tokenizer {
         if !inner.cuts.can_cut || text.len() <= PART_BYTES {
             return Ok(FirstTokens { ids: self.encode(text, add_special, parse_special)?, is_whole: true });
         }
-        let mut rest = text;
-        let mut parts = || {
-            let (part, behind) = rest.split_at(end_of_part(rest));
-            rest = behind;
-            (part, behind.is_empty())
-        };
         if let Encoder::Hub(encoder) = &inner.encoder {
+            let mut parts = parts(text);
             let (ids, is_whole) = encoder.encode_parts(add_special, parse_special, |num_tokens| {
                 (num_tokens <= enough && go_on()).then(&mut parts)
             })?;
             return Ok(FirstTokens { ids, is_whole });
         }
+        self.encode_parts(text, add_special, (parse_special, None), enough, go_on)
+    }
+
+    /// The same for a rendered prompt: control tokens are themselves, but for those with `mark` within, which are text without
+    /// the mark (see [`guard`](crate::chat_template::guard)).
+    pub fn encode_first_marked(
+        &self,
+        text: &str,
+        mark: char,
+        enough: usize,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<FirstTokens, TokenizerError> {
+        self.encode_parts(text, false, (true, Some(mark)), enough, go_on)
+    }
+
+    fn encode_parts(
+        &self,
+        text: &str,
+        add_special: bool,
+        (parse_special, mark): (bool, Option<char>),
+        enough: usize,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<FirstTokens, TokenizerError> {
+        let inner = &*self.0;
+        let mut parts = parts(text);
         let mut ids = Vec::new();
         if add_special {
             ids.extend_from_slice(&inner.prefix);
@@ -113,8 +142,8 @@ impl Tokenizer {
         let num_before = ids.len();
         let mut starts_afresh = true;
         let is_whole = loop {
-            let (part, is_last) = parts();
-            self.encode_content(part, parse_special, &mut starts_afresh, &mut ids)?;
+            let (part, is_last) = if inner.cuts.can_cut { parts() } else { (text, true) };
+            self.encode_content(part, parse_special, mark, &mut starts_afresh, &mut ids)?;
             if is_last {
                 break true;
             }
