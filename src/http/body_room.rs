@@ -1,6 +1,7 @@
 //! How many bytes of large bodies may be in work at the same time.
 //!
-//! While a body is read, parsed and tokenized it costs many times its size: a single word of a megabyte takes sixty.
+//! While a body is read, parsed and tokenized it costs many times its size: a single word of a megabyte takes sixty. One that costs
+//! more than usual once it is parsed (`json_cost.rs`) counts for more.
 //! With a bound on one body alone, a few clients with the largest bodies would take all the memory there is. So large
 //! bodies share a fixed room, and one that does not fit in it is refused at once, to be sent again. Ordinary requests
 //! are not counted.

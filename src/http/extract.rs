@@ -11,8 +11,15 @@ use http_body_util::BodyExt;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{body_room::BodyShare, error::ApiError, origin::is_from_browser, state::AppState};
+use super::{
+    body_room::BodyShare,
+    error::ApiError,
+    json_cost::{MULTIPLE_MAX, parsed_bytes},
+    origin::is_from_browser,
+    state::AppState,
+};
 use hearth_domain::error::{Error, ErrorKind};
+use hearth_text::work::{SHORT_BYTES, off_the_async_threads};
 
 /// Bytes beyond the limit that are still taken off the wire before the answer: a client that is writing
 /// does not see an answer before it has written, and loses it if the connection is reset meanwhile.
@@ -52,7 +59,23 @@ impl FromRequest<AppState> for JsonBody {
         let bytes = tokio::time::timeout(state.settings.request_body_timeout, read).await.map_err(|_elapsed| {
             Error::new(ErrorKind::RequestTimeout, "The request's body did not arrive in time; send it without pauses.")
         })??;
-        Ok(Self(parse(&bytes)?))
+        let cost = parsed_bytes(&bytes);
+        if cost > limit.saturating_mul(MULTIPLE_MAX) {
+            let message = format!(
+                "The request's body has more values than this server holds at once: they would take about {} MiB, {} are \
+                 allowed. Send them in several requests.",
+                cost >> 20,
+                limit.saturating_mul(MULTIPLE_MAX) >> 20
+            );
+            return Err(Error::new(ErrorKind::PayloadTooLarge, message).into());
+        }
+        if !share.grow_to(bytes.len().max(cost / MULTIPLE_MAX)) {
+            return Err(no_room().into());
+        }
+        if bytes.len() <= SHORT_BYTES {
+            return Ok(Self(parse(&bytes)?));
+        }
+        Ok(Self(off_the_async_threads(bytes.len(), move |_| parse(&bytes)).await?))
     }
 }
 
@@ -94,8 +117,7 @@ async fn read_body(mut body: Body, limit: usize, share: &BodyShare) -> Result<By
             let message = format!("The request's body is larger than this server's limit of {limit} bytes.");
             refusal = Some(Error::new(ErrorKind::PayloadTooLarge, message));
         } else if refusal.is_none() && !share.grow_to(received) {
-            let message = "The server has no room for another large request now; retry, or send smaller ones.";
-            refusal = Some(Error::new(ErrorKind::Overloaded, message));
+            refusal = Some(no_room());
         }
         if refusal.is_none() {
             collected.extend_from_slice(&data);
@@ -108,6 +130,11 @@ async fn read_body(mut body: Body, limit: usize, share: &BodyShare) -> Result<By
         }
     }
     refusal.map_or_else(|| Ok(collected.freeze()), Err)
+}
+
+fn no_room() -> Error {
+    let message = "The server has no room for another large request now; retry, or send smaller ones.";
+    Error::new(ErrorKind::Overloaded, message)
 }
 
 fn parse(bytes: &[u8]) -> Result<Value, Error> {

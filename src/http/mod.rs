@@ -25,6 +25,7 @@ mod head_limit;
 mod health;
 mod host;
 mod ignored;
+mod json_cost;
 mod me;
 mod metered;
 mod models;

@@ -8,11 +8,13 @@
 //! Work whose caller has left is not begun, and what has begun asks [`Wanted`] whether to go on.
 
 use std::{
+    num::NonZero,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, OnceLock,
+        Arc, LazyLock, OnceLock,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -20,11 +22,14 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use hearth_domain::error::{Error, ErrorKind, Result};
 use hearth_kernels::pool;
 use parking_lot::Mutex;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 /// A request with no more bytes of text does not go to the pool: a few milliseconds of work, and more than most contexts
 /// hold. In the pool, texts that are together no longer are one piece of work.
 pub const SHORT_BYTES: usize = 64 * 1024;
+/// Short texts that are worked on at the same time for each core; more wait, so that a flood of them leaves the other threads of
+/// the process their turns.
+const SHORT_AT_A_TIME: usize = 2;
 /// Requests in the pool, running and waiting.
 const MAX_REQUESTS: usize = 64;
 /// Compute threads for one thread here.
@@ -93,8 +98,12 @@ pub async fn off_the_async_threads<T: Send + 'static>(
     if bytes > SHORT_BYTES {
         return LongTexts::shared()?.admit(bytes)?.run(bytes, work).await;
     }
+    static PLACES: LazyLock<Semaphore> =
+        LazyLock::new(|| Semaphore::new(SHORT_AT_A_TIME * thread::available_parallelism().map_or(1, NonZero::get)));
     let waits = Waits(Wanted::always());
     let wanted = waits.0.clone();
+    // The semaphore is never closed.
+    let _place = PLACES.acquire().await.map_err(Error::internal)?;
     tokio::task::spawn_blocking(move || work(&wanted)).await.map_err(Error::internal)?
 }
 
