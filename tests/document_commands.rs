@@ -88,8 +88,15 @@ fn documents_go_in_and_answers_come_out_without_a_server() {
     // What has changed takes its place, what has not stays, and a file that cannot be read is named.
     desk.write("trees/oak.md", "# Oak\n\nThe oak grows to a height of fifty metres.\n");
     desk.write("trees/scan.pdf", "%PDF-1.4 and nothing else");
-    let (_, said) = desk.succeed(&["ingest", papers]);
-    assert!(said.contains("papers/trees/scan.pdf: ") && said.contains("2 of 3 files"), "{said}");
+    for _ in 0..2 {
+        let (output, _, said) = desk.run(&["ingest", papers]);
+        assert_eq!(output.status.code(), Some(1), "a script sees that something is missing");
+        assert!(said.contains("papers/trees/scan.pdf: ") && said.contains("2 of 3 files"), "{said}");
+        assert!(said.contains("hearth: 1 of 3 files could not be read"), "{said}");
+    }
+    let (listed, _) = desk.succeed(&["documents", "list", "--json"]);
+    let listed: Vec<serde_json::Value> = serde_json::from_str(&listed).expect("JSON");
+    assert_eq!(listed.len(), 3, "what failed is there once, however often it is tried");
     let (found, _) = desk.succeed(&["search", "How high is an oak?", "--json"]);
     assert!(found.contains("fifty") && !found.contains("forty"), "{found}");
     let (_, said) = desk.succeed(&["reindex"]);
@@ -203,8 +210,9 @@ fn the_files_of_an_archive_are_documents_and_go_with_it() {
     desk.write("broken.zip", "no archive");
     let papers = desk.papers();
     let papers = papers.to_str().expect("UTF-8");
-    let (_, said) = desk.succeed(&["ingest", papers]);
+    let (_, _, said) = desk.run(&["ingest", papers]);
     assert!(said.contains("papers/broken.zip: ") && said.contains("4 of 5 files"), "{said}");
+    fs::remove_file(desk.papers().join("broken.zip")).expect("it is there");
     let (found, _) = desk.succeed(&["search", "How long are the cones of a pine?", "-k", "1"]);
     assert!(found.starts_with("[1] Pine, papers/more.zip/pine.md:"), "{found}");
     zip(&[("pine.md", "# Pine\n\nThe pine bears cones of ten centimetres.\n")]);

@@ -106,7 +106,8 @@ where
     F: Future<Output = anyhow::Result<()>>,
     W: FnOnce(Client) -> F,
 {
-    settings.log.get_or_insert_with(|| "warn".to_owned());
+    // What fails is said by the command, in its own words and with the file's name.
+    settings.log.get_or_insert_with(|| "warn,hearth::service::jobs=off".to_owned());
     let mut config = Config::load(settings)?;
     telemetry::init_logs(&config.log_filter, config.log_format)?;
     let mut client = Client::at(String::new(), &config);

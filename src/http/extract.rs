@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::{
     body_room::BodyShare,
     error::ApiError,
-    json_cost::{MULTIPLE_MAX, parsed_bytes},
+    json_cost::{MULTIPLE, most, parsed_bytes},
     origin::is_from_browser,
     state::AppState,
 };
@@ -50,6 +50,11 @@ impl FromRequest<AppState> for JsonBody {
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
         check_content_type(request.headers())?;
         let limit = state.settings.body_limit_bytes;
+        // A client that asks first whether to send a body gets its answer before it has sent any.
+        let length = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        if request.headers().contains_key(header::EXPECT) && length.is_some_and(|length: usize| length > limit) {
+            return Err(too_large(limit).into());
+        }
         let share = request
             .extensions()
             .get::<BodyShare>()
@@ -60,16 +65,17 @@ impl FromRequest<AppState> for JsonBody {
             Error::new(ErrorKind::RequestTimeout, "The request's body did not arrive in time; send it without pauses.")
         })??;
         let cost = parsed_bytes(&bytes);
-        if cost > limit.saturating_mul(MULTIPLE_MAX) {
+        let most = most(limit);
+        if cost > most {
             let message = format!(
                 "The request's body has more values than this server holds at once: they would take about {} MiB, {} are \
                  allowed. Send them in several requests.",
                 cost >> 20,
-                limit.saturating_mul(MULTIPLE_MAX) >> 20
+                most >> 20
             );
             return Err(Error::new(ErrorKind::PayloadTooLarge, message).into());
         }
-        if !share.grow_to(bytes.len().max(cost / MULTIPLE_MAX)) {
+        if !share.grow_to(bytes.len().max(cost / MULTIPLE)) {
             return Err(no_room().into());
         }
         if bytes.len() <= SHORT_BYTES {
@@ -114,8 +120,7 @@ async fn read_body(mut body: Body, limit: usize, share: &BodyShare) -> Result<By
         let Ok(data) = frame.into_data() else { continue };
         received = received.saturating_add(data.len());
         if received > limit {
-            let message = format!("The request's body is larger than this server's limit of {limit} bytes.");
-            refusal = Some(Error::new(ErrorKind::PayloadTooLarge, message));
+            refusal = Some(too_large(limit));
         } else if refusal.is_none() && !share.grow_to(received) {
             refusal = Some(no_room());
         }
@@ -130,6 +135,11 @@ async fn read_body(mut body: Body, limit: usize, share: &BodyShare) -> Result<By
         }
     }
     refusal.map_or_else(|| Ok(collected.freeze()), Err)
+}
+
+fn too_large(limit: usize) -> Error {
+    let message = format!("The request's body is larger than this server's limit of {limit} bytes.");
+    Error::new(ErrorKind::PayloadTooLarge, message)
 }
 
 fn no_room() -> Error {

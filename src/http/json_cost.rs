@@ -3,8 +3,15 @@
 //! Seven bytes of `{"":0},` become an object of five hundred: a body of 32 MiB would be two gigabytes. So the cost is known before
 //! anything is parsed, counts against the room for bodies, and has a limit of its own.
 
-/// A parsed body may take this many times the bytes of the largest body.
-pub(super) const MULTIPLE_MAX: usize = 8;
+/// A parsed body counts as one of its cost divided by this, if that is more than its bytes.
+pub(super) const MULTIPLE: usize = 8;
+
+/// Bytes that a parsed body may take, where the largest body has so many.
+pub(super) fn most(body_limit_bytes: usize) -> usize {
+    /// With a small limit on bodies, an ordinary one of many values is still taken.
+    const AT_LEAST: usize = 16 << 20;
+    body_limit_bytes.saturating_mul(MULTIPLE).max(AT_LEAST)
+}
 
 /// Measured on `serde_json`'s values with insertion order: an object with one member, each further member, and each element.
 const OBJECT_BYTES: usize = 360;

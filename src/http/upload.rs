@@ -38,6 +38,7 @@ impl FromRequest<AppState> for UploadForm {
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
         let length = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+        let asks_first = request.headers().contains_key(header::EXPECT);
         let mut form = Multipart::from_request(request, state).await.map_err(|rejection| {
             let message =
                 format!("A file is uploaded as multipart/form-data, in a field `file`. {}", rejection.body_text());
@@ -48,6 +49,9 @@ impl FromRequest<AppState> for UploadForm {
         } else {
             read_form(&mut form, length.unwrap_or(0), state).await
         };
+        if asks_first && length.is_some_and(|length: u64| length > form_limit(state)) {
+            return Err(too_large(state).into());
+        }
         if read.is_err() {
             // Whether it could be taken off the wire changes nothing about the answer.
             let _ = tokio::time::timeout(DISCARD_MAX_TIME, discard(&mut form)).await;

@@ -24,6 +24,8 @@ pub struct Indexes {
     folder: PathBuf,
     parameters: GraphParameters,
     open: Mutex<HashMap<String, Arc<Entry>>>,
+    /// Held by whoever opens a collection.
+    opening: Mutex<HashMap<String, Arc<Mutex<()>>>>,
     /// How often each collection's content has changed since the process began.
     changes: Mutex<HashMap<String, u64>>,
 }
@@ -43,7 +45,7 @@ impl Indexes {
     /// Graphs are grown by these parameters.
     pub fn new(store: Arc<Store>, parameters: GraphParameters) -> Self {
         let folder = store.directory().join(FOLDER);
-        Self { store, folder, parameters, open: Mutex::default(), changes: Mutex::default() }
+        Self { store, folder, parameters, open: Mutex::default(), opening: Mutex::default(), changes: Mutex::default() }
     }
 
     /// Runs `work` on a collection's index, opened if need be. It blocks.
@@ -128,12 +130,17 @@ impl Indexes {
     }
 
     fn entry(&self, collection_id: &str, embedding: &EmbeddingIdentity) -> Result<Arc<Entry>, StoreError> {
-        // One opening at a time: it is as long as reading a file.
-        let mut open = self.open.lock();
-        if let Some(entry) = open.get(collection_id)
-            && entry.identity == embedding.name
-        {
-            return Ok(entry.clone());
+        let open_already = |open: &HashMap<String, Arc<Entry>>| {
+            open.get(collection_id).filter(|entry| entry.identity == embedding.name).cloned()
+        };
+        if let Some(entry) = open_already(&self.open.lock()) {
+            return Ok(entry);
+        }
+        // One opening of a collection at a time: it is as long as reading a file, and the others go on meanwhile.
+        let opening = self.opening.lock().entry(collection_id.to_owned()).or_default().clone();
+        let _opening = opening.lock();
+        if let Some(entry) = open_already(&self.open.lock()) {
+            return Ok(entry);
         }
         let snapshot = self.snapshot_path(collection_id);
         let parameters = self.parameters;
@@ -160,7 +167,12 @@ impl Indexes {
         if entry.index.wants_rebuild() {
             entry.build_in_background();
         }
-        open.insert(collection_id.to_owned(), entry.clone());
+        // A document that was deleted while this was opened is not in the store any more, and nothing has taken it out.
+        self.open.lock().insert(collection_id.to_owned(), entry.clone());
+        let stored: Keys = self.store.chunk_ids(collection_id)?.into_iter().collect();
+        let gone: Vec<u64> = entry.index.keys().into_iter().filter(|key| !stored.contains(key)).collect();
+        entry.index.remove(&gone);
+        self.opening.lock().remove(collection_id);
         Ok(entry)
     }
 }

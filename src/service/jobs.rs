@@ -135,13 +135,13 @@ impl Jobs {
         self.changed.send_modify(|changes| *changes += 1);
     }
 
-    /// How many jobs of a kind have not ended.
+    /// How many jobs of a kind have not ended: of all owners, and of this one.
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub async fn num_unended(self: &Arc<Self>, kind: &'static str) -> Result<usize> {
-        let this = self.clone();
-        blocking(move || this.store.num_unended_jobs(kind)).await
+    pub async fn num_unended(self: &Arc<Self>, kind: &'static str, owner: &str) -> Result<(usize, usize)> {
+        let (this, owner) = (self.clone(), owner.to_owned());
+        blocking(move || this.store.num_unended_jobs(kind, &owner)).await
     }
 
     /// Changes whenever any job does.
@@ -450,6 +450,7 @@ pub(super) fn told(error: StoreError) -> Error {
                            operator to make room; the server's log says how much.";
             Error::new(ErrorKind::InsufficientStorage, message).with_source(error)
         }
+        error @ StoreError::Io { .. } => Error::internal(error).with_code("storage_error"),
         error => Error::internal(error),
     }
 }

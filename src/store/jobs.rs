@@ -7,7 +7,10 @@
 //! job says of its progress is kept in order. What is to be done when a job has ended, such as
 //! telling somebody, is another job that begins in the same transaction.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+};
 
 use parking_lot::Mutex;
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
@@ -112,12 +115,44 @@ fn enqueue_follower(connection: &Connection, id: &str) -> Result<()> {
 
 /// Which jobs are held by workers of this process. There is one for a store; clones are the same one.
 #[derive(Clone, Debug, Default)]
-pub struct Leases(Arc<Mutex<HashSet<String>>>);
+pub struct Leases(Arc<Mutex<Holders>>);
+
+/// Who holds jobs and who had a turn.
+#[derive(Debug, Default)]
+struct Holders {
+    /// The owner of each job that is held.
+    owners: HashMap<String, String>,
+    /// When each owner last had a job taken up.
+    turns: HashMap<String, u64>,
+    turn: u64,
+}
+
+/// Owners whose last turn is remembered; beyond them all begin again as equals.
+const TURNS_MAX: usize = 4096;
 
 impl Leases {
     /// `None` if another worker holds the job.
-    fn take(&self, id: &str) -> Option<Lease> {
-        self.0.lock().insert(id.to_owned()).then(|| Lease { leases: self.clone(), id: id.to_owned() })
+    fn take(&self, id: &str, owner: &str) -> Option<Lease> {
+        let holders = &mut *self.0.lock();
+        match holders.owners.entry(id.to_owned()) {
+            Entry::Occupied(_) => return None,
+            Entry::Vacant(place) => place.insert(owner.to_owned()),
+        };
+        if holders.turns.len() >= TURNS_MAX {
+            holders.turns.clear();
+        }
+        holders.turn += 1;
+        holders.turns.insert(owner.to_owned(), holders.turn);
+        Some(Lease { leases: self.clone(), id: id.to_owned() })
+    }
+
+    /// Owners in the order of their turns: first those with the fewest jobs held, of these those who have waited longest.
+    fn in_turn(&self, owners: &mut [String]) {
+        let holders = &*self.0.lock();
+        owners.sort_by_cached_key(|owner| {
+            let held = holders.owners.values().filter(|holder| *holder == owner).count();
+            (held, holders.turns.get(owner).copied().unwrap_or(0))
+        });
     }
 }
 
@@ -130,32 +165,57 @@ pub struct Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.leases.0.lock().remove(&self.id);
+        self.leases.0.lock().owners.remove(&self.id);
     }
 }
 
 /// How long a job that has ended is remembered.
 const REMEMBERED_MS: i64 = 30 * 24 * 3600 * 1000;
 
-/// The job of a kind that is to be done next, and the lease on it: first those that have lost their worker.
+/// The job of a kind that is to be done next, and the lease on it: first those that have lost their worker, then the oldest of the
+/// owner whose turn it is, so that one with thousands of documents does not keep out one with a few.
 fn next_job(transaction: &Transaction<'_>, kind: &str, leases: &Leases) -> Result<Option<(String, Lease)>> {
-    let lost = "SELECT id FROM jobs WHERE kind = ?1 AND state = 'running' ORDER BY run_after, id";
+    let mut lost = transaction
+        .prepare("SELECT id, owner FROM jobs WHERE kind = ? AND state = 'running' ORDER BY run_after, id")?;
+    let mut rows = lost.query([kind])?;
+    while let Some(row) = rows.next()? {
+        let (id, owner): (String, String) = (row.get(0)?, row.get(1)?);
+        if let Some(lease) = leases.take(&id, &owner) {
+            return Ok(Some((id, lease)));
+        }
+    }
+    let mut owners = waiting_owners(transaction, kind)?;
+    leases.in_turn(&mut owners);
     // A job whose last change lies in the future was put off before the clock was set back. It may be taken at once, so that no
     // wait becomes longer than intended.
-    let waiting = "SELECT id FROM jobs WHERE kind = ?1 AND state = 'queued' AND (run_after <= ?2 OR updated > ?2)
-         ORDER BY run_after, id";
+    let mut waiting = transaction.prepare(
+        "SELECT id FROM jobs WHERE kind = ?1 AND state = 'queued' AND owner = ?2 AND (run_after <= ?3 OR updated > ?3)
+         ORDER BY run_after, id",
+    )?;
     let now = now_ms();
-    for (query, parameters) in [(lost, params![kind]), (waiting, params![kind, now])] {
-        let mut query = transaction.prepare(query)?;
-        let mut rows = query.query(parameters)?;
+    for owner in owners {
+        let mut rows = waiting.query(params![kind, owner, now])?;
         while let Some(row) = rows.next()? {
             let id: String = row.get(0)?;
-            if let Some(lease) = leases.take(&id) {
+            if let Some(lease) = leases.take(&id, &owner) {
                 return Ok(Some((id, lease)));
             }
         }
     }
     Ok(None)
+}
+
+/// Owners with jobs of a kind that wait. Each step looks into the index for the next owner, however many jobs one has.
+fn waiting_owners(transaction: &Transaction<'_>, kind: &str) -> Result<Vec<String>> {
+    let mut query = transaction.prepare(
+        "WITH RECURSIVE waiting (owner) AS (
+            SELECT min(owner) FROM jobs WHERE kind = ?1 AND state = 'queued'
+            UNION ALL
+            SELECT (SELECT min(owner) FROM jobs WHERE kind = ?1 AND state = 'queued' AND owner > waiting.owner)
+            FROM waiting WHERE owner IS NOT NULL
+         ) SELECT owner FROM waiting WHERE owner IS NOT NULL",
+    )?;
+    Ok(query.query_map([kind], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
 }
 
 impl Store {
@@ -259,11 +319,12 @@ impl Store {
         })
     }
 
-    /// Jobs of a kind that have not ended.
-    pub fn num_unended_jobs(&self, kind: &str) -> Result<usize> {
+    /// Jobs of a kind that have not ended: of all owners, and of this one.
+    pub fn num_unended_jobs(&self, kind: &str, owner: &str) -> Result<(usize, usize)> {
         self.read(|connection| {
-            let count = "SELECT count(*) FROM jobs WHERE kind = ? AND state IN ('queued', 'running')";
-            Ok(connection.query_row(count, [kind], |row| row.get(0))?)
+            let count = "SELECT count(*), count(*) FILTER (WHERE owner = ?) FROM jobs
+                WHERE kind = ? AND state IN ('queued', 'running')";
+            Ok(connection.query_row(count, [owner, kind], |row| Ok((row.get(0)?, row.get(1)?)))?)
         })
     }
 

@@ -10,8 +10,8 @@ use super::{Result, StoreError};
 pub(super) const APPLICATION_ID: i64 = 0x4852_5448;
 
 /// Each step brings the schema from its index to the next number. A step that was released is never changed.
-pub(super) const MIGRATIONS: [&str; 8] =
-    [INITIAL, REEMBEDDED, FOLLOWED_BY, BATCHES, OWNERS, KEYS, LEDGER, DELETED_FILES];
+pub(super) const MIGRATIONS: [&str; 9] =
+    [INITIAL, REEMBEDDED, FOLLOWED_BY, BATCHES, OWNERS, KEYS, LEDGER, DELETED_FILES, TURNS];
 
 /// Times are milliseconds since 1970; attributes and metadata are JSON objects; vectors are little-endian floats of
 /// unit length. A chunk's id is never used again, so that an index can be held against the table by ids alone.
@@ -212,6 +212,12 @@ CREATE TABLE deleted_files (
     id TEXT PRIMARY KEY,
     deleted INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+";
+
+/// Jobs are taken by turns of their owners, and a document's job is found by the document.
+const TURNS: &str = "
+CREATE INDEX jobs_by_turn ON jobs (kind, state, owner, run_after);
+CREATE INDEX jobs_by_document ON jobs (kind, payload ->> 'collection_id', payload ->> 'file_id');
 ";
 
 /// For a connection beside the server's, which alone may change the schema.

@@ -40,12 +40,15 @@ async fn list(client: &Client, json: bool) -> anyhow::Result<()> {
         return Ok(());
     }
     let mut table = Table::new();
-    table.load_style(NOTHING).set_header(["NAME", "ID", "DOCUMENTS", "EMBEDDED BY"]);
+    table.load_style(NOTHING).set_header(["NAME", "ID", "DOCUMENTS", "FAILED", "EMBEDDED BY"]);
     let collections = answer["collections"].as_array().map(Vec::as_slice).unwrap_or_default();
     for collection in collections {
         let text = |key: &str| collection[key].as_str().unwrap_or_default().to_owned();
         let documents = client.get(&format!("/api/v1/documents?collection={}", text("id"))).await?;
-        table.add_row([text("name"), text("id"), documents["total"].to_string(), text("embedding")]);
+        let documents = documents["documents"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let failed = documents.iter().filter(|document| document["status"] == "failed").count();
+        let others = documents.len() - failed;
+        table.add_row([text("name"), text("id"), others.to_string(), failed.to_string(), text("embedding")]);
     }
     if collections.is_empty() {
         writeln!(std::io::stderr(), "There is no collection yet: `hearth ingest` makes one.")?;

@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use hearth_domain::error::sentence;
 use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::{
@@ -105,7 +105,13 @@ async fn ingest(client: &Client, collection: &str, found: Found, packed_bytes: u
     let of = files.len() + refused.len();
     // Of several of one name, the newest: it knows whose place it was to take.
     let mut earlier: HashMap<String, (i64, String)> = HashMap::new();
+    // Those that could not be read are tried again, and take no place beside the new attempt.
+    let mut failed: HashMap<String, Vec<String>> = HashMap::new();
     for (id, document) in documents_of(client, collection).await? {
+        if document["status"] == "failed" {
+            failed.entry(filename(&document)).or_default().push(id);
+            continue;
+        }
         let version = (document["created_at"].as_i64().unwrap_or_default(), id);
         let newest = earlier.entry(filename(&document)).or_insert_with(|| version.clone());
         *newest = version.max(newest.clone());
@@ -122,14 +128,25 @@ async fn ingest(client: &Client, collection: &str, found: Found, packed_bytes: u
             upload(client, collection, file, part, earlier).await
         };
         match upload.await {
-            Ok(id) => uploaded.push(id),
+            Ok(id) => {
+                uploaded.push(id);
+                for old in failed.remove(name).unwrap_or_default() {
+                    client.delete(&format!("/api/v1/documents/{old}")).await?;
+                }
+            }
             Err(error) => refused.push((name.clone(), sentence(&error))),
         }
         bar.inc(1);
     }
-    bar.set_message("Reading");
+    bar.set_style(ProgressStyle::with_template("{prefix:9} [{bar:30}] {percent}%, {elapsed} {wide_msg}")?);
+    bar.set_prefix("Reading");
     let settled = loop {
         let now = documents_of(client, collection).await?;
+        if let Some(id) =
+            uploaded.iter().find(|id| now.get(*id).is_some_and(|document| document["status"] == "processing"))
+        {
+            bar.set_message(in_work(client, id).await?);
+        }
         let is_settled = |id: &&String| now.get(*id).is_none_or(|document| document["status"] != "processing");
         let settled = uploaded.iter().filter(is_settled).count();
         bar.set_position((of + refused.len() + settled) as u64);
@@ -152,10 +169,19 @@ async fn ingest(client: &Client, collection: &str, found: Found, packed_bytes: u
     let passages: u64 = uploaded.iter().filter_map(|id| settled.get(id)?["chunks"].as_u64()).sum();
     let read = of - refused.len();
     writeln!(out, "{read} of {of} files can be searched in {collection:?}: {passages} passages.")?;
-    if read == 0 {
-        bail!("no file could be read");
-    }
+    // A script must see that something is missing.
+    ensure!(refused.is_empty(), "{} of {of} files could not be read", refused.len());
     Ok(())
+}
+
+/// Which document is being read, and how far.
+async fn in_work(client: &Client, id: &str) -> anyhow::Result<String> {
+    let document = client.get(&format!("/api/v1/documents/{id}")).await?;
+    let (name, progress) = (filename(&document), &document["progress"]);
+    Ok(match (progress["done"].as_u64(), progress["of"].as_u64()) {
+        (Some(done), Some(of)) => format!("{name}, passage {done} of {of}"),
+        _ => name,
+    })
 }
 
 fn filename(document: &Value) -> String {

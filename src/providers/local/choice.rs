@@ -21,6 +21,8 @@ pub(super) struct Wanted {
     pub(super) token_ids: bool,
     /// No stop string is looked for in this many first tokens.
     pub(super) min_tokens: usize,
+    /// The answer can be nothing but calls.
+    pub(super) only_calls: bool,
 }
 
 /// A token whose text has not been reported yet.
@@ -140,7 +142,10 @@ impl Choice {
 
     fn end(&mut self, reason: FinishReason, events: &mut VecDeque<GenerateEvent>) {
         if let Some(parser) = &mut self.parser {
-            let pieces = parser.finish();
+            let pieces = match reason {
+                FinishReason::Length => parser.cut_off(self.wanted.only_calls),
+                _ => parser.finish(),
+            };
             self.emit_pieces(pieces, events);
         }
         self.finished = true;

@@ -175,7 +175,8 @@ impl Parts {
             (None, Some(chat)) => self.grammars.compile_tool_calls(&ToolCallRules {
                 tools: &chat.tools,
                 choice: &chat.tool_choice,
-                parallel: chat.parallel_tool_calls,
+                // A function that is named is called once, as in the contract.
+                parallel: chat.parallel_tool_calls && !matches!(chat.tool_choice, ToolChoice::Named(_)),
                 format: self.tool_format(),
                 thinking,
                 thinking_tokens,
@@ -212,6 +213,7 @@ impl Parts {
             logprobs: request.logprobs.is_some(),
             token_ids: request.return_token_ids,
             min_tokens: request.min_tokens,
+            only_calls: tools.is_some_and(|chat| chat.tool_choice != ToolChoice::Auto),
         };
         choice::Choice::new(index, self.tokenizer.clone(), detokenizer, request.stop.clone(), parser, wanted)
     }

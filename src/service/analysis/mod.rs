@@ -38,6 +38,8 @@ const AT_A_TIME: usize = 2;
 const WEBHOOKS_AT_A_TIME: usize = 4;
 /// Analyses that may wait or run; one more is refused with 503.
 const UNENDED_MAX: usize = 1000;
+/// Of one caller's, so that it leaves places for others.
+const UNENDED_OWN_MAX: usize = 250;
 const RETRY_FULL: Duration = Duration::from_secs(30);
 
 /// See the module's documentation. One for the server.
@@ -97,8 +99,10 @@ impl Analyses {
         self.documents.retriever()?;
         let documents = self.documents.of(account);
         documents.scope(&request.lookup.collections, &request.lookup.document_ids, None, None).await?;
-        if self.jobs().num_unended(ANALYSIS).await? >= UNENDED_MAX {
-            let message = format!("{UNENDED_MAX} analyses wait already. Come back later, or cancel some.");
+        let (all, own) = self.jobs().num_unended(ANALYSIS, &account.caller().id).await?;
+        if all >= UNENDED_MAX || own >= UNENDED_OWN_MAX {
+            let whose = if own >= UNENDED_OWN_MAX { format!("{own} of your") } else { format!("{all}") };
+            let message = format!("{whose} analyses wait already. Come back later, or cancel some.");
             return Err(Error::new(ErrorKind::Overloaded, message).with_retry_after(RETRY_FULL));
         }
         let payload = Payload { body, is_local_only: account.policy() == Some(Policy::LocalOnly) };

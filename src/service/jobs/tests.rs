@@ -76,7 +76,7 @@ async fn a_panic_fails_its_job_alone_and_a_stop_leaves_the_job_as_it_is() {
     jobs.stop();
     let stopped = until(&jobs, &third, |job| job.attempts == 0).await;
     assert_eq!(stopped.state, JobState::Running);
-    assert_eq!(jobs.num_unended("clumsy").await.unwrap(), 1);
+    assert_eq!(jobs.num_unended("clumsy", LOCAL).await.unwrap(), (1, 1));
     assert_eq!(jobs.parts(), [PartReport { name: "work at `clumsy` jobs".into(), panics: 0, failure: None }]);
 }
 
@@ -145,7 +145,7 @@ async fn who_has_lost_a_job_writes_nothing_more_of_it_and_cancels_nothing() {
     let done = until(&jobs, &job, has_ended).await;
     assert_eq!((done.state, done.attempts), (JobState::Done { result: json!(3) }, 3));
     assert_eq!(jobs.of(LOCAL).events(&job.id, 0).await.unwrap(), [(0, json!({"attempt": 3}))]);
-    assert_eq!(jobs.num_unended("follower").await.unwrap(), 1);
+    assert_eq!(jobs.num_unended("follower", LOCAL).await.unwrap(), (1, 1));
 }
 
 #[tokio::test]

@@ -94,7 +94,7 @@ fn however_a_job_ends_what_follows_it_begins_once() {
         assert_eq!(lease("webhook"), None);
     }
     assert_eq!(
-        (store.num_unended_jobs("analysis").unwrap(), store.of(LOCAL).jobs("analysis", 9).unwrap().len()),
+        (store.num_unended_jobs("analysis", LOCAL).unwrap().0, store.of(LOCAL).jobs("analysis", 9).unwrap().len()),
         (0, 5)
     );
 }
@@ -396,6 +396,32 @@ proptest! {
             world.happens(&Happening::Finish(last));
         }
         prop_assert!(world.ends.values().all(|ends| *ends == 1), "{:?}", world.ends);
-        prop_assert_eq!(world.store().num_unended_jobs("work").unwrap(), 0);
+        prop_assert_eq!(world.store().num_unended_jobs("work", LOCAL).unwrap(), (0, 0));
     }
+}
+
+#[test]
+fn owners_have_their_turns_however_much_each_has_waiting() {
+    let directory = TempDir::new().unwrap();
+    let (store, leases) = (open(&directory), Leases::default());
+    let job = || new_job("ingest", 1);
+    for (owner, count) in [("many", 50), ("few", 2), ("one", 1)] {
+        for _ in 0..count {
+            store.of(owner).enqueue(job()).unwrap();
+        }
+    }
+    let take = || store.lease_job("ingest", &leases).unwrap().expect("a job waits");
+    // Two workers, as there are: while one has a job of its owner in work, the other takes another owner's.
+    let mut order = Vec::new();
+    let (mut first, mut second) = (take(), take());
+    for _ in 0..4 {
+        assert_ne!(first.0.owner, second.0.owner);
+        order.push(first.0.owner.clone());
+        assert!(store.finish_job(&first.0, json!({})).unwrap());
+        drop(first.1);
+        first = std::mem::replace(&mut second, take());
+    }
+    order.extend([first.0.owner.clone(), second.0.owner.clone()]);
+    let of = |owner: &str| order.iter().filter(|had| *had == owner).count();
+    assert_eq!((of("few"), of("one")), (2, 1), "{order:?}");
 }

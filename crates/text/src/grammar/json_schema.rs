@@ -47,10 +47,24 @@ pub(super) enum Spacing {
 
 const FLEXIBLE_SPACE: &str = r"[ ]{1,2}|\n[ \t]{0,40}";
 
+/// The largest integer that every reader of JSON keeps: 2^53 - 1.
+const INTEGER_MAX: i64 = 9_007_199_254_740_991;
+
+/// Bounds an integer that has none, which a model may write digits of without end.
+fn bound(object: &mut Map<String, Value>) {
+    let is_free = !["enum", "const", "multipleOf", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"]
+        .iter()
+        .any(|keyword| object.contains_key(*keyword));
+    if is_free && object.get("type").is_some_and(|kind| *kind == "integer") {
+        object.insert("minimum".to_owned(), (-INTEGER_MAX).into());
+        object.insert("maximum".to_owned(), INTEGER_MAX.into());
+    }
+}
+
 /// The schema with the compiler's options in it.
 pub(super) fn prepared(schema: &Value, spacing: Spacing) -> Value {
     let mut root = match schema {
-        Value::Object(root) => without_idle_keywords(root),
+        Value::Object(root) => prepared_part(root),
         // `true`; `false` has been refused.
         _ => Map::new(),
     };
@@ -67,26 +81,27 @@ pub(super) fn is_idle(keyword: &str, value: &Value) -> bool {
     keyword == "uniqueItems" && *value == Value::Bool(false)
 }
 
-/// `uniqueItems: false` and the like constrain nothing, and the compiler refuses them by name.
-fn without_idle_keywords(object: &Map<String, Value>) -> Map<String, Value> {
+/// A subschema and those in it, as the compiler takes them. `uniqueItems: false` and the like constrain nothing, and it refuses them
+/// by name.
+fn prepared_part(object: &Map<String, Value>) -> Map<String, Value> {
     let keep = |(key, value): &(&String, &Value)| !is_idle(key, value);
-    object
+    let mut part: Map<String, Value> = object
         .iter()
         .filter(keep)
         .map(|(key, value)| {
             let value = match value {
-                Value::Object(inner) if key != "const" => Value::Object(without_idle_keywords(inner)),
+                Value::Object(inner) if key != "const" => Value::Object(prepared_part(inner)),
                 Value::Array(items) if SCHEMA_ARRAYS.contains(&key.as_str()) => items
                     .iter()
-                    .map(|item| {
-                        item.as_object().map_or_else(|| item.clone(), |o| Value::Object(without_idle_keywords(o)))
-                    })
+                    .map(|item| item.as_object().map_or_else(|| item.clone(), |o| Value::Object(prepared_part(o))))
                     .collect(),
                 _ => value.clone(),
             };
             (key.clone(), value)
         })
-        .collect()
+        .collect();
+    bound(&mut part);
+    part
 }
 
 /// Refuses what cannot be enforced: the place, as a JSON pointer, and the reason.

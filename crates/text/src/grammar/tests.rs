@@ -219,6 +219,16 @@ fn the_end_is_allowed_exactly_when_the_answer_is_complete() {
 }
 
 #[test]
+fn digits_of_an_integer_are_bounded() {
+    for schema in [json!({"type": "integer"}), json!({"type": "array", "items": {"type": "integer"}, "minItems": 1})] {
+        let mut constraint = one(compiler().compile(&Constraint::JsonSchema(schema)).expect("compiles"));
+        let text = walk(constraint.as_mut(), 1, &|token, _| token == b"9" || token == b"[");
+        let digits = text.chars().filter(char::is_ascii_digit).count();
+        assert!((1..=16).contains(&digits), "{text}");
+    }
+}
+
+#[test]
 fn blanks_are_bounded() {
     let mut constraint = one(compiler().compile(&Constraint::JsonObject).expect("compiles"));
     let blank = |token: &[u8], text: &str| !text.is_empty() && token.iter().all(u8::is_ascii_whitespace);

@@ -97,6 +97,23 @@ impl OutputParser {
         std::mem::take(&mut self.out)
     }
 
+    /// The answer was cut off: the beginning of a call that was held back is no text.
+    pub fn cut_off(&mut self, is_call: bool) -> Vec<ParsedPiece> {
+        let begins_call = match &self.state {
+            State::ArrayStart | State::Name | State::Object { started: false, .. } => true,
+            // The beginning of a mark may be text, but not behind a call, nor where only a call can be.
+            State::Text => (is_call || self.calls > 0) && !self.held.is_empty(),
+            _ => false,
+        };
+        if begins_call {
+            self.raw.clear();
+            self.held.clear();
+            self.spaces.clear();
+            self.state = State::Text;
+        }
+        self.finish()
+    }
+
     /// The answer has ended: what was held back comes out.
     pub fn finish(&mut self) -> Vec<ParsedPiece> {
         match &self.state {

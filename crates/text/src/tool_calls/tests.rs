@@ -226,3 +226,25 @@ proptest! {
         prop_assert_eq!(parse(format, Thinking::MayOpen, &text).text, text);
     }
 }
+
+#[test]
+fn the_beginning_of_a_call_that_is_cut_off_is_no_text() {
+    let cut_off = |text: &str, is_call: bool| {
+        let mut parser = OutputParser::new(Some(ToolFormat::Hermes), vec!["f".to_owned()], Thinking::Never);
+        let mut pieces = parser.push(text);
+        pieces.extend(parser.cut_off(is_call));
+        let text = |piece: &ParsedPiece| if let ParsedPiece::Text(text) = piece { text.clone() } else { String::new() };
+        pieces.iter().map(text).collect::<String>()
+    };
+    let call = "<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call>";
+    for (text, is_call, rest) in [
+        ("<tool_call>\n{\"name\"", false, ""),
+        ("a<tool_call>\n", false, "a"),
+        ("<too", true, ""),
+        ("a <too", false, "a <too"),
+        (&format!("{call}\n<tool_c"), false, ""),
+        (&format!("{call}\n<tool_call>\n{{\"na"), false, ""),
+    ] {
+        assert_eq!(cut_off(text, is_call).trim(), rest, "{text}");
+    }
+}
