@@ -6,13 +6,20 @@
 //! bodies share a fixed room, and one that does not fit in it is refused at once, to be sent again. Ordinary requests
 //! are not counted.
 
-use std::sync::Arc;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use axum::{
     extract::{Request, State},
     middleware::Next,
     response::Response,
 };
+use hearth_kernels::freed_memory;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -25,14 +32,38 @@ const LARGEST_BODIES: usize = 2;
 /// Room is counted in these.
 const UNIT_BYTES: usize = 1024;
 
+/// After a body of more than this, what was freed of it is given back to the system.
+const GIVEN_BACK_BYTES: usize = 64 * 1024;
+
+/// How long after such a body: those that come meanwhile are one burst.
+const BURST: Duration = Duration::from_secs(2);
+
 /// The room that all requests share.
 #[derive(Clone, Debug)]
-pub(super) struct BodyRoom(Arc<Semaphore>);
+pub(super) struct BodyRoom {
+    free: Arc<Semaphore>,
+    /// Memory is going to be given back.
+    gives_back: Arc<AtomicBool>,
+}
 
 impl BodyRoom {
     pub(super) fn new(body_limit_bytes: usize) -> Self {
         let units = (body_limit_bytes / UNIT_BYTES).saturating_mul(LARGEST_BODIES);
-        Self(Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))))
+        Self { free: Arc::new(Semaphore::new(units.min(Semaphore::MAX_PERMITS))), gives_back: Arc::default() }
+    }
+
+    /// Gives freed memory back once the burst is over.
+    fn give_back_soon(&self) {
+        if self.gives_back.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let room = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(BURST).await;
+            room.gives_back.store(false, Ordering::Release);
+            // It panics for no reason of ours, and nothing is lost if it did.
+            drop(tokio::task::spawn_blocking(freed_memory::give_back).await);
+        });
     }
 }
 
@@ -41,11 +72,14 @@ impl BodyRoom {
 pub(super) struct BodyShare {
     room: BodyRoom,
     held: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
+    /// The most that the body was counted as.
+    bytes: Arc<AtomicUsize>,
 }
 
 impl BodyShare {
     /// Makes the share large enough for so many bytes; false if there is no room for them.
     pub(super) fn grow_to(&self, bytes: usize) -> bool {
+        self.bytes.fetch_max(bytes, Ordering::Relaxed);
         let held = &mut *self.held.lock();
         let needed = bytes.saturating_sub(FREE_BYTES).div_ceil(UNIT_BYTES);
         let missing = needed.saturating_sub(held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits));
@@ -53,7 +87,7 @@ impl BodyShare {
             return true;
         }
         let Ok(missing) = u32::try_from(missing) else { return false };
-        let Ok(more) = Arc::clone(&self.room.0).try_acquire_many_owned(missing) else { return false };
+        let Ok(more) = Arc::clone(&self.room.free).try_acquire_many_owned(missing) else { return false };
         match held {
             Some(held) => held.merge(more),
             None => *held = Some(more),
@@ -68,9 +102,11 @@ impl BodyShare {
 
 /// The layer: a request keeps its share until the head of its answer is ready, which is after all work on its body.
 pub(super) async fn with_body_share(State(room): State<BodyRoom>, mut request: Request, next: Next) -> Response {
-    let share = BodyShare { room, held: Arc::default() };
+    let share = BodyShare { room, held: Arc::default(), bytes: Arc::default() };
     request.extensions_mut().insert(share.clone());
     let response = next.run(request).await;
-    drop(share);
+    if share.bytes.load(Ordering::Relaxed) > GIVEN_BACK_BYTES {
+        share.room.give_back_soon();
+    }
     response
 }

@@ -10,6 +10,7 @@ mod cpu;
 pub mod device;
 pub mod distance;
 pub mod embedding;
+pub mod freed_memory;
 mod gpu;
 pub mod index;
 pub mod kv;
