@@ -374,6 +374,32 @@ async fn a_deadline_ends_a_request_that_hangs() {
     assert_eq!((server.chat.started(), server.chat.cancelled()), (2, 2));
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_there_is_when_the_time_runs_out_is_the_answer_where_that_is_asked_for() {
+    let server = ScriptedServer::with_chat(ScriptedChat::new("tiny", |request| {
+        let text = if request.n == 3 { "" } else { "Hel" }.to_owned();
+        let delta = GenerateEvent::Delta { choice: 0, text, logprobs: Vec::new(), token_ids: Vec::new() };
+        Ok(vec![Step::Event(delta), Step::Hang])
+    }));
+    for (path, body, text) in [
+        (CHAT, chat_body(json!({"timeout": 2, "partial": true})), "/choices/0/message/content"),
+        ("/v1/completions", json!({"model": "tiny", "prompt": "a", "timeout": 2, "partial": true}), "/choices/0/text"),
+        ("/generate", json!({"prompt": "a", "timeout": 2, "partial": true}), "/output"),
+    ] {
+        let answer = server.post(path, body).await;
+        assert_eq!((answer.status, answer.header("x-hearth-partial")), (StatusCode::OK, Some("true")), "{path}");
+        assert_eq!(answer.json().pointer(text), Some(&json!("Hel")), "{path}");
+        if path != "/generate" {
+            assert_eq!(answer.json()["choices"][0]["finish_reason"], "length", "{path}");
+        }
+    }
+    for extra in [json!({"timeout": 2}), json!({"timeout": 2, "partial": true, "n": 3})] {
+        let late = server.post(CHAT, chat_body(extra)).await;
+        assert_eq!(late.status, StatusCode::GATEWAY_TIMEOUT, "not asked for, or nothing there");
+    }
+    assert_eq!(server.post(CHAT, chat_body(json!({"partial": 1}))).await.error()["param"], "partial");
+}
+
 #[tokio::test]
 async fn tool_calls_and_schemas_reach_the_model_and_come_back() {
     let server = ScriptedServer::with_chat(ScriptedChat::new("tiny", |_| {

@@ -26,6 +26,7 @@ use super::{
     error::ApiError,
     extract::JsonBody,
     ignored::name_ignored,
+    partial::{asks_for_partial, marked, whole},
     receipt::GROUNDING,
     sse::{EventWriter, Frames, stream_response},
     state::AppState,
@@ -35,7 +36,7 @@ use crate::{
     retrieval::{passages::Passage, search::SearchRequest},
     service::{
         ask::{AskRequest, Asked, Findings, source},
-        chat::{gather, start},
+        chat::start,
         deadline,
         documents::OwnedDocuments,
         semantic,
@@ -101,7 +102,7 @@ async fn answer_question(
         known: Known::of(&asked),
     };
     let grounding = asked.grounding;
-    let response = answered(asked.events, shape, streams, &state).await?;
+    let response = answered(asked.events, shape, (streams, false), &state).await?;
     Ok(name_grounding(name_ignored(response, &ignored), grounding))
 }
 
@@ -135,7 +136,7 @@ async fn answer_conversation(
     let citations = asked.sources.iter().map(citation).collect();
     let shape = ChatShape { began, account: caller.account().clone(), known: Known::of(&asked), citations };
     let grounding = asked.grounding;
-    let response = answered(asked.events, shape, streams, &state).await?;
+    let response = answered(asked.events, shape, (streams, false), &state).await?;
     Ok(name_grounding(name_ignored(response, &ignored), grounding))
 }
 
@@ -194,12 +195,13 @@ async fn continue_prompt(
     streams: bool,
 ) -> Result<Response, ApiError> {
     let began = Instant::now();
+    let partial = asks_for_partial(&body);
     let Parsed { request, ignored } = GenerateBody::read(body, &caller.envelope(&state, streams))?;
     let model = state.chat_or_first(caller.may(), request.model.as_deref())?;
     let generation: GenerateRequest = request.generation;
     let events = start(&model, generation).await?;
     let shape = GenerateShape { began, account: caller.account().clone(), model: model.info().id.clone() };
-    let response = answered(events, shape, streams, &state).await?;
+    let response = answered(events, shape, (streams, partial), &state).await?;
     Ok(name_ignored(response, &ignored))
 }
 
@@ -421,16 +423,17 @@ impl AppAnswer for GenerateShape {
 async fn answered(
     events: GenerateStream,
     shape: impl AppAnswer,
-    streams: bool,
+    (streams, partial): (bool, bool),
     state: &AppState,
 ) -> Result<Response, Error> {
     if streams {
         let account = shape.account().clone();
         return Ok(stream_response(events, AppStreamWriter(shape), account, state.settings.keep_alive_interval));
     }
-    let mut generation = gather(events, 1).await?;
+    let mut generation = whole(events, 1, partial, shape.account()).await?;
     let text = generation.choices.pop().map(|choice| choice.text).unwrap_or_default();
-    Ok(Json(shape.answer(Some(text), generation.usage, generation.timings)).into_response())
+    let answer = Json(shape.answer(Some(text), generation.usage, generation.timings));
+    Ok(marked(answer.into_response(), generation.is_partial))
 }
 
 /// Frames of these routes: `{"sources"}`, `{"token"}` and at last `{"done":true}`.

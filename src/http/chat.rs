@@ -11,12 +11,18 @@ use hearth_domain::{Account, FinishReason};
 use serde_json::Value;
 
 use super::{
-    chat_stream::ChatStreamWriter, context::Caller, error::ApiError, extract::JsonBody, ignored::name_ignored,
-    sse::stream_response, state::AppState,
+    chat_stream::ChatStreamWriter,
+    context::Caller,
+    error::ApiError,
+    extract::JsonBody,
+    ignored::name_ignored,
+    partial::{asks_for_partial, marked, whole},
+    sse::stream_response,
+    state::AppState,
 };
 use crate::{
     service::{
-        chat::{self, Choice, Generation},
+        chat::{Choice, Generation},
         semantic,
     },
     wire::{
@@ -33,6 +39,7 @@ pub(super) async fn create_chat_completion(
     caller: Caller,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
+    let partial = asks_for_partial(&body);
     let envelope = caller.envelope(&state, asks_for_stream(&body));
     let Parsed { request, ignored } = ChatCompletionRequest::read(body, &envelope)?;
     let model = state.chat(caller.may(), request.model.as_deref())?;
@@ -50,8 +57,10 @@ pub(super) async fn create_chat_completion(
         );
         stream_response(events, writer, caller.account().clone(), state.settings.keep_alive_interval)
     } else {
-        let generation = chat::gather(events, num_choices).await?;
-        Json(whole_answer(identity, generation, with_logprobs, request.return_token_ids)).into_response()
+        let generation = whole(events, num_choices, partial, caller.account()).await?;
+        let is_partial = generation.is_partial;
+        let answer = Json(whole_answer(identity, generation, with_logprobs, request.return_token_ids));
+        marked(answer.into_response(), is_partial)
     };
     Ok(name_ignored(response, &ignored))
 }
@@ -99,7 +108,7 @@ fn whole_answer(
     with_logprobs: bool,
     with_token_ids: bool,
 ) -> ChatCompletion {
-    let Generation { choices, usage, timings } = generation;
+    let Generation { choices, usage, timings, .. } = generation;
     ChatCompletion {
         receipt: identity.receipt(),
         id: identity.id,

@@ -13,11 +13,12 @@ use super::{
     error::ApiError,
     extract::JsonBody,
     ignored::name_ignored,
+    partial::{asks_for_partial, marked, whole},
     sse::{EventWriter, Frames, stream_response},
     state::AppState,
 };
 use crate::{
-    service::{chat, completions},
+    service::{chat::Generation, completions},
     wire::{
         Parsed,
         completion_request::CompletionRequest,
@@ -31,6 +32,7 @@ pub(super) async fn create_completion(
     caller: Caller,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
+    let partial = asks_for_partial(&body);
     let envelope = caller.envelope(&state, asks_for_stream(&body));
     let Parsed { request, ignored } = CompletionRequest::read(body, &envelope)?;
     let model = state.chat(caller.may(), request.model.as_deref())?;
@@ -48,8 +50,9 @@ pub(super) async fn create_completion(
     let response = if request.stream {
         stream_response(events, writer, caller.account().clone(), state.settings.keep_alive_interval)
     } else {
-        let generation = chat::gather(events, num_choices).await?;
-        Json(writer.whole_answer(generation)).into_response()
+        let generation = whole(events, num_choices, partial, caller.account()).await?;
+        let is_partial = generation.is_partial;
+        marked(Json(writer.whole_answer(generation)).into_response(), is_partial)
     };
     Ok(name_ignored(response, &ignored))
 }
@@ -101,7 +104,7 @@ impl CompletionWriter {
         }
     }
 
-    fn whole_answer(mut self, generation: chat::Generation) -> Completion {
+    fn whole_answer(mut self, generation: Generation) -> Completion {
         let choices = generation
             .choices
             .into_iter()

@@ -32,6 +32,7 @@ mod models;
 mod openapi;
 mod origin;
 mod page_security;
+mod partial;
 mod quote;
 mod receipt;
 mod rerank;
@@ -215,6 +216,7 @@ fn cors(origins: &[String]) -> CorsLayer {
             .chain(allowance::HEADERS)
             .map(HeaderName::from_static)
             .chain(receipt::NAMES)
+            .chain([partial::PARTIAL])
             .collect::<Vec<_>>(),
         )
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use hearth_domain::{
-    FinishReason, GenerateEvent, GenerateRequest, Prompt, Timings, TokenLogprob, Usage,
-    error::{Error, Result},
+    Account, FinishReason, GenerateEvent, GenerateRequest, Prompt, Timings, TokenLogprob, Usage,
+    error::{Error, ErrorKind, Result},
 };
 
 use super::{deadline, reservation::tokens_of_generation};
@@ -55,6 +55,8 @@ pub struct Generation {
     pub choices: Vec<Choice>,
     pub usage: Usage,
     pub timings: Timings,
+    /// Its time ran out before it was done.
+    pub is_partial: bool,
 }
 
 #[derive(Debug, Default)]
@@ -75,45 +77,95 @@ pub struct ToolCallText {
 }
 
 /// Gathers a stream of `num_choices` choices. A stream that ends early is an error, never a finished answer.
-pub async fn gather(mut events: GenerateStream, num_choices: usize) -> Result<Generation> {
-    let mut generation = Generation::default();
-    generation.choices.resize_with(num_choices, Choice::default);
-    while let Some(event) = events.next().await {
-        match event? {
-            GenerateEvent::Prefilled { .. } => {}
-            GenerateEvent::Echo { choice, text, logprobs, token_ids }
-            | GenerateEvent::Delta { choice, text, logprobs, token_ids } => {
-                let choice = choice_at(&mut generation, choice)?;
-                choice.text.push_str(&text);
-                choice.logprobs.extend(logprobs);
-                choice.token_ids.extend(token_ids);
-            }
-            GenerateEvent::Reasoning { choice, text } => choice_at(&mut generation, choice)?.reasoning.push_str(&text),
-            GenerateEvent::ToolCall { choice, call, id, name, arguments } => {
-                let calls = &mut choice_at(&mut generation, choice)?.tool_calls;
-                if calls.len() <= call {
-                    calls.resize_with(call + 1, ToolCallText::default);
-                }
-                let entry = &mut calls[call];
-                if let Some(id) = id {
-                    entry.id = id;
-                }
-                if let Some(name) = name {
-                    entry.name = name;
-                }
-                entry.arguments.push_str(&arguments);
-            }
-            GenerateEvent::Finished { choice, reason } => {
-                choice_at(&mut generation, choice)?.finish_reason = Some(reason);
-            }
-            GenerateEvent::Done { usage, timings } => {
-                generation.usage = usage;
-                generation.timings = timings;
-                return Ok(generation);
-            }
+pub async fn gather(events: GenerateStream, num_choices: usize) -> Result<Generation> {
+    let mut generation = Generation::of(num_choices);
+    generation.add_all(events).await?;
+    Ok(generation)
+}
+
+/// The same, but for a stream whose time runs out: what it has said by then, if that is anything, is the answer.
+pub async fn gather_partial(events: GenerateStream, num_choices: usize, account: &Account) -> Result<Generation> {
+    let mut generation = Generation::of(num_choices);
+    match generation.add_all(events).await {
+        Err(error) if error.kind() == ErrorKind::DeadlineExceeded && generation.has_begun() => {
+            generation.cut_off(account);
+            Ok(generation)
+        }
+        outcome => outcome.map(|()| generation),
+    }
+}
+
+impl Generation {
+    fn of(num_choices: usize) -> Self {
+        let mut generation = Self::default();
+        generation.choices.resize_with(num_choices, Choice::default);
+        generation
+    }
+
+    fn has_begun(&self) -> bool {
+        let has_begun =
+            |choice: &Choice| !(choice.text.is_empty() && choice.reasoning.is_empty() && choice.tool_calls.is_empty());
+        self.choices.iter().any(has_begun)
+    }
+
+    /// The choices that have not ended are cut short; what was used stands in the account.
+    fn cut_off(&mut self, account: &Account) {
+        self.is_partial = true;
+        for choice in &mut self.choices {
+            choice.finish_reason.get_or_insert(FinishReason::Length);
+        }
+        let count = |tokens: u64| usize::try_from(tokens).unwrap_or(usize::MAX);
+        if let Some(leg) = account.receipt().main_leg() {
+            self.usage = Usage {
+                prompt_tokens: count(leg.prompt_tokens),
+                completion_tokens: count(leg.completion_tokens),
+                cached_tokens: count(leg.cached_tokens),
+                reasoning_tokens: count(leg.reasoning_tokens),
+            };
+            self.timings = Timings { queue: leg.queue, prefill: leg.prefill, decode: leg.decode, compute: leg.compute };
         }
     }
-    Err(ended_early())
+
+    /// Until the stream says that it is done.
+    async fn add_all(&mut self, mut events: GenerateStream) -> Result<()> {
+        let generation = self;
+        while let Some(event) = events.next().await {
+            match event? {
+                GenerateEvent::Prefilled { .. } => {}
+                GenerateEvent::Echo { choice, text, logprobs, token_ids }
+                | GenerateEvent::Delta { choice, text, logprobs, token_ids } => {
+                    let choice = choice_at(generation, choice)?;
+                    choice.text.push_str(&text);
+                    choice.logprobs.extend(logprobs);
+                    choice.token_ids.extend(token_ids);
+                }
+                GenerateEvent::Reasoning { choice, text } => choice_at(generation, choice)?.reasoning.push_str(&text),
+                GenerateEvent::ToolCall { choice, call, id, name, arguments } => {
+                    let calls = &mut choice_at(generation, choice)?.tool_calls;
+                    if calls.len() <= call {
+                        calls.resize_with(call + 1, ToolCallText::default);
+                    }
+                    let entry = &mut calls[call];
+                    if let Some(id) = id {
+                        entry.id = id;
+                    }
+                    if let Some(name) = name {
+                        entry.name = name;
+                    }
+                    entry.arguments.push_str(&arguments);
+                }
+                GenerateEvent::Finished { choice, reason } => {
+                    choice_at(generation, choice)?.finish_reason = Some(reason);
+                }
+                GenerateEvent::Done { usage, timings } => {
+                    generation.usage = usage;
+                    generation.timings = timings;
+                    return Ok(());
+                }
+            }
+        }
+        Err(ended_early())
+    }
 }
 
 fn choice_at(generation: &mut Generation, choice: usize) -> Result<&mut Choice> {

@@ -63,6 +63,8 @@ impl Common {
                 format!("`min_tokens` ({min_tokens}) must not be above `max_tokens` ({max_tokens})."),
             ));
         }
+        // Whether an answer that is cut off is one is the route's business.
+        fields.boolean("partial")?;
         let return_token_ids = fields.boolean("return_token_ids")?;
         let return_tokens = fields.boolean("return_tokens")?;
         Ok(Self {

@@ -140,6 +140,11 @@ pub const GENERATION: &[FieldPolicy] = &[
         r#"{"type":"number","exclusiveMinimum":0}"#,
         "Seconds after which the server ends the request.",
     ),
+    honoured(
+        "partial",
+        BOOLEAN,
+        "A whole answer whose time runs out is what there is by then, instead of a 504: `finish_reason` is `length`, and the header `x-hearth-partial` is `true`. Default false.",
+    ),
     ignored("user", "No account is kept per end user."),
     ignored("store", "Nothing is stored."),
     ignored("metadata", "Nothing is stored."),

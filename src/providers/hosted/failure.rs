@@ -204,7 +204,8 @@ impl Said {
 
 /// Codes that callers act upon.
 fn known_code(code: &str) -> Option<&'static str> {
-    const CODES: [&str; 6] = [
+    const CODES: [&str; 7] = [
+        "content_filter",
         "invalid_value",
         "unsupported_parameter",
         "unsupported_value",
