@@ -267,11 +267,19 @@ async fn fields_are_honoured_ignored_or_refused_by_name() {
     let answer = server.post(CHAT, chat_body(harmless)).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
     assert_eq!(answer.header("x-hearth-ignored"), Some("user, store, metadata, service_tier, brand_new_field"));
+    // As the suites of SDKs send them.
+    for harmless in [
+        json!({"audio": {"voice": "alloy", "format": "wav"}}),
+        json!({"prediction": {"type": "content", "content": "x"}}),
+        json!({"best_of": 3, "n": 3}),
+        json!({"logit_bias": {"foo": 0, "99999999": 0}}),
+    ] {
+        let answer = server.post(CHAT, chat_body(harmless.clone())).await;
+        assert_eq!(answer.status, StatusCode::OK, "{harmless}: {}", answer.text());
+    }
     for (field, value) in [
-        ("audio", json!({"voice": "alloy", "format": "wav"})),
         ("modalities", json!(["text", "audio"])),
         ("web_search_options", json!({"search_context_size": "low"})),
-        ("prediction", json!({"type": "content", "content": "x"})),
         ("functions", json!([{"name": "f"}])),
         ("mirostat", json!(2)),
         ("best_of", json!(3)),

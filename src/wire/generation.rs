@@ -49,6 +49,10 @@ impl Common {
             None => false,
         };
         let n = fields.integer("n", 1, CHOICES_MAX as i64)?.map_or(1, |n| usize::try_from(n).unwrap_or(1));
+        // As many as are asked for are the best of themselves.
+        if fields.peek("best_of").is_some_and(|best_of| best_of.as_u64() == Some(n as u64)) {
+            fields.take("best_of");
+        }
         let sampling = read_sampling(fields)?;
         let newest = fields.count("max_completion_tokens", 0)?;
         let usual = fields.count("max_tokens", 0)?;
@@ -110,6 +114,8 @@ fn read_logit_bias(fields: &mut Fields) -> Result<Arc<[(u32, f32)]>> {
     let path = fields.path("logit_bias");
     let Some(map) = fields.map("logit_bias")? else { return Ok(Arc::from([])) };
     map.into_iter()
+        // A bias of zero changes nothing, whatever the key.
+        .filter(|(_, value)| value.as_f64() != Some(0.0))
         .map(|(key, value)| {
             let id =
                 key.parse::<u32>().ok().filter(|_| key.bytes().all(|byte| byte.is_ascii_digit())).ok_or_else(|| {
