@@ -284,6 +284,26 @@ async fn a_manifest_holds_the_hub_to_its_checksum() {
     scene.run(request(&found)).await.unwrap();
 }
 
+/// The hub gives no checksum of a file that is not in its large storage.
+#[tokio::test]
+async fn a_manifest_holds_a_small_file_to_its_checksum_as_well() {
+    let scene = Scene::new().await;
+    let request = |sha256: &str| PullRequest {
+        reference: Reference {
+            repository: "owner/name".into(),
+            revision: None,
+            choice: Choice::File("README.md".into()),
+        },
+        to: None,
+        promised: Some(("README.md".into(), sha256.into())),
+    };
+    for _ in 0..2 {
+        let error = scene.run(request(&"0".repeat(64))).await.unwrap_err();
+        let PullError::ManifestChecksum { found, .. } = error else { panic!("{error}") };
+        scene.run(request(&found)).await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn offline_asks_nobody() {
     let mut scene = Scene::new().await;

@@ -218,6 +218,19 @@ pub fn chat_model_path(config: &Config) -> anyhow::Result<Option<PathBuf>> {
     }
 }
 
+/// Opens the model files that would be loaded, so that one that is none is said before the server says where it listens.
+///
+/// # Errors
+/// If the header of a GGUF file cannot be read.
+pub(super) fn check_files(config: &Config) -> anyhow::Result<()> {
+    for path in [chat_model_path(config)?, embedding_model_path(config)?].into_iter().flatten() {
+        if path.is_file() {
+            drop(Gguf::open(&path)?);
+        }
+    }
+    Ok(())
+}
+
 fn embedding_model_path(config: &Config) -> anyhow::Result<Option<PathBuf>> {
     match &config.embedding_model {
         Some(path) => Ok(Some(path.clone())),

@@ -120,6 +120,10 @@ impl Server {
     /// with cannot be used, or the data directory is in use, damaged or of a newer version.
     pub fn bind(config: Config) -> anyhow::Result<Self> {
         http::check_tls(&config.http)?;
+        // A server that upstreams serve for starts without its own models.
+        if config.upstreams.is_empty() {
+            load::check_files(&config)?;
+        }
         let listener = TcpListener::bind(config.address).map_err(|error| {
             let reason = cannot_listen(config.address, error.kind());
             anyhow::Error::new(error).context(reason)

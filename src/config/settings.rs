@@ -54,7 +54,7 @@ settings! {
     /// Serve the chat model under this name, too; several with commas
     #[arg(short, long, env = "HEARTH_ALIAS", value_name = "NAME", value_delimiter = ',', help_heading = "Models")]
     alias: Vec<String>,
-    /// Take any model name in a request for the served model
+    /// Take any model name in a request for the served model; `GET /v1/models/NAME` still says which there are
     #[arg(long, env = "HEARTH_ACCEPT_ANY_MODEL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Models")]
     accept_any_model: bool,
     /// Where models are looked for [default: models in the data directory, and ./models]

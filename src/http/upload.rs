@@ -47,7 +47,9 @@ impl FromRequest<AppState> for UploadForm {
         let read = if length.is_some_and(|length: u64| length > form_limit(state)) {
             Err(too_large(state))
         } else {
-            read_form(&mut form, length.unwrap_or(0), state).await
+            let most = state.settings.request_body_timeout + time_for(length.unwrap_or_else(|| form_limit(state)));
+            let read = read_form(&mut form, length.unwrap_or(0), state);
+            tokio::time::timeout(most, read).await.unwrap_or_else(|_elapsed| Err(too_slow()))
         };
         if asks_first && length.is_some_and(|length: u64| length > form_limit(state)) {
             return Err(too_large(state).into());
@@ -63,6 +65,16 @@ impl FromRequest<AppState> for UploadForm {
 /// The file, and what surrounds it.
 fn form_limit(state: &AppState) -> u64 {
     (state.settings.upload_limit_bytes + FIELDS_MAX * FIELD_BYTES_MAX) as u64
+}
+
+/// What an upload of so many bytes may take on the slowest line that is waited for.
+fn time_for(bytes: u64) -> Duration {
+    const BYTES_PER_SECOND: u64 = 16 * 1024;
+    Duration::from_secs(bytes / BYTES_PER_SECOND)
+}
+
+fn too_slow() -> Error {
+    Error::new(ErrorKind::RequestTimeout, "The file did not arrive in time; send it without pauses.")
 }
 
 fn too_large(state: &AppState) -> Error {
@@ -152,9 +164,7 @@ async fn in_time<T>(
             let message = format!("The form cannot be read: {}.", error.body_text().trim_end_matches('.'));
             Err(Error::new(ErrorKind::InvalidRequest, message).with_code("invalid_multipart"))
         }
-        Err(_elapsed) => {
-            Err(Error::new(ErrorKind::RequestTimeout, "The file did not arrive in time; send it without pauses."))
-        }
+        Err(_elapsed) => Err(too_slow()),
     }
 }
 

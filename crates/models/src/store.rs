@@ -18,7 +18,7 @@ use super::{
     encoder::EncoderError,
     gguf::{Gguf, GgufError, split_name},
     manifest,
-    pull::{self, HubSettings, Pulled, Reference, create_parent, hex, replace_with_link},
+    pull::{self, HubSettings, Pulled, Reference, create_parent, hex, rename, replace_with_link},
 };
 
 /// Directories below the models directory that are looked into.
@@ -431,7 +431,7 @@ fn copy_hashing(from: &Path, to: &Path, progress: &mut dyn FnMut(u64)) -> io::Re
             progress(count as u64);
         }
         target.sync_all()?;
-        fs::rename(&incomplete, to)?;
+        rename(&incomplete, to)?;
         Ok(hex(&hasher.finalize()))
     };
     copy().inspect_err(|_| {

@@ -77,7 +77,7 @@ impl Download<'_> {
                 return Err(error);
             }
         }
-        fs::rename(&self.incomplete, &self.destination).map_err(|error| self.disk(error))?;
+        rename(&self.incomplete, &self.destination).map_err(|error| self.disk(error))?;
         self.progress.finish(&self.file.path);
         Ok(())
     }
@@ -264,6 +264,16 @@ pub(crate) fn sha256_of(path: &Path) -> io::Result<String> {
 }
 
 /// Lower-case hexadecimal.
+/// Renames a file for good: its new name is on the disk when this returns.
+pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)?;
+    #[cfg(unix)]
+    if let Some(folder) = to.parent() {
+        fs::File::open(folder)?.sync_all()?;
+    }
+    Ok(())
+}
+
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -21,7 +21,7 @@ use self::{
 };
 pub(crate) use self::{
     cache::{create_parent, replace_with_link},
-    download::{hex, sha256_of},
+    download::{hex, rename, sha256_of},
     select::{ENCODER_FILES, select},
 };
 pub use self::{
@@ -112,7 +112,9 @@ pub async fn pull(
         let file = listed.iter().find(|file| file.path == name).expect("select picks from the paths it is given");
         let file = hub.describe(repository, &commit, file).await?;
         check_promise(request, &file)?;
-        files.push(fetch(settings, &hub, &cache, request, &commit, &file, progress).await?);
+        let fetched = fetch(settings, &hub, &cache, request, &commit, &file, progress).await?;
+        keep_promise(request, &file, &fetched)?;
+        files.push(fetched);
     }
     if request.to.is_none() {
         cache.write_commit(revision, &commit).map_err(|source| disk(&settings.cache, source))?;
@@ -150,6 +152,20 @@ fn check_promise(request: &PullRequest, file: &RemoteFile) -> Result<(), PullErr
         }
         _ => Ok(()),
     }
+}
+
+/// The hub says no checksum of a file that is not in its large storage: then the file itself is held to the promise, also one
+/// that was there.
+fn keep_promise(request: &PullRequest, file: &RemoteFile, fetched: &PulledFile) -> Result<(), PullError> {
+    let Some((name, expected)) = &request.promised else { return Ok(()) };
+    if *name != file.path || file.sha256.is_some() {
+        return Ok(());
+    }
+    let found = sha256_of(&fetched.path).map_err(|source| disk(&fetched.path, source))?;
+    if expected.eq_ignore_ascii_case(&found) {
+        return Ok(());
+    }
+    Err(PullError::ManifestChecksum { file: name.clone(), expected: expected.clone(), found })
 }
 
 /// Brings one file to where it belongs, unless it is there.
