@@ -83,7 +83,7 @@ fn examine(config: &Config, report: &mut Report) {
     }
     match app::reader(config).and_then(|reader| Ok(reader.lockdown(&config.documents.limits)?)) {
         Ok(lockdown) => {
-            report.fact("reader", format!("documents are read in a process of their own, under {lockdown}"))
+            report.fact("reader", format!("documents are read in a process of their own, under {lockdown}"));
         }
         Err(error) => report.problem("reader", sentence(&error)),
     }

@@ -421,7 +421,7 @@ fn owners_have_their_turns_however_much_each_has_waiting() {
         drop(first.1);
         first = std::mem::replace(&mut second, take());
     }
-    order.extend([first.0.owner.clone(), second.0.owner.clone()]);
+    order.extend([first.0.owner, second.0.owner]);
     let of = |owner: &str| order.iter().filter(|had| *had == owner).count();
     assert_eq!((of("few"), of("one")), (2, 1), "{order:?}");
 }

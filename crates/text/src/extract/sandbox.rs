@@ -3,7 +3,7 @@
 //! The parent starts its own program with the hidden subcommand [`CHILD_COMMAND`], writes a request to its standard
 //! input and reads the answer from its standard output, both JSON. The child has an empty environment, where secrets of the
 //! parent would be. It takes limits on memory, processor time and files upon itself, reads the document's bytes, and gives up
-//! everything else ([`super::lockdown`]) before it looks at them; the parent watches the clock and how much comes back. A
+//! everything else (`lockdown.rs`) before it looks at them; the parent watches the clock and how much comes back. A
 //! crash, an exhausted limit or a made-up answer is an error of that one document.
 //!
 //! The limits are those of POSIX `setrlimit`. Where there is none, the clock and the answer's size still hold.

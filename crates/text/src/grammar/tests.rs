@@ -607,7 +607,7 @@ fn hostile_constraints_end_in_answers_or_errors() {
 #[test]
 fn what_nothing_fits_is_refused_before_the_first_token() {
     let refusal = |schema: Value| {
-        let refused = compiler().compile(&Constraint::JsonSchema(schema)).err().expect("nothing fits it");
+        let refused = compiler().compile(&Constraint::JsonSchema(schema)).expect_err("nothing fits it");
         error::Error::from(refused)
     };
     let looping = json!({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"});
