@@ -3,7 +3,7 @@
 
 use std::{future::Future, io::Write, path::Path, time::Duration};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
@@ -28,7 +28,9 @@ pub(super) struct Client {
 impl Client {
     /// The server at an address, as the caller of the first key that is configured.
     pub(super) fn at(url: String, config: &Config) -> Self {
-        Self { http: reqwest::Client::new(), url, api_key: config.callers.api_keys.first().cloned() }
+        // Without a connection there is no server; an answer may take as long as a model does.
+        let http = reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).build().unwrap_or_default();
+        Self { http, url, api_key: config.callers.api_keys.first().cloned() }
     }
 
     /// Where the server listens.
@@ -173,7 +175,8 @@ pub(super) fn served_models(config: &Config) -> anyhow::Result<(Client, Value)> 
 pub(super) async fn find_running(config: &Config) -> anyhow::Result<Option<(Client, Value)>> {
     let Some(url) = url_of_running(&config.data_dir) else { return Ok(None) };
     let client = Client::at(url, config);
-    match client.get("/v1/models").await {
+    let asked = tokio::time::timeout(Duration::from_secs(5), client.get("/v1/models")).await;
+    match asked.unwrap_or_else(|_elapsed| Err(anyhow!("what listens at {} does not answer", client.url))) {
         Ok(models) => Ok(Some((client, models))),
         Err(error) if error.downcast_ref().is_some_and(reqwest::Error::is_connect) => Ok(None),
         Err(error) => Err(error),

@@ -105,6 +105,9 @@ impl Indexes {
 
     /// Forgets a deleted collection.
     pub fn forget(&self, collection_id: &str) {
+        // One that is being opened is forgotten when it is open.
+        let opening = self.opening.lock().get(collection_id).cloned();
+        let _opening = opening.as_ref().map(|opening| opening.lock());
         let entry = self.open.lock().remove(collection_id);
         drop(entry);
         self.changed(collection_id);
@@ -142,6 +145,16 @@ impl Indexes {
         if let Some(entry) = open_already(&self.open.lock()) {
             return Ok(entry);
         }
+        let opened = self.open_from_store(collection_id, embedding);
+        if opened.is_err() {
+            // It is opened again by whoever needs it next.
+            self.open.lock().remove(collection_id);
+        }
+        self.opening.lock().remove(collection_id);
+        opened
+    }
+
+    fn open_from_store(&self, collection_id: &str, embedding: &EmbeddingIdentity) -> Result<Arc<Entry>, StoreError> {
         let snapshot = self.snapshot_path(collection_id);
         let parameters = self.parameters;
         let loaded = VectorIndex::load(&snapshot, &embedding.name, embedding.dimensions, parameters);
@@ -159,21 +172,27 @@ impl Indexes {
             changing: Mutex::new(()),
             build: Mutex::new(None),
         });
+        self.remove_gone(&entry)?;
         let stored: Keys = self.store.chunk_ids(collection_id)?.into_iter().collect();
-        let gone: Vec<u64> = entry.index.keys().into_iter().filter(|key| !stored.contains(key)).collect();
-        entry.index.remove(&gone);
         let missing: Vec<u64> = stored.into_iter().filter(|&key| !entry.index.contains(key)).collect();
         entry.add(&self.store, &missing)?;
         if entry.index.wants_rebuild() {
             entry.build_in_background();
         }
-        // A document that was deleted while this was opened is not in the store any more, and nothing has taken it out.
         self.open.lock().insert(collection_id.to_owned(), entry.clone());
-        let stored: Keys = self.store.chunk_ids(collection_id)?.into_iter().collect();
-        let gone: Vec<u64> = entry.index.keys().into_iter().filter(|key| !stored.contains(key)).collect();
-        entry.index.remove(&gone);
-        self.opening.lock().remove(collection_id);
+        // What was deleted while this was opened found no index to be taken out of.
+        self.remove_gone(&entry)?;
         Ok(entry)
+    }
+
+    /// Takes out what is not in the store. What is added meanwhile is in the store before it is in the index, so the index is looked
+    /// at first.
+    fn remove_gone(&self, entry: &Entry) -> Result<(), StoreError> {
+        let keys = entry.index.keys();
+        let stored: Keys = self.store.chunk_ids(&entry.collection_id)?.into_iter().collect();
+        let gone: Vec<u64> = keys.into_iter().filter(|key| !stored.contains(key)).collect();
+        entry.index.remove(&gone);
+        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 //! FTS5's own `bm25()` weighs a word by all rows of its table, which are every owner's: the order of one's own documents would
 //! tell in how many chunks of others a word is. Here a word counts by the collection that is searched, and nothing else.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use rusqlite::{Connection, params_from_iter, types::Value as Sql};
 
@@ -60,8 +60,6 @@ pub(super) fn prepare(connection: &Connection) -> rusqlite::Result<()> {
 /// A chunk with some of the words.
 struct Candidate {
     tokens: f64,
-    /// Its document passes the filter; if not, it only counts among the chunks that have a word.
-    passes: bool,
     /// How often it has each word, by the word's place in the query.
     frequencies: Vec<(usize, f64)>,
 }
@@ -75,12 +73,16 @@ impl Store {
         }
         self.read(|connection| {
             let terms = terms(connection, &words)?;
+            let passing: Option<HashSet<u64>> = match scope.filter {
+                Some(filter) => Some(filtered(connection, scope.collection_id, filter)?.into_iter().collect()),
+                None => None,
+            };
             let mut candidates: HashMap<u64, Candidate> = HashMap::new();
             let mut with_term = vec![0.0; terms.len()];
             for (place, term) in terms.iter().enumerate() {
-                for (id, frequency, tokens, passes) in occurrences(connection, scope, term)? {
+                each_occurrence(connection, scope.collection_id, term, |id, frequency, tokens| {
                     let candidate =
-                        candidates.entry(id).or_insert_with(|| Candidate { tokens, passes, frequencies: Vec::new() });
+                        candidates.entry(id).or_insert_with(|| Candidate { tokens, frequencies: Vec::new() });
                     match candidate.frequencies.last_mut() {
                         Some((last, sum)) if *last == place => *sum += frequency,
                         _ => {
@@ -88,7 +90,7 @@ impl Store {
                             with_term[place] += 1.0;
                         }
                     }
-                }
+                })?;
             }
             let of_collection = "SELECT count(*) FROM chunks WHERE collection_id = ?";
             let all: f64 = connection.query_row(of_collection, [scope.collection_id], |row| row.get(0))?;
@@ -103,9 +105,11 @@ impl Store {
                 };
                 chunk.frequencies.iter().map(of_word).sum()
             };
-            let passing = candidates.iter().filter(|(_, chunk)| chunk.passes);
+            // What does not pass only counts among the chunks that have a word.
+            let passes = |id: &u64| passing.as_ref().is_none_or(|passing| passing.contains(id));
+            let found = candidates.iter().filter(|(id, _)| passes(id));
             let mut hits: Vec<LexicalHit> =
-                passing.map(|(&chunk_id, chunk)| LexicalHit { chunk_id, score: score(chunk) }).collect();
+                found.map(|(&chunk_id, chunk)| LexicalHit { chunk_id, score: score(chunk) }).collect();
             hits.sort_unstable_by(|a, b| b.score.total_cmp(&a.score).then(a.chunk_id.cmp(&b.chunk_id)));
             hits.truncate(limit);
             Ok(hits)
@@ -114,18 +118,20 @@ impl Store {
 
     /// Ids of the chunks whose documents a filter lets through.
     pub fn filtered_chunk_ids(&self, collection_id: &str, filter: &AttributeFilter) -> Result<Vec<u64>> {
-        self.read(|connection| {
-            let mut parameters = vec![Sql::Text(collection_id.to_owned())];
-            let condition = condition(filter, &mut parameters);
-            let sql = format!(
-                "SELECT chunks.id FROM documents JOIN chunks ON chunks.collection_id = documents.collection_id AND
-                    chunks.file_id = documents.file_id
-                 WHERE documents.collection_id = ? AND {condition}"
-            );
-            let mut query = connection.prepare(&sql)?;
-            Ok(query.query_map(params_from_iter(parameters), |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
-        })
+        self.read(|connection| filtered(connection, collection_id, filter))
     }
+}
+
+fn filtered(connection: &Connection, collection_id: &str, filter: &AttributeFilter) -> Result<Vec<u64>> {
+    let mut parameters = vec![Sql::Text(collection_id.to_owned())];
+    let condition = condition(filter, &mut parameters);
+    let sql = format!(
+        "SELECT chunks.id FROM documents JOIN chunks ON chunks.collection_id = documents.collection_id AND
+            chunks.file_id = documents.file_id
+         WHERE documents.collection_id = ? AND {condition}"
+    );
+    let mut query = connection.prepare(&sql)?;
+    Ok(query.query_map(params_from_iter(parameters), |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
 }
 
 /// The query's words, without stop words if others remain.
@@ -144,29 +150,26 @@ fn terms(connection: &Connection, words: &[&str]) -> Result<Vec<String>> {
     Ok(query.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
 }
 
-/// Where a collection has a term: chunk, what the place counts, tokens of the chunk, and whether the filter lets it through.
-fn occurrences(connection: &Connection, scope: Scope<'_>, term: &str) -> Result<Vec<(u64, f64, f64, bool)>> {
-    let mut parameters = Vec::new();
-    let (passes, join) = match scope.filter {
-        Some(filter) => (
-            condition(filter, &mut parameters),
-            "JOIN documents ON documents.collection_id = chunks.collection_id AND documents.file_id = chunks.file_id",
-        ),
-        None => ("true".to_owned(), ""),
-    };
-    parameters.extend([Sql::Text(term.to_owned()), Sql::Text(scope.collection_id.to_owned())]);
+/// Calls `visit` for each place where a collection has a term, with the chunk, what the place counts, and the chunk's tokens. Places
+/// of one chunk come one after the other.
+fn each_occurrence(
+    connection: &Connection,
+    collection_id: &str,
+    term: &str,
+    mut visit: impl FnMut(u64, f64, f64),
+) -> Result<()> {
     // A cross join keeps this order: there are many chunks and few places.
-    let sql = format!(
-        "SELECT chunks.id, word_places.col = 'heading', chunks.tokens, {passes}
-         FROM temp.word_places CROSS JOIN chunks ON chunks.id = word_places.doc {join}
-         WHERE word_places.term = ? AND chunks.collection_id = ?"
-    );
-    let mut query = connection.prepare(&sql)?;
-    let rows = query.query_map(params_from_iter(parameters), |row| {
+    let mut query = connection.prepare(
+        "SELECT chunks.id, word_places.col = 'heading', chunks.tokens
+         FROM temp.word_places CROSS JOIN chunks ON chunks.id = word_places.doc
+         WHERE word_places.term = ? AND chunks.collection_id = ?",
+    )?;
+    let mut rows = query.query([term, collection_id])?;
+    while let Some(row) = rows.next()? {
         let weight = if row.get(1)? { HEADING_WEIGHT } else { 1.0 };
-        Ok((row.get(0)?, weight, row.get(2)?, row.get(3)?))
-    })?;
-    Ok(rows.collect::<rusqlite::Result<_>>()?)
+        visit(row.get(0)?, weight, row.get(2)?);
+    }
+    Ok(())
 }
 
 #[cfg(test)]

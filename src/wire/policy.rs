@@ -576,8 +576,8 @@ mod tests {
         let tables: &[&[FieldPolicy]] = &[GENERATION, CHAT];
         let ignored = apply(rest(json!({"user": "u", "brand_new": 1, "modalities": ["text"]})), tables, false).unwrap();
         assert_eq!(ignored, ["user", "brand_new"]);
-        let error = apply(rest(json!({"audio": {"voice": "x"}})), tables, false).unwrap_err();
-        assert_eq!((error.param(), error.code()), (Some("audio"), Some("unsupported_parameter")));
+        let error = apply(rest(json!({"functions": [{"name": "x"}]})), tables, false).unwrap_err();
+        assert_eq!((error.param(), error.code()), (Some("functions"), Some("unsupported_parameter")));
         assert_eq!(apply(rest(json!({"user": "u"})), tables, true).unwrap_err().param(), Some("user"));
         assert_eq!(apply(rest(json!({"brand_new": 1})), tables, true).unwrap_err().param(), Some("brand_new"));
     }

@@ -98,13 +98,18 @@ pub async fn off_the_async_threads<T: Send + 'static>(
     if bytes > SHORT_BYTES {
         return LongTexts::shared()?.admit(bytes)?.run(bytes, work).await;
     }
-    static PLACES: LazyLock<Semaphore> =
-        LazyLock::new(|| Semaphore::new(SHORT_AT_A_TIME * thread::available_parallelism().map_or(1, NonZero::get)));
+    static PLACES: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
+        Arc::new(Semaphore::new(SHORT_AT_A_TIME * thread::available_parallelism().map_or(1, NonZero::get)))
+    });
     let waits = Waits(Wanted::always());
     let wanted = waits.0.clone();
-    // The semaphore is never closed.
-    let _place = PLACES.acquire().await.map_err(Error::internal)?;
-    tokio::task::spawn_blocking(move || work(&wanted)).await.map_err(Error::internal)?
+    // The semaphore is never closed. The work has its place until it ends, also if its caller leaves.
+    let place = PLACES.clone().acquire_owned().await.map_err(Error::internal)?;
+    let work = move || {
+        let _place = place;
+        work(&wanted)
+    };
+    tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
 }
 
 /// Runs the same work over each of a request's texts, given with its index: one after another on a blocking thread or, if

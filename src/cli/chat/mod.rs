@@ -86,7 +86,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 /// The server that was named, or that runs on the data directory, and its models.
 async fn server(args: &Args, config: &Config) -> anyhow::Result<Option<(Client, Value)>> {
-    let Some(url) = &args.url else { return find_running(config).await };
+    let Some(url) = &args.url else {
+        return match find_running(config).await {
+            // The conversation can be had here as well.
+            Err(error) if args.collection.is_empty() => {
+                writeln!(std::io::stderr(), "Not asking the server that runs: {}", sentence(&error))?;
+                Ok(None)
+            }
+            found => found,
+        };
+    };
     let url = url.trim_end_matches('/').trim_end_matches("/v1");
     let client = Client::at(url.to_owned(), config);
     let models = client.get("/v1/models").await?;

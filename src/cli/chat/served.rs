@@ -1,8 +1,14 @@
 //! A model of a server, with its documents where they are asked for.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
-use anyhow::anyhow;
+use anyhow::{anyhow, ensure};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde_json::{Value, json};
 
@@ -61,7 +67,19 @@ impl ServedPartner {
         let path = if self.from_documents { "/api/v1/chat/stream" } else { "/v1/chat/completions" };
         let events = self.client.events(path, &body).await?;
         let timings = self.timings;
-        Ok(events.map_ok(move |event| stream::iter(pieces(&event, timings))).try_flatten().boxed())
+        let is_done = Arc::new(AtomicBool::new(false));
+        let ends = is_done.clone();
+        let said = events.map_ok(move |event| {
+            if event["done"] == true || event["choices"][0]["finish_reason"].is_string() {
+                ends.store(true, Ordering::Relaxed);
+            }
+            stream::iter(pieces(&event, timings))
+        });
+        let end = stream::once(async move {
+            ensure!(is_done.load(Ordering::Relaxed), "the answer ended before it was done");
+            Ok(None)
+        });
+        Ok(said.try_flatten().map_ok(Some).chain(end).try_filter_map(async |piece| Ok(piece)).boxed())
     }
 }
 

@@ -75,6 +75,8 @@ impl Found {
                     let file = FoundFile { path: path.to_owned(), packed: Some(packed.to_owned()) };
                     self.insert(name(&short.join(packed)), name(&path.join(packed)), file);
                 }
+                let left_out = archive.left_out().iter();
+                self.refused.extend(left_out.map(|what| (name(&short), format!("{what} cannot be read"))));
                 self.archives.insert(absolute(path)?);
             }
             Err(error) => self.refused.push((name(&short), sentence(&error.into()))),

@@ -81,10 +81,23 @@ async fn delete_gone(client: &Client, collection: &str, named: &[PathBuf], found
     let mut documents: Vec<_> = documents.into_iter().filter(|(path, _)| gone.contains(path)).collect();
     documents.sort();
     for (path, id) in documents {
-        client.delete(&format!("/api/v1/documents/{id}")).await?;
+        take_out(client, collection, &id).await?;
         writeln!(std::io::stderr(), "{}: the file is gone, and so is the document", path.display())?;
     }
     Ok(())
+}
+
+/// Takes a document out of a collection, and deletes its file where it is a document of no other collection. One that is gone
+/// already is as it should be.
+async fn take_out(client: &Client, collection: &str, id: &str) -> anyhow::Result<()> {
+    let all = client.get("/api/v1/documents").await?;
+    let everywhere = all["documents"].as_array().into_iter().flatten().filter(|document| document["document_id"] == id);
+    let path = match everywhere.count() {
+        0 => return Ok(()),
+        1 => format!("/api/v1/documents/{id}"),
+        _ => format!("/v1/vector_stores/{collection}/files/{id}"),
+    };
+    client.delete(&path).await.map(drop)
 }
 
 /// Notes on a document that was there already from which file it is now, or that it is of several.
@@ -131,7 +144,7 @@ async fn ingest(client: &Client, collection: &str, found: Found, packed_bytes: u
             Ok(id) => {
                 uploaded.push(id);
                 for old in failed.remove(name).unwrap_or_default() {
-                    client.delete(&format!("/api/v1/documents/{old}")).await?;
+                    take_out(client, collection, &old).await?;
                 }
             }
             Err(error) => refused.push((name.clone(), sentence(&error))),

@@ -221,7 +221,7 @@ impl Parts {
     fn prompt_tokens(&self, prompt: &Prompt, wanted: &Wanted) -> Result<PromptTokens> {
         match prompt {
             Prompt::Chat(chat) => {
-                let guarded = guarded(chat, &self.tokenizer);
+                let guarded = guarded(chat, &self.tokenizer)?;
                 let mut prompt = match guarded {
                     None => self.first_tokens(self.render(chat)?, false, None, "messages", wanted)?,
                     Some((chat, mark)) => {

@@ -218,11 +218,14 @@ impl Tokens {
             limits: limits.map(limits_of).transpose()?.unwrap_or_default(),
         };
         let token_id = jti.filter(|id| id.len() <= SUBJECT_BYTES_MAX && !id.chars().any(char::is_control));
-        // Two issuers may have a subject of the same name; one alone has none, and its callers keep the ids that they had.
-        let issuer = match (&self.settings.issuers[..], &iss) {
-            ([_, _, ..], Some(Value::String(issuer))) => format!("{issuer}#"),
-            _ => String::new(),
-        };
+        // Two issuers may have a subject of the same name. Callers of the first keep their ids when another is added; those of the
+        // others have the issuer in them, which a subject of the first must not imitate.
+        let others = self.settings.issuers.get(1..).unwrap_or_default();
+        if others.iter().any(|other| sub.starts_with(&format!("{other}#"))) {
+            return Err("`sub` begins as the callers of another issuer do".to_owned());
+        }
+        let other = others.iter().find(|other| iss.as_ref().and_then(Value::as_str) == Some(other));
+        let issuer = other.map(|other| format!("{other}#")).unwrap_or_default();
         Ok(rights.caller(format!("{}{issuer}{sub}", self.settings.caller_prefix), token_id))
     }
 }

@@ -264,12 +264,14 @@ pub(crate) fn sha256_of(path: &Path) -> io::Result<String> {
 }
 
 /// Lower-case hexadecimal.
-/// Renames a file for good: its new name is on the disk when this returns.
+/// Renames a file for good: its new name is on the disk when this returns, where the file system can say so.
 pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)?;
+    // Not every file system can do this for a folder; the file is complete all the same.
     #[cfg(unix)]
-    if let Some(folder) = to.parent() {
-        fs::File::open(folder)?.sync_all()?;
+    if let Some(folder) = to.parent().map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder })
+    {
+        drop(fs::File::open(folder).and_then(|folder| folder.sync_all()));
     }
     Ok(())
 }

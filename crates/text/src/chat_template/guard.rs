@@ -3,67 +3,88 @@
 //! A prompt is rendered as one text, in which the template's marks are control tokens, such as `<|im_end|>`. The same characters in
 //! a message, or in a passage that was found for it, must stay characters: they would end the turn and begin one of another role. So
 //! before a conversation is rendered each of them gets a mark within, a character that is nowhere in the conversation, and the
-//! tokenizer takes the mark out again where it looks for no control tokens.
+//! tokenizer takes the mark out again where it looks for no control tokens. Names of members are guarded as their values are: a
+//! tool's schema or a call's arguments may hold anything.
 
-use hearth_domain::ChatPrompt;
-use serde_json::Value;
+use hearth_domain::{
+    ChatPrompt,
+    error::{Error, Result},
+};
+use serde_json::{Map, Value};
 
 use crate::tokenizer::Tokenizer;
 
 /// Private use: stands for nothing, and no filter of a template changes it.
-const MARKS: std::ops::RangeInclusive<char> = '\u{E000}'..='\u{F8FF}';
-
-/// Keys whose values are not the caller's words.
-const FIXED: [&str; 2] = ["role", "type"];
+const MARKS: std::ops::RangeInclusive<u32> = 0xE000..=0xF8FF;
 
 /// The conversation with marks in it, and which character they are; `None` if there is nothing to guard.
-pub fn guarded(prompt: &ChatPrompt, tokenizer: &Tokenizer) -> Option<(ChatPrompt, char)> {
+///
+/// # Errors
+/// If the conversation has every character that could be the mark.
+pub fn guarded(prompt: &ChatPrompt, tokenizer: &Tokenizer) -> Result<Option<(ChatPrompt, char)>> {
     let values = || prompt.messages.iter().chain(&prompt.tools);
-    if !values().any(|value| any_text(value, &|text| tokenizer.has_control_text(text))) {
-        return None;
+    let mut needs_guard = false;
+    values().for_each(|value| each_text(value, &mut |text| needs_guard |= tokenizer.has_control_text(text)));
+    if !needs_guard {
+        return Ok(None);
     }
-    // A template may write the character as JSON's escape, so that is nowhere either.
-    let is_absent = |mark: &char| {
-        let escape = escape(*mark);
-        !values().any(|value| any_text(value, &|text| text.contains(*mark) || text.contains(&escape)))
-    };
-    let mark = MARKS.into_iter().find(is_absent)?;
+    let mut used = vec![false; MARKS.count()];
+    values().for_each(|value| each_text(value, &mut |text| note_marks(text, &mut used)));
+    let free = MARKS.zip(used).find(|(_, used)| !used).and_then(|(mark, _)| char::from_u32(mark));
+    let mark = free.ok_or_else(|| {
+        Error::invalid("messages", "The messages have every character of Unicode's private use area; leave some out.")
+    })?;
+    let marked = |value: &Value| with_texts(value, &|text| tokenizer.mark_control_texts(text, mark));
     let mut prompt = prompt.clone();
-    for value in prompt.messages.iter_mut().chain(&mut prompt.tools) {
-        mark_texts(value, &|text| tokenizer.mark_control_texts(text, mark));
-    }
-    Some((prompt, mark))
+    prompt.messages = prompt.messages.iter().map(marked).collect();
+    prompt.tools = prompt.tools.iter().map(marked).collect();
+    Ok(Some((prompt, mark)))
 }
 
-/// What was rendered of marked texts: an escaped mark is a mark again.
+/// What was rendered of marked texts: a mark that the template has written as JSON's escape is a mark again.
 pub fn unescaped(rendered: String, mark: char) -> String {
-    let escape = escape(mark);
+    let escape = format!("\\u{:04x}", u32::from(mark));
     if rendered.contains(&escape) { rendered.replace(&escape, mark.encode_utf8(&mut [0; 4])) } else { rendered }
 }
 
-fn escape(mark: char) -> String {
-    format!("\\u{:04x}", u32::from(mark))
-}
-
-fn any_text(value: &Value, is_so: &impl Fn(&str) -> bool) -> bool {
-    match value {
-        Value::String(text) => is_so(text),
-        Value::Array(items) => items.iter().any(|item| any_text(item, is_so)),
-        Value::Object(object) => {
-            object.iter().any(|(key, value)| !FIXED.contains(&key.as_str()) && any_text(value, is_so))
+/// Notes which marks a text has, itself or as escapes.
+fn note_marks(text: &str, used: &mut [bool]) {
+    let mut note = |code: u32| {
+        if let Some(used) = code.checked_sub(*MARKS.start()).and_then(|place| used.get_mut(place as usize)) {
+            *used = true;
         }
-        _ => false,
+    };
+    text.chars().for_each(|character| note(u32::from(character)));
+    for (at, _) in text.match_indices("\\u") {
+        if let Some(code) = text.get(at + 2..at + 6).and_then(|digits| u32::from_str_radix(digits, 16).ok()) {
+            note(code);
+        }
     }
 }
 
-fn mark_texts(value: &mut Value, marked: &impl Fn(&str) -> String) {
+/// Every text, names of members included.
+fn each_text(value: &Value, visit: &mut impl FnMut(&str)) {
     match value {
-        Value::String(text) => *text = marked(text),
-        Value::Array(items) => items.iter_mut().for_each(|item| mark_texts(item, marked)),
+        Value::String(text) => visit(text),
+        Value::Array(items) => items.iter().for_each(|item| each_text(item, visit)),
         Value::Object(object) => {
-            let values = object.iter_mut().filter(|(key, _)| !FIXED.contains(&key.as_str()));
-            values.for_each(|(_, value)| mark_texts(value, marked));
+            for (name, value) in object {
+                visit(name);
+                each_text(value, visit);
+            }
         }
         _ => {}
+    }
+}
+
+fn with_texts(value: &Value, changed: &impl Fn(&str) -> String) -> Value {
+    match value {
+        Value::String(text) => Value::String(changed(text)),
+        Value::Array(items) => items.iter().map(|item| with_texts(item, changed)).collect(),
+        Value::Object(object) => {
+            let member = |(name, value): (&String, &Value)| (changed(name), with_texts(value, changed));
+            Value::Object(object.iter().map(member).collect::<Map<_, _>>())
+        }
+        other => other.clone(),
     }
 }

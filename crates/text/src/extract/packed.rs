@@ -16,6 +16,7 @@ pub struct PackedFiles {
     archive: ZipArchive<BufReader<File>>,
     /// Where each file is in the archive, by its name.
     files: BTreeMap<String, usize>,
+    left_out: Vec<String>,
 }
 
 impl PackedFiles {
@@ -29,23 +30,35 @@ impl PackedFiles {
             let message = format!("the archive has {} files, {most} are allowed; split it", archive.len());
             return Err(io::Error::other(message));
         }
-        let mut files = BTreeMap::new();
+        let (mut files, mut left_out) = (BTreeMap::new(), Vec::new());
         for index in 0..archive.len() {
             let entry = archive.by_index_raw(index).map_err(io::Error::other)?;
             // A link's content is the path of another file.
             if entry.is_dir() || entry.is_symlink() {
                 continue;
             }
-            if let Some(name) = entry.name().map_err(io::Error::other).ok().and_then(|name| clean(&name)) {
+            let Ok(name) = entry.name() else {
+                left_out.push(format!("file {} of the archive, whose name is in no known encoding", index + 1));
+                continue;
+            };
+            let Some(name) = clean(&name) else { continue };
+            if files.contains_key(&name) {
+                left_out.push(format!("a second {name}"));
+            } else {
                 files.insert(name, index);
             }
         }
-        Ok(Self { archive, files })
+        Ok(Self { archive, files, left_out })
     }
 
     /// The names of the files, with their folders: relative, parted by `/`, without `.` and `..`.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.files.keys().map(String::as_str)
+    }
+
+    /// Files that cannot be told apart from others, or named.
+    pub fn left_out(&self) -> &[String] {
+        &self.left_out
     }
 
     /// One file's bytes, at most `most` of them.

@@ -47,8 +47,8 @@ pub(super) enum Spacing {
 
 const FLEXIBLE_SPACE: &str = r"[ ]{1,2}|\n[ \t]{0,40}";
 
-/// The largest integer that every reader of JSON keeps: 2^53 - 1.
-const INTEGER_MAX: i64 = 9_007_199_254_740_991;
+/// Every id of 64 bits but the very largest is below it, and a double keeps it exactly.
+const INTEGER_MAX: i64 = 9_000_000_000_000_000_000;
 
 /// Bounds an integer that has none, which a model may write digits of without end.
 fn bound(object: &mut Map<String, Value>) {
@@ -64,7 +64,7 @@ fn bound(object: &mut Map<String, Value>) {
 /// The schema with the compiler's options in it.
 pub(super) fn prepared(schema: &Value, spacing: Spacing) -> Value {
     let mut root = match schema {
-        Value::Object(root) => prepared_part(root),
+        Value::Object(root) => prepared_part(root, true),
         // `true`; `false` has been refused.
         _ => Map::new(),
     };
@@ -82,25 +82,30 @@ pub(super) fn is_idle(keyword: &str, value: &Value) -> bool {
 }
 
 /// A subschema and those in it, as the compiler takes them. `uniqueItems: false` and the like constrain nothing, and it refuses them
-/// by name.
-fn prepared_part(object: &Map<String, Value>) -> Map<String, Value> {
+/// by name. What holds together with another subschema (`is_alone` is false) gets no bounds, which could contradict that one's.
+fn prepared_part(object: &Map<String, Value>, is_alone: bool) -> Map<String, Value> {
     let keep = |(key, value): &(&String, &Value)| !is_idle(key, value);
     let mut part: Map<String, Value> = object
         .iter()
         .filter(keep)
         .map(|(key, value)| {
             let value = match value {
-                Value::Object(inner) if key != "const" => Value::Object(prepared_part(inner)),
+                Value::Object(inner) if key != "const" => Value::Object(prepared_part(inner, true)),
                 Value::Array(items) if SCHEMA_ARRAYS.contains(&key.as_str()) => items
                     .iter()
-                    .map(|item| item.as_object().map_or_else(|| item.clone(), |o| Value::Object(prepared_part(o))))
+                    .map(|item| {
+                        let prepared = |part| Value::Object(prepared_part(part, key != "allOf"));
+                        item.as_object().map_or_else(|| item.clone(), prepared)
+                    })
                     .collect(),
                 _ => value.clone(),
             };
             (key.clone(), value)
         })
         .collect();
-    bound(&mut part);
+    if is_alone && !["allOf", "anyOf", "oneOf", "$ref"].iter().any(|keyword| part.contains_key(*keyword)) {
+        bound(&mut part);
+    }
     part
 }
 

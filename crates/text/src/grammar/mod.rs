@@ -48,9 +48,9 @@ const COMPILE_STACK_BYTES: usize = 256 << 20;
 const MAX_SOURCE_BYTES: usize = 128 << 10;
 const MAX_SOURCE_NESTING: usize = 100;
 
-/// How often something is taken away from a tool's schema that does not compile, before nothing is left of it but that the
-/// arguments are an object. Each time takes as long as a refusal, which looks for the place.
-const MAX_WEAKENED: usize = 6;
+/// How often something is taken away from the schemas of a request's tools that do not compile, before nothing is left of one but
+/// that its arguments are an object. Each time takes as long as a refusal, which looks for the place.
+const MAX_WEAKENED: usize = 16;
 
 /// Why a constraint cannot be compiled. The caller wrote it, and is told the place.
 #[derive(Debug, thiserror::Error)]
@@ -166,12 +166,13 @@ impl GrammarCompiler {
         }
         let mut grammars = CallGrammars::new(rules, &self.vocabulary)?;
         let mut unenforced = Vec::new();
+        let mut tries = MAX_WEAKENED;
         for tool in grammars.tools_mut() {
             if tool.strict {
                 self.check_tool(tool)?;
                 continue;
             }
-            let (parameters, left_out) = self.relaxed(&tool.parameters);
+            let (parameters, left_out) = self.relaxed(&tool.parameters, &mut tries);
             tool.parameters = parameters;
             let named =
                 |pointer: String| format!("tools.{}.function.parameters{}", tool.index, pointer.replace('/', "."));
@@ -220,17 +221,20 @@ impl GrammarCompiler {
     }
 
     /// What can be enforced of a tool's schema, and the JSON pointers of the rest.
-    fn relaxed(&self, schema: &Value) -> (Value, Vec<String>) {
+    fn relaxed(&self, schema: &Value, tries: &mut usize) -> (Value, Vec<String>) {
         let (mut schema, mut left_out) = relaxed::relaxed(schema);
-        for _ in 0..MAX_WEAKENED {
+        loop {
             let prepared = json_schema::prepared(&schema, json_schema::Spacing::Fixed);
             let Err(message) = self.matcher(TopLevelGrammar::from_json_schema(prepared)) else {
                 return (schema, left_out);
             };
+            if *tries == 0 {
+                return (json!({"type": "object"}), vec![String::new()]);
+            }
+            *tries -= 1;
             let (pointer, _) = self.locate(&schema, message);
             left_out.extend(relaxed::weaken(&mut schema, &pointer));
         }
-        (json!({"type": "object"}), vec![String::new()])
     }
 
     fn check_tool(&self, tool: &call_grammar::Tool) -> Result<(), GrammarError> {

@@ -4,7 +4,7 @@
 //! validator's own), and most of it the model gets right by itself. So a tool that is not `strict` keeps what can be enforced, the
 //! rest is left out and named. A `strict` tool is refused instead.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::json_schema::{
     MAX_DEPTH, NOT_ENFORCED, ONE_SCHEMA, SCHEMA_ARRAYS, SCHEMA_MAPS, escaped, is_idle, unresolved,
@@ -20,7 +20,7 @@ pub(super) fn relaxed(schema: &Value) -> (Value, Vec<String>) {
 fn relax(root: &Value, schema: &Value, pointer: &str, depth: usize, left_out: &mut Vec<String>) -> Value {
     let anything = |left_out: &mut Vec<String>| {
         left_out.push(pointer.to_owned());
-        Value::Object(Map::new())
+        anything_at(pointer)
     };
     let object = match schema {
         // A property that nothing satisfies is one that is not to be there, which the compiler knows.
@@ -72,7 +72,11 @@ pub(super) fn weaken(schema: &mut Value, pointer: &str) -> Vec<String> {
     let Some(object) = part.as_object_mut() else { return Vec::new() };
     // Alternatives that overlap: one of them, or several.
     if let Some(alternatives) = object.remove("oneOf") {
-        object.insert("anyOf".to_owned(), alternatives);
+        let either = json!({"anyOf": alternatives});
+        match object.get_mut("allOf") {
+            Some(Value::Array(all)) => all.push(either),
+            _ => drop(object.insert("allOf".to_owned(), json!([either]))),
+        }
         return vec![format!("{pointer}/oneOf")];
     }
     for keyword in ["format", "pattern", "patternProperties", "minProperties", "maxProperties", "multipleOf"] {
@@ -82,8 +86,13 @@ pub(super) fn weaken(schema: &mut Value, pointer: &str) -> Vec<String> {
             return removed;
         }
     }
-    *part = Value::Object(Map::new());
+    *part = anything_at(pointer);
     vec![pointer.to_owned()]
+}
+
+/// Anything; of the whole schema, any object, which arguments always are.
+fn anything_at(pointer: &str) -> Value {
+    if pointer.is_empty() { json!({"type": "object"}) } else { json!({}) }
 }
 
 fn remove_everywhere(schema: &mut Value, pointer: &str, keyword: &str, value: &Value, removed: &mut Vec<String>) {
@@ -101,7 +110,7 @@ fn remove_everywhere(schema: &mut Value, pointer: &str, keyword: &str, value: &V
                     remove_everywhere(part, &format!("{place}/{}", escaped(name)), keyword, value, removed);
                 }
             }
-            Value::Array(parts) => {
+            Value::Array(parts) if SCHEMA_ARRAYS.contains(&name) || name == "items" => {
                 for (index, part) in parts.iter_mut().enumerate() {
                     remove_everywhere(part, &format!("{place}/{index}"), keyword, value, removed);
                 }
