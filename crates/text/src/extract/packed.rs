@@ -2,7 +2,7 @@
 //! names are cleaned and bytes are counted as they are unpacked.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     fs::File,
     io::{self, BufReader, Read},
     path::Path,
@@ -42,10 +42,9 @@ impl PackedFiles {
                 continue;
             };
             let Some(name) = clean(&name) else { continue };
-            if files.contains_key(&name) {
-                left_out.push(format!("a second {name}"));
-            } else {
-                files.insert(name, index);
+            match files.entry(name) {
+                Entry::Vacant(place) => drop(place.insert(index)),
+                Entry::Occupied(taken) => left_out.push(format!("a second {}", taken.key())),
             }
         }
         Ok(Self { archive, files, left_out })
