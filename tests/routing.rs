@@ -229,7 +229,12 @@ async fn a_server_whose_local_model_cannot_be_loaded_serves_what_its_upstream_ha
     .expect("settings");
     let settings = Settings { model: Some(broken), alias: Some(vec!["near".to_owned()]), ..settings };
     let server = Running::launch(settings, |_| {});
-    server.until("loading has failed", |health| health["status"] == "failed").await;
+    let health = server.until("loading has failed", |health| health["status"] == "failed").await;
+    let told = health["reason"].as_str().expect("a reason");
+    assert!(
+        told.contains("log") && !told.contains("broken") && !told.contains('/'),
+        "a stranger learns no path: {told}"
+    );
     for model in ["far", "near", "broken"] {
         let body = json!({"model": model, "messages": [{"role": "user", "content": "Hi"}]});
         let (status, answer) = post(&server, "/v1/chat/completions", "local-first", body.clone()).await;

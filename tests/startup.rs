@@ -68,6 +68,8 @@ fn mistakes_in_the_settings_file_name_the_file_the_line_and_the_key() {
     let files = Files::new();
     let cases = [
         ("port = 9000\nparalel = 3\n", "line 2", "paralel"),
+        ("data-dir = \"x\"\n", "line 1", "did you mean `data_dir`"),
+        ("prot = 9000\n", "line 1", "did you mean `port`"),
         ("port = \"many\"\n", "line 1", "port"),
         ("port = 70000\n", "line 1", "70000"),
         ("\n\nport = \n", "line 3", ""),

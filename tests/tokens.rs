@@ -100,6 +100,22 @@ async fn refused(server: &ScriptedServer, token: &str, word: &str) {
 }
 
 #[tokio::test]
+async fn two_issuers_subjects_of_one_name_are_two_callers() {
+    let jwt = JwtSettings {
+        issuers: vec!["https://id.example".to_owned(), "https://other.example".to_owned()],
+        ..settings(JwtKeys::Secret(SECRET.to_vec()))
+    };
+    let server = ScriptedServer::with_callers(CallerSettings { jwt: Some(jwt), ..CallerSettings::default() });
+    let caller = async |changes: Value| {
+        server.callers.authenticate(Some(&signed(changes))).await.expect("a good token").id.clone()
+    };
+    let (first, other) = (caller(json!({})).await, caller(json!({"iss": "https://other.example"})).await);
+    assert_eq!((&first[..], &other[..]), ("jwt:alice", "jwt:https://other.example#alice"));
+    // The first issuer's callers keep their ids, and none of them can take another's.
+    refused(&server, &signed(json!({"sub": "https://other.example#alice"})), "sub").await;
+}
+
+#[tokio::test]
 async fn a_token_says_who_calls_and_what_is_allowed() {
     let server = with_secret();
     let good = signed(json!({}));

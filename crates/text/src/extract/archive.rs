@@ -89,7 +89,7 @@ fn entry_at<'a>(
     })
 }
 
-/// Bytes that so many packed ones may become.
+/// Bytes that this number of packed bytes may become.
 pub(super) fn ratio_allows(packed: u64, limits: &Limits) -> u64 {
     packed.saturating_mul(limits.archive_ratio).max(RATIO_FREE_BYTES)
 }

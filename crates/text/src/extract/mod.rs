@@ -121,7 +121,7 @@ fn head(path: &Path, limits: &Limits) -> Result<Vec<u8>, ExtractError> {
     read(path, format::HEAD_BYTES).map_err(ExtractError::unreadable)
 }
 
-/// At most so many bytes of a file.
+/// The beginning of a file, at most `most` bytes.
 fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(most).read_to_end(&mut bytes)?;

@@ -55,7 +55,7 @@ impl CompiledConstraint {
         &self.unenforced
     }
 
-    /// The constraint of so many answers.
+    /// The constraints of `count` answers.
     pub fn answers(self, count: usize) -> Vec<Box<dyn TokenConstraint>> {
         let compiled = Arc::new(self);
         let answer = || Box::new(Answer { compiled: Some(compiled.clone()), state: None }) as Box<dyn TokenConstraint>;
