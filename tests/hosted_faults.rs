@@ -225,6 +225,19 @@ async fn a_mistake_in_the_request_comes_back_in_the_upstreams_words() {
 }
 
 #[tokio::test]
+async fn keys_in_configured_headers_are_as_secret_as_the_key() {
+    let said = json!({"error": {"message": "no tenant-4711-secret here, nor 0123456789abcdef", "code": "invalid_value",
+        "type": "invalid_request_error", "param": "x-tenant: tenant-4711-secret"}});
+    let upstream = ScriptedUpstream::start(vec![answer("400 Bad Request", &[], &said)]).await;
+    let header = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let headers =
+        vec![header("x-tenant", "tenant-4711-secret"), header("x-auth", "Token 0123456789abcdef"), header("x-v", "2")];
+    let client = Upstream::new(UpstreamSettings { headers, ..upstream.settings() }).unwrap();
+    let refusal = ask(&chat(&client), request()).await.error.unwrap();
+    assert_eq!((refusal.message(), refusal.param()), ("no *** here, nor ***", Some("x-tenant: ***")));
+}
+
+#[tokio::test]
 async fn too_many_requests_are_waited_for_as_long_as_the_upstream_asks() {
     let started = Instant::now();
     let busy = error("429 Too Many Requests", &[("retry-after-ms", "40")], "slow down");
