@@ -114,7 +114,7 @@ where
     telemetry::init_logs(&config.log_filter, config.log_format)?;
     let mut client = Client::at(String::new(), &config);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    // A server of one's own is nobody else's.
+    // Only this command uses its own server.
     config.address = ([127, 0, 0, 1], 0).into();
     config.http.tls = None;
     let own_key = NewKey::random()?.key;

@@ -6,7 +6,7 @@
 /// A parsed body counts as one of its cost divided by this, if that is more than its bytes.
 pub(super) const MULTIPLE: usize = 8;
 
-/// Bytes that a parsed body may take, where the largest body has so many.
+/// Bytes of memory that a parsed body may take, given the limit on a body's own bytes.
 pub(super) fn most(body_limit_bytes: usize) -> usize {
     /// With a small limit on bodies, an ordinary one of many values is still taken.
     const AT_LEAST: usize = 16 << 20;

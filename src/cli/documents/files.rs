@@ -123,7 +123,7 @@ pub(super) struct FileReader {
 }
 
 impl FileReader {
-    /// A file's bytes; of a packed one, at most so many.
+    /// A file's bytes; a packed file may have at most `most` bytes.
     pub(super) async fn read(&mut self, file: &FoundFile, most: u64) -> anyhow::Result<Part> {
         let reading = || format!("reading {}", file.path.display());
         let Some(packed) = &file.packed else { return Part::file(&file.path).await.with_context(reading) };

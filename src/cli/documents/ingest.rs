@@ -1,7 +1,7 @@
 //! `hearth ingest`: files, directories and archives into a collection.
 //!
-//! A file is known by its path as it was named, or as it is below what was named: one that has changed takes the place of its
-//! earlier version, and one that has not is left as it is, so that a run that was cut off is gone on with by running it again.
+//! A file is known by its path as it was named, or as it is below what was named. A file that has changed replaces its earlier
+//! version, and an unchanged file is left alone, so an interrupted run is continued by running the command again.
 
 use std::{
     collections::HashMap,
