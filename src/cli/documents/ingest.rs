@@ -80,19 +80,28 @@ async fn delete_gone(client: &Client, collection: &str, named: &[PathBuf], found
     let gone = found.gone(named, documents.iter().map(|(path, _)| path.clone()))?;
     let mut documents: Vec<_> = documents.into_iter().filter(|(path, _)| gone.contains(path)).collect();
     documents.sort();
+    let collections = if documents.is_empty() { HashMap::new() } else { collections_of_each(client).await? };
     for (path, id) in documents {
-        take_out(client, collection, &id).await?;
+        take_out(client, collection, &id, collections.get(&id).copied().unwrap_or_default()).await?;
         writeln!(std::io::stderr(), "{}: the file is gone, and so is the document", path.display())?;
     }
     Ok(())
 }
 
-/// Takes a document out of a collection, and deletes its file where it is a document of no other collection. One that is gone
-/// already is as it should be.
-async fn take_out(client: &Client, collection: &str, id: &str) -> anyhow::Result<()> {
+/// In how many collections each document is.
+async fn collections_of_each(client: &Client) -> anyhow::Result<HashMap<String, usize>> {
     let all = client.get("/api/v1/documents").await?;
-    let everywhere = all["documents"].as_array().into_iter().flatten().filter(|document| document["document_id"] == id);
-    let path = match everywhere.count() {
+    let mut counts = HashMap::new();
+    for id in all["documents"].as_array().into_iter().flatten().filter_map(|document| document["document_id"].as_str())
+    {
+        *counts.entry(id.to_owned()).or_default() += 1;
+    }
+    Ok(counts)
+}
+
+/// Takes a document out of a collection, and deletes its file where no other of its `collections` has it.
+async fn take_out(client: &Client, collection: &str, id: &str, collections: usize) -> anyhow::Result<()> {
+    let path = match collections {
         0 => return Ok(()),
         1 => format!("/api/v1/documents/{id}"),
         _ => format!("/v1/vector_stores/{collection}/files/{id}"),
@@ -129,6 +138,7 @@ async fn ingest(client: &Client, collection: &str, found: Found, packed_bytes: u
         let newest = earlier.entry(filename(&document)).or_insert_with(|| version.clone());
         *newest = version.max(newest.clone());
     }
+    let collections = if failed.is_empty() { HashMap::new() } else { collections_of_each(client).await? };
     let bar = ProgressBar::new(of as u64 * 2);
     bar.set_style(ProgressStyle::with_template("{msg:9} [{bar:40}] {percent}%, {elapsed}")?);
     bar.set_message("Uploading");
@@ -144,7 +154,8 @@ async fn ingest(client: &Client, collection: &str, found: Found, packed_bytes: u
             Ok(id) => {
                 uploaded.push(id);
                 for old in failed.remove(name).unwrap_or_default() {
-                    take_out(client, collection, &old).await?;
+                    let count = collections.get(&old).copied().unwrap_or_default();
+                    take_out(client, collection, &old, count).await?;
                 }
             }
             Err(error) => refused.push((name.clone(), sentence(&error))),
