@@ -169,7 +169,7 @@ async fn inputs_that_cannot_be_embedded_are_named() {
 #[tokio::test]
 async fn dimensions_and_token_arrays() {
     let embedder = embedder(&fixture("bert-mean"));
-    let tokens = embedder.tokenize("a quick fox", true).expect("it tokenizes");
+    let tokens = embedder.tokenizer().encode("a quick fox", true, true).expect("it tokenizes");
     let inputs = vec![text("a quick fox"), EmbedInput::Tokens(tokens.clone())];
     let whole = embedder.embed(request(inputs.clone())).await.expect("embedded");
     assert_eq!(whole.embeddings[0], whole.embeddings[1]);

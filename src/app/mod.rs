@@ -37,7 +37,7 @@ use crate::{
     },
     providers::{
         Embedder, Reranker, cache, fallback, hosted, local::LocalChat, local_embedder::LocalEmbedder,
-        local_reranker::LocalReranker,
+        local_reranker::LocalReranker, metered::Metered,
     },
     retrieval::search::Retriever,
     service::{
@@ -390,8 +390,9 @@ fn read_documents(
         limits: config.documents.limits.clone(),
     };
     let reindex = Reindex { store: store.clone(), indexes: indexes.clone(), embedder: background };
-    let reranker = reranker.map(|reranker| Arc::new(reranker.clone()) as Arc<dyn Reranker>);
-    let asked = models.caches().embedder(Arc::new(embedder.clone()));
+    let reranker =
+        reranker.map(|reranker| Metered::new(Arc::new(reranker.clone()) as Arc<dyn Reranker>) as Arc<dyn Reranker>);
+    let asked = models.for_requests(Arc::new(embedder.clone()));
     let retriever = Retriever::new(store, indexes, asked).with_reranker(reranker);
     documents.begin(retriever, ingest, reindex);
     Ok(())

@@ -1,18 +1,12 @@
-//! Which requests count against limits, and the headers that say what is left of them.
-//!
-//! What makes the server compute or write counts: every `POST` but those that take back what was asked for. Reading, deleting
-//! and probing stay free, so that a caller over its limits can still see and tidy what is its own. The headers are OpenAI's, their times in Go's notation for durations.
+//! The headers that say what is left of a caller's limits: OpenAI's, their times in Go's notation for durations.
 
 use std::time::Duration;
 
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
 use hearth_domain::account::Allowance;
 
-/// The `POST` route that takes back what was asked for.
-const CANCELS: &str = "/v1/vector_stores/{id}/file_batches/{batch_id}/cancel";
-
-/// The names of the headers that [`tell`] writes.
+/// The names of the headers that [`write`] writes.
 pub(super) const HEADERS: [&str; 6] = [
     "x-ratelimit-limit-requests",
     "x-ratelimit-remaining-requests",
@@ -22,13 +16,8 @@ pub(super) const HEADERS: [&str; 6] = [
     "x-ratelimit-reset-tokens",
 ];
 
-/// Whether a request of this method to this route counts.
-pub(super) fn is_limited(method: &Method, route: &str) -> bool {
-    method == Method::POST && route != CANCELS
-}
-
 /// Writes the headers of those limits that there are.
-pub(super) fn tell(headers: &mut HeaderMap, allowance: &Allowance) {
+pub(super) fn write(headers: &mut HeaderMap, allowance: &Allowance) {
     let parts = [allowance.requests, allowance.tokens];
     for (names, remaining) in HEADERS.chunks_exact(3).zip(parts) {
         let Some(remaining) = remaining else { continue };
@@ -74,15 +63,5 @@ mod tests {
         ] {
             assert_eq!(go_duration(duration), written);
         }
-    }
-
-    #[test]
-    fn what_works_or_writes_counts() {
-        assert!(is_limited(&Method::POST, "/v1/chat/completions"));
-        assert!(is_limited(&Method::POST, "/v1/files"));
-        assert!(!is_limited(&Method::GET, "/v1/models"));
-        assert!(!is_limited(&Method::DELETE, "/v1/files/{id}"));
-        assert!(is_limited(&Method::POST, "/tokenize"));
-        assert!(!is_limited(&Method::POST, CANCELS));
     }
 }

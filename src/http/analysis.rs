@@ -1,32 +1,35 @@
 //! `/analysis`: jobs that answer a question about a company, and what they say on the way, over a WebSocket.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use axum::{
     Json,
     extract::{
-        Path, Query, State,
-        rejection::{PathRejection, QueryRejection},
+        Path, State,
+        rejection::PathRejection,
         ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code, rejection::WebSocketUpgradeRejection},
     },
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use hearth_domain::error::{Error, ErrorKind};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{context::Caller, error::ApiError, extract::JsonBody, ignored::name_ignored, state::AppState};
+use super::{
+    context::Caller,
+    error::ApiError,
+    extract::{JsonBody, QueryParameters},
+    ignored::name_ignored,
+    state::AppState,
+};
 use crate::{
     service::analysis::Analyses,
     wire::{
         Parsed,
-        analysis::{AnalysisBody, AnalysisJob, AnalysisList},
+        analysis::{AnalysisBody, AnalysisJob, AnalysisList, AnalysisListQuery},
     },
 };
 
-const LIST_DEFAULT: usize = 20;
-const LIST_MAX: usize = 100;
 /// Largest message from a follower, who has nothing to say.
 const MESSAGE_BYTES_MAX: usize = 4096;
 /// How long a follower has to close the connection after the last event.
@@ -46,23 +49,13 @@ pub(super) async fn create(
     Ok(name_ignored(response, &ignored))
 }
 
-#[derive(Debug, Deserialize)]
-pub(super) struct ListQuery {
-    limit: Option<usize>,
-}
-
 pub(super) async fn list(
     State(state): State<AppState>,
     caller: Caller,
-    query: Result<Query<ListQuery>, QueryRejection>,
+    QueryParameters(parameters): QueryParameters<BTreeMap<String, String>>,
 ) -> Result<Json<AnalysisList>, ApiError> {
-    let Query(query) = query.map_err(|rejection| Error::invalid("limit", rejection.body_text()))?;
-    let limit = query.limit.unwrap_or(LIST_DEFAULT);
-    if !(1..=LIST_MAX).contains(&limit) {
-        let message = format!("`limit` must be from 1 to {LIST_MAX}, but is {limit}.");
-        return Err(Error::invalid("limit", message).with_code("invalid_value").into());
-    }
-    Ok(Json(AnalysisList { jobs: state.analyses.list(caller.owner(), limit).await? }))
+    let query = AnalysisListQuery::read(parameters)?;
+    Ok(Json(AnalysisList { jobs: state.analyses.list(caller.owner(), query.limit).await? }))
 }
 
 pub(super) async fn cancel(

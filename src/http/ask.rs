@@ -19,7 +19,6 @@ use hearth_domain::{
     error::Error,
 };
 use serde::Serialize;
-use serde_json::json;
 
 use super::{
     context::Caller,
@@ -44,8 +43,8 @@ use crate::{
     wire::{
         self, Envelope, Parsed,
         ask::{
-            AskAnswer, AskBody, Binding, ChatAnswer, ChatBody, Citation, FirstCitations, FirstSources, FoundPassage,
-            GenerateAnswer, GenerateBody, SearchAnswer, SearchBody, Source,
+            AppEvent, AskAnswer, AskBody, Binding, ChatAnswer, ChatBody, Citation, FirstCitations, FirstSources,
+            FoundPassage, GenerateAnswer, GenerateBody, SearchAnswer, SearchBody, Source,
         },
         documents::write_attributes,
         lookup::{Lookup, Wait},
@@ -449,9 +448,13 @@ impl<S: AppAnswer> EventWriter for AppStreamWriter<S> {
 
     fn write(&mut self, event: GenerateEvent, frames: &mut Frames) {
         match event {
-            GenerateEvent::Delta { text, .. } if !text.is_empty() => frames.push(&json!({"token": text})),
-            GenerateEvent::Reasoning { text, .. } => frames.push(&json!({"reasoning": text})),
-            GenerateEvent::Done { usage, timings } => frames.push(&self.0.answer(None, usage, timings)),
+            GenerateEvent::Delta { text, .. } if !text.is_empty() => {
+                frames.push(&AppEvent::<S::Answer>::Token { token: text });
+            }
+            GenerateEvent::Reasoning { text, .. } => frames.push(&AppEvent::<S::Answer>::Reasoning { reasoning: text }),
+            GenerateEvent::Done { usage, timings } => {
+                frames.push(&AppEvent::Done(self.0.answer(None, usage, timings)));
+            }
             GenerateEvent::Delta { .. }
             | GenerateEvent::Prefilled { .. }
             | GenerateEvent::Echo { .. }

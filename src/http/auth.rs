@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use axum::{
-    extract::{Request, State},
+    extract::{MatchedPath, Request, State},
     http::{HeaderMap, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
 
-use super::{error::ApiError, scopes::is_public, state::AppState};
+use super::{error::ApiError, route::is_public, state::AppState};
 use hearth_domain::{Caller, LOCAL};
 
 /// Who calls, and whose turn it is in fair queues: a caller, one of the operator's keys, or the peer.
@@ -22,7 +22,7 @@ pub(super) struct Authenticated {
 
 /// Lets a request pass that carries a key or token which holds, or all as long as nobody is asked for one.
 pub(super) async fn require_api_key(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
-    if is_public(request.uri().path()) {
+    if request.extensions().get::<MatchedPath>().is_some_and(|path| is_public(path.as_str())) {
         return next.run(request).await;
     }
     match state.callers.authenticate(presented_key(request.headers())).await {

@@ -1,23 +1,24 @@
 //! The application contract's documents and collections.
 
+use std::collections::BTreeMap;
+
 use axum::{
     Json,
-    extract::{Path, Query, State, rejection::QueryRejection},
+    extract::{Path, State},
 };
 use hearth_domain::{
     documents::Document,
     error::{Error, ErrorKind},
 };
-use serde::Deserialize;
 use serde_json::Value;
 
-use super::{context::Caller, error::ApiError, state::AppState, upload::UploadForm};
+use super::{context::Caller, error::ApiError, extract::QueryParameters, state::AppState, upload::UploadForm};
 use crate::{
     service::documents::{DEFAULT_COLLECTION, OwnedDocuments, reindex::REINDEX},
     store::{Job, JobState},
     wire::documents::{
-        Attributes, CollectionAnswer, CollectionList, DocumentAnswer, DocumentDeleted, DocumentList, ReindexAnswer,
-        read_attributes,
+        Attributes, CollectionAnswer, CollectionList, DocumentAnswer, DocumentDeleted, DocumentList, DocumentListQuery,
+        DocumentUpload, ReindexAnswer,
     },
 };
 
@@ -33,37 +34,24 @@ pub(super) async fn upload(
 ) -> Result<Json<DocumentAnswer>, ApiError> {
     let own = caller.documents(&state);
     let UploadForm { file, filename, fields } = form;
-    let text = |name: &str| fields.get(name).filter(|text| !text.is_empty());
-    let attributes = text("attributes").map_or_else(|| Ok(Attributes::new()), |json| attributes(json))?;
-    let name = text("collection").map_or(DEFAULT_COLLECTION, String::as_str);
+    let DocumentUpload { collection, attributes, replaces } = DocumentUpload::read(fields)?;
+    let name = collection.as_deref().unwrap_or(DEFAULT_COLLECTION);
     let collection = match own.collection(name).await {
         Err(error) if error.kind() == ErrorKind::NotFound => own.create_collection(name, Attributes::new()).await?,
         found => found?,
     };
     let file = own.keep(file, &filename, PURPOSE).await?;
-    let document = own.add_uploaded(&collection, &file, attributes, text("replaces").cloned()).await?;
+    let document = own.add_uploaded(&collection, &file, attributes, replaces).await?;
     Ok(Json(DocumentAnswer::new(document, None)))
-}
-
-fn attributes(json: &str) -> Result<Attributes, Error> {
-    let Ok(Value::Object(object)) = serde_json::from_str(json) else {
-        return Err(Error::invalid("attributes", "`attributes` must be a JSON object.").with_code("invalid_type"));
-    };
-    read_attributes(object, "attributes")
-}
-
-#[derive(Debug, Deserialize)]
-pub(super) struct ListQuery {
-    collection: Option<String>,
 }
 
 pub(super) async fn list(
     State(state): State<AppState>,
     caller: Caller,
-    query: Result<Query<ListQuery>, QueryRejection>,
+    QueryParameters(parameters): QueryParameters<BTreeMap<String, String>>,
 ) -> Result<Json<DocumentList>, ApiError> {
     let own = caller.documents(&state);
-    let Query(query) = query.map_err(|rejection| Error::new(ErrorKind::InvalidRequest, rejection.body_text()))?;
+    let query = DocumentListQuery::read(parameters);
     let collections = match query.collection {
         Some(name) => vec![own.collection(&name).await?],
         None => own.collections().await?,

@@ -13,7 +13,7 @@ use std::{
 use axum::{
     body::{Body, HttpBody},
     extract::{MatchedPath, Request, State},
-    http::{HeaderMap, HeaderName, Method, StatusCode, header},
+    http::{HeaderMap, HeaderName, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
@@ -26,16 +26,14 @@ use hearth_domain::{
 use http_body::{Frame, SizeHint};
 
 use super::{
-    allowance::{is_limited, tell},
+    allowance,
     auth::Authenticated,
     context::RequestContext,
     error::{ApiError, Ended},
     receipt,
+    route::{Metering, rules_of},
     state::AppState,
 };
-
-/// Routes that take a body and only look at it: no model works, so that nothing is used that would have to be paid for.
-const LOOKS_ONLY: [&str; 4] = ["/v1/quote", "/tokenize", "/detokenize", "/apply-template"];
 
 /// Which side is to serve: a [`Policy`].
 const POLICY: HeaderName = HeaderName::from_static("x-hearth-policy");
@@ -51,6 +49,8 @@ pub(super) async fn with_account(State(state): State<AppState>, mut request: Req
     };
     let caller = authenticated.caller;
     let path = extensions.get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str);
+    // Where there is no route, nothing is computed.
+    let metering = rules_of(request.method(), path).map_or(Metering::Free, |rules| rules.metering);
     let policy = asked_policy(request.headers());
     let opening = Opening {
         request_id: context.request_id().to_owned(),
@@ -58,13 +58,12 @@ pub(super) async fn with_account(State(state): State<AppState>, mut request: Req
         caller: caller.clone(),
         turn: authenticated.turn.unwrap_or_else(|| context.peer().to_owned()),
         policy: policy.as_ref().ok().copied().flatten(),
-        is_recorded: request.method() == Method::POST && !LOOKS_ONLY.contains(&path),
+        is_recorded: metering == Metering::Recorded,
     };
-    let counts = is_limited(request.method(), path);
     let account = Account::open(state.books.clone(), opening);
     account.use_caches(cache_use(request.headers()));
     request.extensions_mut().insert(account.clone());
-    let admitted = policy.and_then(|_| if counts { account.admit() } else { Ok(()) });
+    let admitted = policy.and_then(|_| if metering == Metering::Free { Ok(()) } else { account.admit() });
     let mut response = match admitted {
         Ok(()) => next.run(request).await,
         Err(refused) => {
@@ -73,7 +72,7 @@ pub(super) async fn with_account(State(state): State<AppState>, mut request: Req
             ApiError(refused).into_response()
         }
     };
-    tell(response.headers_mut(), &state.books.allowance(&caller));
+    allowance::write(response.headers_mut(), &state.books.allowance(&caller));
     if account.is_recorded() {
         let is_stream = response.body().size_hint().exact().is_none();
         receipt::write(response.headers_mut(), &account, is_stream);

@@ -1,8 +1,8 @@
 //! The HTTP side: shape in, one service call, shape out. The only place that knows axum.
 //!
-//! Every route is on this page. A handler takes a `extract::JsonBody`, lets [`crate::wire`] read it, calls
-//! one function of [`crate::service`] and lets `wire` shape the answer. Whatever is refused on the way,
-//! by a handler, an extractor or the router, leaves as the contract's error body through [`error`].
+//! `routes` is the table of all routes. A handler takes an `extract::JsonBody`, lets [`crate::wire`] read it, calls one function
+//! of [`crate::service`] and lets `wire` shape the answer. What is refused on the way, by a handler, an extractor or the
+//! router, leaves as the contract's error body through [`error`].
 
 mod accept;
 mod allowance;
@@ -36,6 +36,8 @@ mod partial;
 mod quote;
 mod receipt;
 mod rerank;
+mod route;
+mod routes;
 mod scopes;
 mod serve;
 mod settings;
@@ -50,11 +52,9 @@ use std::any::Any;
 
 use axum::{
     Router,
-    extract::DefaultBodyLimit,
     http::{HeaderName, HeaderValue, Method},
     middleware,
     response::{IntoResponse, Response},
-    routing::{delete, get, post},
 };
 use tower_http::{
     catch_panic::CatchPanicLayer,
@@ -70,85 +70,9 @@ pub use self::{
 };
 use hearth_domain::error::{Error, ErrorKind};
 
-/// Every route, grouped by who calls it.
+/// The routes of the table, with the layers around them.
 pub fn router(state: AppState) -> Router {
-    Router::new()
-        // OpenAI's SDKs and what speaks like them
-        .route("/v1/chat/completions", post(chat::create_chat_completion))
-        .route("/v1/completions", post(completions::create_completion))
-        .route("/v1/embeddings", post(embeddings::create_embeddings))
-        .route("/v1/rerank", post(rerank::rerank))
-        .route("/rerank", post(rerank::rerank))
-        // Clients that were configured without `/v1`, as llama-server's may be
-        .route("/chat/completions", post(chat::create_chat_completion))
-        .route("/completions", post(completions::create_completion))
-        .route("/embeddings", post(embeddings::create_embeddings))
-        .route("/models", get(models::list_models))
-        .route("/models/{*id}", get(models::retrieve_model))
-        .route("/v1/quote", post(quote::quote))
-        .route("/v1/models", get(models::list_models))
-        .route("/v1/models/{*id}", get(models::retrieve_model))
-        .route("/v1/files", post(files::upload_file).get(files::list_files).layer(DefaultBodyLimit::disable()))
-        .route("/v1/files/{id}", get(files::retrieve_file).delete(files::delete_file))
-        .route("/v1/files/{id}/content", get(files::file_content))
-        .route("/v1/vector_stores", post(vector_stores::create_vector_store).get(vector_stores::list_vector_stores))
-        .route(
-            "/v1/vector_stores/{id}",
-            get(vector_stores::retrieve_vector_store)
-                .post(vector_stores::update_vector_store)
-                .delete(vector_stores::delete_vector_store),
-        )
-        .route("/v1/vector_stores/{id}/search", post(vector_stores::search_vector_store))
-        .route(
-            "/v1/vector_stores/{id}/files",
-            post(vector_stores::create_vector_store_file).get(vector_stores::list_vector_store_files),
-        )
-        .route(
-            "/v1/vector_stores/{id}/files/{file_id}",
-            get(vector_stores::retrieve_vector_store_file)
-                .post(vector_stores::update_vector_store_file)
-                .delete(vector_stores::delete_vector_store_file),
-        )
-        .route("/v1/vector_stores/{id}/files/{file_id}/content", get(vector_stores::vector_store_file_content))
-        .route("/v1/vector_stores/{id}/file_batches", post(vector_stores::create_file_batch))
-        .route("/v1/vector_stores/{id}/file_batches/{batch_id}", get(vector_stores::retrieve_file_batch))
-        .route("/v1/vector_stores/{id}/file_batches/{batch_id}/cancel", post(vector_stores::cancel_file_batch))
-        .route("/v1/vector_stores/{id}/file_batches/{batch_id}/files", get(vector_stores::list_file_batch_files))
-        // Programs that ask documents, without an SDK
-        .route("/ask", post(ask::ask))
-        .route("/ask/stream", post(ask::ask_stream))
-        .route("/generate", post(ask::generate))
-        .route("/stream", post(ask::generate_stream))
-        .route("/api/v1/chat", post(ask::chat))
-        .route("/api/v1/chat/stream", post(ask::chat_stream))
-        .route("/api/v1/search", post(ask::search))
-        .route("/api/v1/documents/upload", post(documents::upload).layer(DefaultBodyLimit::disable()))
-        .route("/api/v1/documents", get(documents::list))
-        .route("/api/v1/documents/{id}", get(documents::retrieve).delete(documents::delete))
-        .route("/api/v1/collections", get(documents::collections))
-        .route("/api/v1/collections/{name}", delete(documents::delete_collection))
-        .route("/api/v1/collections/{name}/reindex", post(documents::reindex))
-        .route("/api/v1/collections/{name}/reindex/{job_id}", get(documents::reindex_state))
-        .route("/analysis", get(analysis::list).post(analysis::create))
-        .route("/analysis/{job_id}", get(analysis::retrieve).delete(analysis::cancel))
-        // llama-server's clients and load generators
-        .route("/tokenize", post(tokens::tokenize))
-        .route("/detokenize", post(tokens::detokenize))
-        .route("/apply-template", post(tokens::apply_template))
-        // Probes and scrapers
-        .route("/health", get(health::health))
-        .route("/health/live", get(health::live))
-        .route("/health/ready", get(health::ready))
-        .route("/health/deep", get(health::deep))
-        .route("/metrics", get(spending::metrics))
-        .route("/v1/usage", get(spending::usage))
-        .route("/v1/me", get(me::me))
-        // People
-        .route("/", get(greeting::greet))
-        .route("/openapi.json", get(openapi::document))
-        .route("/docs", get(openapi::docs_redirect))
-        .route("/docs/", get(openapi::docs_index))
-        .route("/docs/{*file}", get(openapi::docs_file))
+    route::router()
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(no_such_route)
         // The last layer is the outermost.
@@ -215,7 +139,7 @@ fn cors(origins: &[String]) -> CorsLayer {
             .into_iter()
             .chain(allowance::HEADERS)
             .map(HeaderName::from_static)
-            .chain(receipt::NAMES)
+            .chain(receipt::DESCRIBED.map(|(name, _)| name))
             .chain([partial::PARTIAL])
             .collect::<Vec<_>>(),
         )

@@ -20,9 +20,19 @@ pub(super) const QUEUE_MS: HeaderName = HeaderName::from_static("x-hearth-queue-
 pub(super) const COMPUTE_MS: HeaderName = HeaderName::from_static("x-hearth-compute-ms");
 pub(super) const COST_USD: HeaderName = HeaderName::from_static("x-hearth-cost-usd");
 
-/// All of them, for pages of other origins.
-pub(super) const NAMES: [HeaderName; 10] =
-    [SERVED_BY, MODEL, FALLBACK_REASON, ATTEMPTS, CACHE, GROUNDING, UNENFORCED, QUEUE_MS, COMPUTE_MS, COST_USD];
+/// All of them, with what the OpenAPI document says of each.
+pub(super) const DESCRIBED: [(HeaderName, &str); 10] = [
+    (SERVED_BY, "`local`, an upstream's name or `cache`; `none` where no model was needed."),
+    (MODEL, "The model that answered."),
+    (FALLBACK_REASON, "Why another one than the first choice served."),
+    (ATTEMPTS, "Upstreams tried."),
+    (CACHE, "The cache that had the answer."),
+    (GROUNDING, "How an answer from documents is bound to them."),
+    (UNENFORCED, "Parts of the request's schemas that the answer is not held to."),
+    (QUEUE_MS, "Not in a stream, whose last event has it."),
+    (COMPUTE_MS, "Not in a stream, whose last event has it."),
+    (COST_USD, "Not in a stream, whose last event has it."),
+];
 
 /// Writes what stands in the account.
 pub(super) fn write(headers: &mut HeaderMap, account: &Account, is_stream: bool) {

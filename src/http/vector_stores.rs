@@ -26,10 +26,12 @@ use crate::{
         Parsed,
         files::{self, Deleted},
         lists::{List, ListQuery, PAGE},
-        vector_stores::{
-            FileBatchObject, FileContentPage, ID_PREFIX, SearchResult, SearchResultsPage, VectorStoreFileListQuery,
-            VectorStoreFileObject, VectorStoreFileRequest, VectorStoreObject, VectorStoreRequest,
-            VectorStoreSearchRequest, read_batch, read_new_attributes,
+        vector_store_request::{
+            FileBatchRequest, ID_PREFIX, VectorStoreCreate, VectorStoreFileListQuery, VectorStoreFileRequest,
+            VectorStoreFileUpdate, VectorStoreSearchRequest, VectorStoreUpdate,
+        },
+        vector_store_response::{
+            FileBatchObject, FileContentPage, SearchResult, SearchResultsPage, VectorStoreFileObject, VectorStoreObject,
         },
     },
 };
@@ -62,12 +64,11 @@ pub(super) async fn create_vector_store(
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let documents = caller.documents(&state);
-    let Parsed { request, ignored } = VectorStoreRequest::read_create(body, state.settings.strict)?;
+    let Parsed { request, ignored } = VectorStoreCreate::read(body, state.settings.strict)?;
     if !request.file_ids.is_empty() {
         refuse_unless_read(&state)?;
     }
-    let (name, metadata) = (request.name.unwrap_or_default(), request.metadata.unwrap_or_default());
-    let created = documents.create_vector_store(name, metadata, request.file_ids).await?;
+    let created = documents.create_vector_store(request.name, request.metadata, request.file_ids).await?;
     Ok(name_ignored(Json(described(&documents, created).await?).into_response(), &ignored))
 }
 
@@ -105,7 +106,7 @@ pub(super) async fn update_vector_store(
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let documents = caller.documents(&state);
-    let Parsed { request, ignored } = VectorStoreRequest::read_update(body, state.settings.strict)?;
+    let Parsed { request, ignored } = VectorStoreUpdate::read(body, state.settings.strict)?;
     let updated = documents.update_vector_store(&members(id)?, request.name, request.metadata).await?;
     Ok(name_ignored(Json(described(&documents, updated).await?).into_response(), &ignored))
 }
@@ -218,10 +219,10 @@ pub(super) async fn update_vector_store_file(
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let documents = caller.documents(&state);
-    let Parsed { request, ignored } = read_new_attributes(body, state.settings.strict)?;
+    let Parsed { request, ignored } = VectorStoreFileUpdate::read(body, state.settings.strict)?;
     let (id, file_id) = members(ids)?;
     let collection = documents.vector_store(&id).await?;
-    let document = documents.set_attributes(&collection.id, &file_id, request).await?;
+    let document = documents.set_attributes(&collection.id, &file_id, request.attributes).await?;
     Ok(name_ignored(file_answer(document), &ignored))
 }
 
@@ -266,10 +267,10 @@ pub(super) async fn create_file_batch(
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let documents = caller.documents(&state);
-    let Parsed { request, ignored } = read_batch(body, state.settings.strict)?;
+    let Parsed { request, ignored } = FileBatchRequest::read(body, state.settings.strict)?;
     let collection = documents.vector_store(&members(id)?).await?;
     refuse_unless_read(&state)?;
-    let files = request.into_iter().map(member).collect();
+    let files = request.files.into_iter().map(member).collect();
     let batch = documents.attach_batch(&collection.id, files).await?;
     Ok(name_ignored(batch_answer(batch), &ignored))
 }

@@ -229,10 +229,6 @@ impl Embedder for LocalEmbedder {
     fn embed(&self, request: EmbedRequest) -> BoxFuture<'_, Result<EmbedResponse>> {
         self.embed_texts(request).boxed()
     }
-
-    fn tokenize(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        self.texts.tokenizer.encode(text, add_special, true).map_err(Error::internal)
-    }
 }
 
 impl TextSide {

@@ -10,6 +10,7 @@ pub mod hosted;
 pub mod local;
 pub mod local_embedder;
 pub mod local_reranker;
+pub mod metered;
 pub mod scripted;
 
 use futures_util::{future::BoxFuture, stream::BoxStream};
@@ -40,12 +41,31 @@ pub trait ChatModel: Send + Sync {
     /// If the prompt cannot be rendered.
     fn quotes(&self, request: &GenerateRequest) -> Result<Vec<Quote>>;
 
+    /// What makes its prompts and tokens. `None` where only an upstream has that.
+    fn tokenizer(&self) -> Option<&dyn PromptTokenizer> {
+        None
+    }
+}
+
+/// What makes prompts of conversations, and tokens of text: a model's template and tokenizer, in this process.
+pub trait PromptTokenizer: Send + Sync {
     /// The prompt exactly as the model would see it.
+    ///
+    /// # Errors
+    /// If the template refuses the conversation.
     fn render(&self, prompt: &ChatPrompt) -> Result<String>;
 
+    /// The tokens of a text; `add_special` puts those before it that the model's texts begin with, `parse_special` reads
+    /// control tokens that are spelled in it.
+    ///
+    /// # Errors
+    /// If the text cannot be tokenized.
     fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>>;
 
-    /// The text of these tokens, special ones included. A token id outside the vocabulary is an error.
+    /// The text of these tokens, special ones included.
+    ///
+    /// # Errors
+    /// For a token id outside the vocabulary.
     fn detokenize(&self, tokens: &[u32]) -> Result<String>;
 
     /// A token's exact bytes, as they stand in the vocabulary.
@@ -60,9 +80,6 @@ pub trait Embedder: Send + Sync {
     fn identity(&self) -> EmbeddingIdentity;
 
     fn embed(&self, request: EmbedRequest) -> BoxFuture<'_, Result<EmbedResponse>>;
-
-    /// Tokens of a text under this model's tokenizer.
-    fn tokenize(&self, text: &str, add_special: bool) -> Result<Vec<u32>>;
 }
 
 /// Rates texts by how well they answer a query, reading both together.

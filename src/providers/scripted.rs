@@ -23,7 +23,7 @@ use hearth_domain::{
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use super::{ChatModel, Embedder, GenerateStream};
+use super::{ChatModel, Embedder, GenerateStream, PromptTokenizer};
 
 /// One step of a script.
 pub enum Step {
@@ -282,6 +282,12 @@ impl ChatModel for ScriptedChat {
         Ok(vec![Quote::new(served_by, &self.info, tokens, request.n, request.max_tokens)])
     }
 
+    fn tokenizer(&self) -> Option<&dyn PromptTokenizer> {
+        Some(self)
+    }
+}
+
+impl PromptTokenizer for ScriptedChat {
     fn render(&self, prompt: &ChatPrompt) -> Result<String> {
         Ok(render_plainly(prompt))
     }
@@ -367,10 +373,6 @@ impl Embedder for ScriptedEmbedder {
         leg.prompt(prompt_tokens, 0);
         async move { Ok(EmbedResponse { embeddings, prompt_tokens, token_counts, timings: Timings::default() }) }
             .boxed()
-    }
-
-    fn tokenize(&self, text: &str, _add_special: bool) -> Result<Vec<u32>> {
-        Ok(text.bytes().map(u32::from).collect())
     }
 }
 

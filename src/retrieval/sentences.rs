@@ -17,7 +17,6 @@ use std::{
 use hearth_domain::{
     Account, EmbedInput, EmbedInputType, EmbedRequest, EmbedResponse, Timings, Usage,
     error::{Error, Result},
-    quote::estimated_tokens,
 };
 use hearth_text::sentences::sentences;
 
@@ -177,8 +176,6 @@ impl Retriever {
         account: &Arc<Account>,
         deadline: Option<Instant>,
     ) -> Result<EmbedResponse> {
-        let bytes: usize = texts.iter().map(String::len).sum();
-        account.reserve(estimated_tokens(bytes) as u64)?;
         let request = EmbedRequest {
             account: account.clone(),
             model: self.embedder.info().id.clone(),

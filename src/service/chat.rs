@@ -8,14 +8,13 @@ use hearth_domain::{
     error::{Error, ErrorKind, Result},
 };
 
-use super::{deadline, reservation::tokens_of_generation};
+use super::deadline;
 use crate::providers::{ChatModel, GenerateStream};
 
 /// Resolves when the generation has been admitted; the stream is bounded by the request's deadline.
 pub async fn start(model: &Arc<dyn ChatModel>, mut generation: GenerateRequest) -> Result<GenerateStream> {
     generation.model.clone_from(&model.info().id);
     check_token_ids(&generation, model.info().vocab_size)?;
-    generation.account.reserve(tokens_of_generation(&generation, model.info()))?;
     let until = generation.deadline;
     let events = deadline::within(until, model.generate(generation)).await?;
     Ok(deadline::bounded(events, until))

@@ -7,7 +7,7 @@ use hearth_domain::{
     error::{Error, Result},
 };
 
-use super::{deadline, reservation::tokens_of_inputs};
+use super::deadline;
 use crate::providers::Embedder;
 
 pub async fn embed(model: &Arc<dyn Embedder>, mut request: EmbedRequest) -> Result<EmbedResponse> {
@@ -35,6 +35,5 @@ pub async fn embed(model: &Arc<dyn Embedder>, mut request: EmbedRequest) -> Resu
             .with_code("invalid_value"));
         }
     }
-    request.account.reserve(tokens_of_inputs(&request, info))?;
     deadline::within(request.deadline, model.embed(request)).await
 }

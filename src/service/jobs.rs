@@ -15,6 +15,7 @@ use hearth_domain::{
     part::{Part, PartReport, panic_message},
 };
 use parking_lot::Mutex;
+use serde::Serialize;
 use serde_json::Value;
 use tokio::{
     sync::{Notify, watch},
@@ -85,8 +86,9 @@ impl Progress {
     }
 
     /// Adds to what the job has said. A report that cannot be stored is no reason to stop.
-    pub async fn report(&self, event: Value) {
+    pub async fn report(&self, event: &impl Serialize) {
         let (jobs, job) = (self.jobs.clone(), self.job.clone());
+        let event = serde_json::to_value(event).unwrap_or_default();
         let stored = blocking(move || jobs.store.add_job_event(&job, &event)).await;
         if let Err(error) = stored {
             tracing::warn!(job = self.job.id, %error, "progress was not stored");

@@ -15,7 +15,6 @@ pub mod jobs;
 pub mod models;
 pub mod quote;
 pub mod rerank;
-mod reservation;
 pub mod semantic;
 pub mod spending;
 pub mod webhook;

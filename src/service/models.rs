@@ -12,6 +12,7 @@ use crate::{
     providers::{
         ChatModel, Embedder, Reranker,
         cache::{CacheSettings, Caches},
+        metered::Metered,
     },
     service::semantic::Semantic,
 };
@@ -105,11 +106,16 @@ impl Models {
         self.add(Model::Rerank(model), aliases, false);
     }
 
+    /// An embedding model as requests use it: behind the cache, and metered.
+    pub fn for_requests(&self, model: Arc<dyn Embedder>) -> Arc<dyn Embedder> {
+        Metered::new(self.caches.embedder(model))
+    }
+
     fn add(&self, model: Model, aliases: Vec<String>, has_hosted: bool) {
         let model = match model {
-            Model::Chat(model) => Model::Chat(self.caches.chat(model)),
-            Model::Embedding(model) => Model::Embedding(self.caches.embedder(model)),
-            Model::Rerank(model) => Model::Rerank(model),
+            Model::Chat(model) => Model::Chat(Metered::new(self.caches.chat(model))),
+            Model::Embedding(model) => Model::Embedding(self.for_requests(model)),
+            Model::Rerank(model) => Model::Rerank(Metered::new(model)),
         };
         self.served.write().push(Served { model, aliases, has_hosted });
     }

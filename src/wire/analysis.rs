@@ -1,21 +1,37 @@
 //! `/analysis`: what is asked about a company, and how the job that finds it out is told.
 
-use std::time::Instant;
+use std::{collections::BTreeMap, time::Instant};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{
     Envelope, Parsed,
     ask::{QUESTION_CHARS_MAX, Source, TOKENS_MAX, read_text},
+    body::{FieldSpec, RequestBody, RequestQuery, STRING, honoured},
     fields::Fields,
     generation::read_deadline,
-    lookup::Lookup,
-    policy,
+    lists::{LIMIT, PAGE, take_limit},
+    lookup::{self, Lookup},
     receipt::Receipt,
     usage::Usage,
 };
 use hearth_domain::error::Result;
+
+/// Further fields of `/analysis`.
+const FIELDS: &[FieldSpec] = &[
+    honoured("company_name", r#"{"type":"string","minLength":1,"maxLength":200}"#, "Whom the question is about."),
+    honoured("question", r#"{"type":"string","minLength":1,"maxLength":2000}"#, "What to find out."),
+    honoured("model", STRING, "A served chat model. Default the first."),
+    honoured("max_tokens", r#"{"type":"integer","minimum":1,"maximum":4096}"#, "Of the summary. Default 1024."),
+    honoured("temperature", r#"{"type":"number","minimum":0,"maximum":2}"#, "Default 0, the likeliest summary."),
+    honoured(
+        "webhook_url",
+        r#"{"type":"string","format":"uri","maxLength":2048}"#,
+        "Told when the job has ended, in a signed message.",
+    ),
+];
 
 const COMPANY_CHARS_MAX: usize = 200;
 const TOKENS_DEFAULT: usize = 1024;
@@ -33,6 +49,12 @@ pub struct AnalysisBody {
     pub webhook_url: Option<String>,
     pub lookup: Lookup,
     pub deadline: Option<Instant>,
+}
+
+impl RequestBody for AnalysisBody {
+    const NAME: &'static str = "AnalysisRequest";
+    const FIELDS: &'static [&'static [FieldSpec]] = &[lookup::FIELDS, FIELDS];
+    const REQUIRED: &'static [&'static str] = &["company_name", "question"];
 }
 
 impl AnalysisBody {
@@ -53,13 +75,13 @@ impl AnalysisBody {
             lookup,
             deadline: read_deadline(&mut fields, envelope)?,
         };
-        let ignored = policy::apply(fields.rest(), &[policy::LOOKUP, policy::ANALYSIS], envelope.strict)?;
+        let ignored = Self::ignored(fields.rest(), envelope.strict)?;
         Ok(Parsed { request, ignored })
     }
 }
 
 /// What an analysis found out.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct AnalysisResult {
     pub summary: String,
     /// In the order of their numbers in the summary: `[1]` is the first.
@@ -70,10 +92,12 @@ pub struct AnalysisResult {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unsupported: Option<Vec<String>>,
     /// How fully the sources answer the question, 0 to 1.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub confidence: f32,
     /// `false`: the model's rating could not be understood, and the confidence says nothing.
     pub confidence_is_rated: bool,
     /// `stop`, or `length` where `max_tokens` or the context ended the summary.
+    #[schemars(extend("enum" = ["stop", "length"]))]
     pub finish_reason: &'static str,
     pub model: String,
     pub tokens_used: usize,
@@ -83,9 +107,10 @@ pub struct AnalysisResult {
 }
 
 /// A job, as every route of `/analysis` and the webhook tell it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct AnalysisJob {
     pub job_id: String,
+    #[schemars(extend("enum" = ["queued", "running", "done", "failed", "cancelled"]))]
     pub status: &'static str,
     pub company_name: String,
     pub question: String,
@@ -96,25 +121,84 @@ pub struct AnalysisJob {
     pub updated_at: i64,
     /// What it has said so far; a list of jobs goes without.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Vec<NumberedEvent>>")]
     pub events: Option<Vec<Value>>,
     /// An [`AnalysisResult`], as it was stored.
+    #[schemars(with = "Option<AnalysisResult>")]
     pub result: Option<Value>,
     /// Why it failed.
     pub error: Option<String>,
 }
 
+/// What a job says of itself while it runs. It is stored, and read back as JSON.
+#[derive(Clone, Debug, JsonSchema, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum AnalysisEvent<'e> {
+    Started {
+        attempt: u32,
+    },
+    /// Documents that it needs are still being read.
+    WaitingForDocuments {
+        seconds_at_most: u64,
+    },
+    Searching {
+        query: &'e str,
+    },
+    /// What was found, best first.
+    Passages {
+        found: usize,
+        titles: Vec<&'e str>,
+    },
+    Generating {
+        model: &'e str,
+    },
+    /// More of the summary.
+    Text {
+        text: &'e str,
+    },
+    AttemptFailed {
+        reason: &'e str,
+    },
+}
+
+/// An event as it is read back.
+#[derive(Clone, Debug, JsonSchema, Serialize)]
+pub struct NumberedEvent<'e> {
+    /// Its place among the job's events, from 0.
+    pub number: u64,
+    #[serde(flatten)]
+    pub event: AnalysisEvent<'e>,
+}
+
+/// The query of `GET /analysis`.
+#[derive(Debug)]
+pub struct AnalysisListQuery {
+    pub limit: usize,
+}
+
+impl RequestQuery for AnalysisListQuery {
+    const PARAMETERS: &'static [FieldSpec] = &[LIMIT];
+}
+
+impl AnalysisListQuery {
+    pub fn read(mut parameters: BTreeMap<String, String>) -> Result<Self> {
+        Ok(Self { limit: take_limit(&mut parameters, PAGE)? })
+    }
+}
+
 /// `GET /analysis`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct AnalysisList {
     /// The newest first.
     pub jobs: Vec<AnalysisJob>,
 }
 
 /// What is sent to `webhook_url`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct AnalysisMessage {
     /// `analysis.completed`, `analysis.failed` or `analysis.cancelled`.
     #[serde(rename = "type")]
+    #[schemars(extend("enum" = ["analysis.completed", "analysis.failed", "analysis.cancelled"]))]
     pub kind: &'static str,
     /// When it ended, as RFC 3339 writes it.
     pub timestamp: String,
@@ -122,7 +206,7 @@ pub struct AnalysisMessage {
 }
 
 /// What a message says of a job.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 #[serde(untagged)]
 pub enum MessageData {
     Whole(AnalysisJob),

@@ -3,18 +3,63 @@
 use std::time::Instant;
 
 use hearth_domain::{ChatPrompt, GenerateRequest, Prompt, documents::Grounding, error::Result};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
     Envelope, Parsed,
+    body::{BOOLEAN, FieldSpec, RequestBody, STRING, honoured},
     fields::{Fields, bad_value, shortened},
-    generation::{Common, read_deadline},
-    lookup::Lookup,
-    policy,
+    generation::{self, Common, read_deadline},
+    lookup::{self, Lookup},
     receipt::Receipt,
     usage::{Timings, Usage},
 };
+
+const GROUNDING: FieldSpec = honoured(
+    "grounding",
+    r#"{"enum":["auto","extract","quote","free"]}"#,
+    "How the answer is bound to the documents: sentences of theirs (`extract`), sentences that the chat model chooses (`quote`), or its own words (`free`). Default `auto`: `extract` for chat models of fewer than a billion parameters, else `free`.",
+);
+
+/// Further fields of `/ask`.
+const ASK_FIELDS: &[FieldSpec] = &[
+    honoured("question", r#"{"type":"string","minLength":1,"maxLength":2000}"#, "What to answer."),
+    GROUNDING,
+    honoured("model", STRING, "A served chat model. Default the first."),
+    honoured("max_tokens", r#"{"type":"integer","minimum":1,"maximum":4096}"#, "Of what a model writes. Default 512."),
+    honoured("temperature", r#"{"type":"number","minimum":0,"maximum":2}"#, "Default 0, the likeliest answer."),
+    honoured("include_sources", BOOLEAN, "List the passages behind the answer. Default true."),
+    honoured(
+        "confidence",
+        BOOLEAN,
+        "Say how fully the passages answer the question: `free` by a second generation, else by the sentences' scores.",
+    ),
+];
+
+/// Further fields of `/api/v1/chat`.
+const CHAT_FIELDS: &[FieldSpec] = &[
+    honoured(
+        "messages",
+        r#"{"type":"array","minItems":1,"maxItems":1000,"items":{"type":"object","required":["role","content"],"properties":{"role":{"enum":["system","user","assistant"]},"content":{"type":"string","minLength":1,"maxLength":10000}}}}"#,
+        "The conversation; the last message is the user's.",
+    ),
+    GROUNDING,
+    honoured("model", STRING, "A served chat model. Default the first."),
+    honoured("temperature", r#"{"type":"number","minimum":0,"maximum":2}"#, "Default 0.7."),
+    honoured("max_tokens", r#"{"type":"integer","minimum":1,"maximum":4096}"#, "Of what a model writes. Default 1024."),
+    honoured("stream", BOOLEAN, "Answer as server-sent events."),
+    honoured("use_rag", BOOLEAN, "Answer from documents. Default true."),
+];
+
+/// Further fields of `/generate`, beside those of [`GENERATION`].
+const GENERATE_FIELDS: &[FieldSpec] =
+    &[honoured("prompt", r#"{"type":"string","minLength":1}"#, "Answered as a conversation of one turn.")];
+
+/// Further fields of `/api/v1/search`.
+const SEARCH_FIELDS: &[FieldSpec] =
+    &[honoured("query", r#"{"type":"string","minLength":1,"maxLength":10000}"#, "What to look for.")];
 
 pub(super) const QUESTION_CHARS_MAX: usize = 2000;
 const CONTENT_CHARS_MAX: usize = 10_000;
@@ -41,6 +86,12 @@ pub struct AskBody {
     pub deadline: Option<Instant>,
 }
 
+impl RequestBody for AskBody {
+    const NAME: &'static str = "AskRequest";
+    const FIELDS: &'static [&'static [FieldSpec]] = &[lookup::FIELDS, ASK_FIELDS];
+    const REQUIRED: &'static [&'static str] = &["question"];
+}
+
 impl AskBody {
     pub fn read(body: Value, envelope: &Envelope) -> Result<Parsed<Self>> {
         let mut fields = Fields::body(body)?;
@@ -55,7 +106,7 @@ impl AskBody {
             lookup: Lookup::read(&mut fields)?,
             deadline: read_deadline(&mut fields, envelope)?,
         };
-        let ignored = policy::apply(fields.rest(), &[policy::LOOKUP, policy::ASK], envelope.strict)?;
+        let ignored = Self::ignored(fields.rest(), envelope.strict)?;
         Ok(Parsed { request, ignored })
     }
 }
@@ -107,6 +158,12 @@ pub struct ChatBody {
     pub deadline: Option<Instant>,
 }
 
+impl RequestBody for ChatBody {
+    const NAME: &'static str = "AppChatRequest";
+    const FIELDS: &'static [&'static [FieldSpec]] = &[lookup::FIELDS, CHAT_FIELDS];
+    const REQUIRED: &'static [&'static str] = &["messages"];
+}
+
 impl ChatBody {
     pub fn read(body: Value, envelope: &Envelope) -> Result<Parsed<Self>> {
         let mut fields = Fields::body(body)?;
@@ -130,7 +187,7 @@ impl ChatBody {
             lookup: Lookup::read(&mut fields)?,
             deadline: read_deadline(&mut fields, envelope)?,
         };
-        let ignored = policy::apply(fields.rest(), &[policy::LOOKUP, policy::APP_CHAT], envelope.strict)?;
+        let ignored = Self::ignored(fields.rest(), envelope.strict)?;
         Ok(Parsed { request, ignored })
     }
 }
@@ -152,6 +209,12 @@ pub struct GenerateBody {
     pub generation: GenerateRequest,
 }
 
+impl RequestBody for GenerateBody {
+    const NAME: &'static str = "GenerateRequest";
+    const FIELDS: &'static [&'static [FieldSpec]] = &[generation::FIELDS, GENERATE_FIELDS];
+    const REQUIRED: &'static [&'static str] = &["prompt"];
+}
+
 impl GenerateBody {
     pub fn read(body: Value, envelope: &Envelope) -> Result<Parsed<Self>> {
         let mut fields = Fields::body(body)?;
@@ -165,7 +228,7 @@ impl GenerateBody {
         if common.n != 1 {
             return Err(bad_value("n", "`n` must be 1 on this route; /v1/chat/completions gives several choices."));
         }
-        let ignored = policy::apply(fields.rest(), &[policy::GENERATION, policy::APP_GENERATE], envelope.strict)?;
+        let ignored = Self::ignored(fields.rest(), envelope.strict)?;
         let messages = vec![json!({"role": "user", "content": prompt})];
         let generation = GenerateRequest {
             account: envelope.account.clone(),
@@ -196,6 +259,12 @@ pub struct SearchBody {
     pub deadline: Option<Instant>,
 }
 
+impl RequestBody for SearchBody {
+    const NAME: &'static str = "SearchRequest";
+    const FIELDS: &'static [&'static [FieldSpec]] = &[lookup::FIELDS, SEARCH_FIELDS];
+    const REQUIRED: &'static [&'static str] = &["query"];
+}
+
 impl SearchBody {
     pub fn read(body: Value, envelope: &Envelope) -> Result<Parsed<Self>> {
         let mut fields = Fields::body(body)?;
@@ -204,22 +273,25 @@ impl SearchBody {
             lookup: Lookup::read(&mut fields)?,
             deadline: read_deadline(&mut fields, envelope)?,
         };
-        let ignored = policy::apply(fields.rest(), &[policy::LOOKUP, policy::SEARCH], envelope.strict)?;
+        let ignored = Self::ignored(fields.rest(), envelope.strict)?;
         Ok(Parsed { request, ignored })
     }
 }
 
 /// A passage that an answer was made from, as `/ask` names it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct Source {
     /// The headings above it, or the file's name.
     pub title: String,
     /// Its beginning, at most 200 characters.
+    #[schemars(length(max = 200))]
     pub content_preview: String,
     /// Cosine of the question and the passage, 0 to 1.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub similarity_score: f32,
     /// How well it answers the question, 0 to 1, where `rerank` was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub rerank_score: Option<f32>,
     pub document_id: String,
     pub filename: String,
@@ -241,15 +313,16 @@ pub fn preview(text: &str) -> String {
 }
 
 /// A passage with its text, as `/api/v1/search` gives it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct FoundPassage {
     #[serde(flatten)]
     pub source: Source,
     pub text: String,
+    #[schemars(extend("additionalProperties" = {"type": ["string", "number", "boolean"]}))]
     pub attributes: serde_json::Map<String, Value>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct SearchAnswer {
     pub query: String,
     pub passages: Vec<FoundPassage>,
@@ -257,7 +330,7 @@ pub struct SearchAnswer {
 }
 
 /// What `/ask` answers, and its stream says at the end (without the text, which was said).
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct AskAnswer {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub done: Option<bool>,
@@ -280,51 +353,77 @@ pub struct AskAnswer {
 }
 
 /// How an answer is bound to its sources.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, JsonSchema, Serialize)]
 pub struct Binding {
     /// `extract`, `quote` or `free`; not there where no document was looked into.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["extract", "quote", "free"]))]
     pub grounding: Option<&'static str>,
     /// Sentences that the model wrote and that no passage supports; not there where nothing was checked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unsupported: Option<Vec<String>>,
 }
 
-/// The first frame of `/ask/stream`.
-#[derive(Clone, Copy, Debug, Serialize)]
+/// An event of the streams of these routes.
+#[derive(Clone, Debug, JsonSchema, Serialize)]
+#[serde(untagged)]
+#[schemars(rename = "{A}Event")]
+pub enum AppEvent<A> {
+    /// More of the answer.
+    Token { token: String },
+    /// More of what a reasoning model thinks before it answers.
+    Reasoning { reasoning: String },
+    /// The last one: the answer without its text, which was said.
+    Done(A),
+}
+
+/// An event of a stream that says first what the answer is made from.
+#[derive(Clone, Debug, JsonSchema, Serialize)]
+#[serde(untagged)]
+#[schemars(rename = "{A}EventAfter{F}")]
+pub enum AppEventAfter<F, A> {
+    First(F),
+    Then(AppEvent<A>),
+}
+
+/// The first event of `/ask/stream`.
+#[derive(Clone, Copy, Debug, JsonSchema, Serialize)]
 pub struct FirstSources<'s> {
     pub sources: &'s [Source],
 }
 
-/// The first frame of `/api/v1/chat/stream`.
-#[derive(Clone, Copy, Debug, Serialize)]
+/// The first event of `/api/v1/chat/stream`.
+#[derive(Clone, Copy, Debug, JsonSchema, Serialize)]
 pub struct FirstCitations<'c> {
     pub citations: &'c [Citation],
 }
 
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, JsonSchema, Serialize)]
 pub struct Confidence {
     /// 0 to 1.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub confidence: f32,
     /// `false`: the model's rating could not be understood, and the value says nothing.
     pub confidence_is_rated: bool,
 }
 
 /// A passage behind an answer, as `/api/v1/chat` names it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct Citation {
     pub document_id: String,
     /// Of the passage's first chunk.
     pub chunk_index: usize,
     pub text: String,
     /// Cosine of the question and the passage, 0 to 1.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub score: f32,
     pub title: String,
     pub filename: String,
 }
 
 /// What `/api/v1/chat` answers, and its stream says at the end.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
+#[schemars(rename = "AppChatAnswer")]
 pub struct ChatAnswer {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub done: Option<bool>,
@@ -342,7 +441,7 @@ pub struct ChatAnswer {
 }
 
 /// What `/generate` answers, and `/stream` says at the end.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct GenerateAnswer {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub done: Option<bool>,

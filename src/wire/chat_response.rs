@@ -1,5 +1,6 @@
 //! What `/v1/chat/completions` answers: the whole object, and the chunks of a stream.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
@@ -15,9 +16,10 @@ pub(super) fn finite_logprob(logprob: f32) -> f32 {
     if logprob.is_finite() { logprob.max(LOGPROB_FLOOR) } else { LOGPROB_FLOOR }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct ChatCompletion {
     pub id: String,
+    #[schemars(extend("const" = "chat.completion"))]
     pub object: &'static str,
     /// Unix seconds.
     pub created: u64,
@@ -29,20 +31,22 @@ pub struct ChatCompletion {
     pub receipt: Receipt,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct ChatChoice {
     pub index: usize,
     pub message: AssistantMessage,
     pub logprobs: Option<ChatLogprobs>,
     /// `stop`, `length` or `tool_calls`.
+    #[schemars(extend("enum" = ["stop", "length", "tool_calls", "content_filter"]))]
     pub finish_reason: &'static str,
     /// With `return_token_ids`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_ids: Option<Vec<u32>>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct AssistantMessage {
+    #[schemars(extend("const" = "assistant"))]
     pub role: &'static str,
     /// `null` when the answer is tool calls only.
     pub content: Option<String>,
@@ -55,28 +59,29 @@ pub struct AssistantMessage {
     pub tool_calls: Vec<ToolCall>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct ToolCall {
     pub id: String,
     #[serde(rename = "type")]
+    #[schemars(extend("const" = "function"))]
     pub kind: &'static str,
     pub function: ToolCallFunction,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct ToolCallFunction {
     pub name: String,
     /// JSON text.
     pub arguments: String,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct ChatLogprobs {
     pub content: Vec<ChatTokenLogprob>,
     pub refusal: Option<Vec<ChatTokenLogprob>>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct ChatTokenLogprob {
     /// The token's id, with `return_token_ids`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -87,7 +92,7 @@ pub struct ChatTokenLogprob {
     pub top_logprobs: Vec<ChatTopLogprob>,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct ChatTopLogprob {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<u32>,
@@ -121,9 +126,10 @@ impl ChatLogprobs {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct ChatCompletionChunk {
     pub id: String,
+    #[schemars(extend("const" = "chat.completion.chunk"))]
     pub object: &'static str,
     pub created: u64,
     pub model: String,
@@ -141,19 +147,21 @@ pub struct ChatCompletionChunk {
     pub receipt: Option<Receipt>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct ChatChunkChoice {
     pub index: usize,
     pub delta: ChatDelta,
     pub logprobs: Option<ChatLogprobs>,
+    #[schemars(extend("enum" = ["stop", "length", "tool_calls", "content_filter", null]))]
     pub finish_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_ids: Option<Vec<u32>>,
 }
 
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, JsonSchema, Serialize)]
 pub struct ChatDelta {
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("const" = "assistant"))]
     pub role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
@@ -164,17 +172,18 @@ pub struct ChatDelta {
 }
 
 /// The opening of a call (`id`, `type` and `function.name` present), or more of its arguments.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct ToolCallDelta {
     pub index: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("const" = "function"))]
     pub kind: Option<&'static str>,
     pub function: ToolCallFunctionDelta,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct ToolCallFunctionDelta {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,

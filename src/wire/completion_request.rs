@@ -5,10 +5,26 @@ use serde_json::Value;
 
 use super::{
     Envelope, Parsed,
+    body::{BOOLEAN, FieldSpec, RequestBody, honoured, refused},
     fields::{Fields, bad_value, token_ids, wrong_type},
-    generation::{CHOICES_MAX, Common, TOP_LOGPROBS_MAX},
-    policy,
+    generation::{self, CHOICES_MAX, Common, TOP_LOGPROBS_MAX},
 };
+
+/// Further fields of `/v1/completions`.
+const FIELDS: &[FieldSpec] = &[
+    honoured(
+        "prompt",
+        r#"{"anyOf":[{"type":"string"},{"type":"array","minItems":1,"maxItems":128,"items":{"type":"string"}},{"type":"array","minItems":1,"items":{"type":"integer","minimum":0}},{"type":"array","minItems":1,"maxItems":128,"items":{"type":"array","minItems":1,"items":{"type":"integer","minimum":0}}}]}"#,
+        "Text, several texts, token ids, or several of those.",
+    ),
+    honoured(
+        "logprobs",
+        r#"{"type":"integer","minimum":0,"maximum":20}"#,
+        "Report each token's log-probability and this many alternatives.",
+    ),
+    honoured("echo", BOOLEAN, "Prepend the prompt; with `logprobs`, score it too."),
+    refused("suffix", &[r#""""#], "Filling in the middle is not implemented."),
+];
 
 /// Most prompts in one request: each is a request to the engine.
 pub const PROMPTS_MAX: usize = 128;
@@ -26,12 +42,18 @@ pub struct CompletionRequest {
     pub generations: Vec<GenerateRequest>,
 }
 
+impl RequestBody for CompletionRequest {
+    const NAME: &'static str = "CompletionRequest";
+    const FIELDS: &'static [&'static [FieldSpec]] = &[generation::FIELDS, FIELDS];
+    const REQUIRED: &'static [&'static str] = &["model", "prompt"];
+}
+
 impl CompletionRequest {
     pub fn read(body: Value, envelope: &Envelope) -> Result<Parsed<Self>> {
         let mut fields = Fields::body(body)?;
         let prompt = fields.required("prompt")?;
         let prompts = read_prompts(prompt)?;
-        // `best_of` equal to `n` is what happens anyway; the policy table refuses the rest.
+        // `best_of` equal to `n` is what happens anyway; the table of fields refuses the rest.
         if fields.peek("best_of").is_some() && fields.peek("best_of") == fields.peek("n") {
             fields.take("best_of");
         }
@@ -39,7 +61,7 @@ impl CompletionRequest {
         check_choices(prompts.len(), common.n)?;
         let logprobs = read_logprobs(&mut fields)?;
         let echo = fields.boolean("echo")?.unwrap_or(false);
-        let ignored = policy::apply(fields.rest(), &[policy::GENERATION, policy::COMPLETION], envelope.strict)?;
+        let ignored = Self::ignored(fields.rest(), envelope.strict)?;
         let generation = GenerateRequest {
             account: envelope.account.clone(),
             model: String::new(),

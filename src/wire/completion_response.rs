@@ -1,5 +1,6 @@
 //! What `/v1/completions` answers. Whole answers and chunks have the same shape.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -9,9 +10,10 @@ use super::{
     usage::{Timings, Usage},
 };
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct Completion {
     pub id: String,
+    #[schemars(extend("const" = "text_completion"))]
     pub object: &'static str,
     /// Unix seconds.
     pub created: u64,
@@ -28,19 +30,20 @@ pub struct Completion {
     pub receipt: Option<Receipt>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct CompletionChoice {
     pub index: usize,
     pub text: String,
     pub logprobs: Option<CompletionLogprobs>,
     /// `stop` or `length`; `null` in all chunks but a choice's last.
+    #[schemars(extend("enum" = ["stop", "length", "content_filter", null]))]
     pub finish_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_ids: Option<Vec<u32>>,
 }
 
 /// The legacy shape: four arrays of the same length.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, JsonSchema, Serialize)]
 pub struct CompletionLogprobs {
     pub tokens: Vec<String>,
     /// `null` for the first token of an echoed prompt, which nothing predicts.

@@ -7,8 +7,8 @@ use hearth_domain::{Constraint, error::Result};
 use serde_json::Value;
 
 use super::{
+    body::unsupported,
     fields::{Fields, bad_value, shortened, wrong_type},
-    policy::unsupported,
 };
 
 pub(super) fn read(fields: &mut Fields) -> Result<Option<Constraint>> {

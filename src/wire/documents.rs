@@ -4,12 +4,18 @@ use std::collections::BTreeMap;
 
 use hearth_domain::{
     documents::{AttributeFilter, AttributeValue, Collection, Comparison, Document, DocumentStatus},
-    error::Result,
+    error::{Error, Result},
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::fields::{Fields, bad_value, shortened, wrong_type};
+use super::{
+    body::{Component, FieldSpec, RequestBody, RequestQuery, STRING, honoured},
+    fields::{Fields, bad_value, shortened, wrong_type},
+    files::FILE,
+    lists::take,
+};
 
 /// OpenAI's own bounds.
 pub const ATTRIBUTES_MAX: usize = 16;
@@ -72,6 +78,19 @@ fn write_value(value: &AttributeValue) -> Value {
         AttributeValue::Number(number) => Value::from(*number),
     }
 }
+
+/// JSON Schema of a filter.
+pub(super) const FILTER: &str = r##"{"$ref":"#/components/schemas/Filter"}"##;
+
+/// The component that [`FILTER`] refers to.
+pub const FILTER_COMPONENT: Component = (
+    "Filter",
+    r##"{"description":"A comparison of an attribute, or several filters of which all or any hold.","anyOf":[
+        {"type":"object","required":["type","key","value"],"properties":{"type":{"enum":["eq","ne","gt","gte","lt","lte"]},"key":{"type":"string"},"value":{"type":["string","number","boolean"],"maxLength":512}}},
+        {"type":"object","required":["type","key","value"],"properties":{"type":{"enum":["in","nin"]},"key":{"type":"string"},"value":{"type":"array","maxItems":1000,"items":{"type":["string","number","boolean"],"maxLength":512}}}},
+        {"type":"object","required":["type","filters"],"properties":{"type":{"enum":["and","or"]},"filters":{"type":"array","maxItems":1000,"items":{"$ref":"#/components/schemas/Filter"}}}}
+    ]}"##,
+);
 
 /// A filter as OpenAI writes it: `{"type": "eq", "key": ..., "value": ...}` with `ne gt gte lt lte in nin`, and
 /// `{"type": "and", "filters": [...]}` with `or`.
@@ -140,12 +159,71 @@ fn limit(found: usize, path: &str) -> Result<()> {
     Ok(())
 }
 
+/// The fields of `POST /api/v1/documents/upload` beside the file.
+#[derive(Debug)]
+pub struct DocumentUpload {
+    /// A collection's name or id.
+    pub collection: Option<String>,
+    pub attributes: Attributes,
+    /// The id of the document whose place it takes.
+    pub replaces: Option<String>,
+}
+
+impl RequestBody for DocumentUpload {
+    const NAME: &'static str = "DocumentUpload";
+    const FIELDS: &'static [&'static [FieldSpec]] = &[&[
+        FILE,
+        honoured("collection", STRING, "A name or an id; made if it is not there. Default `default`."),
+        honoured(
+            "attributes",
+            r#"{"type":"string","contentMediaType":"application/json"}"#,
+            "A JSON object of what `filters` go by; up to 16 pairs.",
+        ),
+        honoured("replaces", STRING, "The id of the document whose place it takes when it has been read."),
+    ]];
+    const REQUIRED: &'static [&'static str] = &["file"];
+}
+
+impl DocumentUpload {
+    pub fn read(mut form: BTreeMap<String, String>) -> Result<Self> {
+        let attributes = match take(&mut form, "attributes").as_deref().map(serde_json::from_str) {
+            None => Attributes::new(),
+            Some(Ok(Value::Object(object))) => read_attributes(object, "attributes")?,
+            Some(_) => {
+                let message = "`attributes` must be a JSON object.";
+                return Err(Error::invalid("attributes", message).with_code("invalid_type"));
+            }
+        };
+        Ok(Self { collection: take(&mut form, "collection"), attributes, replaces: take(&mut form, "replaces") })
+    }
+}
+
+/// The query of `GET /api/v1/documents`.
+#[derive(Debug)]
+pub struct DocumentListQuery {
+    /// A collection's name or id; all if there is none.
+    pub collection: Option<String>,
+}
+
+impl RequestQuery for DocumentListQuery {
+    const PARAMETERS: &'static [FieldSpec] =
+        &[honoured("collection", STRING, "Of this collection only; its name or id.")];
+}
+
+impl DocumentListQuery {
+    pub fn read(mut parameters: BTreeMap<String, String>) -> Self {
+        Self { collection: take(&mut parameters, "collection") }
+    }
+}
+
 /// A document, as the application contract names it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
+#[schemars(rename = "Document")]
 pub struct DocumentAnswer {
     pub document_id: String,
     pub filename: String,
     /// `processing`, `ready`, `failed` or `cancelled`.
+    #[schemars(extend("enum" = ["processing", "ready", "failed", "cancelled"]))]
     pub status: &'static str,
     /// Why it failed.
     pub error: Option<DocumentError>,
@@ -156,13 +234,14 @@ pub struct DocumentAnswer {
     pub bytes: u64,
     /// Pieces of it that are searched now.
     pub chunks: usize,
+    #[schemars(extend("additionalProperties" = {"type": ["string", "number", "boolean"]}))]
     pub attributes: Map<String, Value>,
     /// Unix seconds.
     pub created_at: i64,
     pub updated_at: i64,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct DocumentError {
     pub code: String,
     pub message: String,
@@ -192,24 +271,27 @@ impl DocumentAnswer {
     }
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct DocumentList {
     pub documents: Vec<DocumentAnswer>,
     pub total: usize,
 }
 
 /// What became of a deletion.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct DocumentDeleted {
     pub document_id: String,
+    #[schemars(extend("const" = true))]
     pub deleted: bool,
 }
 
 /// A collection, as the application contract names it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
+#[schemars(rename = "Collection")]
 pub struct CollectionAnswer {
     pub id: String,
     pub name: String,
+    #[schemars(extend("additionalProperties" = {"type": ["string", "number", "boolean"]}))]
     pub metadata: Map<String, Value>,
     /// What made its vectors; null while it has none.
     pub embedding: Option<String>,
@@ -231,16 +313,18 @@ impl From<Collection> for CollectionAnswer {
     }
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct CollectionList {
     pub collections: Vec<CollectionAnswer>,
 }
 
 /// Making a collection's vectors anew, as it stands.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
+#[schemars(rename = "Reindex")]
 pub struct ReindexAnswer {
     pub job_id: String,
     /// `queued`, `running`, `done`, `failed` or `cancelled`.
+    #[schemars(extend("enum" = ["queued", "running", "done", "failed", "cancelled"]))]
     pub status: &'static str,
     /// What it said last.
     pub progress: Option<Value>,

@@ -2,15 +2,49 @@
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use hearth_domain::{EmbedInput, EmbedInputType, EmbedRequest, error::Result};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{
     Envelope, Parsed,
+    body::{BOOLEAN, FieldSpec, RequestBody, STRING, TIMEOUT, honoured, ignored, refused},
     fields::{Fields, bad_value, shortened, token_ids, wrong_type},
-    generation, policy,
+    generation,
     receipt::Receipt,
 };
+
+/// Fields of `/v1/embeddings`.
+const FIELDS: &[FieldSpec] = &[
+    honoured("model", STRING, "A served embedding model or one of its aliases."),
+    honoured(
+        "input",
+        r#"{"anyOf":[{"type":"string","minLength":1},{"type":"array","minItems":1,"maxItems":2048,"items":{"type":"string","minLength":1}},{"type":"array","minItems":1,"items":{"type":"integer","minimum":0}},{"type":"array","minItems":1,"maxItems":2048,"items":{"type":"array","minItems":1,"items":{"type":"integer","minimum":0}}}]}"#,
+        "Text, several texts, token ids, or several of those; at most 2048.",
+    ),
+    honoured(
+        "encoding_format",
+        r#"{"enum":["float","base64"]}"#,
+        "`base64` is the little-endian f32 array. Default `float`.",
+    ),
+    honoured(
+        "dimensions",
+        r#"{"type":"integer","minimum":1,"maximum":2147483647}"#,
+        "Keep this many leading dimensions, renormalized.",
+    ),
+    honoured(
+        "input_type",
+        r#"{"enum":["plain","query","passage","document"]}"#,
+        "Adds the model's own prefix for queries or passages.",
+    ),
+    honoured("truncate", BOOLEAN, "Cut a text that is too long instead of refusing it."),
+    TIMEOUT,
+    ignored("user", "No account is kept per end user."),
+    ignored("priority", "Callers share the engine evenly."),
+    refused("truncate_prompt_tokens", &["-1"], "Use `truncate`."),
+    refused("normalize", &["true"], "The model's own files decide."),
+    refused("embd_normalize", &["2"], "The model's own files decide."),
+];
 
 /// OpenAI's own bound.
 pub const INPUTS_MAX: usize = 2048;
@@ -29,6 +63,12 @@ pub struct EmbeddingsRequest {
     pub encoding_format: EncodingFormat,
     /// `request.model` is empty until the service has resolved it.
     pub request: EmbedRequest,
+}
+
+impl RequestBody for EmbeddingsRequest {
+    const NAME: &'static str = "EmbeddingsRequest";
+    const FIELDS: &'static [&'static [FieldSpec]] = &[FIELDS];
+    const REQUIRED: &'static [&'static str] = &["model", "input"];
 }
 
 impl EmbeddingsRequest {
@@ -72,7 +112,7 @@ impl EmbeddingsRequest {
             truncate: fields.boolean("truncate")?.unwrap_or(false),
             deadline: generation::read_deadline(&mut fields, envelope)?,
         };
-        let ignored = policy::apply(fields.rest(), &[policy::EMBEDDINGS], envelope.strict)?;
+        let ignored = Self::ignored(fields.rest(), envelope.strict)?;
         Ok(Parsed { request: Self { model, encoding_format, request }, ignored })
     }
 }
@@ -119,8 +159,10 @@ fn text_input(text: String, place: &str) -> Result<EmbedInput> {
     Ok(EmbedInput::Text(text))
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
+#[schemars(rename = "Embeddings")]
 pub struct EmbeddingList {
+    #[schemars(extend("const" = "list"))]
     pub object: &'static str,
     /// In the order of the inputs.
     pub data: Vec<Embedding>,
@@ -129,22 +171,23 @@ pub struct EmbeddingList {
     pub receipt: Receipt,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct Embedding {
+    #[schemars(extend("const" = "embedding"))]
     pub object: &'static str,
     pub index: usize,
     pub embedding: EmbeddingValues,
 }
 
 /// Numbers, or with `encoding_format` `base64` the same as little-endian f32 in base64.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 #[serde(untagged)]
 pub enum EmbeddingValues {
     Float(Vec<f32>),
     Base64(String),
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct EmbeddingUsage {
     pub prompt_tokens: usize,
     pub total_tokens: usize,

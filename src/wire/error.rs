@@ -1,14 +1,16 @@
 //! The error body of the contract: four keys, always all of them.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// `{"error": {...}}`, as an answer's body and as the last frame of a stream that failed.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
+#[schemars(rename = "Error")]
 pub struct ErrorBody {
     pub error: ErrorDetail,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct ErrorDetail {
     /// What was wrong, where, and what to do next.
     pub message: String,

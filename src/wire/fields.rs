@@ -1,7 +1,7 @@
 //! A reader over one JSON object that takes fields out by name and says precisely what is wrong with them.
 //!
 //! `null` and absence are the same. Whoever reads an object takes every field it knows; [`Fields::rest`]
-//! is then what nobody asked for, which [`super::policy`] decides about.
+//! is then what nobody asked for, which [`super::body`] decides about.
 
 use serde_json::{Map, Value};
 

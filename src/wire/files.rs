@@ -3,15 +3,21 @@
 use std::collections::BTreeMap;
 
 use hearth_domain::{documents::StoredFile, error::Result};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{
     Parsed,
+    body::{FieldSpec, RequestBody, RequestQuery, STRING, honoured, ignored},
     fields::{Fields, bad_value, shortened},
-    lists::{FILES_PAGE, ListQuery, take},
-    policy,
+    lists::{AFTER, BEFORE, FILES_PAGE, ListQuery, ORDER, take},
 };
+
+pub(super) const EXPIRES_AFTER: FieldSpec =
+    ignored("expires_after", "Nothing expires by itself: delete what is not needed.");
+/// The field of a form that is a file; it is read as it comes, and not with the others.
+pub(super) const FILE: FieldSpec = honoured("file", r#"{"type":"string","format":"binary"}"#, "The file.");
 
 /// Ids of files begin with it.
 pub const ID_PREFIX: &str = "file-";
@@ -21,6 +27,20 @@ const PURPOSES: [&str; 6] = ["assistants", "batch", "fine-tune", "vision", "user
 #[derive(Debug)]
 pub struct FileUpload {
     pub purpose: String,
+}
+
+impl RequestBody for FileUpload {
+    const NAME: &'static str = "FileUpload";
+    const FIELDS: &'static [&'static [FieldSpec]] = &[&[
+        FILE,
+        honoured(
+            "purpose",
+            r#"{"enum":["assistants","batch","fine-tune","vision","user_data","evals"]}"#,
+            "Kept and listed; every file can go into a vector store.",
+        ),
+        EXPIRES_AFTER,
+    ]];
+    const REQUIRED: &'static [&'static str] = &["file", "purpose"];
 }
 
 impl FileUpload {
@@ -36,7 +56,7 @@ impl FileUpload {
             let allowed = PURPOSES.join(", ");
             return Err(bad_value("purpose", format!("`purpose` must be one of {allowed}, but is {found}.")));
         }
-        let ignored = policy::apply(fields.rest(), &[policy::FILE_UPLOAD], strict)?;
+        let ignored = Self::ignored(fields.rest(), strict)?;
         Ok(Parsed { request: Self { purpose }, ignored })
     }
 }
@@ -48,6 +68,20 @@ pub struct FileListQuery {
     pub purpose: Option<String>,
 }
 
+impl RequestQuery for FileListQuery {
+    const PARAMETERS: &'static [FieldSpec] = &[
+        honoured(
+            "limit",
+            r#"{"type":"integer","minimum":1,"maximum":10000}"#,
+            "Entries of a page at most. Default 10,000.",
+        ),
+        ORDER,
+        AFTER,
+        BEFORE,
+        honoured("purpose", STRING, "Files of this purpose only."),
+    ];
+}
+
 impl FileListQuery {
     pub fn read(mut parameters: BTreeMap<String, String>) -> Result<Self> {
         let page = ListQuery::take(&mut parameters, FILES_PAGE)?;
@@ -55,9 +89,11 @@ impl FileListQuery {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
+#[schemars(rename = "File")]
 pub struct FileObject {
     pub id: String,
+    #[schemars(extend("const" = "file"))]
     pub object: &'static str,
     pub bytes: u64,
     /// Unix seconds.
@@ -65,6 +101,7 @@ pub struct FileObject {
     pub expires_at: Option<i64>,
     pub filename: String,
     pub purpose: String,
+    #[schemars(extend("const" = "processed"))]
     pub status: &'static str,
     pub status_details: Option<String>,
 }
@@ -86,10 +123,11 @@ impl From<StoredFile> for FileObject {
 }
 
 /// That something was deleted: a file, a vector store, a file of one.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct Deleted {
     pub id: String,
     pub object: &'static str,
+    #[schemars(extend("const" = true))]
     pub deleted: bool,
 }
 

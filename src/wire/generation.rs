@@ -9,9 +9,147 @@ use hearth_domain::{Constraint, SamplingParams, error::Result};
 use serde_json::Value;
 
 use super::{
-    Envelope, constraint,
+    Envelope,
+    body::{BOOLEAN, COUNT, FRACTION, FieldSpec, STRING, TIMEOUT, honoured, ignored, refused},
+    constraint,
     fields::{Fields, bad_value, wrong_type},
 };
+
+const PENALTY: &str = r#"{"type":"number","minimum":-2,"maximum":2}"#;
+
+/// Fields that `/v1/chat/completions` and `/v1/completions` have in common.
+pub const FIELDS: &[FieldSpec] = &[
+    honoured("model", STRING, "A served model or one of its aliases."),
+    honoured("stream", BOOLEAN, "Answer as server-sent events."),
+    honoured(
+        "stream_options",
+        r#"{"type":"object","properties":{"include_usage":{"type":["boolean","null"]}}}"#,
+        "`include_usage` adds a last chunk with the usage; `include_obfuscation` changes nothing.",
+    ),
+    honoured(
+        "n",
+        r#"{"type":"integer","minimum":1,"maximum":128}"#,
+        "Choices per prompt; of all prompts together at most 128.",
+    ),
+    honoured("temperature", r#"{"type":"number","minimum":0,"maximum":2}"#, "0 is greedy. Default 1."),
+    honoured("top_p", FRACTION, "Nucleus sampling. Default 1, off."),
+    honoured("top_k", r#"{"type":"integer","minimum":-1,"maximum":2147483647}"#, "0 and -1 keep all."),
+    honoured("min_p", FRACTION, "Drop tokens below this share of the likeliest. Default 0, off."),
+    honoured("typical_p", FRACTION, "Locally typical sampling. Default 1, off."),
+    honoured(
+        "repetition_penalty",
+        r#"{"type":"number","exclusiveMinimum":0,"maximum":100}"#,
+        "Over prompt and answer. Default 1, off.",
+    ),
+    honoured(
+        "repeat_penalty",
+        r#"{"type":"number","exclusiveMinimum":0,"maximum":100}"#,
+        "llama-server's name for `repetition_penalty`.",
+    ),
+    honoured("frequency_penalty", PENALTY, "Per occurrence in the answer. Default 0."),
+    honoured("presence_penalty", PENALTY, "Once per token that occurs in the answer. Default 0."),
+    honoured(
+        "logit_bias",
+        r#"{"type":"object","propertyNames":{"pattern":"^[0-9]{1,9}$"},"additionalProperties":{"type":"number","minimum":-100,"maximum":100}}"#,
+        "Token ids of the served model, -100 to 100.",
+    ),
+    honoured(
+        "seed",
+        r#"{"type":"integer","minimum":-9223372036854775808,"maximum":9223372036854775807}"#,
+        "The same seed gives the same text, whatever else the server does meanwhile.",
+    ),
+    honoured(
+        "stop",
+        r#"{"anyOf":[{"type":"string","minLength":1,"maxLength":1024},{"type":"array","maxItems":16,"items":{"type":"string","minLength":1,"maxLength":1024}}]}"#,
+        "Up to 16 strings of up to 1024 characters; the one that ends the text is not part of it.",
+    ),
+    honoured(
+        "stop_token_ids",
+        r#"{"type":"array","maxItems":1024,"items":{"type":"integer","minimum":0,"maximum":4294967295}}"#,
+        "Up to 1024 token ids that end the text.",
+    ),
+    honoured("min_tokens", COUNT, "Nothing ends the text before this many tokens."),
+    honoured("ignore_eos", BOOLEAN, "Go on past end-of-text tokens."),
+    honoured(
+        "max_tokens",
+        COUNT,
+        "Most tokens to generate. Default: to the end of the context; 16 for `/v1/completions`.",
+    ),
+    honoured("n_predict", COUNT, "llama-server's name for `max_tokens`."),
+    honoured("return_token_ids", BOOLEAN, "Report token ids in each choice and in `logprobs`."),
+    honoured("return_tokens", BOOLEAN, "llama-server's name for `return_token_ids`."),
+    honoured(
+        "response_format",
+        r#"{"type":"object","required":["type"],"properties":{"type":{"enum":["text","json_object","json_schema"]},"json_schema":{"type":"object"},"schema":{"type":"object"}}}"#,
+        "`json_object` and `json_schema` are enforced by a grammar.",
+    ),
+    honoured("json_schema", r#"{"type":"object"}"#, "llama-server's short form of `response_format`."),
+    honoured("guided_json", r#"{"type":["object","string"]}"#, "vLLM's form of a JSON schema."),
+    honoured("guided_regex", STRING, "The whole answer matches this regular expression."),
+    honoured(
+        "guided_choice",
+        r#"{"type":"array","minItems":1,"items":{"type":"string"}}"#,
+        "The answer is one of these strings.",
+    ),
+    honoured(
+        "structured_outputs",
+        r#"{"type":"object"}"#,
+        "vLLM's newer form: one of `json`, `regex`, `choice`, `json_object`.",
+    ),
+    honoured(
+        "grammar",
+        r#"{"type":"object","required":["type","value"],"properties":{"type":{"enum":["regex","lark","json_schema"]}}}"#,
+        "`{\"type\": \"regex\" | \"lark\" | \"json_schema\", \"value\": ...}`. A GBNF string is refused.",
+    ),
+    TIMEOUT,
+    honoured(
+        "partial",
+        BOOLEAN,
+        "A whole answer whose time runs out is what there is by then, instead of a 504: `finish_reason` is `length`, and the header `x-hearth-partial` is `true`. Default false.",
+    ),
+    ignored("user", "No account is kept per end user."),
+    ignored("store", "Nothing is stored."),
+    ignored("metadata", "Nothing is stored."),
+    ignored("service_tier", "There is one tier."),
+    ignored("safety_identifier", "Nothing is reported to anyone."),
+    ignored("prompt_cache_key", "The prefix cache finds shared prefixes by itself."),
+    ignored("prompt_cache_retention", "The prefix cache evicts by need."),
+    ignored("cache_prompt", "The prefix cache is always used; it does not change the text."),
+    ignored("cache_salt", "The prefix cache does not change the text."),
+    ignored("priority", "Callers share the engine evenly."),
+    ignored("id_slot", "There are no fixed slots."),
+    ignored("timings_per_token", "`timings` stands in the last chunk."),
+    ignored("return_progress", "Progress is not reported; keep-alive comments are."),
+    refused(
+        "best_of",
+        &["0", "1"],
+        "Ask for `n` choices and take the best of them; the same number as `n` is accepted.",
+    ),
+    refused("use_beam_search", &["false"], "Sampling is the only search."),
+    refused("length_penalty", &["1", "1.0"], "It belongs to beam search."),
+    refused("early_stopping", &["false"], "It belongs to beam search."),
+    refused("mirostat", &["0"], "Use `temperature`, `top_p` or `min_p`."),
+    refused("dry_multiplier", &["0", "0.0"], "Use `repetition_penalty` or `frequency_penalty`."),
+    refused("xtc_probability", &["0", "0.0"], "Not implemented."),
+    refused("dynatemp_range", &["0", "0.0"], "Not implemented."),
+    refused("top_n_sigma", &["-1", "-1.0", "0", "0.0"], "Use `min_p`."),
+    refused("top_a", &["0", "0.0"], "Use `min_p`."),
+    refused("tfs_z", &["1", "1.0"], "Use `typical_p`."),
+    refused("samplers", &[], "The order of the samplers is fixed."),
+    refused("repeat_last_n", &["-1"], "Penalties look at the whole text."),
+    refused("bad_words", &["[]"], "Use `logit_bias`."),
+    refused("allowed_token_ids", &[], "Use `logit_bias` or `grammar`."),
+    refused("logits_processors", &["[]"], "Code from a request is not run."),
+    refused("vllm_xargs", &["{}"], "Not implemented."),
+    refused("prompt_logprobs", &["0", "false"], "Use `echo` with `logprobs` on /v1/completions."),
+    refused("truncate_prompt_tokens", &["-1"], "A prompt is never cut; shorten it."),
+    refused("include_stop_str_in_output", &["false"], "Append the stop string yourself."),
+    refused("skip_special_tokens", &["true"], "Use `return_token_ids` and /detokenize."),
+    refused("spaces_between_special_tokens", &["true"], "Not implemented."),
+    refused("guided_grammar", &[], "Use `grammar` with `type` `lark`."),
+    refused("lora", &["[]"], "No adapters are loaded."),
+    refused("lora_request", &[], "No adapters are loaded."),
+];
 
 /// OpenAI takes 4; more cost little, and agents use them.
 pub const STOP_STRINGS_MAX: usize = 16;

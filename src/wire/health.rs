@@ -1,27 +1,32 @@
 //! What the health routes say.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use hearth_domain::part::PartReport;
 
 /// `GET /health`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
+#[schemars(rename = "Health")]
 pub struct HealthSummary {
+    #[schemars(extend("const" = "ok"))]
     pub status: &'static str,
     pub model: Option<String>,
     pub embedding_model: Option<String>,
 }
 
 /// `GET /health/live`: the process answers.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct Liveness {
+    #[schemars(extend("const" = "ok"))]
     pub status: &'static str,
 }
 
 /// `GET /health/deep`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct DeepHealth {
     /// `ok`, `loading`, `failed`, `draining` or `stalled`.
+    #[schemars(extend("enum" = ["ok", "loading", "failed", "draining", "stalled"]))]
     pub status: &'static str,
     /// What is wrong, if anything is.
     pub reason: Option<String>,
@@ -36,13 +41,13 @@ pub struct DeepHealth {
     pub storage: StorageHealth,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct StorageHealth {
     /// `false`: the disk is full, and nothing more is stored until there is room. Everything else goes on.
     pub has_room: bool,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct PartHealth {
     pub name: String,
     /// Faults of the server's own since the start, after which the part began again.
@@ -57,14 +62,14 @@ impl From<PartReport> for PartHealth {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct DeviceHealth {
     /// As configured: `auto`, `cpu`, `cuda` or `metal`.
     pub asked: String,
     pub in_use: String,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct EngineHealth {
     /// Time since the engine's loop last came round.
     pub heartbeat_age_ms: f64,

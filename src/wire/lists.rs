@@ -3,10 +3,14 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::fields::{bad_value, shortened};
+use super::{
+    body::{FieldSpec, RequestQuery, STRING, honoured},
+    fields::{bad_value, shortened},
+};
 use hearth_domain::error::Result;
 
 /// How many entries a page has: what is asked for at most, and what unasked.
@@ -29,19 +33,22 @@ pub struct ListQuery {
     before: Option<String>,
 }
 
+/// The parameters of a list whose pages have the sizes of [`PAGE`].
+pub const LIMIT: FieldSpec =
+    honoured("limit", r#"{"type":"integer","minimum":1,"maximum":100}"#, "Entries of a page at most. Default 20.");
+pub const ORDER: FieldSpec =
+    honoured("order", r#"{"enum":["asc","desc"]}"#, "By age; `desc`, the newest first, is the default.");
+pub const AFTER: FieldSpec = honoured("after", STRING, "The page that begins behind this id.");
+pub const BEFORE: FieldSpec = honoured("before", STRING, "The page that ends before this id.");
+
+impl RequestQuery for ListQuery {
+    const PARAMETERS: &'static [FieldSpec] = &[LIMIT, ORDER, AFTER, BEFORE];
+}
+
 impl ListQuery {
     /// Takes what it knows out of the query's parameters.
     pub fn take(parameters: &mut BTreeMap<String, String>, sizes: PageSizes) -> Result<Self> {
-        let limit = match take(parameters, "limit") {
-            None => sizes.default,
-            Some(text) => text.parse().ok().filter(|limit| (1..=sizes.largest).contains(limit)).ok_or_else(|| {
-                let found = shortened(&Value::String(text));
-                bad_value(
-                    "limit",
-                    format!("`limit` must be an integer between 1 and {}, but is {found}.", sizes.largest),
-                )
-            })?,
-        };
+        let limit = take_limit(parameters, sizes)?;
         let ascending = take_one_of(parameters, "order", &["asc", "desc"])?.as_deref() == Some("asc");
         Ok(Self { limit, ascending, after: take(parameters, "after"), before: take(parameters, "before") })
     }
@@ -86,6 +93,15 @@ impl ListQuery {
     }
 }
 
+/// The entries of a page.
+pub(super) fn take_limit(parameters: &mut BTreeMap<String, String>, sizes: PageSizes) -> Result<usize> {
+    let Some(text) = take(parameters, "limit") else { return Ok(sizes.default) };
+    text.parse().ok().filter(|limit| (1..=sizes.largest).contains(limit)).ok_or_else(|| {
+        let found = shortened(&Value::String(text));
+        bad_value("limit", format!("`limit` must be an integer between 1 and {}, but is {found}.", sizes.largest))
+    })
+}
+
 /// A parameter of a query; an empty one is absent.
 pub fn take(parameters: &mut BTreeMap<String, String>, name: &str) -> Option<String> {
     parameters.remove(name).filter(|value| !value.is_empty())
@@ -101,8 +117,10 @@ pub fn take_one_of(parameters: &mut BTreeMap<String, String>, name: &str, allowe
     Err(bad_value(name, format!("`{name}` must be one of {}, but is {found}.", allowed.join(", "))))
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
+#[schemars(rename = "{T}List")]
 pub struct List<T> {
+    #[schemars(extend("const" = "list"))]
     pub object: &'static str,
     pub data: Vec<T>,
     pub first_id: Option<String>,

@@ -9,9 +9,36 @@ use hearth_domain::{
 use serde_json::Value;
 
 use super::{
-    documents::read_filter,
+    body::{FRACTION, FieldSpec, TIMEOUT, honoured},
+    documents::{FILTER, read_filter},
     fields::{Fields, bad_value, shortened, wrong_type},
 };
+
+const NAMES: &str = r#"{"anyOf":[{"type":"string"},{"type":"array","maxItems":100,"items":{"type":"string"}}]}"#;
+
+/// Fields of every route that looks for passages in documents.
+pub const FIELDS: &[FieldSpec] = &[
+    honoured("collections", NAMES, "Names or ids of collections; they are searched together. Default `default`."),
+    honoured("document_ids", NAMES, "Look in these documents only."),
+    honoured("filters", FILTER, "OpenAI's filters over attributes: `eq ne gt gte lt lte in nin`, and `and`, `or`."),
+    honoured(
+        "search_mode",
+        r#"{"enum":["fused","hybrid","dense","lexical"]}"#,
+        "By meaning, by words, or both. Default `fused`.",
+    ),
+    honoured(
+        "top_k",
+        r#"{"type":"integer","minimum":1,"maximum":100}"#,
+        "Passages at most. Default 5; for `/analysis` 10.",
+    ),
+    honoured("min_similarity", FRACTION, "Passages less similar than this are no answer. Default 0.3."),
+    honoured(
+        "wait",
+        r#"{"anyOf":[{"type":"boolean"},{"type":"number","minimum":0,"maximum":3600}]}"#,
+        "Documents that are still being read: wait for them (`true`, or seconds), or do without (`false`). Unsaid, 409 `indexing`; `/analysis` waits.",
+    ),
+    TIMEOUT,
+];
 
 const TOP_K_DEFAULT: usize = 5;
 const TOP_K_MAX: i64 = 100;

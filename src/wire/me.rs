@@ -1,22 +1,26 @@
 //! What `GET /v1/me` says of a caller.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use hearth_domain::{Budget, Caller, ModelKind, Standing, account::Remaining};
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct Me {
+    #[schemars(extend("const" = "caller"))]
     pub object: &'static str,
     /// Whose documents, limits and usage are the caller's.
     pub id: String,
     /// The key or token that was shown; null where none is asked for.
     pub key_id: Option<String>,
+    #[schemars(extend("items" = {"enum": ["chat", "embed", "documents", "admin"]}))]
     pub scopes: Vec<&'static str>,
     /// Models that may be named; null is all.
     pub models: Option<Vec<String>>,
     /// Nothing of this caller's leaves the machine.
     pub local_only: bool,
     /// Which side serves where a request does not say; null is the server's own policy.
+    #[schemars(extend("enum" = ["local-first", "local-only", "hosted-first", "hosted-only", null]))]
     pub policy: Option<&'static str>,
     pub limits: Limits,
     pub left: Left,
@@ -24,7 +28,7 @@ pub struct Me {
 }
 
 /// Null is no limit.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct Limits {
     pub requests_per_minute: Option<u32>,
     pub tokens_per_minute: Option<u32>,
@@ -39,7 +43,7 @@ pub struct Limits {
 
 /// Requests and tokens of the caller's limits or of the server's, whichever is nearer, as in the headers of every answer; budgets
 /// of the caller's own alone. Null where there is none.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct Left {
     pub requests: Option<u32>,
     pub tokens: Option<u32>,
@@ -50,7 +54,7 @@ pub struct Left {
 }
 
 /// What the server can do now, so that a client need not find out by errors.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, JsonSchema, Serialize)]
 pub struct Features {
     pub chat: bool,
     pub embeddings: bool,

@@ -7,9 +7,21 @@
 use serde_json::{Map, Value};
 
 use super::{
+    body::{Component, unsupported},
     fields::{Fields, bad_value, shortened, wrong_type},
-    policy::unsupported,
 };
+
+/// The component that bodies with messages refer to.
+pub const COMPONENT: Component = (
+    "ChatMessage",
+    r##"{"type":"object","required":["role"],"properties":{
+        "role":{"enum":["system","developer","user","assistant","tool","function"]},
+        "content":{"anyOf":[{"type":["string","null"]},{"type":"array","items":{"type":"object","required":["type","text"],"properties":{"type":{"const":"text"},"text":{"type":"string"}}}}]},
+        "name":{"type":["string","null"]},
+        "tool_calls":{"type":["array","null"],"items":{"type":"object","required":["function"],"properties":{"id":{"type":["string","null"]},"type":{"const":"function"},"function":{"type":"object","required":["name"],"properties":{"name":{"type":"string"},"arguments":{"description":"JSON text, or the object itself."}}}}}},
+        "tool_call_id":{"type":["string","null"]}
+    }}"##,
+);
 use hearth_domain::error::Result;
 
 /// Reads `messages` from a body.

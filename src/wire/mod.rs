@@ -3,7 +3,8 @@
 //! Tolerant in, exact out. A request is read field by field from a JSON object, because the contract asks
 //! for what a derived reader cannot give: `null` means absent everywhere, an error names the path of the
 //! field (`messages[2].role`), and each field has a policy (honoured, ignored, refused) that the caller can
-//! rely on. [`policy`] is the one table of those; the OpenAPI document and `docs/API.md` are made from it.
+//! rely on. [`body`] says how: the fields are tables beside the
+//! readers, from which the OpenAPI document is made.
 //! An answer is a struct whose nullable fields are always written.
 //!
 //! Nothing here knows of HTTP or runs a model: readers produce the words of [`hearth_domain`], writers
@@ -11,6 +12,7 @@
 
 pub mod analysis;
 pub mod ask;
+pub mod body;
 pub mod chat_request;
 pub mod chat_response;
 pub mod completion_request;
@@ -28,7 +30,6 @@ pub mod lookup;
 pub mod me;
 pub mod messages;
 pub mod models;
-pub mod policy;
 pub mod quote;
 mod reasoning;
 pub mod receipt;
@@ -37,7 +38,8 @@ pub mod spending;
 pub mod tokens;
 pub mod tools;
 pub mod usage;
-pub mod vector_stores;
+pub mod vector_store_request;
+pub mod vector_store_response;
 
 use std::{sync::Arc, time::Instant};
 

@@ -1,18 +1,21 @@
 //! What `/v1/models` says of the served models.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use hearth_domain::{ModelInfo, ModelKind};
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct ModelList {
+    #[schemars(extend("const" = "list"))]
     pub object: &'static str,
     pub data: Vec<Model>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct Model {
     pub id: String,
+    #[schemars(extend("const" = "model"))]
     pub object: &'static str,
     /// Unix seconds at which the file was last modified.
     pub created: u64,
@@ -28,7 +31,7 @@ pub struct Model {
 }
 
 /// What the model can be asked for.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct Capabilities {
     pub chat: bool,
     pub completions: bool,
@@ -41,7 +44,7 @@ pub struct Capabilities {
 }
 
 /// What the model is, in llama-server's names where it has them.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct ModelMeta {
     pub architecture: String,
     pub quantization: String,

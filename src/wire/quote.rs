@@ -6,16 +6,32 @@ use hearth_domain::{
     GenerateRequest,
     error::{Error, Result},
 };
+use schemars::JsonSchema;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{Envelope, chat_request::ChatCompletionRequest, completion_request::CompletionRequest};
+use super::{
+    Envelope,
+    body::{FieldSpec, RequestBody},
+    chat_request::ChatCompletionRequest,
+    completion_request::CompletionRequest,
+};
 
 /// What is to be priced: a chat completion, or a completion, as the body has `messages` or a `prompt`.
 #[derive(Debug)]
 pub struct QuoteRequest {
     pub model: Option<String>,
     pub generations: Vec<GenerateRequest>,
+}
+
+impl RequestBody for QuoteRequest {
+    const NAME: &'static str = "QuoteRequest";
+    const FIELDS: &'static [&'static [FieldSpec]] = &[];
+    const REQUIRED: &'static [&'static str] = &[];
+
+    fn schema() -> Value {
+        json!({"anyOf": [ChatCompletionRequest::schema(), CompletionRequest::schema()]})
+    }
 }
 
 impl QuoteRequest {
@@ -33,8 +49,10 @@ impl QuoteRequest {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
+#[schemars(rename = "Quote")]
 pub struct QuoteAnswer {
+    #[schemars(extend("const" = "quote"))]
     pub object: &'static str,
     pub model: String,
     /// Whether any side would serve it now.
@@ -45,7 +63,7 @@ pub struct QuoteAnswer {
     pub candidates: Vec<QuotedSide>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct QuotedSide {
     pub served_by: String,
     pub model: String,
@@ -62,7 +80,7 @@ pub struct QuotedSide {
 }
 
 /// From the prompt alone to the longest answer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct QuotedRange {
     pub at_least: f64,
     pub at_most: f64,

@@ -4,12 +4,13 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use hearth_domain::Account;
 
 /// See the module.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct Receipt {
     pub request_id: String,
     /// `local`, an upstream's name or `cache`; `none` where no model was needed.
@@ -24,18 +25,25 @@ pub struct Receipt {
     pub cache: Option<&'static str>,
     /// How an answer from documents is bound to them: `extract`, `quote` or `free`; not there in other answers.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["extract", "quote", "free"]))]
     pub grounding: Option<&'static str>,
     /// Of all models that worked for the request, as are the figures below.
     pub prompt_tokens: u64,
     pub cached_tokens: u64,
     pub completion_tokens: u64,
+    #[schemars(range(min = 0.0))]
     pub queue_ms: f64,
+    #[schemars(range(min = 0.0))]
     pub prefill_ms: f64,
+    #[schemars(range(min = 0.0))]
     pub decode_ms: f64,
     /// The request's share of the device's time.
+    #[schemars(range(min = 0.0))]
     pub compute_ms: f64,
     /// Since the request was let in.
+    #[schemars(range(min = 0.0))]
     pub latency_ms: f64,
+    #[schemars(range(min = 0.0))]
     pub cost_usd: f64,
     /// The same in whole millionths, for sums.
     pub cost_micro_usd: u64,

@@ -1,15 +1,33 @@
 //! `POST /v1/rerank`: the body and the answer, in the shape that Jina, Cohere and vLLM share.
 
 use hearth_domain::{RerankRequest, RerankResponse, error::Result};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{
     Envelope, Parsed,
+    body::{BOOLEAN, FieldSpec, RequestBody, STRING, TIMEOUT, honoured, ignored},
     fields::{Fields, bad_value, wrong_type},
-    generation, policy,
+    generation,
     receipt::Receipt,
 };
+
+/// Fields of `/v1/rerank` and `/rerank`.
+const FIELDS: &[FieldSpec] = &[
+    honoured("model", STRING, "A served rerank model or one of its aliases. Default the first."),
+    honoured("query", r#"{"type":"string","minLength":1}"#, "What the documents are to answer."),
+    honoured(
+        "documents",
+        r#"{"type":"array","minItems":1,"maxItems":1000,"items":{"anyOf":[{"type":"string"},{"type":"object","required":["text"],"properties":{"text":{"type":"string"}}}]}}"#,
+        "Texts, or objects with a `text`; what does not fit the model is cut off.",
+    ),
+    honoured("top_n", r#"{"type":"integer","minimum":1,"maximum":2147483647}"#, "Results at most. Default all."),
+    honoured("return_documents", BOOLEAN, "Repeat each document's text in its result. Default false."),
+    TIMEOUT,
+    ignored("user", "No account is kept per end user."),
+    ignored("priority", "Callers share the engine evenly."),
+];
 
 /// Cohere's own bound.
 pub const DOCUMENTS_MAX: usize = 1000;
@@ -22,6 +40,12 @@ pub struct RerankBody {
     pub top_n: Option<usize>,
     pub return_documents: bool,
     pub request: RerankRequest,
+}
+
+impl RequestBody for RerankBody {
+    const NAME: &'static str = "RerankRequest";
+    const FIELDS: &'static [&'static [FieldSpec]] = &[FIELDS];
+    const REQUIRED: &'static [&'static str] = &["query", "documents"];
 }
 
 impl RerankBody {
@@ -42,7 +66,7 @@ impl RerankBody {
                 deadline: generation::read_deadline(&mut fields, envelope)?,
             },
         };
-        let ignored = policy::apply(fields.rest(), &[policy::RERANK], envelope.strict)?;
+        let ignored = Self::ignored(fields.rest(), envelope.strict)?;
         Ok(Parsed { request: body, ignored })
     }
 }
@@ -64,7 +88,7 @@ fn read_documents(documents: Value) -> Result<Vec<String>> {
 }
 
 /// The answer: the documents' places, most relevant first.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct Ranking {
     pub model: String,
     pub results: Vec<RankedDocument>,
@@ -72,22 +96,23 @@ pub struct Ranking {
     pub receipt: Receipt,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct RankedDocument {
     /// Place in the request's `documents`.
     pub index: usize,
     /// 0 to 1.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub relevance_score: f32,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub document: Option<DocumentText>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct DocumentText {
     pub text: String,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct RankingUsage {
     pub prompt_tokens: usize,
     pub total_tokens: usize,

@@ -1,11 +1,14 @@
 //! `GET /metrics` as JSON and `GET /v1/usage`: what requests came to, all of them, and by day, caller, model and
 //! provider.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::body::{FieldSpec, RequestQuery, STRING, honoured};
+
 /// What `GET /metrics` answers to whoever does not ask for Prometheus' text: the sums of the whole ledger.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct MetricsSummary {
     pub total_cost_usd: f64,
     /// The same in whole millionths.
@@ -25,7 +28,7 @@ pub struct MetricsSummary {
     pub ledger_rows_lost: u64,
 }
 
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, JsonSchema, Serialize)]
 pub struct Outcomes {
     pub finished: u64,
     pub refused: u64,
@@ -46,9 +49,23 @@ pub struct UsageParameters {
     pub caller: Option<String>,
 }
 
+impl RequestQuery for UsageParameters {
+    const PARAMETERS: &'static [FieldSpec] = &[
+        honoured(
+            "from",
+            STRING,
+            "A date, a time as RFC 3339 writes it, or Unix seconds. Default: 30 days before `to`.",
+        ),
+        honoured("to", STRING, "The same; a date is counted in. Default: now."),
+        honoured("group_by", STRING, "`day`, `caller`, `model` and `provider`, with commas. Default `day`."),
+        honoured("caller", STRING, "Of this caller only; any but oneself needs the scope `admin`."),
+    ];
+}
+
 /// What `GET /v1/usage` answers.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct UsageReport {
+    #[schemars(extend("const" = "usage"))]
     pub object: &'static str,
     /// Unix seconds; the first one that counts, and the first that does not.
     pub from: i64,
@@ -59,7 +76,7 @@ pub struct UsageReport {
     pub total: UsageFigures,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct UsageEntry {
     /// What was grouped by, under its own name: `"day": "2026-01-31"`.
     #[serde(flatten)]
@@ -68,7 +85,7 @@ pub struct UsageEntry {
     pub figures: UsageFigures,
 }
 
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, JsonSchema, Serialize)]
 pub struct UsageFigures {
     pub requests: u64,
     pub finished: u64,

@@ -1,14 +1,17 @@
 //! `/tokenize`, `/detokenize` and `/apply-template`, with llama-server's fields.
 
 use hearth_domain::{ChatPrompt, error::Result};
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    chat_request::read_chat_prompt,
+    body::{BOOLEAN, FieldSpec, RequestBody, STRING, honoured, refused, unsupported},
+    chat_request::{self, read_chat_prompt},
     fields::{Fields, as_integer, wrong_type},
-    policy::unsupported,
 };
+
+const MODEL: FieldSpec = honoured("model", STRING, "A served chat model. Default the first.");
 
 /// A piece of what is to be tokenized: llama-server takes text and token ids mixed.
 #[derive(Debug)]
@@ -24,6 +27,22 @@ pub struct TokenizeRequest {
     pub add_special: bool,
     pub parse_special: bool,
     pub with_pieces: bool,
+}
+
+impl RequestBody for TokenizeRequest {
+    const NAME: &'static str = "TokenizeRequest";
+    const FIELDS: &'static [&'static [FieldSpec]] = &[&[
+        MODEL,
+        honoured(
+            "content",
+            r#"{"anyOf":[{"type":"string"},{"type":"array","items":{"anyOf":[{"type":"string"},{"type":"integer","minimum":0,"maximum":4294967295}]}}]}"#,
+            "Text, or texts and token ids mixed.",
+        ),
+        honoured("add_special", BOOLEAN, "Begin with the tokens that the model's texts begin with. Default false."),
+        honoured("parse_special", BOOLEAN, "Read control tokens that are spelled in the text as such. Default true."),
+        honoured("with_pieces", BOOLEAN, "Give each token's text beside its id. Default false."),
+    ]];
+    const REQUIRED: &'static [&'static str] = &["content"];
 }
 
 impl TokenizeRequest {
@@ -54,7 +73,7 @@ impl TokenizeRequest {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 #[serde(untagged)]
 pub enum Tokens {
     Ids(Vec<u32>),
@@ -62,14 +81,14 @@ pub enum Tokens {
 }
 
 /// With `with_pieces`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct TokenPiece {
     pub id: u32,
     pub piece: Piece,
 }
 
 /// Text, or the bytes of a token that is no whole text by itself.
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 #[serde(untagged)]
 pub enum Piece {
     Text(String),
@@ -82,7 +101,7 @@ impl From<Vec<u8>> for Piece {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct TokenizeResponse {
     pub tokens: Tokens,
 }
@@ -91,6 +110,19 @@ pub struct TokenizeResponse {
 pub struct DetokenizeRequest {
     pub model: Option<String>,
     pub tokens: Vec<u32>,
+}
+
+impl RequestBody for DetokenizeRequest {
+    const NAME: &'static str = "DetokenizeRequest";
+    const FIELDS: &'static [&'static [FieldSpec]] = &[&[
+        MODEL,
+        honoured(
+            "tokens",
+            r#"{"type":"array","items":{"type":"integer","minimum":0,"maximum":4294967295}}"#,
+            "Token ids.",
+        ),
+    ]];
+    const REQUIRED: &'static [&'static str] = &["tokens"];
 }
 
 impl DetokenizeRequest {
@@ -102,7 +134,7 @@ impl DetokenizeRequest {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct DetokenizeResponse {
     pub content: String,
 }
@@ -111,6 +143,18 @@ pub struct DetokenizeResponse {
 pub struct ApplyTemplateRequest {
     pub model: Option<String>,
     pub prompt: ChatPrompt,
+}
+
+impl RequestBody for ApplyTemplateRequest {
+    const NAME: &'static str = "ApplyTemplateRequest";
+    const FIELDS: &'static [&'static [FieldSpec]] = &[
+        chat_request::PROMPT_FIELDS,
+        &[
+            MODEL,
+            refused("chat_template", &[], "The template is the model's own; the server can be started with another."),
+        ],
+    ];
+    const REQUIRED: &'static [&'static str] = &["messages"];
 }
 
 impl ApplyTemplateRequest {
@@ -124,7 +168,7 @@ impl ApplyTemplateRequest {
     }
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, JsonSchema, Serialize)]
 pub struct ApplyTemplateResponse {
     pub prompt: String,
 }

@@ -4,9 +4,20 @@ use hearth_domain::{ToolChoice, error::Result};
 use serde_json::{Value, json};
 
 use super::{
+    body::{Component, unsupported},
     fields::{Fields, bad_value, shortened, wrong_type},
-    policy::unsupported,
 };
+
+/// The component that bodies with tools refer to.
+pub const COMPONENT: Component = (
+    "Tool",
+    r#"{"type":"object","required":["type","function"],"properties":{"type":{"const":"function"},"function":{"type":"object","required":["name"],"properties":{
+        "name":{"type":"string","minLength":1},
+        "description":{"type":["string","null"]},
+        "parameters":{"type":["object","null"],"description":"JSON Schema of the arguments."},
+        "strict":{"type":["boolean","null"]}
+    }}}}"#,
+);
 
 /// OpenAI's own bound.
 pub const TOOLS_MAX: usize = 128;

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// Token counts of a generation.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct Usage {
     pub prompt_tokens: usize,
     pub completion_tokens: usize,
@@ -14,14 +15,14 @@ pub struct Usage {
     pub completion_tokens_details: CompletionTokensDetails,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct PromptTokensDetails {
     /// Tokens of the prompt that came from the prefix cache.
     pub cached_tokens: usize,
     pub audio_tokens: usize,
 }
 
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct CompletionTokensDetails {
     pub reasoning_tokens: usize,
     pub audio_tokens: usize,
@@ -47,7 +48,7 @@ impl From<hearth_domain::Usage> for Usage {
 }
 
 /// Where the time went, in llama-server's names, with the wait in the queue and the compute beside them.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct Timings {
     /// Prompt tokens from the prefix cache.
     pub cache_n: usize,

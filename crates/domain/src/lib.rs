@@ -99,6 +99,17 @@ impl Prompt {
             Self::Tokens(ids) => ids.len() * quote::BYTES_PER_TOKEN,
         }
     }
+
+    /// Its tokens, roughly, where no tokenizer can be asked; those of ids exactly.
+    pub fn estimated_tokens(&self) -> usize {
+        /// The marks around a message.
+        const TOKENS_PER_MESSAGE: usize = 4;
+        match self {
+            Self::Chat(chat) => chat.messages.len() * TOKENS_PER_MESSAGE + quote::estimated_tokens(chat.bytes()),
+            Self::Text(text) => quote::estimated_tokens(text.len()),
+            Self::Tokens(ids) => ids.len(),
+        }
+    }
 }
 
 impl ChatPrompt {
@@ -308,6 +319,16 @@ pub enum EmbedInput {
     Text(String),
     /// Token ids, complete with the model's own special tokens.
     Tokens(Vec<u32>),
+}
+
+impl EmbedInput {
+    /// Its tokens, roughly; those of ids exactly.
+    pub fn estimated_tokens(&self) -> usize {
+        match self {
+            Self::Text(text) => quote::estimated_tokens(text.len()),
+            Self::Tokens(ids) => ids.len(),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

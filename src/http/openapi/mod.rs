@@ -1,11 +1,7 @@
 //! `/openapi.json`, the description of the contract for machines, and `/docs`, the pages that show it to people.
 
-mod analysis;
-mod application;
 mod document;
 mod pages;
-mod schemas;
-mod vector_stores;
 
 use std::sync::LazyLock;
 

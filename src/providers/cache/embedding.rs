@@ -201,10 +201,6 @@ impl Embedder for CachedEmbedder {
     fn embed(&self, request: EmbedRequest) -> BoxFuture<'_, Result<EmbedResponse>> {
         self.answer(request).boxed()
     }
-
-    fn tokenize(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        self.model.tokenize(text, add_special)
-    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, future::BoxFuture};
-use hearth_domain::{Account, ChatPrompt, GenerateRequest, ModelInfo, account::CacheUse, error::Result, quote::Quote};
+use hearth_domain::{Account, GenerateRequest, ModelInfo, account::CacheUse, error::Result, quote::Quote};
 
 use super::{
     EXACT,
@@ -17,7 +17,7 @@ use super::{
     metrics,
     recorded::{Progress, Recorded, Recorder, Watched},
 };
-use crate::providers::{ChatModel, GenerateStream};
+use crate::providers::{ChatModel, GenerateStream, PromptTokenizer};
 
 /// Of the cache's room, what one answer may take at most: one in so many parts.
 const LARGEST_PART: usize = 4;
@@ -164,20 +164,8 @@ impl ChatModel for CachedChat {
         self.model.quotes(request)
     }
 
-    fn render(&self, prompt: &ChatPrompt) -> Result<String> {
-        self.model.render(prompt)
-    }
-
-    fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>> {
-        self.model.tokenize(text, add_special, parse_special)
-    }
-
-    fn detokenize(&self, tokens: &[u32]) -> Result<String> {
-        self.model.detokenize(tokens)
-    }
-
-    fn token_bytes(&self, token: u32) -> Option<Vec<u8>> {
-        self.model.token_bytes(token)
+    fn tokenizer(&self) -> Option<&dyn PromptTokenizer> {
+        self.model.tokenizer()
     }
 }
 

@@ -3,14 +3,10 @@
 use std::sync::{Arc, OnceLock};
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
-use hearth_domain::{
-    Account, ChatPrompt, GenerateRequest, ModelInfo,
-    error::{Error, ErrorKind, Result},
-    quote::Quote,
-};
+use hearth_domain::{Account, GenerateRequest, ModelInfo, error::Result, quote::Quote};
 
 use super::{Candidate, ChatModel, Policies, Search, give_up};
-use crate::providers::GenerateStream;
+use crate::providers::{GenerateStream, PromptTokenizer};
 
 /// See the module's documentation.
 pub struct FallbackChat {
@@ -41,12 +37,6 @@ impl FallbackChat {
 
     fn local(&self) -> Option<Arc<dyn ChatModel>> {
         self.candidates.iter().filter(|candidate| matches!(candidate, Candidate::Local(_))).find_map(Candidate::model)
-    }
-
-    /// Who knows the tokens: the local model, or whoever else there is.
-    fn tokenizer(&self) -> Result<Arc<dyn ChatModel>> {
-        let model = self.local().or_else(|| self.candidates.iter().find_map(Candidate::model));
-        model.ok_or_else(|| Error::new(ErrorKind::Unavailable, "No model is there yet; try again shortly."))
     }
 }
 
@@ -136,19 +126,11 @@ impl ChatModel for FallbackChat {
         Ok(sides)
     }
 
-    fn render(&self, prompt: &ChatPrompt) -> Result<String> {
-        self.tokenizer()?.render(prompt)
-    }
-
-    fn tokenize(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>> {
-        self.tokenizer()?.tokenize(text, add_special, parse_special)
-    }
-
-    fn detokenize(&self, tokens: &[u32]) -> Result<String> {
-        self.tokenizer()?.detokenize(tokens)
-    }
-
-    fn token_bytes(&self, token: u32) -> Option<Vec<u8>> {
-        self.tokenizer().ok()?.token_bytes(token)
+    /// The local model's, once it is there.
+    fn tokenizer(&self) -> Option<&dyn PromptTokenizer> {
+        self.candidates.iter().find_map(|candidate| match candidate {
+            Candidate::Local(place) => place.model()?.tokenizer(),
+            Candidate::Hosted { .. } => None,
+        })
     }
 }

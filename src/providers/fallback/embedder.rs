@@ -237,11 +237,4 @@ impl Embedder for FallbackEmbedder {
         }
         .boxed()
     }
-
-    fn tokenize(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        match self.local().cloned().or_else(|| self.candidates.iter().find_map(Candidate::model)) {
-            Some(model) => model.tokenize(text, add_special),
-            None => Err(Error::model_loading()),
-        }
-    }
 }

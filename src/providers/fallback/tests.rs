@@ -379,10 +379,6 @@ impl Embedder for Counting {
         }
         .boxed()
     }
-
-    fn tokenize(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        self.inner.tokenize(text, add_special)
-    }
 }
 
 fn texts(account: &Arc<Account>) -> EmbedRequest {

@@ -13,8 +13,7 @@ use super::{
     tool_calls::ToolCalls,
 };
 use hearth_domain::{
-    EmbedInput, FinishReason, GenerateEvent, GenerateRequest, Prompt, Timings, TokenLogprob, TopLogprob, Usage,
-    account::Leg, quote::estimated_tokens,
+    FinishReason, GenerateEvent, GenerateRequest, Timings, TokenLogprob, TopLogprob, Usage, account::Leg,
 };
 
 /// What ends a stream in OpenAI's contract.
@@ -54,7 +53,7 @@ struct Choice {
 
 impl Translator {
     pub(super) fn new(request: &GenerateRequest, upstream: &str, leg: Leg, sent_at: Instant) -> Self {
-        let prompt_tokens = estimated_prompt_tokens(&request.prompt);
+        let prompt_tokens = request.prompt.estimated_tokens();
         leg.prompt(prompt_tokens, 0);
         Self {
             upstream: upstream.to_owned(),
@@ -229,39 +228,6 @@ fn finish(reason: &str, has_calls: bool, upstream: &str) -> FinishReason {
             tracing::warn!(upstream, reason = other, "an unknown finish_reason is passed on as `stop`");
             FinishReason::Stop
         }
-    }
-}
-
-/// A guess at a prompt's tokens, for the books of a request whose upstream does not say.
-pub(super) fn estimated_prompt_tokens(prompt: &Prompt) -> usize {
-    /// The marks around a message.
-    const TOKENS_PER_MESSAGE: usize = 4;
-    match prompt {
-        Prompt::Tokens(tokens) => tokens.len(),
-        Prompt::Text(text) => estimated_tokens(text.len()),
-        Prompt::Chat(chat) => {
-            let messages: usize = chat.messages.iter().map(text_bytes).sum();
-            let tools: usize = chat.tools.iter().map(text_bytes).sum();
-            chat.messages.len() * TOKENS_PER_MESSAGE + estimated_tokens(messages + tools)
-        }
-    }
-}
-
-pub(super) fn estimated_input_tokens(inputs: &[EmbedInput]) -> usize {
-    let tokens = |input: &EmbedInput| match input {
-        EmbedInput::Text(text) => estimated_tokens(text.len()),
-        EmbedInput::Tokens(ids) => ids.len(),
-    };
-    inputs.iter().map(tokens).sum()
-}
-
-/// Bytes of the strings in a JSON value, names of fields left out.
-fn text_bytes(value: &Value) -> usize {
-    match value {
-        Value::String(text) => text.len(),
-        Value::Array(items) => items.iter().map(text_bytes).sum(),
-        Value::Object(fields) => fields.values().map(text_bytes).sum(),
-        Value::Null | Value::Bool(_) | Value::Number(_) => 1,
     }
 }
 

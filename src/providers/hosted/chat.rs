@@ -5,19 +5,14 @@ use std::{sync::Arc, time::Instant};
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use hearth_domain::{
-    ChatPrompt, GenerateRequest, ModelInfo, Prompt,
+    GenerateRequest, ModelInfo, Prompt,
     account::{Leg, ServedBy},
-    error::{Error, Result},
+    error::Result,
     quote::Quote,
 };
 
 use super::{
-    answer::{Translator, estimated_prompt_tokens},
-    breaker::Breaker,
-    failure::Failure,
-    request,
-    retry::with_retries,
-    stream::Answer,
+    answer::Translator, breaker::Breaker, failure::Failure, request, retry::with_retries, stream::Answer,
     upstream::Upstream,
 };
 use crate::providers::{ChatModel, GenerateStream};
@@ -61,15 +56,6 @@ impl HostedChat {
     }
 }
 
-/// What a model whose tokenizer is elsewhere cannot do.
-pub(super) fn no_tokenizer(what: &str, model: &str) -> Error {
-    Error::invalid(
-        "model",
-        format!("`{model}` is served by a hosted upstream, so this server cannot {what}. Name a model that runs here."),
-    )
-    .with_code("unsupported_model")
-}
-
 impl ChatModel for HostedChat {
     fn info(&self) -> &ModelInfo {
         &self.info
@@ -95,28 +81,12 @@ impl ChatModel for HostedChat {
     /// The tokens are estimated: whoever counts them is elsewhere.
     fn quotes(&self, request: &GenerateRequest) -> Result<Vec<Quote>> {
         let served_by = ServedBy::Upstream(self.upstream.name().to_owned());
-        let tokens = estimated_prompt_tokens(&request.prompt);
+        let tokens = request.prompt.estimated_tokens();
         let mut quote = Quote::new(served_by, &self.info, tokens, request.n, request.max_tokens);
         quote.is_exact = matches!(request.prompt, Prompt::Tokens(_));
         if self.breaker().is_open() {
             quote.refusal = Some("breaker_open");
         }
         Ok(vec![quote])
-    }
-
-    fn render(&self, _: &ChatPrompt) -> Result<String> {
-        Err(no_tokenizer("show its prompts", &self.info.id))
-    }
-
-    fn tokenize(&self, _: &str, _: bool, _: bool) -> Result<Vec<u32>> {
-        Err(no_tokenizer("count its tokens", &self.info.id))
-    }
-
-    fn detokenize(&self, _: &[u32]) -> Result<String> {
-        Err(no_tokenizer("spell its tokens", &self.info.id))
-    }
-
-    fn token_bytes(&self, _: u32) -> Option<Vec<u8>> {
-        None
     }
 }

@@ -6,20 +6,14 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use hearth_domain::{
-    EmbedRequest, EmbedResponse, ModelInfo, Timings, Usage, account::ServedBy, documents::EmbeddingIdentity,
-    error::Result,
+    EmbedInput, EmbedRequest, EmbedResponse, ModelInfo, Timings, Usage, account::ServedBy,
+    documents::EmbeddingIdentity, error::Result,
 };
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    answer::{Fault, estimated_input_tokens},
-    breaker::Breaker,
-    chat::no_tokenizer,
-    chunk::usage,
-    failure::Failure,
-    metrics, request,
-    retry::with_retries,
+    answer::Fault, breaker::Breaker, chunk::usage, failure::Failure, metrics, request, retry::with_retries,
     upstream::Upstream,
 };
 use crate::providers::Embedder;
@@ -58,7 +52,7 @@ impl HostedEmbedder {
             .map_err(|what| Failure::of_stream(&self.upstream, Fault::Malformed(what)))?;
         let prompt_tokens = reported.filter(|&tokens| tokens > 0).unwrap_or_else(|| {
             metrics::estimated(self.upstream.name());
-            estimated_input_tokens(&request.inputs)
+            request.inputs.iter().map(EmbedInput::estimated_tokens).sum()
         });
         let timings = Timings { prefill: sent_at.elapsed(), ..Timings::default() };
         let leg = request.account.leg(&self.info.id, ServedBy::Upstream(self.upstream.name().to_owned()));
@@ -90,10 +84,6 @@ impl Embedder for HostedEmbedder {
             Ok(response)
         }
         .boxed()
-    }
-
-    fn tokenize(&self, _: &str, _: bool) -> Result<Vec<u32>> {
-        Err(no_tokenizer("count its tokens", &self.info.id))
     }
 }
 

@@ -32,7 +32,7 @@ use hearth_text::{
 };
 
 use self::answer::Answer;
-use super::{ChatModel, GenerateStream};
+use super::{ChatModel, GenerateStream, PromptTokenizer};
 use crate::engine::{Engine, SequenceRequest};
 
 /// Tokens of the prompt whose scores all choices of a request may repeat together.
@@ -345,6 +345,12 @@ impl ChatModel for LocalChat {
         Ok(vec![quote])
     }
 
+    fn tokenizer(&self) -> Option<&dyn PromptTokenizer> {
+        Some(self)
+    }
+}
+
+impl PromptTokenizer for LocalChat {
     fn render(&self, prompt: &ChatPrompt) -> Result<String> {
         self.0.render(prompt)
     }

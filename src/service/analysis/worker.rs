@@ -18,7 +18,7 @@ use hearth_domain::{
     documents::{Collection, Grounding},
     error::{Error, ErrorKind},
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{ANALYSIS, Payload};
 use crate::{
@@ -37,7 +37,7 @@ use crate::{
     store::Job,
     wire::{
         Envelope, Parsed,
-        analysis::{AnalysisBody, AnalysisResult},
+        analysis::{AnalysisBody, AnalysisEvent, AnalysisResult},
         lookup::Wait,
         receipt::Receipt,
     },
@@ -74,10 +74,10 @@ impl Worker for Analyst {
 
     fn work(&self, job: Job, progress: Progress) -> BoxFuture<'_, Result<Value, Failure>> {
         async move {
-            progress.report(json!({"type": "started", "attempt": job.attempts})).await;
+            progress.report(&AnalysisEvent::Started { attempt: job.attempts }).await;
             let outcome = self.analyse(&job, &progress).await.map_err(|error| failure(&job, &error));
             if let Err(Failure::Passing(reason) | Failure::Lasting(reason)) = &outcome {
-                progress.report(json!({"type": "attempt_failed", "reason": reason})).await;
+                progress.report(&AnalysisEvent::AttemptFailed { reason }).await;
             }
             outcome
         }
@@ -148,7 +148,7 @@ impl Analyst {
         let queries = queries(&request.company_name, &request.question);
         let passages = search(retriever, &asked, &queries, progress).await?;
         if !passages.is_empty() {
-            progress.report(json!({"type": "generating", "model": model.info().id})).await;
+            progress.report(&AnalysisEvent::Generating { model: &model.info().id }).await;
         }
         let Asked { sources, left_out, events, findings, .. } =
             ask_over(Some(&model), retriever, asked, passages).await?;
@@ -183,7 +183,7 @@ impl Analyst {
         };
         match within(Some(Duration::ZERO)).await {
             Err(error) if error.kind() == ErrorKind::Conflict => {
-                progress.report(json!({"type": "waiting_for_documents", "seconds_at_most": patience.as_secs()})).await;
+                progress.report(&AnalysisEvent::WaitingForDocuments { seconds_at_most: patience.as_secs() }).await;
                 within(Some(patience)).await
             }
             searchable => searchable,
@@ -233,12 +233,12 @@ async fn search(
     };
     let mut searches = Vec::with_capacity(queries.len());
     for query in queries {
-        progress.report(json!({"type": "searching", "query": query})).await;
+        progress.report(&AnalysisEvent::Searching { query }).await;
         searches.push(retriever.find(SearchRequest { query: query.clone(), ..request.clone() }).await?);
     }
     let passages = retriever.best(searches, &request).await?;
     let titles: Vec<&str> = passages.iter().map(Passage::title).collect();
-    progress.report(json!({"type": "passages", "found": passages.len(), "titles": titles})).await;
+    progress.report(&AnalysisEvent::Passages { found: passages.len(), titles }).await;
     Ok(passages)
 }
 
@@ -257,14 +257,14 @@ async fn write(mut events: GenerateStream, progress: &Progress) -> Result<Writte
             GenerateEvent::Delta { text, .. } => {
                 written.text.push_str(&text);
                 if last_said.elapsed() >= TEXT_EVERY && written.text.len() > said {
-                    progress.report(json!({"type": "text", "text": written.text[said..]})).await;
+                    progress.report(&AnalysisEvent::Text { text: &written.text[said..] }).await;
                     (said, last_said) = (written.text.len(), Instant::now());
                 }
             }
             GenerateEvent::Finished { reason, .. } => written.finish_reason = reason,
             GenerateEvent::Done { usage, .. } => {
                 if written.text.len() > said {
-                    progress.report(json!({"type": "text", "text": written.text[said..]})).await;
+                    progress.report(&AnalysisEvent::Text { text: &written.text[said..] }).await;
                 }
                 written.usage = usage;
                 return Ok(written);

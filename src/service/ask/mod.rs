@@ -21,7 +21,6 @@ use hearth_domain::{
     Account, ChatPrompt, FinishReason, GenerateEvent, GenerateRequest, Prompt, SamplingParams, Timings, Usage,
     documents::{AttributeFilter, Collection, Grounding, SearchMode},
     error::{Error, ErrorKind, Result},
-    quote::estimated_tokens,
 };
 use serde_json::{Value, json};
 
@@ -254,19 +253,11 @@ fn generation(request: &AskRequest, messages: Vec<Value>) -> GenerateRequest {
 
 /// Tokens of a conversation as the model will see it; of a hosted one they can only be estimated.
 fn count_tokens(model: &dyn ChatModel, messages: &[Value]) -> Result<usize> {
-    let counted = model.render(&chat_prompt(messages.to_vec())).and_then(|text| model.tokenize(&text, false, true));
-    match counted {
-        Ok(tokens) => Ok(tokens.len()),
-        Err(error) if is_elsewhere(&error) => {
-            Ok(estimated_tokens(messages.iter().map(|message| message.to_string().len()).sum()))
-        }
-        Err(error) => Err(error),
+    let prompt = chat_prompt(messages.to_vec());
+    match model.tokenizer() {
+        Some(tokenizer) => Ok(tokenizer.tokenize(&tokenizer.render(&prompt)?, false, true)?.len()),
+        None => Ok(Prompt::Chat(prompt).estimated_tokens()),
     }
-}
-
-/// The template and the tokenizer of a hosted model are not here.
-fn is_elsewhere(error: &Error) -> bool {
-    error.code() == Some("unsupported_model")
 }
 
 /// The conversation that the model continues. Where its template has no place for a system turn, the instructions go
@@ -280,9 +271,8 @@ fn messages(model: &dyn ChatModel, instructions: &str, history: &[Value], prompt
         return with(None, prompt.to_owned());
     }
     let usual = with(Some(json!({"role": "system", "content": instructions})), prompt.to_owned());
-    match model.render(&chat_prompt(usual.clone())) {
-        Ok(_) => usual,
-        Err(error) if is_elsewhere(&error) => usual,
-        Err(_no_system_turn) => with(None, format!("{instructions}\n\n{prompt}")),
+    match model.tokenizer().map(|tokenizer| tokenizer.render(&chat_prompt(usual.clone()))) {
+        None | Some(Ok(_)) => usual,
+        Some(Err(_no_system_turn)) => with(None, format!("{instructions}\n\n{prompt}")),
     }
 }

@@ -86,10 +86,10 @@ impl Ingest {
     async fn read(&self, owner: &str, payload: Payload, progress: &Progress) -> Result<Value, Failure> {
         let Payload { collection_id, file_id, supersedes } = payload;
         let begun = Instant::now();
-        progress.report(json!({"stage": "extracting"})).await;
+        progress.report(&json!({"stage": "extracting"})).await;
         let (extracted, chunks) = self.extract(owner, &collection_id, &file_id, progress.account()).await?;
         let vectors = self.embed(&extracted, &chunks, progress).await?;
-        progress.report(json!({"stage": "indexing"})).await;
+        progress.report(&json!({"stage": "indexing"})).await;
         let chunks: Vec<NewChunk> =
             chunks.into_iter().zip(vectors).map(|(chunk, vector)| stored(&extracted, chunk, vector)).collect();
         let num_chunks = chunks.len();
@@ -156,7 +156,7 @@ impl Ingest {
     ) -> Result<Vec<Vec<f32>>, Failure> {
         let mut vectors = Vec::with_capacity(chunks.len());
         for some in chunks.chunks(CHUNKS_AT_A_TIME) {
-            progress.report(json!({"stage": "embedding", "done": vectors.len(), "of": chunks.len()})).await;
+            progress.report(&json!({"stage": "embedding", "done": vectors.len(), "of": chunks.len()})).await;
             let texts: Vec<String> =
                 some.iter().map(|chunk| embedded_text(&heading(extracted, chunk), &chunk.text)).collect();
             vectors.extend(embed_passages(&*self.embedder, texts, progress.account()).await?);

@@ -73,7 +73,7 @@ impl Reindex {
                 store.chunks_to_reembed(&collection_id, &identity, CHUNKS_AT_A_TIME)
             };
             let (chunks, left) = self.store(next).await?;
-            progress.report(json!({"stage": "embedding", "left": left})).await;
+            progress.report(&json!({"stage": "embedding", "left": left})).await;
             if chunks.is_empty() {
                 // Chunks that came meanwhile, and cannot be of this model, make it false: then they are next.
                 let (collection_id, identity) = (id.clone(), embedding.clone());

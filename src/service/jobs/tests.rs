@@ -44,7 +44,7 @@ impl Worker for Clumsy {
         let turn = self.0.fetch_add(1, Ordering::Relaxed);
         assert_ne!(turn, 0, "not my day");
         async move {
-            progress.report(json!({"turn": turn})).await;
+            progress.report(&json!({"turn": turn})).await;
             if job.payload == json!("endless") { std::future::pending().await } else { Ok(json!(turn)) }
         }
         .boxed()
@@ -95,7 +95,7 @@ impl Worker for Gated {
         async move {
             self.begun.send((job.id.clone(), job.attempts)).unwrap();
             self.gate.acquire().await.unwrap().forget();
-            progress.report(json!({"attempt": job.attempts})).await;
+            progress.report(&json!({"attempt": job.attempts})).await;
             Ok(json!(job.attempts))
         }
         .boxed()

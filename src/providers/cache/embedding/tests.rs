@@ -40,10 +40,6 @@ impl Embedder for Counting {
         }
         .boxed()
     }
-
-    fn tokenize(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
-        self.model.tokenize(text, add_special)
-    }
 }
 
 fn account(caller: &str) -> Arc<Account> {

@@ -4,7 +4,7 @@ use std::{future::Future, pin::Pin, sync::Arc, task::Poll, time::Instant};
 
 use futures_util::{StreamExt, future::poll_immediate};
 use hearth_domain::{
-    Account, Caller, GenerateEvent, Prompt, SamplingParams,
+    Account, Caller, ChatPrompt, GenerateEvent, Prompt, SamplingParams,
     account::{NoBooks, Opening, ServedBy},
     error::{Error, ErrorKind},
 };

@@ -1,0 +1,158 @@
+//! What a request's body may say: which fields it has, and what becomes of each: honoured, accepted without effect, or refused
+//! by name.
+//!
+//! A field that would change the text and is not honoured is a 400 that names it; silence would give another answer than was
+//! asked for. A field that changes nothing (`user`, `store`) is accepted, because SDKs send it unasked. An unknown field is
+//! accepted too, because SDKs grow fields; it is named in the `x-hearth-ignored` header. Strict mode refuses everything that
+//! has no effect.
+//!
+//! The fields are data, beside the reader of their body: the OpenAPI document is made from them, and `docs/API.md` is held
+//! against them.
+
+use serde_json::{Map, Value, json};
+
+use hearth_domain::error::{Error, ErrorKind, Result};
+
+/// A body with fields: what the reader goes by, and what the OpenAPI document says of it.
+pub trait RequestBody {
+    /// Its name in the OpenAPI document.
+    const NAME: &'static str;
+    /// Tables of its fields; bodies share some.
+    const FIELDS: &'static [&'static [FieldSpec]];
+    /// Fields that must be there, with a value.
+    const REQUIRED: &'static [&'static str];
+
+    /// Decides about what the reader did not take; returns the names of the fields that have no effect.
+    ///
+    /// # Errors
+    /// 400 for a field that is refused, and in strict mode for one that has no effect.
+    fn ignored(rest: Map<String, Value>, strict: bool) -> Result<Vec<String>> {
+        apply(rest, Self::FIELDS, strict)
+    }
+
+    /// Its JSON Schema.
+    fn schema() -> Value {
+        let fields = Self::FIELDS.iter().copied().flatten();
+        let property =
+            |field: &FieldSpec| (field.name.to_owned(), field.property(Self::REQUIRED.contains(&field.name)));
+        json!({"type": "object", "required": Self::REQUIRED, "properties": fields.map(property).collect::<Map<_, _>>()})
+    }
+}
+
+/// A query with parameters, described as fields are.
+pub trait RequestQuery {
+    const PARAMETERS: &'static [FieldSpec];
+}
+
+/// A schema that others refer to: its name in the OpenAPI document, and the JSON text.
+pub type Component = (&'static str, &'static str);
+
+/// What becomes of a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FieldTreatment {
+    /// Read by the reader of its body.
+    Honoured,
+    /// Accepted, changes nothing.
+    Ignored,
+    /// A 400, except for these JSON values, which ask for what happens anyway.
+    Refused { harmless: &'static [&'static str] },
+}
+
+/// One field of a body, or one parameter of a query.
+#[derive(Clone, Copy, Debug)]
+pub struct FieldSpec {
+    pub name: &'static str,
+    pub treatment: FieldTreatment,
+    /// JSON Schema of an accepted value, as text; `null` is accepted besides.
+    pub schema: &'static str,
+    /// Honoured: what it does. Otherwise: why it has no effect, or what to use instead.
+    pub note: &'static str,
+}
+
+impl FieldSpec {
+    /// The field as a parameter of a query, which has no null.
+    pub fn parameter(&self) -> Value {
+        let schema = serde_json::from_str::<Value>(self.schema).unwrap_or_else(|_| json!({}));
+        json!({"name": self.name, "in": "query", "description": self.note, "schema": schema})
+    }
+
+    /// Its JSON Schema, with its description.
+    fn property(&self, is_required: bool) -> Value {
+        // The schemas are constants; a test parses each.
+        let parse = |text: &str| serde_json::from_str::<Value>(text).unwrap_or_else(|_| json!({}));
+        let (schema, description) = match self.treatment {
+            FieldTreatment::Honoured => (parse(self.schema), self.note.to_owned()),
+            FieldTreatment::Ignored => (json!({}), format!("Changes nothing. {}", self.note)),
+            FieldTreatment::Refused { harmless } => {
+                let values: Vec<Value> = harmless.iter().map(|text| parse(text)).collect();
+                let schema = if values.is_empty() { json!({"type": "null"}) } else { json!({"enum": values}) };
+                (schema, format!("Any other value is refused. {}", self.note))
+            }
+        };
+        let takes_null =
+            is_required || schema.as_object().is_none_or(Map::is_empty) || schema == json!({"type": "null"});
+        let mut property = if takes_null { schema } else { json!({"anyOf": [schema, {"type": "null"}]}) };
+        property["description"] = Value::String(description);
+        property
+    }
+}
+
+pub const fn honoured(name: &'static str, schema: &'static str, note: &'static str) -> FieldSpec {
+    FieldSpec { name, treatment: FieldTreatment::Honoured, schema, note }
+}
+
+pub const fn ignored(name: &'static str, note: &'static str) -> FieldSpec {
+    FieldSpec { name, treatment: FieldTreatment::Ignored, schema: "{}", note }
+}
+
+pub const fn refused(name: &'static str, harmless: &'static [&'static str], note: &'static str) -> FieldSpec {
+    FieldSpec { name, treatment: FieldTreatment::Refused { harmless }, schema: "{}", note }
+}
+
+pub const BOOLEAN: &str = r#"{"type":"boolean"}"#;
+pub const COUNT: &str = r#"{"type":"integer","minimum":0,"maximum":2147483647}"#;
+pub const FRACTION: &str = r#"{"type":"number","minimum":0,"maximum":1}"#;
+pub const STRING: &str = r#"{"type":"string"}"#;
+/// Seconds.
+pub const TIMEOUT: FieldSpec = honoured(
+    "timeout",
+    r#"{"type":"number","exclusiveMinimum":0}"#,
+    "Seconds after which the server ends the request.",
+);
+
+/// Applies the tables to what no reader took; returns the names that have no effect.
+fn apply(rest: Map<String, Value>, tables: &[&[FieldSpec]], strict: bool) -> Result<Vec<String>> {
+    let mut without_effect = Vec::new();
+    for (name, value) in rest {
+        let known = tables.iter().copied().flatten().find(|field| field.name == name);
+        match known.map(|field| (field.treatment, field.note)) {
+            Some((FieldTreatment::Refused { harmless }, note)) => {
+                let is_harmless = harmless
+                    .iter()
+                    .any(|text| serde_json::from_str::<Value>(text).is_ok_and(|harmless| harmless == value));
+                if !is_harmless {
+                    return Err(unsupported(&name, &format!("`{name}` is not supported by this server. {note}")));
+                }
+            }
+            Some(_) if strict => {
+                return Err(unsupported(
+                    &name,
+                    &format!("`{name}` has no effect on this server, which is in strict mode."),
+                ));
+            }
+            None if strict => {
+                return Err(unsupported(
+                    &name,
+                    &format!("`{name}` is unknown to this server, which is in strict mode."),
+                ));
+            }
+            Some(_) | None => without_effect.push(name),
+        }
+    }
+    Ok(without_effect)
+}
+
+/// The error for a field that would change the answer and cannot be honoured.
+pub fn unsupported(param: &str, message: &str) -> Error {
+    Error::new(ErrorKind::InvalidRequest, message).with_param(param).with_code("unsupported_parameter")
+}
