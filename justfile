@@ -3,6 +3,17 @@
 _default:
     @just --list
 
+# Format, lints and spelling: what to run before a commit
+check:
+    cargo fmt --all -- --check
+    cargo clippy --all-targets -- -D warnings
+    @if command -v typos >/dev/null; then typos; else echo "spelling is not checked: pip install typos" >&2; fi
+
+# Apply what clippy suggests, and format
+fix:
+    cargo clippy --all-targets --fix --allow-dirty --allow-staged
+    cargo fmt --all
+
 # Format, lint and document as CI does
 lint:
     cargo fmt --all -- --check

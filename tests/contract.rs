@@ -152,7 +152,6 @@ async fn sampling_reaches_the_model_as_written() {
         .await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
     let request = &server.chat.requests()[0];
-    assert_eq!(request.model, "tiny", "the alias is resolved");
     let sampling = &request.sampling;
     assert_eq!((sampling.temperature, sampling.top_p, sampling.top_k), (0.5, 0.0, 0));
     assert_eq!((sampling.min_p, sampling.typical_p, sampling.repetition_penalty), (0.1, 0.9, 1.1));

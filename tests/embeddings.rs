@@ -106,7 +106,6 @@ fn embedder(path: &Path) -> LocalEmbedder {
 fn request(inputs: Vec<EmbedInput>) -> EmbedRequest {
     EmbedRequest {
         account: Account::unrecorded(),
-        model: "embedder".into(),
         inputs,
         input_type: EmbedInputType::Plain,
         dimensions: None,

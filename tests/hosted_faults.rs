@@ -42,7 +42,6 @@ fn request() -> GenerateRequest {
     };
     GenerateRequest {
         account: Account::unrecorded(),
-        model: "served".to_owned(),
         prompt: Prompt::Chat(prompt),
         sampling: SamplingParams::default(),
         max_tokens: Some(50),
@@ -617,7 +616,6 @@ async fn vectors_come_through_or_fail_whole() {
     assert_eq!(embedder.identity(), identity);
     let request = || EmbedRequest {
         account: Account::unrecorded(),
-        model: "served".to_owned(),
         inputs: ["a", "b"].map(|text| EmbedInput::Text(text.to_owned())).into(),
         input_type: EmbedInputType::Plain,
         dimensions: None,

@@ -103,7 +103,6 @@ impl House {
         let text = "some words ".repeat(random.random_range(1..8));
         let request = EmbedRequest {
             account: account.clone(),
-            model: "e".to_owned(),
             inputs: vec![EmbedInput::Text(text)],
             input_type: EmbedInputType::default(),
             dimensions: None,

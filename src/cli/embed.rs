@@ -68,7 +68,6 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let inputs = texts.iter().filter(|text| !text.is_empty()).cloned().map(EmbedInput::Text).collect();
         let response = runtime.block_on(embedder.embed(EmbedRequest {
             account: Account::unrecorded(),
-            model: embedder.info().id.clone(),
             inputs,
             input_type,
             dimensions: args.dimensions,

@@ -2,10 +2,7 @@
 //!
 //! A stream says its sources first, then tokens, and `{"done":true}` with usage and timings last.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use axum::{
     Json,
@@ -13,11 +10,7 @@ use axum::{
     http::HeaderValue,
     response::{IntoResponse, Response},
 };
-use hearth_domain::{
-    Account, GenerateEvent, GenerateRequest, Timings, Usage,
-    documents::{AttributeFilter, Collection, Grounding},
-    error::Error,
-};
+use hearth_domain::{Account, GenerateEvent, GenerateRequest, Timings, Usage, documents::Grounding, error::Error};
 use serde::Serialize;
 
 use super::{
@@ -34,11 +27,12 @@ use crate::{
     providers::GenerateStream,
     retrieval::{passages::Passage, search::SearchRequest},
     service::{
-        ask::{AskRequest, Asked, Findings, source},
+        self,
+        ask::{AskRequest, Asked, source},
         chat::start,
         deadline,
-        documents::OwnedDocuments,
-        semantic,
+        documents::lookup::lookup_in,
+        findings::Findings,
     },
     wire::{
         self, Envelope, Parsed,
@@ -47,7 +41,6 @@ use crate::{
             FoundPassage, GenerateAnswer, GenerateBody, SearchAnswer, SearchBody, Source,
         },
         documents::write_attributes,
-        lookup::{Lookup, Wait},
         receipt::Receipt,
     },
 };
@@ -70,8 +63,8 @@ async fn answer_question(
     let envelope = caller.envelope(&state, streams);
     let Parsed { request, ignored } = AskBody::read(body, &envelope)?;
     let model = state.chat_to_answer(caller.may(), request.model.as_deref(), request.grounding)?;
-    let (collections, filter) = scope(&caller.documents(&state), &request.lookup, request.deadline).await?;
-    let asked = semantic::ask(
+    let lookup = caller.documents(&state).lookup(&request.lookup, request.deadline).await?;
+    let asked = service::ask::ask(
         &state.models,
         model.as_ref(),
         state.documents.retriever()?,
@@ -79,12 +72,7 @@ async fn answer_question(
             account: envelope.account,
             question: request.question,
             history: Vec::new(),
-            collections,
-            filter,
-            mode: request.lookup.mode,
-            rerank: request.lookup.rerank,
-            top_k: request.lookup.top_k,
-            min_similarity: request.lookup.min_similarity,
+            lookup,
             grounding: request.grounding,
             max_tokens: request.max_tokens,
             temperature: request.temperature,
@@ -139,26 +127,21 @@ async fn answer_conversation(
     Ok(name_grounding(name_ignored(response, &ignored), grounding))
 }
 
-/// The last message answered from documents, or, without them, the conversation gone on with.
+/// Answers the last message from documents, or, without them, continues the conversation.
 async fn converse(
     state: &AppState,
     caller: &Caller,
     envelope: &Envelope,
     request: ChatBody,
 ) -> Result<Asked, ApiError> {
-    let ChatBody { mut messages, lookup, deadline, .. } = request;
+    let ChatBody { mut messages, deadline, .. } = request;
     let name = request.model.as_deref();
     let question = messages.pop().and_then(|last| last["content"].as_str().map(str::to_owned)).unwrap_or_default();
-    let asked = AskRequest {
+    let asked = |lookup| AskRequest {
         account: envelope.account.clone(),
         question,
         history: messages,
-        collections: Vec::new(),
-        filter: None,
-        mode: lookup.mode,
-        rerank: lookup.rerank,
-        top_k: lookup.top_k,
-        min_similarity: lookup.min_similarity,
+        lookup,
         grounding: request.grounding,
         max_tokens: request.max_tokens,
         temperature: request.temperature,
@@ -167,12 +150,12 @@ async fn converse(
     };
     if !request.use_rag {
         let model = state.chat_or_first(caller.may(), name)?;
-        return Ok(asked.without_documents(&state.models, &model).await?);
+        let nowhere = lookup_in(Vec::new(), &request.lookup);
+        return Ok(asked(nowhere).without_documents(&state.models, &model).await?);
     }
     let model = state.chat_to_answer(caller.may(), name, request.grounding)?;
-    let (collections, filter) = scope(&caller.documents(state), &lookup, deadline).await?;
-    let asked = AskRequest { collections, filter, ..asked };
-    Ok(semantic::ask(&state.models, model.as_ref(), state.documents.retriever()?, asked).await?)
+    let lookup = caller.documents(state).lookup(&request.lookup, deadline).await?;
+    Ok(service::ask::ask(&state.models, model.as_ref(), state.documents.retriever()?, asked(lookup)).await?)
 }
 
 pub(super) async fn generate(state: State<AppState>, caller: Caller, body: JsonBody) -> Result<Response, ApiError> {
@@ -212,15 +195,10 @@ pub(super) async fn search(
     let began = Instant::now();
     let envelope = caller.envelope(&state, false);
     let Parsed { request, ignored } = SearchBody::read(body, &envelope)?;
-    let (collections, filter) = scope(&caller.documents(&state), &request.lookup, request.deadline).await?;
+    let lookup = caller.documents(&state).lookup(&request.lookup, request.deadline).await?;
     let search = state.documents.retriever()?.search(SearchRequest {
         query: request.query.clone(),
-        collections,
-        filter,
-        top_k: request.lookup.top_k,
-        min_similarity: request.lookup.min_similarity,
-        mode: request.lookup.mode,
-        rerank: request.lookup.rerank,
+        lookup,
         account: envelope.account,
     });
     let passages = deadline::within(request.deadline, search).await?;
@@ -235,21 +213,6 @@ pub(super) async fn search(
         latency_ms: milliseconds(began),
     };
     Ok(name_ignored(Json(answer).into_response(), &ignored))
-}
-
-/// The collections and the filter that a lookup means.
-async fn scope(
-    documents: &OwnedDocuments,
-    lookup: &Lookup,
-    deadline: Option<Instant>,
-) -> Result<(Vec<Collection>, Option<AttributeFilter>), Error> {
-    let patience = match lookup.wait {
-        Wait::Refuse => Some(Duration::ZERO),
-        Wait::For(patience) => Some(patience),
-        Wait::Never => None,
-    };
-    let collections = documents.scope(&lookup.collections, &lookup.document_ids, patience, deadline).await?;
-    Ok((collections, lookup.restriction()))
 }
 
 /// Says in the head how the answer is bound to documents, as the receipt does in its body.

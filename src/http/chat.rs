@@ -21,10 +21,7 @@ use super::{
     state::AppState,
 };
 use crate::{
-    service::{
-        chat::{Choice, Generation},
-        semantic,
-    },
+    service::chat::{self, Choice, Generation},
     wire::{
         Parsed,
         chat_request::ChatCompletionRequest,
@@ -45,7 +42,7 @@ pub(super) async fn create_chat_completion(
     let model = state.chat(caller.may(), request.model.as_deref())?;
     let num_choices = request.generation.n;
     let with_logprobs = request.generation.logprobs.is_some();
-    let events = semantic::chat(&state.models, &model, request.generation).await?;
+    let events = chat::complete(&state.models, &model, request.generation).await?;
     let identity = AnswerIdentity::new("chatcmpl", &model.info().id, caller.account());
     let response = if request.stream {
         let writer = ChatStreamWriter::new(

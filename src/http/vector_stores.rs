@@ -19,7 +19,7 @@ use super::{
     state::AppState,
 };
 use crate::{
-    retrieval::search::SearchRequest,
+    retrieval::search::Lookup,
     service::{documents::OwnedDocuments, health::refuse_unless_ready},
     store::{Batch, Member},
     wire::{
@@ -132,17 +132,15 @@ pub(super) async fn search_vector_store(
     let Parsed { request, ignored } = VectorStoreSearchRequest::read(body, state.settings.strict)?;
     let collection = documents.vector_store(&members(id)?).await?;
     refuse_unless_read(&state)?;
-    let search = SearchRequest {
-        query: String::new(),
+    let lookup = Lookup {
         collections: vec![collection],
         filter: request.filter,
         top_k: request.max_num_results,
         min_similarity: request.score_threshold,
         mode: if request.dense_only { SearchMode::Dense } else { SearchMode::Fused },
         rerank: false,
-        account: caller.envelope(&state, false).account,
     };
-    let found = documents.search_for_any(request.queries.clone(), search).await?;
+    let found = documents.search_for_any(request.queries.clone(), lookup).await?;
     let results = found.into_iter().map(|passage| {
         SearchResult::new(passage.file_id, passage.filename, passage.similarity, &passage.attributes, passage.text)
     });

@@ -31,10 +31,9 @@ use crate::{
 const CANDIDATES_PER_RESULT: usize = 4;
 const CANDIDATES_MIN: usize = 40;
 
-/// What to look for, and where.
+/// Where to look for passages, and how.
 #[derive(Clone, Debug)]
-pub struct SearchRequest {
-    pub query: String,
+pub struct Lookup {
     pub collections: Vec<Collection>,
     pub filter: Option<AttributeFilter>,
     /// Passages at most.
@@ -44,6 +43,13 @@ pub struct SearchRequest {
     pub mode: SearchMode,
     /// Have the rerank model put the passages in order.
     pub rerank: bool,
+}
+
+/// What to look for, and where.
+#[derive(Clone, Debug)]
+pub struct SearchRequest {
+    pub query: String,
+    pub lookup: Arc<Lookup>,
     pub account: Arc<Account>,
 }
 
@@ -131,14 +137,14 @@ impl Retriever {
     /// # Errors
     /// If there is no model to rerank with, or it fails.
     pub async fn best(&self, searches: Vec<Vec<Found>>, request: &SearchRequest) -> Result<Vec<Passage>> {
-        if !request.rerank {
-            return Ok(passages(searches, request.top_k));
+        if !request.lookup.rerank {
+            return Ok(passages(searches, request.lookup.top_k));
         }
         let reranker = self.reranker.as_ref().ok_or_else(|| {
             let message = "No rerank model is served: start the server with --rerank-model, or leave `rerank` out.";
             Error::invalid("rerank", message).with_code("model_not_found")
         })?;
-        let mut passages = passages(searches, request.top_k * RERANKED_PER_RESULT);
+        let mut passages = passages(searches, request.lookup.top_k * RERANKED_PER_RESULT);
         if passages.is_empty() {
             return Ok(passages);
         }
@@ -152,7 +158,7 @@ impl Retriever {
             passage.rerank_score = Some(score);
         }
         passages.sort_by(|a, b| b.rerank_score.unwrap_or_default().total_cmp(&a.rerank_score.unwrap_or_default()));
-        passages.truncate(request.top_k);
+        passages.truncate(request.lookup.top_k);
         Ok(passages)
     }
 
@@ -165,7 +171,6 @@ impl Retriever {
             .embedder
             .embed(EmbedRequest {
                 account: request.account.clone(),
-                model: self.embedder.info().id.clone(),
                 inputs: vec![EmbedInput::Text(request.query.clone())],
                 input_type: EmbedInputType::Query,
                 dimensions: None,
@@ -175,7 +180,7 @@ impl Retriever {
             .await?;
         let vector: Arc<[f32]> = embedded.embeddings.into_iter().next().unwrap_or_default().into();
         let request = Arc::new(request);
-        let searches = request.collections.iter().cloned().map(|collection| {
+        let searches = request.lookup.collections.iter().cloned().map(|collection| {
             let (this, request, vector) = (self.clone(), request.clone(), vector.clone());
             let search = move || this.search_collection(&collection, &request, &vector);
             async { tokio::task::spawn_blocking(search).await.map_err(Error::internal)? }
@@ -196,8 +201,8 @@ impl Retriever {
             let error = StoreError::OtherEmbedding { stored: embedding.name.clone(), asked: asked.name };
             return Err(Error::invalid("collections", error.to_string()));
         }
-        let limit = (request.top_k * CANDIDATES_PER_RESULT).max(CANDIDATES_MIN);
-        let filter: Option<Keys> = match &request.filter {
+        let limit = (request.lookup.top_k * CANDIDATES_PER_RESULT).max(CANDIDATES_MIN);
+        let filter: Option<Keys> = match &request.lookup.filter {
             Some(filter) => {
                 let ids = self.store.filtered_chunk_ids(&collection.id, filter).map_err(Error::internal)?;
                 Some(ids.into_iter().collect())
@@ -205,7 +210,7 @@ impl Retriever {
             None => None,
         };
         let mut ids: Vec<u64> = Vec::new();
-        if request.mode != SearchMode::Lexical {
+        if request.lookup.mode != SearchMode::Lexical {
             let search = |index: &hearth_kernels::index::VectorIndex| {
                 index.search(vector, limit, filter.as_ref(), SearchParameters::default())
             };
@@ -213,8 +218,8 @@ impl Retriever {
             ids.extend(hits.map_err(Error::internal)?.iter().map(|hit| hit.key));
         }
         let mut words: Vec<(u64, f64)> = Vec::new();
-        if request.mode != SearchMode::Dense {
-            let scope = Scope { collection_id: &collection.id, filter: request.filter.as_ref() };
+        if request.lookup.mode != SearchMode::Dense {
+            let scope = Scope { collection_id: &collection.id, filter: request.lookup.filter.as_ref() };
             let hits = self.store.lexical_search(scope, &request.query, limit).map_err(Error::internal)?;
             words.extend(hits.iter().map(|hit| (hit.chunk_id, hit.score)));
         }
@@ -222,7 +227,7 @@ impl Retriever {
         ids.sort_unstable();
         ids.dedup();
         let similarities = self.similarities(&ids, vector)?;
-        let cosines: Vec<(u64, f32)> = match request.mode {
+        let cosines: Vec<(u64, f32)> = match request.lookup.mode {
             SearchMode::Lexical => Vec::new(),
             SearchMode::Dense | SearchMode::Fused => similarities.iter().map(|(&id, &cosine)| (id, cosine)).collect(),
         };
@@ -233,7 +238,7 @@ impl Retriever {
             .filter_map(|chunk| {
                 let similarity = *similarities.get(&chunk.id)?;
                 let score = scores.remove(&chunk.id)?;
-                (similarity >= request.min_similarity).then_some(Found { chunk, similarity, score })
+                (similarity >= request.lookup.min_similarity).then_some(Found { chunk, similarity, score })
             })
             .collect())
     }

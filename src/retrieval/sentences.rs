@@ -178,7 +178,6 @@ impl Retriever {
     ) -> Result<EmbedResponse> {
         let request = EmbedRequest {
             account: account.clone(),
-            model: self.embedder.info().id.clone(),
             inputs: texts.into_iter().map(EmbedInput::Text).collect(),
             input_type,
             dimensions: None,

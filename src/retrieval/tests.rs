@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::{
     indexes::Indexes,
-    search::{Retriever, SearchRequest},
+    search::{Lookup, Retriever, SearchRequest},
 };
 use crate::{
     providers::{Embedder, scripted::ScriptedEmbedder},
@@ -34,7 +34,6 @@ impl House {
     async fn vector(&self, text: &str) -> Vec<f32> {
         let request = EmbedRequest {
             account: Account::unrecorded(),
-            model: String::new(),
             inputs: vec![EmbedInput::Text(text.to_owned())],
             input_type: EmbedInputType::Passage,
             dimensions: None,
@@ -80,12 +79,14 @@ impl House {
         let retriever = Retriever::new(self.store.clone(), self.indexes.clone(), self.embedder.clone());
         let request = SearchRequest {
             query: query.to_owned(),
-            collections: collections.iter().map(|name| self.store.of(LOCAL).collection(name).unwrap()).collect(),
-            filter,
-            top_k: 3,
-            min_similarity: 0.0,
-            mode,
-            rerank: false,
+            lookup: Arc::new(Lookup {
+                collections: collections.iter().map(|name| self.store.of(LOCAL).collection(name).unwrap()).collect(),
+                filter,
+                top_k: 3,
+                min_similarity: 0.0,
+                mode,
+                rerank: false,
+            }),
             account: Account::unrecorded(),
         };
         Ok(retriever.search(request).await?.into_iter().map(|passage| passage.text).collect())

@@ -1,19 +1,72 @@
-//! One generation: checked against the model, admitted, and, where the caller does not stream, gathered.
+//! One generation: answered from what was said before, or checked against the model, admitted, and, where the caller does not
+//! stream, gathered.
 
 use std::sync::Arc;
 
 use futures_util::StreamExt;
 use hearth_domain::{
-    Account, FinishReason, GenerateEvent, GenerateRequest, Prompt, Timings, TokenLogprob, Usage,
+    Account, ChatPrompt, FinishReason, GenerateEvent, GenerateRequest, Prompt, Timings, TokenLogprob, Usage,
+    account::CacheUse,
     error::{Error, ErrorKind, Result},
 };
 
-use super::deadline;
-use crate::providers::{ChatModel, GenerateStream};
+use serde_json::Value;
 
-/// Resolves when the generation has been admitted; the stream is bounded by the request's deadline.
-pub async fn start(model: &Arc<dyn ChatModel>, mut generation: GenerateRequest) -> Result<GenerateStream> {
-    generation.model.clone_from(&model.info().id);
+use super::{deadline, models::Models, semantic::SemanticSlot};
+use crate::providers::{
+    ChatModel, GenerateStream,
+    cache::{SEMANTIC, key::KeyWriter},
+};
+
+/// Answers a conversation, or gives an earlier answer to one whose last message means the same.
+///
+/// # Errors
+/// As [`start`].
+pub async fn complete(
+    models: &Models,
+    model: &Arc<dyn ChatModel>,
+    generation: GenerateRequest,
+) -> Result<GenerateStream> {
+    let Some(semantic) = models.semantic() else { return start(model, generation).await };
+    let Some((question, scope)) = question_of(model, &generation) else { return start(model, generation).await };
+    let (account, until) = (generation.account.clone(), generation.deadline);
+    let Some(slot) = SemanticSlot::find(semantic, &account, until, scope, &question).await else {
+        return start(model, generation).await;
+    };
+    if let Some(kept) = slot.kept(&account) {
+        return Ok(kept.answer.clone().replay(&account, &model.info().id, SEMANTIC));
+    }
+    Ok(slot.record(start(model, generation).await?, Vec::new(), 0, Arc::default()))
+}
+
+/// The question, and a hash of all else, where a near answer is one.
+fn question_of(model: &Arc<dyn ChatModel>, generation: &GenerateRequest) -> Option<(String, KeyWriter)> {
+    let Prompt::Chat(chat) = &generation.prompt else { return None };
+    let is_plain = generation.account.cache_use() != CacheUse::Off
+        && chat.tools.is_empty()
+        && chat.add_generation_prompt
+        && generation.constraint.is_none()
+        && generation.logprobs.is_none()
+        && generation.n == 1
+        && !generation.echo
+        && !generation.return_token_ids;
+    let last = chat.messages.last().filter(|last| is_plain && last["role"] == "user")?;
+    let question = last["content"].as_str().filter(|question| !question.trim().is_empty())?.to_owned();
+    let mut messages = chat.messages.clone();
+    if let Some(Value::Object(last)) = messages.last_mut() {
+        last.insert("content".to_owned(), Value::Null);
+    }
+    let prompt = Prompt::Chat(ChatPrompt { messages, ..chat.clone() });
+    let mut scope = KeyWriter::new("semantic chat");
+    scope.model(model.info()).generation(&GenerateRequest { prompt, ..generation.clone() });
+    Some((question, scope))
+}
+
+/// Runs a generation. Resolves when it has been admitted; the stream is bounded by the request's deadline.
+///
+/// # Errors
+/// 400 for token ids outside the vocabulary, 504 after the deadline, and what the model refuses.
+pub async fn start(model: &Arc<dyn ChatModel>, generation: GenerateRequest) -> Result<GenerateStream> {
     check_token_ids(&generation, model.info().vocab_size)?;
     let until = generation.deadline;
     let events = deadline::within(until, model.generate(generation)).await?;

@@ -10,9 +10,8 @@ use hearth_domain::{
 use super::deadline;
 use crate::providers::Embedder;
 
-pub async fn embed(model: &Arc<dyn Embedder>, mut request: EmbedRequest) -> Result<EmbedResponse> {
+pub async fn embed(model: &Arc<dyn Embedder>, request: EmbedRequest) -> Result<EmbedResponse> {
     let info = model.info();
-    request.model.clone_from(&info.id);
     if let (Some(asked), Some(length)) = (request.dimensions, info.embedding_length)
         && asked > length
     {

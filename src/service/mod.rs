@@ -10,6 +10,7 @@ pub mod completions;
 pub mod deadline;
 pub mod documents;
 pub mod embed;
+pub mod findings;
 pub mod health;
 pub mod jobs;
 pub mod models;

@@ -13,7 +13,7 @@ use super::{
     fields::Fields,
     generation::read_deadline,
     lists::{LIMIT, PAGE, take_limit},
-    lookup::{self, Lookup},
+    lookup::{self, LookupBody},
     receipt::Receipt,
     usage::Usage,
 };
@@ -47,7 +47,7 @@ pub struct AnalysisBody {
     pub max_tokens: usize,
     pub temperature: f32,
     pub webhook_url: Option<String>,
-    pub lookup: Lookup,
+    pub lookup: LookupBody,
     pub deadline: Option<Instant>,
 }
 
@@ -61,7 +61,7 @@ impl AnalysisBody {
     pub fn read(body: Value, envelope: &Envelope) -> Result<Parsed<Self>> {
         let mut fields = Fields::body(body)?;
         let says_top_k = fields.peek("top_k").is_some();
-        let mut lookup = Lookup::read(&mut fields)?;
+        let mut lookup = LookupBody::read(&mut fields)?;
         if !says_top_k {
             lookup.top_k = TOP_K_DEFAULT;
         }

@@ -12,7 +12,7 @@ use super::{
     body::{BOOLEAN, FieldSpec, RequestBody, STRING, honoured},
     fields::{Fields, bad_value, shortened},
     generation::{self, Common, read_deadline},
-    lookup::{self, Lookup},
+    lookup::{self, LookupBody},
     receipt::Receipt,
     usage::{Timings, Usage},
 };
@@ -82,7 +82,7 @@ pub struct AskBody {
     pub confidence: bool,
     /// `None` leaves it to the size of the chat model.
     pub grounding: Option<Grounding>,
-    pub lookup: Lookup,
+    pub lookup: LookupBody,
     pub deadline: Option<Instant>,
 }
 
@@ -103,7 +103,7 @@ impl AskBody {
             include_sources: fields.boolean("include_sources")?.unwrap_or(true),
             confidence: fields.boolean("confidence")?.unwrap_or(false),
             grounding: read_grounding(&mut fields)?,
-            lookup: Lookup::read(&mut fields)?,
+            lookup: LookupBody::read(&mut fields)?,
             deadline: read_deadline(&mut fields, envelope)?,
         };
         let ignored = Self::ignored(fields.rest(), envelope.strict)?;
@@ -154,7 +154,7 @@ pub struct ChatBody {
     pub use_rag: bool,
     /// `None` leaves it to the size of the chat model.
     pub grounding: Option<Grounding>,
-    pub lookup: Lookup,
+    pub lookup: LookupBody,
     pub deadline: Option<Instant>,
 }
 
@@ -184,7 +184,7 @@ impl ChatBody {
             stream: fields.boolean("stream")?.unwrap_or(false),
             use_rag: fields.boolean("use_rag")?.unwrap_or(true),
             grounding: read_grounding(&mut fields)?,
-            lookup: Lookup::read(&mut fields)?,
+            lookup: LookupBody::read(&mut fields)?,
             deadline: read_deadline(&mut fields, envelope)?,
         };
         let ignored = Self::ignored(fields.rest(), envelope.strict)?;
@@ -232,7 +232,6 @@ impl GenerateBody {
         let messages = vec![json!({"role": "user", "content": prompt})];
         let generation = GenerateRequest {
             account: envelope.account.clone(),
-            model: String::new(),
             prompt: Prompt::Chat(ChatPrompt { messages, add_generation_prompt: true, ..ChatPrompt::default() }),
             sampling: common.sampling,
             max_tokens: common.max_tokens,
@@ -255,7 +254,7 @@ impl GenerateBody {
 #[derive(Debug)]
 pub struct SearchBody {
     pub query: String,
-    pub lookup: Lookup,
+    pub lookup: LookupBody,
     pub deadline: Option<Instant>,
 }
 
@@ -270,7 +269,7 @@ impl SearchBody {
         let mut fields = Fields::body(body)?;
         let request = Self {
             query: read_text(&mut fields, "query", CONTENT_CHARS_MAX)?,
-            lookup: Lookup::read(&mut fields)?,
+            lookup: LookupBody::read(&mut fields)?,
             deadline: read_deadline(&mut fields, envelope)?,
         };
         let ignored = Self::ignored(fields.rest(), envelope.strict)?;

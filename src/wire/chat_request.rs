@@ -86,7 +86,6 @@ pub struct ChatCompletionRequest {
     pub stream: bool,
     pub include_usage: bool,
     pub return_token_ids: bool,
-    /// `generation.model` is empty until the service has resolved it.
     pub generation: GenerateRequest,
 }
 
@@ -110,7 +109,6 @@ impl ChatCompletionRequest {
             return_token_ids: common.return_token_ids,
             generation: GenerateRequest {
                 account: envelope.account.clone(),
-                model: String::new(),
                 prompt: Prompt::Chat(prompt),
                 sampling: common.sampling,
                 max_tokens: common.max_tokens,

@@ -64,7 +64,6 @@ impl CompletionRequest {
         let ignored = Self::ignored(fields.rest(), envelope.strict)?;
         let generation = GenerateRequest {
             account: envelope.account.clone(),
-            model: String::new(),
             prompt: Prompt::Tokens(Vec::new()),
             sampling: common.sampling,
             max_tokens: Some(common.max_tokens.unwrap_or(MAX_TOKENS_DEFAULT)),

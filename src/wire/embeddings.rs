@@ -61,7 +61,6 @@ pub enum EncodingFormat {
 pub struct EmbeddingsRequest {
     pub model: Option<String>,
     pub encoding_format: EncodingFormat,
-    /// `request.model` is empty until the service has resolved it.
     pub request: EmbedRequest,
 }
 
@@ -105,7 +104,6 @@ impl EmbeddingsRequest {
         };
         let request = EmbedRequest {
             account: envelope.account.clone(),
-            model: String::new(),
             inputs,
             input_type,
             dimensions: fields.count("dimensions", 1)?,

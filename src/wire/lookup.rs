@@ -49,7 +49,7 @@ const WAIT_MAX_SECONDS: f64 = 3600.0;
 
 /// See the module's documentation.
 #[derive(Clone, Debug)]
-pub struct Lookup {
+pub struct LookupBody {
     /// Names or ids; empty is the default one.
     pub collections: Vec<String>,
     /// Only these documents; empty is all.
@@ -73,7 +73,7 @@ pub enum Wait {
     For(Duration),
 }
 
-impl Lookup {
+impl LookupBody {
     pub(super) fn read(fields: &mut Fields) -> Result<Self> {
         let mode = match fields.string("search_mode")?.as_deref() {
             None | Some("fused" | "hybrid") => SearchMode::Fused,
@@ -98,7 +98,7 @@ impl Lookup {
     }
 }
 
-impl Lookup {
+impl LookupBody {
     /// What its filter and its documents leave to look in.
     pub fn restriction(&self) -> Option<AttributeFilter> {
         let documents = (!self.document_ids.is_empty()).then(|| AttributeFilter::Files(self.document_ids.clone()));

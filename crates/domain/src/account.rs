@@ -1,10 +1,10 @@
-//! What one request uses, written down by whoever works for it.
+//! The account of one request: what it uses, recorded by everything that works on it.
 //!
-//! An [`Account`] is opened when a request has been let in and travels with it; each model that works for the request
-//! gets a [`Leg`] of it and adds to it as it goes: the engine its share of every step, a hosted upstream the tokens it
-//! reports. Whoever works holds the account, so the last one to let go settles it, however the request ended: answered,
-//! refused, cancelled by a caller who left, or out of time. Settling, prices and limits are the business of whoever
-//! implements [`Books`].
+//! An [`Account`] is opened for each request whose caller is known and travels with the request. Each model that works
+//! for the request gets a [`Leg`] of the account and adds its usage: the engine its share of every step, a hosted
+//! upstream the tokens it reports. The account is settled when its last holder is dropped, however the request ended:
+//! answered, refused, cancelled by a caller who left, or timed out. Settling, prices and limits are left to the
+//! implementation of [`Books`].
 
 use std::{
     any::Any,
@@ -29,7 +29,7 @@ pub trait Books: Send + Sync {
     /// An account has been opened.
     fn opened(&self, _account: &Arc<Account>) {}
 
-    /// Lets a request in, before any work for it.
+    /// Admits a request, before any work for it.
     ///
     /// # Errors
     /// If the caller or the server is over a limit, or has spent its budget.
@@ -37,33 +37,33 @@ pub trait Books: Send + Sync {
         Ok(Place::default())
     }
 
-    /// What a caller has left of its limits, or of the server's where those are nearer.
+    /// What is left of a caller's limits, or of the server's where those are tighter.
     fn allowance(&self, _caller: &Caller) -> Allowance {
         Allowance::default()
     }
 
-    /// What holds for a caller now.
+    /// The limits of a caller and what is left of them now.
     fn standing(&self, caller: &Caller) -> Standing {
         Standing { limits: caller.limits, ..Standing::default() }
     }
 
-    /// Sets tokens aside for a request before it runs; what it really used is settled at the end.
+    /// Reserves tokens for a request before it runs; what it actually used is settled at the end.
     ///
     /// # Errors
-    /// If the caller has none left.
+    /// If the caller has no tokens left.
     fn reserve(&self, account: &Account, tokens: u64) -> Result<()>;
 
     /// What a leg costs, in millionths of a US dollar.
     fn price(&self, leg: &LegReceipt) -> u64;
 
-    /// The account's end. Called once, and must not block.
+    /// Ends the account. Called once per account; must not block.
     fn settle(&self, account: &Account, receipt: Receipt);
 
-    /// The process is about to end: settles, with what they have used so far, the accounts that are open still.
+    /// Called when the process is about to exit: settles the accounts still open, with what they have used so far.
     fn close(&self) {}
 }
 
-/// Books that nobody reads: for commands and tests.
+/// Books that record nothing, for commands and tests.
 #[derive(Clone, Copy, Debug)]
 pub struct NoBooks;
 
@@ -79,12 +79,12 @@ impl Books for NoBooks {
     fn settle(&self, _: &Account, _: Receipt) {}
 }
 
-/// A request's place among those that run at the same time. Dropping it gives it back.
+/// A request's place among the concurrent requests, released on drop.
 #[derive(Default)]
 pub struct Place(Option<Box<dyn Any + Send + Sync>>);
 
 impl Place {
-    /// A place that is given back when this is dropped.
+    /// A place whose release drops `what`.
     pub fn held_by(what: impl Any + Send + Sync) -> Self {
         Self(Some(Box::new(what)))
     }
@@ -96,7 +96,7 @@ impl fmt::Debug for Place {
     }
 }
 
-/// What is left of limits by the minute; `None` where there is none.
+/// What is left of the per-minute limits; `None` where there is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Allowance {
     pub requests: Option<Remaining>,
@@ -106,21 +106,21 @@ pub struct Allowance {
 /// What is left of one limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Remaining {
-    /// A minute's worth.
+    /// The limit per minute.
     pub limit: u32,
     pub remaining: u32,
-    /// Until all of it is there again.
+    /// Until the whole limit is available again.
     pub reset: Duration,
 }
 
-/// Who served, of those that can.
+/// Which side served a request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum ServedBy {
     /// This process, on `cpu`, `cuda` or `metal`.
     Local { device: String },
     /// The upstream of this name.
     Upstream(String),
-    /// An answer that was given before; which cache it came from.
+    /// An answer served from a cache; the name of the cache.
     Cache(&'static str),
 }
 
@@ -139,7 +139,7 @@ impl ServedBy {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Outcome {
     Finished,
-    /// Not let in, or a mistake of the caller's: a 4xx.
+    /// Not admitted, or an error of the caller's: a 4xx.
     Refused,
     Failed,
     /// The caller left, or cancelled it.
@@ -159,14 +159,14 @@ impl Outcome {
     }
 }
 
-/// How far a request takes part in what is kept of earlier answers.
+/// How far a request uses the answer caches.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CacheUse {
     #[default]
     Full,
-    /// It is computed anew, and the new answer is kept.
+    /// The answer is recomputed, and the new answer is stored.
     Refresh,
-    /// Nothing is looked up and nothing is kept.
+    /// Nothing is looked up and nothing is stored.
     Off,
 }
 
@@ -186,11 +186,11 @@ pub struct Account {
     legs: Mutex<Vec<Arc<LegFigures>>>,
     facts: Mutex<Facts>,
     is_settled: AtomicBool,
-    /// Given back after the account has been settled.
+    /// Released after the account has been settled.
     place: OnceLock<Place>,
 }
 
-/// What is said of a request rather than counted.
+/// Facts about a request that are stated rather than counted.
 #[derive(Clone, Debug, Default)]
 struct Facts {
     is_local_only: bool,
@@ -203,18 +203,18 @@ struct Facts {
     error_code: Option<String>,
 }
 
-/// What [`Account::open`] needs to know of a request.
+/// What [`Account::open`] needs to know about a request.
 #[derive(Debug)]
 pub struct Opening {
     pub request_id: String,
     /// `POST /v1/chat/completions`, or the kind of a job.
     pub route: String,
     pub caller: Arc<Caller>,
-    /// Whose turn it is in fair queues: a key, or the peer's address.
+    /// The key of the request in fair queues: an API key, or the peer's address.
     pub turn: String,
-    /// What the request itself asks for.
+    /// The routing policy that the request itself asks for.
     pub policy: Option<Policy>,
-    /// Whether it leaves a row in the ledger.
+    /// Whether the request leaves a row in the ledger.
     pub is_recorded: bool,
 }
 
@@ -242,7 +242,7 @@ impl Account {
         account
     }
 
-    /// An account that nobody reads: for commands and tests.
+    /// An account that is not recorded, for commands and tests.
     pub fn unrecorded() -> Arc<Self> {
         let opening = Opening {
             request_id: String::new(),
@@ -268,7 +268,7 @@ impl Account {
         &self.caller
     }
 
-    /// Whose turn it is: callers share queues fairly.
+    /// The key by which callers share queues fairly.
     pub fn turn(&self) -> &str {
         &self.turn
     }
@@ -277,7 +277,8 @@ impl Account {
         self.is_recorded
     }
 
-    /// The policy that the request or its key asks for. What is to stay on this machine stays, whoever asks otherwise.
+    /// The policy that the request or its key asks for. A request marked local-only stays local, even if it asks
+    /// otherwise.
     pub fn policy(&self) -> Option<Policy> {
         if self.caller.local_only || self.facts.lock().is_local_only {
             return Some(Policy::LocalOnly);
@@ -285,64 +286,64 @@ impl Account {
         self.policy.or(self.caller.policy)
     }
 
-    /// From here on the request works on something that must stay on this machine, such as a collection's passages.
+    /// From now on the request works on data that must stay on this machine, such as a collection's passages.
     pub fn keep_local(&self) {
         self.facts.lock().is_local_only = true;
     }
 
-    /// Lets the request in.
+    /// Admits the request.
     ///
     /// # Errors
     /// If the caller or the server is over a limit, or has spent its budget.
     pub fn admit(&self) -> Result<()> {
-        // Asked again, it keeps the place that it has.
+        // A second call keeps the place that the first one got.
         let _second = self.place.set(self.books.admit(self)?);
         Ok(())
     }
 
-    /// Whether [`Self::admit`] has let the request in. Jobs are not asked: their requests were.
+    /// Whether [`Self::admit`] has admitted the request. Jobs are not asked: their requests were admitted.
     pub fn is_admitted(&self) -> bool {
         self.place.get().is_some()
     }
 
-    /// Sets tokens aside before a model runs.
+    /// Reserves tokens before a model runs.
     ///
     /// # Errors
-    /// If the caller has none left.
+    /// If the caller has no tokens left.
     pub fn reserve(&self, tokens: u64) -> Result<()> {
         self.books.reserve(self, tokens)?;
         self.reserved.fetch_add(tokens, Relaxed);
         Ok(())
     }
 
-    /// Tokens that were set aside.
+    /// Tokens reserved so far.
     pub fn reserved(&self) -> u64 {
         self.reserved.load(Relaxed)
     }
 
-    /// A model begins to work for the request. `model` is its name as it is served.
+    /// Starts a model's work for the request. `model` is its served name.
     pub fn leg(self: &Arc<Self>, model: &str, served_by: ServedBy) -> Leg {
         let figures = Arc::new(LegFigures { model: model.to_owned(), served_by, ..LegFigures::default() });
         self.legs.lock().push(figures.clone());
         Leg { figures, account: Some(self.clone()) }
     }
 
-    /// Another one than the first choice serves, for this reason.
+    /// Records that a fallback serves the request, and why.
     pub fn fell_back(&self, reason: impl Into<String>) {
         self.facts.lock().fallback_reason = Some(reason.into());
     }
 
-    /// One more upstream has been tried.
+    /// Records one more attempt at an upstream.
     pub fn attempted(&self) {
         self.facts.lock().attempts += 1;
     }
 
-    /// The answer was there already, in this cache.
+    /// Records that the answer came from this cache.
     pub fn served_from_cache(&self, cache: &'static str) {
         self.facts.lock().cache = Some(cache);
     }
 
-    /// What the request says of caches.
+    /// Sets the request's cache use.
     pub fn use_caches(&self, cache_use: CacheUse) {
         self.facts.lock().cache_use = cache_use;
     }
@@ -351,7 +352,7 @@ impl Account {
         self.facts.lock().cache_use
     }
 
-    /// Parts of the request's schemas that the answer is not held to, by their paths in the request.
+    /// Records the parts of the request's schemas that the answer is not held to, by their paths in the request.
     pub fn left_unenforced(&self, paths: &[String]) {
         self.facts.lock().unenforced.extend_from_slice(paths);
     }
@@ -360,12 +361,12 @@ impl Account {
         self.facts.lock().unenforced.clone()
     }
 
-    /// Bytes of the request's text that left the machine.
+    /// Adds bytes of the request's text that left the machine.
     pub fn sent_out(&self, bytes: u64) {
         self.bytes_out.fetch_add(bytes, Relaxed);
     }
 
-    /// How the request ended. The first word counts: a failure is not made good by the answer's last byte.
+    /// Records how the request ended. The first call wins: a failure is not undone when the body then finishes.
     pub fn ended(&self, outcome: Outcome, error_code: Option<&str>) {
         let mut facts = self.facts.lock();
         if facts.outcome.is_none() {
@@ -374,8 +375,8 @@ impl Account {
         }
     }
 
-    /// Settles the account while the request may still be worked on: the server stops and cuts it off. Usage after
-    /// this is in no row.
+    /// Settles the account while the request may still be in progress, because the server is stopping and cuts it off.
+    /// Usage after this call appears in no ledger row.
     pub fn cut_off(&self) {
         self.ended(Outcome::Failed, Some("draining"));
         self.settle();
@@ -392,12 +393,12 @@ impl Account {
         self.books.price(leg)
     }
 
-    /// What stands in the account now.
+    /// The receipt as of now.
     pub fn receipt(&self) -> Receipt {
         let legs: Vec<LegReceipt> = self.legs.lock().iter().map(|figures| figures.receipt()).collect();
         let facts = self.facts.lock().clone();
         let cost_micro_usd = legs.iter().map(|leg| self.price(leg)).sum();
-        // A question whose vector was known is no answer yet.
+        // An embedding served from a cache is not an answer yet.
         let is_generated = |leg: &LegReceipt| leg.completion_tokens > 0 && !matches!(leg.served_by, ServedBy::Cache(_));
         let cache = facts.cache.filter(|_| !legs.iter().any(is_generated));
         Receipt {
@@ -416,7 +417,8 @@ impl Account {
 }
 
 impl Drop for Account {
-    /// Nobody works for the request any more. Where nobody said how it ended, the caller left before anybody could.
+    /// Runs when no worker holds the request any more. If no outcome was recorded, the caller left before there was
+    /// one.
     fn drop(&mut self) {
         self.ended(Outcome::Cancelled, None);
         self.settle();
@@ -433,11 +435,11 @@ impl fmt::Debug for Account {
     }
 }
 
-/// One model's work for a request. Cheap to clone; the account stays open while anybody holds one.
+/// One model's work for a request. Cheap to clone; the account stays open while any clone exists.
 #[derive(Clone, Debug, Default)]
 pub struct Leg {
     figures: Arc<LegFigures>,
-    /// `None` in a leg of nobody's request.
+    /// `None` in a leg that belongs to no request.
     account: Option<Arc<Account>>,
 }
 
@@ -472,7 +474,7 @@ impl Default for LegFigures {
     }
 }
 
-/// Durations beyond five centuries are not told apart.
+/// Durations beyond five centuries saturate.
 fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -482,30 +484,30 @@ impl Leg {
         self.account.as_ref()
     }
 
-    /// A share of the device's time.
+    /// Adds a share of the device's time.
     pub fn computed(&self, share: Duration) {
         self.figures.compute_ns.fetch_add(nanoseconds(share), Relaxed);
     }
 
-    /// The prompt has been let in.
+    /// Records the admitted prompt.
     pub fn prompt(&self, tokens: usize, cached: usize) {
         self.figures.prompt_tokens.store(tokens as u64, Relaxed);
         self.figures.cached_tokens.store(cached as u64, Relaxed);
     }
 
-    /// One more token of the answer.
+    /// Counts one more token of the answer.
     pub fn generated(&self) {
         self.figures.completion_tokens.fetch_add(1, Relaxed);
     }
 
-    /// The final counts, instead of those so far.
+    /// Replaces the counts so far with the final ones.
     pub fn used(&self, usage: &Usage) {
         self.prompt(usage.prompt_tokens, usage.cached_tokens);
         self.figures.completion_tokens.store(usage.completion_tokens as u64, Relaxed);
         self.figures.reasoning_tokens.store(usage.reasoning_tokens as u64, Relaxed);
     }
 
-    /// Where the time went. Compute is counted by [`Leg::computed`] alone.
+    /// Records where the time went. Compute is counted by [`Leg::computed`] alone.
     pub fn took(&self, timings: &Timings) {
         self.figures.queue_ns.store(nanoseconds(timings.queue), Relaxed);
         self.figures.prefill_ns.store(nanoseconds(timings.prefill), Relaxed);
@@ -547,7 +549,7 @@ pub struct LegReceipt {
     pub compute: Duration,
 }
 
-/// What a request came to.
+/// What a request used and how it ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Receipt {
     /// In the order in which they began.
@@ -566,12 +568,12 @@ pub struct Receipt {
 }
 
 impl Receipt {
-    /// The leg that the answer is of: the last that generated, or else the last.
+    /// The leg that produced the answer: the last that generated tokens, else the last.
     pub fn main_leg(&self) -> Option<&LegReceipt> {
         self.legs.iter().rev().find(|leg| leg.completion_tokens > 0).or_else(|| self.legs.last())
     }
 
-    /// Who gave the answer: `local`, an upstream's name or `cache`; `none` where nobody did.
+    /// Who gave the answer: `local`, an upstream's name or `cache`; `none` if there was no answer.
     pub fn served_by(&self) -> &str {
         let nobody = if self.cache.is_some() { "cache" } else { "none" };
         self.main_leg().map_or(nobody, |leg| leg.served_by.name())

@@ -1,24 +1,24 @@
-//! Who calls, and what they may: what a key, a token or the lack of both comes to.
+//! Who calls, and what they may do: the result of presenting a key, a token or neither.
 
 use std::{collections::BTreeSet, time::Duration};
 
 use crate::account::Allowance;
 
-/// The caller of a server that asks nobody for a key, and of commands on this machine.
+/// The caller of a server without authentication, and of commands on this machine.
 pub const LOCAL: &str = "local";
 
-/// A caller: owns documents and collections, has limits, and pays. Several keys may belong to one.
+/// A caller owns documents and collections, has limits, and pays. It may have several keys.
 #[derive(Clone, Debug)]
 pub struct Caller {
     pub id: String,
-    /// The key or token that was shown; `None` where none is asked for.
+    /// The key or token presented; `None` where none is required.
     pub key_id: Option<String>,
     pub scopes: BTreeSet<Scope>,
-    /// Models that may be named; `None` is all.
+    /// Models the caller may use; `None` means all.
     pub allowed_models: Option<Vec<String>>,
     /// Nothing that this caller sends, or that is found for it, leaves the machine.
     pub local_only: bool,
-    /// Which side is to serve, where the request does not say; `None` is the server's own policy.
+    /// The routing policy where the request names none; `None` is the server's own policy.
     pub policy: Option<Policy>,
     pub limits: CallerLimits,
 }
@@ -29,16 +29,16 @@ pub enum Scope {
     /// Generate, ask and rerank.
     Chat,
     Embed,
-    /// Upload, list, search and delete documents and collections of one's own.
+    /// Upload, list, search and delete one's own documents and collections.
     Documents,
-    /// See everybody's usage, and manage the server.
+    /// See every caller's usage, and manage the server.
     Admin,
 }
 
 impl Scope {
     pub const ALL: [Self; 4] = [Self::Chat, Self::Embed, Self::Documents, Self::Admin];
 
-    /// As it is written on the command line, in tokens and in the store.
+    /// The scope's name on the command line, in tokens and in the store.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Chat => "chat",
@@ -61,11 +61,11 @@ impl std::str::FromStr for Scope {
 /// Which side serves a request: this machine, or a hosted upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Policy {
-    /// This machine, and an upstream where this machine cannot.
+    /// This machine, or an upstream if this machine cannot.
     #[default]
     LocalFirst,
     LocalOnly,
-    /// An upstream, and this machine where it cannot.
+    /// An upstream, or this machine if the upstream cannot.
     HostedFirst,
     HostedOnly,
 }
@@ -92,7 +92,7 @@ impl std::str::FromStr for Policy {
     }
 }
 
-/// What a caller may use up; `None` is no limit.
+/// What a caller may use; `None` means no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct CallerLimits {
     pub requests_per_minute: Option<u32>,
@@ -104,24 +104,24 @@ pub struct CallerLimits {
     pub storage: StorageQuota,
 }
 
-/// What a caller may keep on the server; `None` is no limit.
+/// What a caller may store on the server; `None` means no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StorageQuota {
-    /// Of all uploaded files together.
+    /// All uploaded files together.
     pub bytes: Option<u64>,
     /// Memberships of files in collections.
     pub documents: Option<u64>,
 }
 
 impl StorageQuota {
-    /// This quota, and the other where it says nothing.
+    /// This quota, with `other` filling in the fields it leaves unset.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         Self { bytes: self.bytes.or(other.bytes), documents: self.documents.or(other.documents) }
     }
 }
 
-/// What may be spent in a day or a month, of the calendar in UTC.
+/// What may be spent in a calendar day or month (UTC).
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Budget {
     /// Millionths of a US dollar.
@@ -132,17 +132,18 @@ pub struct Budget {
 /// A caller's limits, and what is left of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Standing {
-    /// Its own, and those of each caller where it has none of its own.
+    /// The caller's own limits, or the per-caller defaults where it has none.
     pub limits: CallerLimits,
-    /// Left of the minute.
+    /// Left of the current minute.
     pub allowance: Allowance,
-    /// Left of the caller's budgets of the day and the month. What is left of the server's would tell what others spend.
+    /// Left of the caller's daily and monthly budgets. The server's own budget is not shown: it would reveal what
+    /// others spend.
     pub daily_left: Budget,
     pub monthly_left: Budget,
 }
 
 impl Caller {
-    /// The caller of a server that asks for no key: may do everything, without limits.
+    /// The caller of a server without authentication: may do everything, without limits.
     pub fn local() -> Self {
         Self {
             id: LOCAL.to_owned(),

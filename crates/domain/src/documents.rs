@@ -1,4 +1,4 @@
-//! The vocabulary of documents: what is kept of them, and what is found in them.
+//! The vocabulary of documents: what is stored of them, and what is found in them.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -7,20 +7,20 @@ use std::{collections::BTreeMap, fmt};
 pub struct Collection {
     /// `vs_` and a UUID.
     pub id: String,
-    /// What people call it. Those that OpenAI's clients made may share a name, or have the empty one.
+    /// The display name. Collections made by OpenAI's clients may share a name, or have an empty one.
     pub name: String,
     pub metadata: BTreeMap<String, AttributeValue>,
     /// Milliseconds since 1970.
     pub created_ms: i64,
-    /// What its vectors were made with; `None` while it has none.
+    /// What produced its vectors; `None` while it has none.
     pub embedding: Option<EmbeddingIdentity>,
 }
 
-/// The member of a collection's metadata that says whether it is to stay on this machine: `"true"` or `"false"`.
+/// The metadata key of a collection that says whether it must stay on this machine: `"true"` or `"false"`.
 pub const LOCAL_ONLY: &str = "local_only";
 
 impl Collection {
-    /// Whether nothing of it may leave this machine. Whatever is said of it but `false` means that it may not.
+    /// Whether nothing of the collection may leave this machine. If set, any value other than `false` counts as true.
     pub fn is_local_only(&self) -> bool {
         match self.metadata.get(LOCAL_ONLY) {
             None | Some(AttributeValue::Bool(false)) => false,
@@ -30,21 +30,21 @@ impl Collection {
     }
 }
 
-/// What made a vector. Vectors of two identities are never compared.
+/// What produced a vector. Vectors of different identities are never compared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EmbeddingIdentity {
-    /// Of the weights, the pooling, the normalization and the prefixes, as one string.
+    /// The weights, pooling, normalization and prefixes, as one string.
     pub name: String,
     pub dimensions: usize,
 }
 
-/// An uploaded file, whose bytes lie in the data directory under its id.
+/// An uploaded file, whose bytes are stored in the data directory under its id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredFile {
     /// `file-` and a UUID.
     pub id: String,
     pub filename: String,
-    /// What OpenAI's clients say of it, such as `assistants`.
+    /// What OpenAI's clients say the file is for, such as `assistants`.
     pub purpose: String,
     pub bytes: u64,
     pub sha256: [u8; 32],
@@ -55,14 +55,14 @@ pub struct StoredFile {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Document {
     pub collection_id: String,
-    /// Of the file that it was made of; the document's own id within its collection.
+    /// The id of the file it was made from; also the document's own id within its collection.
     pub file_id: String,
     pub filename: String,
     pub bytes: u64,
     pub status: DocumentStatus,
-    /// What callers filter by.
+    /// Attributes that callers filter by.
     pub attributes: BTreeMap<String, AttributeValue>,
-    /// Chunks that are searched now.
+    /// Chunks that are searchable now.
     pub num_chunks: usize,
     pub created_ms: i64,
     pub updated_ms: i64,
@@ -70,7 +70,7 @@ pub struct Document {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DocumentStatus {
-    /// Waiting or being read; an earlier version of it is searched meanwhile.
+    /// Waiting or being read; an earlier version stays searchable meanwhile.
     Processing,
     /// Searchable.
     Ready,
@@ -115,7 +115,7 @@ pub enum AttributeFilter {
     },
     All(Vec<AttributeFilter>),
     Any(Vec<AttributeFilter>),
-    /// One of these files.
+    /// Any of these files.
     Files(Vec<String>),
 }
 
@@ -129,26 +129,26 @@ pub enum Comparison {
     Lte,
 }
 
-/// How passages are looked for.
+/// How passages are searched.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SearchMode {
-    /// By meaning: nearness of vectors.
+    /// By meaning: vector similarity.
     Dense,
     /// By words: BM25.
     Lexical,
-    /// Both, their scores fused.
+    /// Both, with fused scores.
     #[default]
     Fused,
 }
 
-/// How an answer from documents is bound to them.
+/// How an answer from documents is tied to them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Grounding {
-    /// Sentences of the passages, chosen by their vectors; no chat model is asked.
+    /// Sentences of the passages, selected by their vectors; no chat model runs.
     Extract,
-    /// Sentences of the passages, chosen by the chat model.
+    /// Sentences of the passages, selected by the chat model.
     Quote,
-    /// What the chat model writes; its sentences are then held against the passages.
+    /// Text the chat model writes; its sentences are then checked against the passages.
     Free,
 }
 
@@ -167,25 +167,25 @@ impl Grounding {
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewChunk {
     pub text: String,
-    /// Headings above it, outermost first, as one line.
+    /// The headings above it, outermost first, on one line.
     pub heading: String,
     /// Page, sheet or line, where the format has one.
     pub place: Option<u32>,
-    /// Tokens of the text under the embedding model's tokenizer.
+    /// Tokens of the text by the embedding model's tokenizer.
     pub tokens: usize,
     /// Of unit length.
     pub vector: Vec<f32>,
 }
 
-/// A piece of a document, as it was found.
+/// A piece of a document, as search returns it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Chunk {
-    /// Never used again for another one.
+    /// Never reused for another chunk.
     pub id: u64,
     pub collection_id: String,
     pub file_id: String,
     pub filename: String,
-    /// Its place in the document, from 0.
+    /// Its position in the document, from 0.
     pub position: usize,
     pub text: String,
     pub heading: String,

@@ -1,16 +1,15 @@
 //! One error for the whole server, in two voices: what the caller is told, and what the log is told.
 //!
-//! It knows nothing of HTTP. `http/error.rs` holds the one map from [`ErrorKind`] to a status, a type and
-//! a code; every layer below speaks in kinds. Reuse a kind rather than inventing one. Modules whose
-//! failures people act upon (a GGUF file, a template) have their own typed errors and turn into this one
-//! at the boundary of their layer.
+//! It knows nothing of HTTP. `http/error.rs` holds the one map from [`ErrorKind`] to a status, a type and a code; every
+//! layer below speaks in kinds. Reuse a kind rather than inventing one. Modules whose failures people act upon (a GGUF
+//! file, a template) have their own typed errors and convert them to this one at the boundary of their layer.
 
 use std::{fmt, time::Duration};
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// An error with its causes as one sentence. A cause that the message before it names already is left out: our own
-/// errors name theirs, most of other people's do not.
+/// An error with its causes as one sentence. A cause that the message before it already names is left out: our own
+/// errors name theirs, most foreign errors do not.
 pub fn sentence(error: &anyhow::Error) -> String {
     let mut said = String::new();
     for cause in error.chain() {
@@ -32,7 +31,7 @@ pub enum ErrorKind {
     ContextLengthExceeded,
     /// No key or a wrong one. 401
     Unauthorized,
-    /// A good key without the right. 403
+    /// A valid key without the required scope. 403
     Forbidden,
     /// No such route. 404
     NotFound,
@@ -40,7 +39,7 @@ pub enum ErrorKind {
     ModelNotFound,
     /// The route exists, the method does not. 405
     MethodNotAllowed,
-    /// What is asked for is not in a state that allows it. 409
+    /// The resource is not in a state that allows the request. 409
     Conflict,
     /// The client did not deliver its request in time. 408
     RequestTimeout,
@@ -50,11 +49,11 @@ pub enum ErrorKind {
     PayloadTooLarge,
     /// Not JSON where JSON is needed. 415
     UnsupportedMediaType,
-    /// The caller is over a limit, and waiting helps. 429
+    /// The caller is over a request limit; waiting helps. 429
     RateLimited,
-    /// The same, where the limit is one of tokens. 429
+    /// The caller is over a token limit; waiting helps. 429
     TokensLimited,
-    /// The caller's budget is used up. 429, not to be tried again soon
+    /// The caller's budget is used up. 429; retrying soon does not help
     QuotaExceeded,
     /// The queue is full. 503, retry
     Overloaded,
@@ -64,7 +63,7 @@ pub enum ErrorKind {
     Draining,
     /// Not enough memory for this request now. 503
     OutOfMemory,
-    /// The disk, or the caller's quota, has no room for what is to be stored. 507
+    /// The disk, or the caller's quota, has no room for the data to store. 507
     InsufficientStorage,
     /// The request's deadline passed. 504
     DeadlineExceeded,
@@ -109,7 +108,7 @@ impl Error {
         Self::new(ErrorKind::InvalidRequest, message).with_param(param)
     }
 
-    /// Prompt and answer do not fit; both numbers travel to the caller.
+    /// Prompt and answer do not fit; the caller is told both numbers.
     pub fn context_length_exceeded(prompt_tokens: usize, context_length: usize, param: &str) -> Self {
         let mut error = Self::new(
             ErrorKind::ContextLengthExceeded,
@@ -123,26 +122,26 @@ impl Error {
         error
     }
 
-    /// A fault that the caller cannot mend: the log gets the cause, the caller a plain sentence.
+    /// A fault the caller cannot fix: the log gets the cause, the caller a generic sentence.
     pub fn internal(source: impl Into<anyhow::Error>) -> Self {
         let mut error = Self::new(ErrorKind::Internal, "The server failed on this request; its log has the cause.");
         error.source = Some(source.into());
         error
     }
 
-    /// A model that will be there soon.
+    /// The model will be available soon.
     pub fn model_loading() -> Self {
         Self::new(ErrorKind::Unavailable, "The model is still loading; try again shortly.")
             .with_code("model_loading")
             .with_retry_after(Duration::from_secs(2))
     }
 
-    /// A model that cannot be used, for this reason.
+    /// The model cannot be used, for this reason.
     pub fn model_failed(reason: &str) -> Self {
         Self::new(ErrorKind::Unavailable, format!("The model cannot be used: {reason}")).with_code("model_failed")
     }
 
-    /// One more sentence for the caller.
+    /// Appends a sentence for the caller.
     pub fn with_note(mut self, note: &str) -> Self {
         self.message = format!("{} {note}", self.message);
         self
@@ -153,7 +152,7 @@ impl Error {
         self
     }
 
-    /// `(tokens, limit)` of a text that does not fit, beside a message of one's own.
+    /// `(tokens, limit)` of a text that does not fit, for errors with their own message.
     pub fn with_context(mut self, tokens: usize, limit: usize) -> Self {
         self.context = Some((tokens, limit));
         self
@@ -170,13 +169,13 @@ impl Error {
         self
     }
 
-    /// The same request would be refused again, however long it waits.
+    /// The same request would be refused again, however late it is retried.
     pub fn lasting(mut self) -> Self {
         self.is_lasting = true;
         self
     }
 
-    /// What the log is told beside the message.
+    /// The cause for the log, in addition to the message.
     pub fn with_source(mut self, source: impl Into<anyhow::Error>) -> Self {
         self.source = Some(source.into());
         self
@@ -212,7 +211,7 @@ impl Error {
         self.context
     }
 
-    /// What the caller is not told.
+    /// The cause, which the caller is not told.
     pub fn internal_source(&self) -> Option<&anyhow::Error> {
         self.source.as_ref()
     }

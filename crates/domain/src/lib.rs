@@ -1,8 +1,8 @@
 //! The plain vocabulary that every layer above the tensors speaks.
 //!
-//! These types carry no serde: JSON is the business of `wire/`, and the meaning of a request does not
-//! depend on the contract it arrived under. Whoever serves a request, locally or through a hosted
-//! provider, takes a [`GenerateRequest`] or an [`EmbedRequest`] and answers in these words.
+//! These types carry no serde: JSON is the business of `wire/`, and the meaning of a request does not depend on the
+//! contract it arrived under. Every backend, local or hosted, takes a [`GenerateRequest`] or an [`EmbedRequest`] and
+//! answers in these types.
 
 #![forbid(unsafe_code)]
 
@@ -25,14 +25,12 @@ pub use self::{
     caller::{Budget, Caller, CallerLimits, LOCAL, Policy, Scope, Standing, StorageQuota},
 };
 
-/// One generation, before any text has become tokens. What may be large and is the same for all prompts of a request, and
-/// for all choices, is shared between them.
+/// One generation, before any text is tokenized. Fields that may be large and are the same for all prompts and choices
+/// of a request are shared between them.
 #[derive(Clone, Debug)]
 pub struct GenerateRequest {
-    /// Whose request it is, and where what it uses is written down.
+    /// The account of the request, which records what it uses.
     pub account: Arc<Account>,
-    /// The model's name as the caller wrote it; already resolved to a served model.
-    pub model: String,
     pub prompt: Prompt,
     pub sampling: SamplingParams,
     /// Upper bound on generated tokens; `None` means "to the end of the context".
@@ -43,7 +41,7 @@ pub struct GenerateRequest {
     pub stop: Arc<[String]>,
     /// Further token ids that end the text.
     pub stop_token_ids: Vec<u32>,
-    /// Go on past end-of-text tokens, as load generators ask.
+    /// Continue past end-of-text tokens, as load generators ask.
     pub ignore_eos: bool,
     /// How many independent choices to generate, at least 1.
     pub n: usize,
@@ -51,7 +49,7 @@ pub struct GenerateRequest {
     pub logprobs: Option<usize>,
     /// Prepend the prompt to the answer; with `logprobs`, score the prompt's tokens too.
     pub echo: bool,
-    /// Report token ids beside text.
+    /// Report token ids alongside text.
     pub return_token_ids: bool,
     /// What the text must conform to.
     pub constraint: Option<Arc<Constraint>>,
@@ -60,11 +58,10 @@ pub struct GenerateRequest {
 }
 
 impl GenerateRequest {
-    /// One choice with the default sampling parameters, to the end of the context. Its model is yet to be resolved.
+    /// One choice with the default sampling parameters, to the end of the context.
     pub fn new(account: Arc<Account>, prompt: Prompt) -> Self {
         Self {
             account,
-            model: String::new(),
             prompt,
             sampling: SamplingParams::default(),
             max_tokens: None,
@@ -91,7 +88,7 @@ pub enum Prompt {
 }
 
 impl Prompt {
-    /// Bytes of text in it, about; of token ids, those of their text.
+    /// Approximate bytes of its text; for token ids, those of the text they stand for.
     pub fn bytes(&self) -> usize {
         match self {
             Self::Chat(chat) => chat.bytes(),
@@ -100,9 +97,9 @@ impl Prompt {
         }
     }
 
-    /// Its tokens, roughly, where no tokenizer can be asked; those of ids exactly.
+    /// An estimate of its tokens, for when no tokenizer is available; exact for token ids.
     pub fn estimated_tokens(&self) -> usize {
-        /// The marks around a message.
+        /// The markers around a message.
         const TOKENS_PER_MESSAGE: usize = 4;
         match self {
             Self::Chat(chat) => chat.messages.len() * TOKENS_PER_MESSAGE + quote::estimated_tokens(chat.bytes()),
@@ -113,13 +110,13 @@ impl Prompt {
 }
 
 impl ChatPrompt {
-    /// Bytes of text in its messages and tools, about.
+    /// Approximate bytes of text in its messages and tools.
     pub fn bytes(&self) -> usize {
         self.messages.iter().chain(&self.tools).map(bytes_of_json).sum()
     }
 }
 
-/// Bytes of the strings in it.
+/// Total bytes of the strings in a JSON value.
 fn bytes_of_json(value: &Value) -> usize {
     match value {
         Value::String(text) => text.len(),
@@ -132,8 +129,8 @@ fn bytes_of_json(value: &Value) -> usize {
 /// A conversation, rendered by the model's own chat template.
 #[derive(Clone, Debug, Default)]
 pub struct ChatPrompt {
-    /// Messages as the template sees them: objects with `role`, `content`, and whatever else the
-    /// caller sent (`tool_calls`, `tool_call_id`, `name`, ...), validated at the boundary.
+    /// Messages as the template sees them: objects with `role`, `content`, and anything else the caller sent
+    /// (`tool_calls`, `tool_call_id`, `name`, ...), validated at the boundary.
     pub messages: Vec<Value>,
     /// Tools as the template sees them: `{"type":"function","function":{...}}`.
     pub tools: Vec<Value>,
@@ -150,7 +147,7 @@ pub enum ToolChoice {
     #[default]
     Auto,
     None,
-    /// Some call, of any tool.
+    /// At least one call, of any tool.
     Required,
     /// A call of this tool.
     Named(String),
@@ -186,7 +183,7 @@ pub struct SamplingParams {
     pub presence_penalty: f32,
     /// Added to the logits of these token ids.
     pub logit_bias: Arc<[(u32, f32)]>,
-    /// The same seed gives the same text, whatever else is in the batch.
+    /// The same seed gives the same text, regardless of what else is in the batch.
     pub seed: Option<i64>,
 }
 
@@ -207,16 +204,16 @@ impl Default for SamplingParams {
     }
 }
 
-/// What a generation says while it runs. A stream of these ends with [`GenerateEvent::Done`] or an error.
+/// The events of a running generation. A stream of these ends with [`GenerateEvent::Done`] or an error.
 #[derive(Clone, Debug)]
 pub enum GenerateEvent {
-    /// The prompt has been computed; the first token follows. Sent once.
+    /// Prefill is done; the first token follows. Sent once.
     Prefilled { prompt_tokens: usize, cached_tokens: usize },
     /// The prompt's own text and scores, when `echo` was asked for. Sent once, before any delta.
     Echo { choice: usize, text: String, logprobs: Vec<TokenLogprob>, token_ids: Vec<u32> },
     /// More of a choice's text. `text` may be empty when only log-probabilities are new.
     Delta { choice: usize, text: String, logprobs: Vec<TokenLogprob>, token_ids: Vec<u32> },
-    /// More of what a reasoning model thinks before it answers.
+    /// More of a reasoning model's thinking before the answer.
     Reasoning { choice: usize, text: String },
     /// The opening of a tool call (`id` and `name` present), or more of its arguments.
     ToolCall { choice: usize, call: usize, id: Option<String>, name: Option<String>, arguments: String },
@@ -274,9 +271,9 @@ pub struct TopLogprob {
 pub struct Usage {
     pub prompt_tokens: usize,
     pub completion_tokens: usize,
-    /// Of the prompt, how many came from the prefix cache.
+    /// How many of the prompt tokens came from the prefix cache.
     pub cached_tokens: usize,
-    /// Of the completion, how many were thinking.
+    /// How many of the completion tokens were thinking.
     pub reasoning_tokens: usize,
 }
 
@@ -299,17 +296,16 @@ pub struct Timings {
     pub compute: Duration,
 }
 
-/// Texts to embed, in the order the answer keeps.
+/// Texts to embed; the answer keeps their order.
 #[derive(Clone, Debug)]
 pub struct EmbedRequest {
     pub account: Arc<Account>,
-    pub model: String,
     pub inputs: Vec<EmbedInput>,
-    /// What the texts are, for models that put a prefix before one or the other.
+    /// What the texts are, for models that prefix queries or passages.
     pub input_type: EmbedInputType,
     /// Keep this many leading dimensions, renormalized.
     pub dimensions: Option<usize>,
-    /// Cut texts that are too long instead of refusing them.
+    /// Truncate texts that are too long instead of refusing them.
     pub truncate: bool,
     pub deadline: Option<Instant>,
 }
@@ -322,7 +318,7 @@ pub enum EmbedInput {
 }
 
 impl EmbedInput {
-    /// Its tokens, roughly; those of ids exactly.
+    /// An estimate of its tokens; exact for token ids.
     pub fn estimated_tokens(&self) -> usize {
         match self {
             Self::Text(text) => quote::estimated_tokens(text.len()),
@@ -345,12 +341,12 @@ pub enum EmbedInputType {
 pub struct EmbedResponse {
     pub embeddings: Vec<Vec<f32>>,
     pub prompt_tokens: usize,
-    /// Of those, each input's; empty where only their sum is known.
+    /// The tokens of each input; empty where only their sum is known.
     pub token_counts: Vec<usize>,
     pub timings: Timings,
 }
 
-/// Texts to rate by how well they answer a query.
+/// Texts to score by how well they answer a query.
 #[derive(Clone, Debug)]
 pub struct RerankRequest {
     pub account: Arc<Account>,
@@ -363,27 +359,27 @@ pub struct RerankRequest {
 pub struct RerankResponse {
     /// Relevance, 0 to 1, in the order of the documents.
     pub scores: Vec<f32>,
-    /// Of all pairs, the query counted in each.
+    /// Of all pairs, with the query counted in each.
     pub prompt_tokens: usize,
 }
 
-/// What `/v1/models` says of a model.
+/// What `/v1/models` reports about a model.
 #[derive(Clone, Debug)]
 pub struct ModelInfo {
     pub id: String,
     pub kind: ModelKind,
     /// `llama`, `qwen2`, `bert`, ...
     pub architecture: String,
-    /// Tokens, prompt and answer together.
+    /// In tokens, prompt and answer together.
     pub context_length: usize,
     pub vocab_size: usize,
     /// Length of an embedding, for embedding models.
     pub embedding_length: Option<usize>,
-    /// Parameters, and their storage, such as `Q4_K`.
+    /// Number of parameters, and their storage type, such as `Q4_K`.
     pub parameters: u64,
     pub quantization: String,
     pub size_bytes: u64,
-    /// Chat: the template names tools and thinking.
+    /// Chat models: whether the template handles tools and thinking.
     pub supports_tools: bool,
     pub supports_reasoning: bool,
     /// Unix seconds at which the file was last modified.
@@ -397,16 +393,16 @@ pub enum ModelKind {
     Rerank,
 }
 
-/// Decides which tokens may come next. One lives with each constrained sequence; the engine asks it for a
-/// mask before sampling and tells it what was sampled.
+/// Decides which tokens may come next. Each constrained sequence has one; the engine asks it for a mask before sampling
+/// and tells it which token was sampled.
 pub trait TokenConstraint: Send {
     /// Sets a bit for each token that may come next. `mask` has one bit per token id, all zero on entry,
     /// bit `i % 32` of word `i / 32`.
     fn allowed(&mut self, mask: &mut [u32]) -> Result<(), String>;
 
-    /// The token that was sampled. It was allowed by the last mask.
+    /// Records the sampled token, which the last mask allowed.
     fn accept(&mut self, token: u32) -> Result<(), String>;
 
-    /// The text so far is complete and nothing can follow it: the sequence ends with [`FinishReason::Stop`].
+    /// Whether the text so far is complete and nothing can follow it: the sequence ends with [`FinishReason::Stop`].
     fn is_finished(&mut self) -> bool;
 }

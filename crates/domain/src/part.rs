@@ -1,9 +1,10 @@
-//! Parts of the server that work for as long as it runs, such as an engine's loop, and what becomes of one that panics.
+//! Long-running parts of the server, such as an engine's loop, and what happens when one panics.
 //!
-//! What a loop expects to fail it guards itself. A panic beyond that is a fault of Hearth's own, and may have broken the
-//! loop's books; so the loop begins again with new ones. One that panics more than [`RESTARTS_MAX`] times within
-//! [`WINDOW`] has failed, and readiness says so: it either ends, or goes on trying after pauses and is well again with the
-//! first work that it gets done. The log has each panic's message; health has none, since it may hold a caller's words.
+//! A loop handles the failures it expects itself. A panic beyond those is a bug in Hearth, and may have left the loop's
+//! state inconsistent, so the loop restarts with fresh state. A part that panics more than [`RESTARTS_MAX`] times
+//! within [`WINDOW`] has failed, and readiness reports it: it either stops, or retries after pauses and recovers with
+//! the first work it completes. The log has each panic's message; the health report does not, since the message may
+//! contain a caller's text.
 
 use std::{
     any::Any,
@@ -17,7 +18,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// Panics within [`WINDOW`] after which a part begins again; with one more it has failed.
+/// Panics within [`WINDOW`] after which a part restarts; with one more it has failed.
 pub const RESTARTS_MAX: usize = 3;
 /// How long a panic counts.
 pub const WINDOW: Duration = Duration::from_secs(10 * 60);
@@ -32,19 +33,19 @@ pub struct Part {
 
 #[derive(Debug, Default)]
 struct Panics {
-    /// Those within the window, the oldest first.
+    /// Panics within the window, oldest first.
     recent: VecDeque<Instant>,
     total: u64,
 }
 
-/// What health says of a part.
+/// What the health report says about a part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartReport {
     /// Such as `chat engine`.
     pub name: String,
     /// Panics since the start.
     pub panics: u64,
-    /// Why it does not work, if it does not, and what to do.
+    /// Why the part does not work, if so, and what to do.
     pub failure: Option<String>,
 }
 
@@ -53,7 +54,7 @@ impl Part {
         Arc::new(Self { name: name.into(), panics: Mutex::default(), has_failed: AtomicBool::new(false) })
     }
 
-    /// The part has panicked: `false` if it has failed by that.
+    /// Records a panic of the part: `false` if the part has thereby failed.
     pub fn panicked(&self, panic: &(dyn Any + Send)) -> bool {
         self.panicked_at(Instant::now(), panic)
     }
@@ -77,7 +78,7 @@ impl Part {
         goes_on
     }
 
-    /// The part has got work done. Costs next to nothing while it is well.
+    /// Records that the part completed work. Costs next to nothing while the part is healthy.
     pub fn works(&self) {
         if self.has_failed.load(Ordering::Acquire) {
             self.panics.lock().recent.clear();
@@ -99,7 +100,7 @@ impl Part {
     }
 }
 
-/// What a panic said.
+/// The message of a panic.
 pub fn panic_message(panic: &(dyn Any + Send)) -> &str {
     panic
         .downcast_ref::<&str>()

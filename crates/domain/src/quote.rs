@@ -1,39 +1,40 @@
-//! What a request would come to, without running it.
+//! What a request would cost, without running it.
 
 use std::time::Duration;
 
 use super::{ModelInfo, account::ServedBy};
 
-/// What one side that could serve a request says of it.
+/// The quote of one backend that could serve a request.
 #[derive(Clone, Debug)]
 pub struct Quote {
     pub served_by: ServedBy,
     pub model: String,
     pub prompt_tokens: usize,
-    /// Counted by the model's own tokenizer, rather than estimated from the text's length.
+    /// Counted by the model's own tokenizer rather than estimated from the text's length.
     pub is_exact: bool,
-    /// Tokens, prompt and answer together.
+    /// In tokens, prompt and answer together.
     pub context_length: usize,
-    /// Tokens that may be generated, of all choices together.
+    /// Tokens that may be generated, all choices together.
     pub max_completion_tokens: usize,
-    /// Until the request would begin to run.
+    /// Time until the request would start running.
     pub wait: Duration,
-    /// The device's time for the prompt alone, and with the longest answer; zero where nothing has been measured yet.
+    /// Device time for the prompt alone, and with the longest answer; zero where nothing has been measured yet.
     pub compute: (Duration, Duration),
-    /// Why this side would not serve it, such as `context_length`.
+    /// Why this backend would not serve the request, such as `context_length`.
     pub refusal: Option<&'static str>,
 }
 
-/// Bytes of English text that a token stands for, about, where no tokenizer can be asked.
+/// Average bytes of English text per token, for when no tokenizer is available.
 pub(super) const BYTES_PER_TOKEN: usize = 4;
 
-/// Tokens of a text of so many bytes, roughly.
+/// An estimate of the tokens in a text of `bytes` bytes.
 pub fn estimated_tokens(bytes: usize) -> usize {
     bytes.div_ceil(BYTES_PER_TOKEN)
 }
 
 impl Quote {
-    /// A quote of a request of so many prompt tokens and choices that asks for at most so many tokens each.
+    /// A quote for a request with `prompt_tokens` prompt tokens and `choices` choices of at most `max_tokens` tokens
+    /// each.
     pub fn new(
         served_by: ServedBy,
         info: &ModelInfo,

@@ -1,4 +1,4 @@
-//! Activation functions, alone and as the gate of a feed-forward layer.
+//! Activation functions, on their own and as the gate of a feed-forward layer.
 
 use candle_core::{Result, Tensor};
 
@@ -15,7 +15,7 @@ pub enum Activation {
     Relu,
 }
 
-/// `a(gate) * up`, element by element.
+/// `a(gate) * up`, elementwise.
 pub fn gated(gate: &Tensor, up: &Tensor, a: Activation) -> Result<Tensor> {
     if gate.shape() != up.shape() {
         candle_core::bail!("gate is {:?}, up is {:?}: they must agree", gate.shape(), up.shape());
@@ -28,7 +28,7 @@ pub fn gated(gate: &Tensor, up: &Tensor, a: Activation) -> Result<Tensor> {
     })
 }
 
-/// `a(x)`, element by element.
+/// `a(x)`, elementwise.
 pub fn activate(x: &Tensor, a: Activation) -> Result<Tensor> {
     if !x.device().is_cpu() {
         return on_device(x, a);
@@ -36,10 +36,10 @@ pub fn activate(x: &Tensor, a: Activation) -> Result<Tensor> {
     with_floats(x, |floats| from_floats(by_parts(floats.len(), |at| scalar(floats[at], a))?, x.shape()))
 }
 
-/// Elements that one thread takes at a time; fewer are not worth a second thread.
+/// Elements per parallel chunk; fewer are not worth a second thread.
 const PART: usize = 1 << 13;
 
-/// `value(0)`, `value(1)`, ... `value(len - 1)`, in parallel if there are enough.
+/// `value(0)`, `value(1)`, ... `value(len - 1)`, in parallel if there are enough elements.
 fn by_parts(len: usize, value: impl Fn(usize) -> f32 + Sync) -> Result<Vec<f32>> {
     let mut out = vec![0.0; len];
     let fill = |first: usize, out: &mut [f32]| {
@@ -54,7 +54,7 @@ fn by_parts(len: usize, value: impl Fn(usize) -> f32 + Sync) -> Result<Vec<f32>>
     let shared = Shared::new(&mut out);
     pool::run(len.div_ceil(PART), |part| {
         let first = part * PART;
-        // SAFETY: each part is within `out`, and no other call has the same one.
+        // SAFETY: each part lies within `out`, and the parts of different calls are disjoint.
         fill(first, unsafe { shared.part(first, PART.min(len - first)) });
     })?;
     Ok(out)
@@ -81,7 +81,7 @@ fn scalar(x: f32, a: Activation) -> f32 {
     }
 }
 
-/// Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: off by at most 1.5e-7.
+/// Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26: absolute error at most 1.5e-7.
 fn error_function(x: f32) -> f32 {
     let magnitude = x.abs();
     let t = 1.0 / (1.0 + 0.327_591_1 * magnitude);

@@ -1,7 +1,7 @@
 //! Attention over the paged KV cache, and the encoder's attention over packed sequences.
 //!
-//! Here tokens are put into their blocks and queries are cut into tiles for the threads; `cpu/attend.rs` computes
-//! a tile.
+//! This file writes tokens into their KV blocks and cuts queries into tiles for the threads; `cpu/attend.rs` computes a
+//! tile.
 
 use candle_core::{Result, Tensor};
 
@@ -15,7 +15,7 @@ use super::{
     pool, with_floats,
 };
 
-/// What a model family varies.
+/// What varies between model families.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionParams {
     /// Multiplies the scores.
@@ -32,18 +32,18 @@ pub struct AttentionBatch<'a> {
     pub spans: Vec<AttentionSpan<'a>>,
 }
 
-/// One sequence's part of the step.
+/// One sequence's tokens in the step.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionSpan<'a> {
-    /// Its tokens in this step.
+    /// Number of its tokens in this step.
     pub num_tokens: usize,
     /// Position of the first of them.
     pub start: usize,
-    /// Its KV blocks by position, covering `start + num_tokens` tokens.
+    /// Its KV blocks in order of position, covering `start + num_tokens` tokens.
     pub block_table: &'a [u32],
 }
 
-/// Writes `k` and `v` into the layer's blocks; then every token attends to itself and all earlier ones of its
+/// Writes `k` and `v` into the layer's blocks; every token then attends to itself and to all earlier tokens of its
 /// sequence.
 ///
 /// `q` is `[t, n_heads, head_dim]`, `k` and `v` `[t, n_kv_heads, head_dim]`, the result `[t, n_heads * head_dim]`.
@@ -133,7 +133,7 @@ fn on_cpu(
     from_floats(out, (first_token, n_heads * dim))
 }
 
-/// Puts one sequence's new keys and values, `[tokens, n_kv_heads, head_dim]`, into its blocks.
+/// Writes one sequence's new keys and values, `[tokens, n_kv_heads, head_dim]`, into its blocks.
 #[expect(clippy::too_many_arguments, reason = "two arrays in, two out, and where each token goes")]
 fn write<E: Copy + Default>(
     k: &[f32],
@@ -160,8 +160,8 @@ fn write<E: Copy + Default>(
     }
 }
 
-/// Cuts one sequence's tokens into tiles, for each KV head. `tile_at` describes a tile that begins so many tokens
-/// after the sequence's first in this batch.
+/// Cuts one sequence's tokens into tiles, for each KV head. `tile_at` describes the tile that begins at this offset
+/// from the sequence's first token in the batch.
 fn cut<'a>(
     tiles: &mut Vec<Tile<'a>>,
     heads: Heads,
@@ -170,7 +170,7 @@ fn cut<'a>(
     tile_at: impl Fn(usize) -> Tile<'a>,
 ) {
     let tokens_per_tile = (TILE_ROWS / (heads.n_heads / heads.n_kv_heads)).max(1);
-    // The last tiles see the most: they come first, so that no thread is left alone with a long one at the end.
+    // The last tiles see the most tokens, so they come first: no thread is left running a long tile alone at the end.
     for first in (0..num_tokens).step_by(tokens_per_tile).rev() {
         for kv_head in 0..heads.n_kv_heads {
             tiles.push(Tile {
@@ -190,7 +190,7 @@ fn run<E: Element>(heads: Heads, tiles: &[Tile<'_>], q: &[f32], keys: &[E], valu
     Ok(out)
 }
 
-/// Bidirectional attention within each of the packed sequences.
+/// Bidirectional attention within each packed sequence.
 ///
 /// `q`, `k` and `v` are `[t, heads, head_dim]`, `lengths` add up to `t`; `bias`, if any, is
 /// `[heads, longest, longest]` and is added to the scaled scores. The result is `[t, heads * head_dim]`.
@@ -221,7 +221,7 @@ pub fn attention_encoder(
     with_floats(q, |q| with_floats(k, |k| with_floats(v, |v| encoder_on_cpu(q, k, v, lengths, heads))))
 }
 
-/// The same kernel as for the decoder, over blocks that live as long as the call.
+/// The same kernel as for the decoder, over blocks that live for the duration of the call.
 fn encoder_on_cpu(q: &[f32], k: &[f32], v: &[f32], lengths: &[usize], heads: Heads) -> Result<Tensor> {
     let row = heads.n_heads * heads.head_dim;
     let num_blocks: usize = lengths.iter().map(|length| length.div_ceil(BLOCK_TOKENS)).sum();
@@ -305,7 +305,7 @@ mod tests {
                 let mut layer = KvLayer::new(8, n_kv, dim, kv_type, &Device::Cpu)?;
                 for (start, len) in [(0, 1), (1, 18), (19, 1), (20, 25)] {
                     let (a, b) = (start * dim, (start + len) * dim);
-                    // Another sequence stands before this one in the same batch.
+                    // Another sequence precedes this one in the same batch.
                     let double = |x: &[f32], h: usize| [&noise(3 * h * dim, 9)[..], &x[a * h..b * h]].concat();
                     let data = [double(&q, heads), double(&k, n_kv), double(&v, n_kv)];
                     let spans: [(usize, usize, &[u32]); 2] = [(0, 3, &[7]), (start, len, &[1, 2, 4])];
@@ -341,7 +341,7 @@ mod tests {
         Ok(())
     }
 
-    /// Several sequences at different phases, in one batch, against the definition.
+    /// Several sequences in different phases, in one batch, against the definition.
     #[test]
     fn every_shape_equals_the_definition() -> Result<()> {
         let shapes = [(1, 1, 16), (4, 2, 24), (6, 2, 80), (8, 1, 64), (12, 4, 128), (40, 1, 8), (3, 3, 5)];

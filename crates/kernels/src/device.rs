@@ -1,7 +1,7 @@
-//! Which device computes, and how many threads the CPU path uses.
+//! Which device to compute on, and how many threads the CPU path uses.
 //!
-//! `auto` prefers an accelerator and falls back to the CPU with a line in the log; a device asked for by name
-//! that cannot be opened is an error.
+//! `auto` prefers an accelerator and falls back to the CPU with a log line; a device that is requested by name and
+//! cannot be opened is an error.
 
 use std::{fmt, str::FromStr};
 
@@ -10,10 +10,10 @@ use candle_core::{Device, DeviceLocation};
 pub use super::cpu::features::{CpuFeatures, cpu_features};
 pub use super::pool::{Aside, set_threads, threads};
 
-/// What `--device` takes.
+/// The values of `--device`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// An accelerator if this build and this machine have one, else the CPU.
+    /// An accelerator if this build and this machine have one, otherwise the CPU.
     #[default]
     Auto,
     Cpu,
@@ -86,7 +86,7 @@ pub fn open_device(choice: DeviceChoice) -> Result<Device, DeviceError> {
 
 fn open_accelerator(choice: DeviceChoice) -> Result<Device, DeviceError> {
     let opened = match choice {
-        // A stream of its own: the per-thread default stream would tie the model to one OS thread's context.
+        // A dedicated stream: the per-thread default stream would tie the model to one OS thread's context.
         DeviceChoice::Cuda if cfg!(feature = "cuda") => Device::new_cuda_with_stream(0),
         DeviceChoice::Metal if cfg!(feature = "metal") => Device::new_metal(0),
         _ => return Err(DeviceError::NotBuilt(choice)),

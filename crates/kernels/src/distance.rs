@@ -1,22 +1,22 @@
 //! Similarity of one vector to many, for the vector index.
 //!
-//! Vectors are of unit length, so that the dot product is the cosine. A [`Codes`] keeps them in one byte a dimension,
-//! a quarter of the memory traffic of floats: good enough to find candidates, which floats then put in order.
+//! Vectors have unit length, so the dot product is the cosine. A [`Codes`] stores them in one byte per dimension, a
+//! quarter of the memory traffic of floats: accurate enough to find candidates, which are then ranked by their floats.
 
 use super::cpu::{
     distance::{BYTES, DotBytes, DotFloats, FLOATS, Rows},
     lanes::dispatch,
 };
 
-/// Floats of a stored vector: `dim` rounded up to whole registers; what is beyond `dim` is zero.
+/// Floats per stored vector: `dim` rounded up to whole registers; the floats beyond `dim` are zero.
 pub fn padded_floats(dim: usize) -> usize {
     dim.next_multiple_of(FLOATS)
 }
 
-/// `out[i]` = `query` · row `rows[i]` of `matrix`, `[n, query.len()]`.
+/// `out[i]` = `query` · row `rows[i]` of `matrix`, which is `[n, query.len()]`.
 ///
 /// # Panics
-/// If the vectors are not padded (see [`padded_floats`]) or a row is not in the matrix.
+/// If the vectors are not padded (see [`padded_floats`]) or a row is outside the matrix.
 pub fn dot_listed(query: &[f32], matrix: &[f32], rows: &[u32], out: &mut [f32]) {
     dispatch(DotFloats { query, matrix, rows: Rows::Listed(rows), out });
 }
@@ -29,38 +29,37 @@ pub fn dot_range(query: &[f32], matrix: &[f32], first: usize, out: &mut [f32]) {
     dispatch(DotFloats { query, matrix, rows: Rows::From(first), out });
 }
 
-/// Bytes of a vector's code: its dimensions rounded up to whole registers.
+/// Bytes per vector code: its dimensions rounded up to whole registers.
 pub fn padded_bytes(dim: usize) -> usize {
     dim.next_multiple_of(BYTES)
 }
 
-/// Writes a vector in one byte a dimension and returns its scale.
+/// Encodes a vector in one byte per dimension and returns its scale.
 ///
-/// A component `x` is stored as `round(x / scale) + 128` with `scale = max |x| / 127`. The products are those of an
-/// unsigned and a signed byte, which processors have an instruction for; the offset of 128 leaves again as
-/// `128 * sum(query)`.
+/// A component `x` is stored as `round(x / scale) + 128` with `scale = max |x| / 127`. Products are of one unsigned and
+/// one signed byte, for which processors have an instruction; the offset of 128 is removed again as `128 * sum(query)`.
 ///
 /// # Panics
-/// If the code has less room than the vector has components.
+/// If the code is shorter than the vector.
 pub fn encode(vector: &[f32], code: &mut [u8]) -> f32 {
     let scale = byte_scale(vector);
     let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
     let (used, rest) = code.split_at_mut(vector.len());
     for (byte, x) in used.iter_mut().zip(vector) {
-        // Between -127 and 127, moved to 1..=255.
+        // From -127..=127, shifted to 1..=255.
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "in the range of a byte")]
         let value = ((x * inverse).round() + 128.0) as u8;
         *byte = value;
     }
-    // The query is zero here, so that any byte would do.
+    // The query is zero here, so any byte would do.
     rest.fill(128);
     scale
 }
 
-/// Vectors as [`encode`] wrote them.
+/// Vectors as written by [`encode`].
 #[derive(Clone, Copy, Debug)]
 pub struct Codes<'a> {
-    /// Bytes of a row; see [`padded_bytes`].
+    /// Bytes per row; see [`padded_bytes`].
     pub stride: usize,
     /// `[n, stride]`
     pub bytes: &'a [u8],
@@ -73,7 +72,7 @@ pub struct Codes<'a> {
 pub struct ByteQuery {
     bytes: Vec<i8>,
     scale: f32,
-    /// What the offset of the stored bytes adds to every product.
+    /// What the offset of the stored bytes contributes to every product.
     excess: f32,
 }
 
@@ -94,7 +93,7 @@ impl Codes<'_> {
     /// Approximate dot products of the query and the listed rows.
     ///
     /// # Panics
-    /// If a row is not there.
+    /// If a row does not exist.
     pub fn dot_listed(&self, query: &ByteQuery, rows: &[u32], out: &mut [f32]) {
         dispatch(DotBytes { query: &query.bytes, matrix: self.bytes, rows: Rows::Listed(rows), out });
         for (out, &row) in out.iter_mut().zip(rows) {
@@ -118,7 +117,7 @@ mod tests {
         a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
     }
 
-    /// Unit vectors of `dim` components, padded.
+    /// Padded unit vectors of `dim` components.
     fn unit_vectors(count: usize, dim: usize, seed: u64) -> Vec<f32> {
         use rand::{Rng, SeedableRng};
         let mut random = rand::rngs::StdRng::seed_from_u64(seed);
@@ -134,7 +133,7 @@ mod tests {
         matrix
     }
 
-    /// Codes of the rows of a matrix, and their scales.
+    /// The codes of a matrix's rows, and their scales.
     fn coded(matrix: &[f32], padded: usize) -> (usize, Vec<u8>, Vec<f32>) {
         let stride = padded_bytes(padded);
         let mut bytes = vec![0; matrix.len() / padded * stride];

@@ -1,11 +1,11 @@
-//! Rows of a table, which may be quantized: the token embedding.
+//! Row lookup in a table that may be quantized: the token embedding.
 
 use bytes::Bytes;
 use candle_core::{Device, Result, Tensor};
 
 use super::quant::{GgmlType, RawTensor, dequantize};
 
-/// A table `[rows, dim]` that stays in the file's own blocks; only the rows asked for are dequantized.
+/// A table `[rows, dim]` that stays in the file's own blocks; only the requested rows are dequantized.
 #[derive(Clone, Debug)]
 pub struct Embedding {
     dtype: GgmlType,
@@ -17,7 +17,8 @@ pub struct Embedding {
 }
 
 impl Embedding {
-    /// `weight` is `[rows, dim]`. The table stays in host memory on every device: a step reads a few rows of it.
+    /// `weight` is `[rows, dim]`. The table stays in host memory on every device, because a step reads only a few of
+    /// its rows.
     pub fn new(weight: &RawTensor, device: &Device) -> Result<Self> {
         let &[rows, dim] = weight.shape.as_slice() else {
             candle_core::bail!("an embedding table must be [rows, dim], not {:?}", weight.shape);

@@ -1,12 +1,14 @@
-//! Gives memory that was freed back to the system.
+//! Returns freed memory to the system.
 //!
-//! glibc keeps what was freed for the next allocation, in an arena for each thread: after a burst of large requests a process would
-//! stay at its peak for good. Other allocators give back by themselves, and there is nothing to do.
+//! glibc keeps freed memory for the next allocation, in one arena per thread, so after a burst of large requests a
+//! process would stay at its peak for good. Other allocators return memory on their own and need nothing here.
 
-/// Gives back what can be given. It takes milliseconds and locks the allocator meanwhile: not for every request.
+/// Returns what can be returned. It takes milliseconds and locks the allocator meanwhile, so do not call it for every
+/// request.
 pub fn give_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    // SAFETY: the function takes no pointer, changes nothing that the program can see, and may be called by any thread at any time.
+    // SAFETY: the function takes no pointer, changes nothing visible to the program, and may be called from any thread
+    // at any time.
     unsafe {
         libc::malloc_trim(0);
     }
@@ -14,7 +16,7 @@ pub fn give_back() {
 
 #[cfg(test)]
 mod tests {
-    /// The reference is the memory itself: what is in use stays as it is.
+    /// The reference is the memory itself: memory in use keeps its contents.
     #[test]
     fn what_is_in_use_stays() {
         let kept: Vec<Vec<u8>> = (0..64).map(|n| vec![n; 100_000]).collect();

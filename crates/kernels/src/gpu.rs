@@ -1,4 +1,4 @@
-//! The CUDA and Metal side: candle's tensors and operations behind our interface. Right first; fast is later work.
+//! The CUDA and Metal side: candle's tensors and operations behind our interface. Correctness first; speed comes later.
 
 use std::borrow::Cow;
 
@@ -31,14 +31,14 @@ const fn candle_type(dtype: GgmlType) -> GgmlDType {
     }
 }
 
-/// The weight on the device, in its own blocks where it is quantized and as f32 where it is not.
+/// The weight on the device: in its own blocks if it is quantized, as f32 if not.
 pub fn matmul_weight(weight: &RawTensor, device: &Device) -> Result<QMatMul> {
     if weight.dtype.block_size() == 1 {
         let mut floats = vec![0.0; weight.shape.iter().product()];
         dequantize(weight.dtype, &weight.data, &mut floats);
         return Ok(QMatMul::Tensor(Tensor::from_vec(floats, weight.shape.as_slice(), device)?));
     }
-    // candle reinterprets the bytes as its block structures, which hold half floats and so need an even address.
+    // candle casts the bytes to its block structs, which hold half floats and therefore need an even address.
     let data = if (weight.data.as_ptr() as usize).is_multiple_of(8) {
         Cow::Borrowed(&weight.data[..])
     } else {
@@ -109,7 +109,7 @@ impl GpuKv {
     }
 }
 
-/// `[new, start + new]`: 0 where a query sees a key, else minus infinity.
+/// `[new, start + new]`: 0 where a query sees a key, otherwise minus infinity.
 fn causal_mask(start: usize, new: usize, window: Option<usize>, device: &Device) -> Result<Tensor> {
     let total = start + new;
     let mask: Vec<f32> = (start..total)

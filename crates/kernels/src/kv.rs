@@ -1,8 +1,8 @@
-//! One layer's keys and values, in blocks.
+//! One layer's keys and values, in KV blocks.
 //!
-//! On the CPU a block holds, for every KV head, its keys as `[head_dim, BLOCK_TOKENS]`, so that one vector load
-//! brings the same dimension of sixteen tokens, and its values as `[BLOCK_TOKENS, head_dim]`. Blocks that were never
-//! used take no memory, which is the business of `zeroed_pages.rs`; blocks that were used and are free again keep theirs.
+//! On the CPU a block holds, for every KV head, its keys as `[head_dim, BLOCK_TOKENS]`, so that one vector load brings
+//! in the same dimension of sixteen tokens, and its values as `[BLOCK_TOKENS, head_dim]`. Blocks that were never used
+//! take no memory (`zeroed_pages.rs` sees to that); blocks that were used and freed keep theirs.
 
 use bytemuck::Pod;
 use candle_core::{DType, Device, Result};
@@ -55,7 +55,7 @@ pub(super) enum KvStore {
         keys: ZeroedPages<f32>,
         values: ZeroedPages<f32>,
     },
-    /// Half floats as their bits.
+    /// Half floats as raw bits.
     CpuF16 {
         keys: ZeroedPages<u16>,
         values: ZeroedPages<u16>,
@@ -91,7 +91,7 @@ impl KvLayer {
         2 * BLOCK_TOKENS * n_kv_heads * head_dim * kv_type.bytes()
     }
 
-    /// Copies a whole block, for a sequence that goes on from another one's partly filled last block.
+    /// Copies a whole block, for a sequence that continues from another sequence's partly filled last block.
     pub fn copy_block(&mut self, from: u32, to: u32) -> Result<()> {
         let (from, to) = (from as usize, to as usize);
         if from >= self.num_blocks || to >= self.num_blocks {
@@ -114,14 +114,13 @@ impl KvLayer {
         }
     }
 
-    /// Elements of keys (and as many of values) in one block.
+    /// Number of keys (and of values) in one block.
     pub(super) const fn elements_per_block(&self) -> usize {
         BLOCK_TOKENS * self.n_kv_heads * self.head_dim
     }
 }
 
-/// Memory that the system does not give is an error here and not the end of the process: how large the cache is to be
-/// comes from the user.
+/// If the system refuses the memory, that is an error and does not end the process: the cache size comes from the user.
 fn zeroed<T: Pod>(elements: usize, num_blocks: usize) -> Result<ZeroedPages<T>> {
     ZeroedPages::new(elements).map_err(|_| larger_than_memory(num_blocks))
 }
@@ -139,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_cache_that_memory_cannot_hold_is_an_error() {
-        // Elements that no count has room for, bytes that no count has room for, and bytes that no machine has.
+        // More elements than a count can hold, more bytes than a count can hold, and more bytes than any machine has.
         for num_blocks in [usize::MAX, usize::MAX / (BLOCK_TOKENS * 8 * 64), 1 << 36] {
             for kv_type in [KvType::F16, KvType::F32] {
                 let error = KvLayer::new(num_blocks, 8, 64, kv_type, &Device::Cpu).expect_err("no machine has it");
@@ -156,8 +155,8 @@ mod tests {
         kib.and_then(|kib| kib.parse::<usize>().ok()).expect("a number of KiB") * 1024
     }
 
-    /// A layer of `SmolLM2` with 8 sequences of 8192 tokens is two arrays of 24 MiB, which glibc's allocator takes from
-    /// its heap and clears once a mapping as large has been freed.
+    /// A layer of `SmolLM2` with 8 sequences of 8192 tokens is two arrays of 24 MiB. glibc's allocator takes these from
+    /// its heap and clears them once a mapping of that size has been freed.
     #[cfg(target_os = "linux")]
     #[test]
     fn blocks_that_were_never_used_are_not_resident() {
@@ -175,7 +174,7 @@ mod tests {
                 layer.copy_block(0, num_blocks as u32 / 2).expect("both blocks are there");
             }
             let used = resident().saturating_sub(before);
-            // 384 MiB in all. Other tests of the same process may use a few meanwhile.
+            // 384 MiB in all. Other tests in the same process may use a few MiB meanwhile.
             assert!(made < 64 * MIB, "{kv_type:?}: {} MiB are resident before any block is used", made / MIB);
             assert!(used < 64 * MIB, "{kv_type:?}: {} MiB are resident for 16 blocks", used / MIB);
         }

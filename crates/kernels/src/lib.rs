@@ -1,8 +1,8 @@
-//! The only code that knows which device it runs on.
+//! The only crate that knows which device it runs on.
 //!
-//! A model is written once, over candle tensors and the operations here. On the CPU they are our own kernels
-//! (`cpu/`), chosen at run time by what the processor can do; on CUDA and Metal they are candle's. A row's
-//! result never depends on what else is in the batch: every kernel fixes its order of accumulation.
+//! A model is written once, over candle tensors and the operations here. On the CPU those are our own kernels (`cpu/`),
+//! selected at run time by the processor's features; on CUDA and Metal they are candle's. A row's result never depends
+//! on what else is in the batch: every kernel fixes its accumulation order.
 
 pub mod activation;
 pub mod attention;
@@ -23,7 +23,7 @@ mod zeroed_pages;
 
 use candle_core::{DType, Device, Result, Storage, Tensor};
 
-/// Runs `read` on the floats of a CPU tensor, row-major; a strided tensor is first made contiguous.
+/// Runs `read` on the floats of a CPU tensor, row-major; a strided tensor is made contiguous first.
 fn with_floats<R>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
     if tensor.dtype() != DType::F32 {
         candle_core::bail!("the kernels take f32 activations, not {:?}: convert the tensor first", tensor.dtype());
@@ -39,7 +39,7 @@ fn with_floats<R>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> Result<R>) -> Re
     }
 }
 
-/// A fresh CPU tensor.
+/// A new CPU tensor.
 fn from_floats(data: Vec<f32>, shape: impl Into<candle_core::Shape>) -> Result<Tensor> {
     Tensor::from_vec(data, shape.into(), &Device::Cpu)
 }

@@ -1,7 +1,7 @@
-//! Linear layers over the file's own blocks.
+//! Linear layers over the file's own quantization blocks.
 //!
-//! On the CPU the weight stays where it is, in the memory map, in its file format: nothing is repacked, so
-//! loading is instant and resident memory is the file. On a GPU it is candle's quantized tensor.
+//! On the CPU the weight stays in the memory map, in its file format: nothing is repacked, so loading is instant and
+//! resident memory is the file. On a GPU it is candle's quantized tensor.
 
 use std::sync::Arc;
 
@@ -26,7 +26,7 @@ struct Inner {
     in_features: usize,
     out_features: usize,
     weight: Weight,
-    /// On the CPU; a GPU keeps its own copy in `weight`.
+    /// CPU only; on a GPU `weight` has its own copy.
     bias: Option<Vec<f32>>,
 }
 
@@ -49,7 +49,7 @@ impl Linear {
     /// `weight` has shape `[out, in]` in any supported type.
     ///
     /// # Errors
-    /// If the shape is not two-dimensional, a row is not whole blocks, or the bytes or the bias do not fit it.
+    /// If the shape is not two-dimensional, a row is not whole blocks, or the bytes or the bias do not match the shape.
     pub fn new(weight: &RawTensor, bias: Option<Vec<f32>>, device: &Device) -> Result<Self> {
         let &[out_features, in_features] = weight.shape.as_slice() else {
             candle_core::bail!("a linear layer's weight must be [out, in], not {:?}", weight.shape);
@@ -80,7 +80,7 @@ impl Linear {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// A float weight that is already in memory, `[out, inp]` row-major, as from a safetensors file.
+    /// A float weight already in memory, `[out, inp]` row-major, as from a safetensors file.
     pub fn from_f32(weight: Vec<f32>, out: usize, inp: usize, bias: Option<Vec<f32>>, device: &Device) -> Result<Self> {
         let data = Bytes::from_owner(FloatBytes(weight));
         Self::new(&RawTensor { dtype: GgmlType::F32, shape: vec![out, inp], data }, bias, device)
@@ -94,13 +94,13 @@ impl Linear {
         self.inner.out_features
     }
 
-    /// `x` is `[m, in]` f32; the result `[m, out]` f32. A row's result does not depend on the other rows.
+    /// `x` is `[m, in]` f32; the result is `[m, out]` f32. A row's result does not depend on the other rows.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let mut outputs = Self::forward_shared(&[self], x)?;
         Ok(outputs.remove(0))
     }
 
-    /// Several layers on the same input, such as q, k and v: the input is prepared once.
+    /// Applies several layers to the same input, such as q, k and v; the input is prepared once.
     pub fn forward_shared(layers: &[&Self], x: &Tensor) -> Result<Vec<Tensor>> {
         let (rows, inp) = x.dims2()?;
         for layer in layers {

@@ -35,7 +35,7 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Resul
     })
 }
 
-/// A sum in sixteen lanes, which the compiler turns into vectors and which loses less than one long chain.
+/// A sum in sixteen lanes, which the compiler vectorizes and which loses less precision than one long chain.
 fn sum(values: impl ExactSizeIterator<Item = f32>) -> f32 {
     let mut lanes = [0.0f32; 16];
     for (i, value) in values.enumerate() {

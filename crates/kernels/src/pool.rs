@@ -1,10 +1,10 @@
-//! The compute pool that chat and embeddings share.
+//! The compute pool shared by chat and embeddings.
 //!
-//! A region is a number of independent chunks that threads claim one at a time. The calling thread works too,
-//! so a region never waits for a worker that the operating system has not scheduled: only chunks that were
-//! already claimed are waited for. Workers spin for a few microseconds between regions, because a decode step
-//! is hundreds of short ones, and then sleep. Several threads may run regions at once, and a chunk that
-//! panics fails its region with an error and nothing else.
+//! A region is a number of independent chunks that threads claim one at a time. The calling thread works too, so a
+//! region never waits for a worker that the operating system has not scheduled: it waits only for chunks already
+//! claimed. Workers spin for a few microseconds between regions, because a decode step is hundreds of short ones, and
+//! then sleep. Several threads may run regions at once, and a panicking chunk fails its own region with an error and
+//! nothing else.
 
 use std::{
     any::Any,
@@ -21,32 +21,32 @@ use std::{
 
 /// How long an idle worker spins before it sleeps: longer than the gap between two regions of a step.
 const SPIN: Duration = Duration::from_micros(40);
-/// Regions that can be open at once; one more runs on its caller's thread alone.
+/// Regions that can be open at once; a further region runs on its caller's thread alone.
 const SLOTS: usize = 8;
-/// More threads than this are never used.
+/// The maximum number of threads.
 const MAX_THREADS: usize = 256;
 
 static REQUESTED: AtomicUsize = AtomicUsize::new(0);
-/// How many [`Aside`] there are.
+/// Number of live [`Aside`] values.
 static ASIDE: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
     static IS_ASIDE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Sets how many threads the CPU kernels use together; 0 restores the default.
+/// Sets the total number of threads the CPU kernels use; 0 restores the default.
 pub fn set_threads(n: usize) {
     REQUESTED.store(n.min(MAX_THREADS), Ordering::SeqCst);
     pool().call_back();
 }
 
-/// While it lives, regions of the thread that made it run on that thread alone, and other threads' regions have one
-/// worker less. So work that can wait takes one core from work that cannot, and no two threads share a core: a worker
-/// that is put off the processor in the midst of a chunk would hold up its whole region.
+/// While it exists, regions of the thread that created it run on that thread alone, and the regions of other threads
+/// have one worker less. Work that can wait thus takes one core from work that cannot, and no two threads share a core:
+/// a worker preempted in the middle of a chunk would hold up its whole region.
 #[derive(Debug)]
 pub struct Aside {
     was_aside: bool,
-    /// It belongs to the thread that made it.
+    /// Makes the type `!Send`: the value belongs to the thread that created it.
     _thread: PhantomData<*const ()>,
 }
 
@@ -65,12 +65,12 @@ impl Drop for Aside {
     }
 }
 
-/// Whether the worker of this number takes part in regions now.
+/// Whether the worker with this number currently takes part in regions.
 fn is_active(worker: usize) -> bool {
     worker + 1 + ASIDE.load(Ordering::SeqCst) < threads()
 }
 
-/// How many threads the CPU kernels use: what was set, else the physical cores this process may use.
+/// Number of threads the CPU kernels use: the configured number, or the physical cores this process may use.
 pub fn threads() -> usize {
     static DEFAULT: OnceLock<usize> = OnceLock::new();
     match REQUESTED.load(Ordering::Relaxed) {
@@ -79,7 +79,7 @@ pub fn threads() -> usize {
     }
 }
 
-/// Physical cores, limited by the process's affinity and its cgroup's quota.
+/// Physical cores, limited by the process's affinity and its cgroup quota.
 fn usable_cores() -> usize {
     // The standard library accounts for affinity and quota, but counts hardware threads.
     let allowed = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
@@ -97,12 +97,12 @@ type Work = *const (dyn Fn(usize) + Sync);
 
 /// One open region.
 struct Slot {
-    /// Taken by a caller for the length of its region.
+    /// Held by a caller for the duration of its region.
     taken: AtomicBool,
-    /// High half: which region this is; low half: chunks not yet claimed.
+    /// High half: the region's number; low half: chunks not yet claimed.
     state: AtomicU64,
     finished: AtomicU32,
-    /// Written by the caller before `state` is published, read only by those who hold a claimed chunk.
+    /// Written by the caller before `state` is published; read only by threads that hold a claimed chunk.
     region: UnsafeCell<Option<(Work, u32)>>,
     panic: Mutex<Option<String>>,
 }
@@ -124,7 +124,7 @@ impl Slot {
         }
     }
 
-    /// Claims and runs chunks until none is left; says whether there was one.
+    /// Claims and runs chunks until none is left; returns whether there was one.
     fn work(&self) -> bool {
         let mut worked = false;
         let mut state = self.state.load(Ordering::Acquire);
@@ -161,12 +161,12 @@ fn panic_message(payload: &(dyn Any + Send)) -> String {
 
 struct Pool {
     slots: [Slot; SLOTS],
-    /// Counts regions, so that a worker going to sleep notices one that was opened meanwhile.
+    /// Counts regions, so that a worker about to sleep notices a region opened meanwhile.
     opened: AtomicU64,
     sleeping: AtomicUsize,
     lock: Mutex<()>,
     wake: Condvar,
-    /// Workers that are not active wait here, where regions do not wake them.
+    /// Inactive workers wait here, where regions do not wake them.
     rested: Condvar,
     spawned: Mutex<usize>,
     spawned_hint: AtomicUsize,
@@ -186,10 +186,10 @@ fn pool() -> &'static Pool {
     })
 }
 
-/// Runs `work(0)`, `work(1)`, ... `work(chunks - 1)` on the pool's threads and on this one.
+/// Runs `work(0)`, `work(1)`, ... `work(chunks - 1)` on the pool's threads and on the calling thread.
 ///
 /// # Errors
-/// If a chunk panicked; the others have run all the same.
+/// If a chunk panicked; the other chunks have run nevertheless.
 pub fn run(chunks: usize, work: impl Fn(usize) + Sync) -> candle_core::Result<()> {
     let pool = pool();
     let alone = chunks <= 1 || threads() <= 1 || IS_ASIDE.get();
@@ -209,7 +209,7 @@ pub fn run(chunks: usize, work: impl Fn(usize) + Sync) -> candle_core::Result<()
     let erased: &(dyn Fn(usize) + Sync) = &work;
     // SAFETY: only the lifetime is erased; this function does not return before every chunk has finished.
     let erased: Work = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), Work>(erased) };
-    // SAFETY: the slot is ours and its unclaimed count is zero, so nobody reads the region.
+    // SAFETY: the slot is ours and its unclaimed count is zero, so no thread reads the region.
     unsafe { *slot.region.get() = Some((erased, chunks)) };
     slot.finished.store(0, Ordering::Relaxed);
     let generation = (slot.state.load(Ordering::Relaxed) >> 32).wrapping_add(1);
@@ -245,7 +245,7 @@ impl Pool {
         }
     }
 
-    /// More workers may be active than before.
+    /// Wakes the workers that may have become active.
     fn call_back(&self) {
         drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
         self.rested.notify_all();
@@ -259,7 +259,7 @@ impl Pool {
         while *spawned < wanted {
             let index = *spawned;
             let worker = move || self.worker(index);
-            // Without the thread there is only less parallelism: the caller runs every chunk that nobody claims.
+            // Without the thread there is only less parallelism: the caller runs every chunk that no worker claims.
             if let Err(error) = std::thread::Builder::new().name(format!("compute-{index}")).spawn(worker) {
                 tracing::warn!(%error, "a compute thread could not be started");
                 break;
@@ -271,7 +271,7 @@ impl Pool {
 
     fn worker(&self, index: usize) {
         'turns: loop {
-            // A worker beyond the number asked for rests, so that the number can be lowered.
+            // A worker beyond the configured number rests, so that the number can be lowered.
             if !is_active(index) {
                 let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
                 while !is_active(index) {
@@ -295,7 +295,7 @@ impl Pool {
             }
             let seen = self.opened.load(Ordering::SeqCst);
             self.sleeping.fetch_add(1, Ordering::SeqCst);
-            // Opened after `seen` was read: either the loop condition sees it or its notification comes.
+            // If a region opened after `seen` was read, either the loop condition sees it or its notification arrives.
             let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
             let open = self.slots.iter().any(|slot| slot.state.load(Ordering::SeqCst) as u32 != 0);
             while !open && self.opened.load(Ordering::SeqCst) == seen {

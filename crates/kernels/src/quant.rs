@@ -1,8 +1,8 @@
-//! GGML tensor types: how their blocks are laid out, and the plain reference that turns them into floats.
+//! GGML tensor types: the layout of their blocks, and the plain reference that dequantizes them.
 //!
-//! The layouts are ggml's (`ggml-common.h`); the reference equals the `gguf` Python package bit for bit, which
-//! `scripts/fixtures/dequant.py` and the test below hold it to. It is written one element at a time, so that each
-//! line can be read against the layout. Fast paths live in `cpu/`; this file is what they are tested against.
+//! The layouts are ggml's (`ggml-common.h`); the reference matches the `gguf` Python package bit for bit, which
+//! `scripts/fixtures/dequant.py` and the test below check. It is written one element at a time, so that each line can
+//! be read against the layout. Fast paths live in `cpu/` and are tested against this file.
 
 use std::fmt;
 
@@ -30,7 +30,7 @@ pub enum GgmlType {
 }
 
 impl GgmlType {
-    /// Every type that Hearth computes with.
+    /// Every type that Hearth can compute with.
     pub const ALL: [Self; 13] = [
         Self::F32,
         Self::F16,
@@ -47,7 +47,7 @@ impl GgmlType {
         Self::Q6_K,
     ];
 
-    /// The type of this number in a file, if Hearth computes with it.
+    /// The type with this number in a file, if Hearth can compute with it.
     pub fn from_id(id: u32) -> Option<Self> {
         Self::ALL.into_iter().find(|dtype| *dtype as u32 == id)
     }
@@ -96,20 +96,20 @@ impl fmt::Display for GgmlType {
     }
 }
 
-/// A tensor as it lies in the file: raw blocks, shared with the memory map that holds them.
+/// A tensor as stored in the file: raw blocks, shared with the memory map that holds them.
 #[derive(Clone, Debug)]
 pub struct RawTensor {
     pub dtype: GgmlType,
     /// Outermost first, as in row-major arrays: a linear layer's weight is `[out_features, in_features]`.
     pub shape: Vec<usize>,
-    /// Exactly the tensor's bytes. Not necessarily aligned to more than one byte.
+    /// Exactly the tensor's bytes. Alignment beyond one byte is not guaranteed.
     pub data: Bytes,
 }
 
-/// Turns whole blocks into floats: `out[i]` is the value of element `i` of the row (or rows) in `data`.
+/// Dequantizes whole blocks: `out[i]` is the value of element `i` of the row (or rows) in `data`.
 ///
 /// # Panics
-/// If `data` is not whole blocks or `out` is not exactly their elements. Both lengths come from a tensor whose
+/// If `data` is not whole blocks or `out` does not hold exactly their elements. Both lengths come from a tensor whose
 /// shape was checked when its file was opened, so a mismatch is a bug in the caller.
 pub fn dequantize(dtype: GgmlType, data: &[u8], out: &mut [f32]) {
     let (block_bytes, block_size) = (dtype.block_bytes(), dtype.block_size());
@@ -224,7 +224,7 @@ fn q3_k_block(block: &[u8], out: &mut [f32]) {
         let low = (scales[run % 8] >> (4 * (run / 8))) & 0x0F;
         let high = (scales[8 + run % 4] >> (2 * (run / 4))) & 3;
         let scale = d * f32::from((low | high << 4) as i8 - 32);
-        // A third bit that is set means that nothing is taken off.
+        // Where the third bit is set, nothing is subtracted.
         let offset = if high_bits[i % 32] >> (i / 32) & 1 == 1 { 0 } else { 4 };
         *out = scale * f32::from(two_bits_of_256(quants, i) as i8 - offset);
     }
@@ -280,7 +280,8 @@ fn q6_k_block(block: &[u8], out: &mut [f32]) {
 mod tests {
     use super::*;
 
-    /// Per type: id and number of blocks (`u32`), the blocks, and the floats that the `gguf` package makes of them.
+    /// Per type: id and number of blocks (`u32`), the blocks, and the floats that the `gguf` package produces from
+    /// them.
     const FIXTURE: &[u8] = include_bytes!("../../../tests/fixtures/dequant.bin");
 
     fn take<'a>(rest: &mut &'a [u8], count: usize) -> &'a [u8] {
@@ -293,7 +294,7 @@ mod tests {
         u32::from_le_bytes(bytes.try_into().expect("four bytes"))
     }
 
-    /// Which NaN comes out depends on the instruction that converts halves, so any NaN equals any other.
+    /// Which NaN results depends on the instruction that converts half floats, so all NaNs compare equal here.
     #[test]
     fn equals_the_gguf_package_bit_for_bit() {
         let mut rest = FIXTURE;

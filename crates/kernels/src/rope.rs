@@ -1,8 +1,8 @@
 //! Rotary position embedding.
 //!
-//! Every scaling variant is in the inverse frequencies and the attention factor that the model hands over, so
-//! this file knows only angles. Cosines and sines are computed for the positions of one step and kept until
-//! the positions change: all layers of a step share them, and no table of the whole context is held.
+//! Every scaling variant is contained in the inverse frequencies and the attention factor that the model passes in, so
+//! this file knows only angles. Cosines and sines are computed for the positions of one step and kept until the
+//! positions change: all layers of a step share them, and no table for the whole context is kept.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,7 +10,7 @@ use candle_core::{Device, Result, Tensor};
 
 use super::{from_floats, with_floats};
 
-/// Angles per position: `[positions, rotary_dim / 2]`, computed when asked for.
+/// Angles per position: `[positions, rotary_dim / 2]`, computed on demand.
 #[derive(Debug)]
 pub struct RopeTable {
     inverse_frequencies: Vec<f32>,
@@ -29,8 +29,8 @@ struct Angles {
 }
 
 impl RopeTable {
-    /// `inverse_frequencies` has `rotary_dim / 2` elements, scaling already applied; cosines and sines are
-    /// multiplied by `attention_factor`. A position of `max_positions` or more is refused.
+    /// `inverse_frequencies` has `rotary_dim / 2` elements with scaling already applied; cosines and sines are
+    /// multiplied by `attention_factor`. Positions of `max_positions` or more are refused.
     pub fn new(
         inverse_frequencies: &[f32],
         attention_factor: f32,
@@ -61,7 +61,7 @@ impl RopeTable {
         let mut sines = Vec::with_capacity(positions.len() * half);
         for &position in positions {
             for frequency in &self.inverse_frequencies {
-                // The product is rounded to f32, as transformers does; its sine is then exact to the last bit or two.
+                // The product is rounded to f32, as in transformers; its sine is then exact to the last bit or two.
                 let (sine, cosine) = (position as f32 * frequency).sin_cos();
                 cosines.push(cosine * self.attention_factor);
                 sines.push(sine * self.attention_factor);

@@ -1,10 +1,10 @@
-//! Large arrays of zeroes of which only the pages that were written take memory.
+//! Large zeroed arrays of which only the written pages take memory.
 //!
-//! An allocator promises zeroes and not how it makes them: glibc clears memory that it takes from its heap, and it does
-//! so for all that is smaller than a threshold that rises, up to 32 MiB, with each mapping that is freed. The pages here
-//! are a mapping of their own, which the operating system fills on first touch, whatever the allocator does. Huge pages
-//! are declined: with them one touched block would make 2 MiB resident. A page that was touched stays resident until
-//! the array is dropped.
+//! An allocator promises zeroed memory but not how it is zeroed: glibc clears memory that it takes from its heap, and
+//! it does so for everything below a threshold that rises, up to 32 MiB, with each mapping that is freed. The pages
+//! here are a separate mapping, which the operating system fills on first touch, independent of the allocator. Huge
+//! pages are declined: with them one touched block would make 2 MiB resident. A touched page stays resident until the
+//! array is dropped.
 
 use std::{
     io,
@@ -25,13 +25,13 @@ pub(super) struct ZeroedPages<T> {
 
 impl<T: Pod> ZeroedPages<T> {
     /// # Errors
-    /// If the bytes cannot be counted, or the system has not as much memory.
+    /// If the byte count overflows, or the system does not have enough memory.
     pub fn new(elements: usize) -> io::Result<Self> {
         let bytes = elements.checked_mul(size_of::<T>()).ok_or(io::ErrorKind::OutOfMemory)?;
         let map = MmapMut::map_anon(bytes)?;
         #[cfg(target_os = "linux")]
         {
-            // A kernel without huge pages refuses the advice, and has no need of it.
+            // A kernel without huge pages rejects the advice, and does not need it.
             let _declined = map.advise(memmap2::Advice::NoHugePage);
         }
         Ok(Self { map, elements, _element: PhantomData })
@@ -42,7 +42,7 @@ impl<T: Pod> Deref for ZeroedPages<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        // A mapping begins on a page, which suits any number. An empty one has a byte all the same.
+        // A mapping begins on a page boundary, which suits any number. An empty one still has one byte.
         bytemuck::cast_slice(&self.map[..self.elements * size_of::<T>()])
     }
 }

@@ -1,6 +1,6 @@
-//! Keys and values of all running sequences, all layers, in blocks that the engine hands out.
+//! Keys and values of all running sequences, all layers, in blocks that the engine allocates.
 //!
-//! The cache knows nothing of sequences: a block table in each batch says whose tokens are where.
+//! The cache knows nothing about sequences: the block tables in each batch say which tokens are in which block.
 
 use candle_core::{Device, Result};
 
@@ -15,7 +15,7 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// Full precision for files that keep it, half precision for quantized ones.
+    /// Full precision for files with f32 weights, half precision for quantized ones.
     pub fn default_type(gguf: &Gguf) -> KvType {
         if gguf.dominant_type() == "F32" { KvType::F32 } else { KvType::F16 }
     }
@@ -23,7 +23,7 @@ impl KvCache {
     /// Room for `num_blocks` blocks of [`BLOCK_TOKENS`](hearth_kernels::kv::BLOCK_TOKENS) tokens.
     ///
     /// # Errors
-    /// The device has no memory for it.
+    /// The device has too little memory for it.
     pub fn new(config: &DecoderConfig, num_blocks: usize, kv_type: KvType, device: &Device) -> Result<Self> {
         let layers = config
             .layers
@@ -42,7 +42,7 @@ impl KvCache {
         self.num_blocks
     }
 
-    /// Copies a block in every layer: how a sequence goes on from another's partly filled last block.
+    /// Copies a block in every layer, for a sequence that continues from another sequence's partly filled last block.
     pub fn copy_block(&mut self, from: u32, to: u32) -> Result<()> {
         self.layers.iter_mut().try_for_each(|layer| layer.copy_block(from, to))
     }

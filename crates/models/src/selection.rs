@@ -1,8 +1,8 @@
-//! Which model is served when none is named: the best one of the models directory.
+//! Which model is served when none is named: the best one in the models directory.
 //!
-//! A model that somebody put there goes before one that came with Hearth, which is small; among embedding models
-//! all-MiniLM-L6-v2 goes first, so that an index made with the recommended model keeps working when another one is
-//! added. A file that cannot be read is passed over with a word in the log.
+//! A model that the user installed is preferred to a model bundled with Hearth, which is small. Among embedding models
+//! all-MiniLM-L6-v2 is preferred, so that an index made with the recommended model keeps working when another model is
+//! added. A file that cannot be read is skipped with a log line.
 
 use std::path::{Path, PathBuf};
 
@@ -18,14 +18,14 @@ use super::{
 };
 
 const RECOMMENDED: &str = "all-MiniLM-L6-v2";
-/// Names of the models that come with Hearth begin with this.
+/// The name prefix of bundled models.
 const BUNDLED: &str = "hearth-";
 
-/// What a model on disk is for, if it opens and its architecture is one that there is code for.
+/// What a model on disk is for, if it opens and its architecture is supported.
 pub fn kind_of(path: &Path) -> Result<Kind, StoreError> {
     if path.is_dir() {
         check_safetensors(path)?;
-        // Chat models in this format have such a directory, too.
+        // Chat models in this format come as such a directory, too.
         EncoderConfig::from_json(&read_json(&path.join("config.json"))?.unwrap_or_default())?;
         return Ok(Kind::Embedding);
     }
@@ -51,7 +51,7 @@ impl StoredModel {
 }
 
 impl ModelStore {
-    /// The model to serve when none is named; `None` if there is none of the kind.
+    /// The model to serve when none is named; `None` if there is none of this kind.
     pub fn default_model(&self, kind: Kind) -> Result<Option<PathBuf>, StoreError> {
         let mut candidates = self.list()?;
         candidates.retain(|model| match kind_of(&model.path) {
@@ -61,7 +61,7 @@ impl ModelStore {
                 false
             }
         });
-        // The list is in order of name, and the sort is stable.
+        // The list is sorted by name, and the sort is stable.
         candidates.sort_by_key(StoredModel::rank);
         if let [first, second, ..] = &candidates[..]
             && first.rank() == 1

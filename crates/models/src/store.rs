@@ -1,7 +1,7 @@
-//! What is on disk: names resolved to files, the models directory listed, files imported.
+//! Models on disk: resolves names to files, lists the models directory, imports files.
 //!
 //! The models directory holds GGUF files and, for embedding models, directories with `config.json` and
-//! `model.safetensors`; it may hold links into the hub's cache. Opening a model is left to its reader, fetching to
+//! `model.safetensors`; it may contain links into the hub's cache. Opening a model is left to its reader, fetching to
 //! `pull/`.
 
 use std::{
@@ -21,12 +21,12 @@ use super::{
     pull::{self, HubSettings, Pulled, Reference, create_parent, hex, rename, replace_with_link},
 };
 
-/// Directories below the models directory that are looked into.
+/// How deep the models directory is searched.
 const DEPTH_MAX: usize = 3;
-/// The longest safetensors header that is read; the format's own limit is 100 MB.
+/// The longest safetensors header that is accepted; the format's own limit is 100 MB.
 const SAFETENSORS_HEADER_MAX: u64 = 100_000_000;
 
-/// A model that is not there, not usable, or cannot be put there.
+/// A model that does not exist, is not usable, or cannot be stored.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("there is no model {name:?}: {advice}")]
@@ -69,7 +69,7 @@ pub enum Format {
 /// A model in the models directory.
 #[derive(Clone, Debug)]
 pub struct StoredModel {
-    /// What to type: the path within the models directory, without `.gguf`.
+    /// The name to type: the path within the models directory, without `.gguf`.
     pub name: String,
     pub format: Format,
     pub path: PathBuf,
@@ -77,18 +77,18 @@ pub struct StoredModel {
     pub bytes: u64,
 }
 
-/// What was taken out of the models directory.
+/// What was removed from the models directory.
 #[derive(Clone, Debug)]
 pub struct Removed {
     pub paths: Vec<PathBuf>,
-    /// What they led to is still in the hub's cache.
+    /// The links' targets are still in the hub's cache.
     pub were_links: bool,
 }
 
-/// A models directory and the hub's cache.
+/// One or more models directories, and the hub's cache.
 #[derive(Clone, Debug)]
 pub struct ModelStore {
-    /// Where new models are put, and others where they are found.
+    /// The first is where new models are stored; models are also found in the others.
     directories: Vec<PathBuf>,
     hub: HubSettings,
 }
@@ -98,32 +98,33 @@ impl ModelStore {
         Self { directories: vec![directory.into()], hub }
     }
 
-    /// Finds models in this directory as well. Of two of one name, that of an earlier directory is found.
+    /// Also finds models in this directory. If two models have the same name, the one in the earlier directory is
+    /// found.
     #[must_use]
     pub fn and_in(mut self, directory: impl Into<PathBuf>) -> Self {
         self.directories.push(directory.into());
         self
     }
 
-    /// Where new models are put.
+    /// Where new models are stored.
     pub fn directory(&self) -> &Path {
         &self.directories[0]
     }
 
-    /// Where models are found, in words.
+    /// The directories that are searched, as text.
     pub fn places(&self) -> String {
         let there = self.directories.iter().skip(1).filter(|directory| directory.is_dir());
         let places = std::iter::once(self.directory()).chain(there.map(PathBuf::as_path));
         places.map(|place| place.display().to_string()).collect::<Vec<_>>().join(" and ")
     }
 
-    /// All models of the directories, in order of name. A directory that does not exist holds none.
+    /// All models of the directories, sorted by name. A missing directory contains no models.
     pub fn list(&self) -> Result<Vec<StoredModel>, StoreError> {
         let mut models = Vec::new();
         for directory in &self.directories {
             self.scan(directory, 0, &mut models)?;
         }
-        // Stable: an earlier directory's is the one that stays.
+        // Stable: the model of the earlier directory stays.
         models.sort_by(|a, b| a.name.cmp(&b.name));
         models.dedup_by(|later, earlier| later.name == earlier.name);
         Ok(models)
@@ -144,7 +145,7 @@ impl ModelStore {
         for entry in entries {
             let path = entry.map_err(|source| io_error(directory, source))?.path();
             let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            // Follows links; one that leads nowhere is no model.
+            // Follows links; a broken link is not a model.
             let Ok(about) = fs::metadata(&path) else { continue };
             if about.is_dir() && depth < DEPTH_MAX && !name.starts_with('.') {
                 self.scan(&path, depth + 1, models)?;
@@ -156,7 +157,7 @@ impl ModelStore {
         Ok(())
     }
 
-    /// Name and size of a GGUF model; `None` for a part that is not the first.
+    /// Name and size of a GGUF model; `None` for a part other than the first.
     fn gguf_entry(&self, path: &Path, file_name: &str, bytes: u64) -> Option<(String, u64)> {
         match split_name(file_name) {
             None => Some((self.name_of(&path.with_extension("")), bytes)),
@@ -175,8 +176,8 @@ impl ModelStore {
         within.unwrap_or(path).to_string_lossy().into_owned()
     }
 
-    /// The file (or directory, for safetensors) that a path or name means: a path that exists, a model of the
-    /// directory, a known model, or a repository in the hub's cache. Asks no network.
+    /// The file (or directory, for safetensors) that a path or name refers to: an existing path, a model in the
+    /// directories, a known model, or a repository in the hub's cache. Does not use the network.
     pub fn resolve(&self, name: &str) -> Result<PathBuf, StoreError> {
         let path = Path::new(name);
         if path.exists() {
@@ -209,7 +210,7 @@ impl ModelStore {
             let advice = format!("it is known but not here, fetch it with `hearth pull {}`", known.name);
             return Err(StoreError::Unknown { name: name.to_owned(), advice });
         }
-        // `models/x.gguf` reads like a repository of the hub; where there is such a directory, a file is meant.
+        // `models/x.gguf` looks like a repository on the hub; if such a directory exists, a file is meant.
         let is_file_name = path.parent().is_some_and(|parent| parent.as_os_str().is_empty() || parent.is_dir());
         if !is_file_name && let Ok(reference) = Reference::parse(name) {
             return self.cached(&reference).ok_or_else(|| StoreError::Unknown {
@@ -226,8 +227,8 @@ impl ModelStore {
         Err(StoreError::Unknown { name: name.to_owned(), advice })
     }
 
-    /// Takes a model out of the directory: all parts of a file, or the directory of an embedding model. Of what was pulled these
-    /// are links; the files in the hub's cache stay.
+    /// Removes a model from the directory: all parts of a file, or the directory of an embedding model. For pulled
+    /// models these are links; the files in the hub's cache stay.
     pub fn remove(&self, name: &str) -> Result<Removed, StoreError> {
         let path = self.resolve(name)?;
         let models = self.list()?;
@@ -235,7 +236,7 @@ impl ModelStore {
             let advice = format!("only models in {} can be removed", self.places());
             return Err(StoreError::Unknown { name: name.to_owned(), advice });
         };
-        // What is damaged can be removed, too: nothing is opened.
+        // Damaged models can be removed, too: nothing is opened.
         let file_name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let paths: Vec<PathBuf> = match split_name(file_name).filter(|_| model.format == Format::Gguf) {
             Some((stem, _, count)) => {
@@ -245,7 +246,7 @@ impl ModelStore {
             }
             None => vec![path.clone()],
         };
-        // A directory that is a link to elsewhere is not followed: what is there is not Hearth's to remove.
+        // A directory that is a link to elsewhere is not followed: its contents are not Hearth's to remove.
         let holder = path.parent().unwrap_or(&path);
         let real = fs::canonicalize(holder).map_err(|source| io_error(holder, source))?;
         let is_within =
@@ -275,8 +276,8 @@ impl ModelStore {
         model_path(&pull::cached(&self.hub, reference)?)
     }
 
-    /// Puts links to what was pulled into the models directory: a GGUF file under its own name, an embedding model as
-    /// a directory named after its repository. Returns the path to serve.
+    /// Links a pulled model into the models directory: a GGUF file under its own name, an embedding model as a
+    /// directory named after its repository. Returns the path to serve.
     pub fn adopt(&self, pulled: &Pulled) -> Result<PathBuf, StoreError> {
         let repository = pulled.repository.rsplit('/').next().unwrap_or(&pulled.repository);
         let is_gguf = pulled.files.iter().all(|file| file.name.ends_with(".gguf"));
@@ -299,8 +300,8 @@ impl ModelStore {
         Ok(if is_gguf { first.unwrap_or_default() } else { self.directory().join(repository) })
     }
 
-    /// Copies a model into the directory, having opened it first: a GGUF file with all its parts, or a safetensors
-    /// model's directory. Returns its path, and the sha256 of each file that was copied.
+    /// Copies a model into the directory after opening it as a check: a GGUF file with all its parts, or the directory
+    /// of a safetensors model. Returns its path, and the sha256 of each copied file.
     pub fn import(
         &self,
         from: &Path,
@@ -329,7 +330,7 @@ impl ModelStore {
         Ok((path, copied))
     }
 
-    /// What to copy of a GGUF model, and to where.
+    /// The files of a GGUF model to copy, with their destinations.
     fn gguf_files(&self, from: &Path, name: Option<&str>) -> Result<Vec<(PathBuf, PathBuf)>, StoreError> {
         let parts = Gguf::open(from)?.paths().to_vec();
         let count = parts.len() as u64;
@@ -340,7 +341,7 @@ impl ModelStore {
                 None => part.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             };
             let to = self.directory().join(to);
-            // What is listed is what ends in .gguf, whatever the file was called where it came from.
+            // Only files ending in .gguf are listed, so the copy gets that extension if the original lacks it.
             let to = if to.extension().is_some_and(|extension| extension == "gguf") {
                 to
             } else {
@@ -351,7 +352,7 @@ impl ModelStore {
         Ok(pairs.collect())
     }
 
-    /// What to copy of a safetensors model's directory, and to where.
+    /// The files of a safetensors model's directory to copy, with their destinations.
     fn safetensors_files(&self, from: &Path, name: Option<&str>) -> Result<Vec<(PathBuf, PathBuf)>, StoreError> {
         check_safetensors(from)?;
         let own_name = || -> Result<String, StoreError> {
@@ -364,15 +365,15 @@ impl ModelStore {
     }
 }
 
-/// Removes a directory and those in it, as far as they are empty: what else somebody put there stays.
+/// Removes a directory and its subdirectories as far as they are empty; files that others put there stay.
 fn remove_empty(directory: &Path) {
     let inside = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path());
     inside.filter(|path| path.is_dir() && !path.is_symlink()).for_each(|path| remove_empty(&path));
-    // It is not empty, then.
+    // Fails if it is not empty.
     let _ = fs::remove_dir(directory);
 }
 
-/// What to serve of the files that make up a model.
+/// The path to serve for the files of a model.
 fn model_path(pulled: &Pulled) -> Option<PathBuf> {
     let first = pulled.files.first()?;
     if first.name.ends_with(".gguf") {
@@ -385,7 +386,7 @@ fn is_safetensors_model(directory: &Path) -> bool {
     directory.join("config.json").is_file() && directory.join("model.safetensors").is_file()
 }
 
-/// Is there a configuration, and weights whose header is whole and whose length is what the header says?
+/// Checks that there is a configuration, and weights with a complete header and the length that the header states.
 pub fn check_safetensors(directory: &Path) -> Result<usize, StoreError> {
     let wrong = |problem: &str| StoreError::Safetensors { path: directory.to_owned(), problem: problem.to_owned() };
     if !is_safetensors_model(directory) {
@@ -412,7 +413,7 @@ pub fn check_safetensors(directory: &Path) -> Result<usize, StoreError> {
     Ok(tensors.len())
 }
 
-/// Copies beside the destination, hashing on the way, and renames when all is on the disk.
+/// Copies to a temporary file beside the destination, hashing on the way, and renames it once all bytes are on disk.
 fn copy_hashing(from: &Path, to: &Path, progress: &mut dyn FnMut(u64)) -> io::Result<String> {
     create_parent(to)?;
     let mut incomplete = to.as_os_str().to_owned();
@@ -435,7 +436,7 @@ fn copy_hashing(from: &Path, to: &Path, progress: &mut dyn FnMut(u64)) -> io::Re
         Ok(hex(&hasher.finalize()))
     };
     copy().inspect_err(|_| {
-        // The copy is worthless without its end; the first error is the one to tell.
+        // The copy is useless if incomplete; the first error is the one to report.
         let _ = fs::remove_file(&incomplete);
     })
 }

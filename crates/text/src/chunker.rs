@@ -1,9 +1,9 @@
-//! Blocks of a document to chunks of a bounded number of tokens, cut along the document's structure.
+//! Splits the blocks of a document into chunks of a bounded number of tokens, along the document's structure.
 //!
-//! A heading begins a new chunk, and every chunk knows the headings above it. Below a heading the text is cut where
-//! its structure allows: between paragraphs first, then between lines, sentences, words, and inside a word at last;
-//! never inside a character. Neighbours overlap, so that a sentence at a cut is whole in one of them. text-splitter
-//! finds the cuts; the tokenizer of the model that will read the chunks measures them.
+//! A heading begins a new chunk, and every chunk knows the headings above it. Below a heading the text is split where
+//! its structure allows: first between paragraphs, then between lines, sentences and words, and finally inside a word,
+//! but never inside a character. Neighbouring chunks overlap, so that a sentence at a cut is whole in one of them.
+//! text-splitter finds the cuts; the tokenizer of the model that will read the chunks measures them.
 
 use std::ops::Range;
 
@@ -14,20 +14,20 @@ use super::{
     tokenizer::{Tokenizer, TokenizerError},
 };
 
-/// How long chunks are. Tokens that a model puts around a text (CLS, SEP) and what a caller puts in front of it
-/// (a prefix, the headings) are not counted: leave room for them.
+/// The length of chunks. Tokens that a model adds around a text (CLS, SEP) and what a caller puts in front of it (a
+/// prefix, the headings) are not counted: leave room for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ChunkOptions {
-    /// Tokens that no chunk exceeds; at least [`ChunkOptions::LEAST_TOKENS`].
+    /// Maximum tokens per chunk; at least [`ChunkOptions::LEAST_TOKENS`].
     pub max_tokens: usize,
-    /// Tokens, at most, that a chunk repeats from the end of the one before it under the same heading; less than half of
-    /// `max_tokens`.
+    /// Maximum number of tokens that a chunk repeats from the end of the previous one under the same heading; less than
+    /// half of `max_tokens`.
     pub overlap_tokens: usize,
 }
 
 impl ChunkOptions {
-    /// Any one character fits into so many tokens.
+    /// Any single character fits into this many tokens.
     pub const LEAST_TOKENS: usize = 16;
 }
 
@@ -38,20 +38,20 @@ impl Default for ChunkOptions {
     }
 }
 
-/// A piece of a document that is embedded, found and cited.
+/// A piece of a document that is embedded, retrieved and cited.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Chunk {
     /// Position in the document, from 0.
     pub index: usize,
     pub text: String,
-    /// Headings that the text is under, the highest first.
+    /// Headings above the text, outermost first.
     pub headings: Vec<String>,
     pub place: ChunkPlace,
-    /// Tokens of `text`, without those that a model puts around it.
+    /// Tokens of `text`, without those that a model adds around it.
     pub tokens: usize,
 }
 
-/// Where in the file a chunk is, as far as its format says.
+/// Where in the file a chunk is, as far as the format provides it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ChunkPlace {
     /// First and last page, from 1.
@@ -72,7 +72,7 @@ pub enum ChunkError {
     Tokenizer(#[from] TokenizerError),
 }
 
-/// Cuts documents for one tokenizer. The same blocks give the same chunks.
+/// Splits documents for one tokenizer. The same blocks give the same chunks.
 #[derive(Debug)]
 pub struct Chunker {
     splitter: TextSplitter<TokenSizer>,
@@ -80,12 +80,12 @@ pub struct Chunker {
     window_bytes: usize,
 }
 
-/// A vocabulary may call any run of characters one unknown token. Such a chunk would hold a whole file, so a token
-/// counts for so many characters at most.
+/// A vocabulary may map any run of characters to one unknown token. Such a chunk could hold a whole file, so a token
+/// counts for at most this many characters.
 const CHARACTERS_OF_A_TOKEN: usize = 16;
 
-/// The splitter looks at so many bytes at once for each token of a chunk: its time grows with the square of what it
-/// looks at. It is twice the longest chunk in bytes, so that a window holds more than one.
+/// Bytes that the splitter sees at once per token of a chunk: its time grows with the square of what it sees. This is
+/// twice the longest chunk in bytes, so that a window holds more than one.
 const WINDOW_BYTES_OF_A_TOKEN: usize = 2 * 4 * CHARACTERS_OF_A_TOKEN;
 
 #[derive(Clone, Debug)]
@@ -107,7 +107,7 @@ impl TryChunkSizer for TokenSizer {
 
 impl Chunker {
     /// # Errors
-    /// If no chunks can have these lengths.
+    /// If chunks of these lengths are impossible.
     pub fn new(tokenizer: Tokenizer, options: ChunkOptions) -> Result<Self, ChunkError> {
         let ChunkOptions { max_tokens, overlap_tokens } = options;
         let refused = || ChunkError::Options { max_tokens, overlap_tokens };
@@ -121,18 +121,18 @@ impl Chunker {
         Ok(Self { splitter: TextSplitter::new(config), sizer, window_bytes })
     }
 
-    /// The chunks of a document, in its order. Every character of every block that is not white space is in at least
-    /// one.
+    /// The chunks of a document, in document order. Every character of every block that is not white space is in at
+    /// least one.
     ///
     /// # Errors
-    /// If the tokenizer refuses a text.
+    /// If the tokenizer rejects a text.
     pub fn chunk(&self, blocks: &[Block]) -> Result<Vec<Chunk>, ChunkError> {
         let mut chunks = Vec::new();
         let mut path: Vec<(u8, &str)> = Vec::new();
         let mut start = 0;
         for (index, block) in blocks.iter().enumerate() {
             let BlockKind::Heading { level } = block.kind else { continue };
-            // A title and a subtitle right under it stay together.
+            // A title and a subtitle directly below it stay together.
             let deepens = blocks[start..index].iter().all(|above| is_heading_above(above, level));
             if !deepens {
                 self.chunk_section(&blocks[start..index], &path, &mut chunks)?;
@@ -160,7 +160,7 @@ impl Chunker {
         Ok(())
     }
 
-    /// Ranges of bytes of a text, in order, that overlap or are parted by white space.
+    /// Byte ranges of a text, in order, that overlap or are separated by white space.
     fn cuts(&self, text: &str) -> Result<Vec<Range<usize>>, TokenizerError> {
         let mut cuts = Vec::new();
         let mut start = 0;
@@ -173,7 +173,7 @@ impl Chunker {
                 found.push(start + offset..start + offset + piece.len());
             }
             let mut next = end;
-            // The last piece of a window is cut by the window's end: it is cut again from its beginning.
+            // The last piece of a window ends where the window does, so it is split again from its beginning.
             if end < text.len()
                 && found.len() > 1
                 && let Some(last) = found.pop_if(|last| last.start > start)
@@ -181,7 +181,7 @@ impl Chunker {
                 next = last.start;
             }
             for range in found {
-                // A piece that is all overlap says nothing new.
+                // A piece that consists only of overlap adds nothing.
                 if range.end > covered && !text[range.clone()].trim().is_empty() {
                     covered = range.end;
                     cuts.push(range);
@@ -197,11 +197,11 @@ fn is_heading_above(block: &Block, level: u8) -> bool {
     matches!(block.kind, BlockKind::Heading { level: above } if above < level)
 }
 
-/// The blocks from one heading to the next as one text.
+/// The blocks between two headings as one text.
 struct Section<'b> {
     text: String,
     blocks: &'b [Block],
-    /// Where each block is in the text.
+    /// The range of each block in the text.
     ranges: Vec<Range<usize>>,
     newlines: Vec<usize>,
 }
@@ -232,7 +232,7 @@ impl<'b> Section<'b> {
         u32::try_from(before(range.end).saturating_sub(before(range.start))).unwrap_or(u32::MAX)
     }
 
-    /// Where the blocks are that a range of the text touches.
+    /// The place in the file of the blocks that a range of the text touches.
     fn place(&self, range: &Range<usize>) -> ChunkPlace {
         let first = self.ranges.partition_point(|block| block.end <= range.start);
         let last = self.ranges.partition_point(|block| block.start < range.end);
@@ -253,7 +253,7 @@ impl<'b> Section<'b> {
         place
     }
 
-    /// Lines of a block that a range touches: exact where the block's lines are those of the file, else all of them.
+    /// Lines of a block that a range touches: exact if the block's lines are those of the file, otherwise all of them.
     fn lines_inside(&self, lines: LineRange, block: &Range<usize>, range: &Range<usize>) -> LineRange {
         if self.newlines_in(block.clone()) != lines.last.saturating_sub(lines.first) {
             return lines;
@@ -273,7 +273,7 @@ mod tests {
     use super::*;
     use crate::extract::Place;
 
-    /// Each byte of a text is one token: no character has fewer tokens than it could have anywhere.
+    /// Each byte of a text is one token, so no tokenizer gives a character more tokens.
     fn bytes_as_tokens() -> Tokenizer {
         let printable = |byte: u8| matches!(byte, 0x21..=0x7E | 0xA1..=0xAC | 0xAE..=0xFF);
         let mut spare = 0x100..;
@@ -297,7 +297,7 @@ mod tests {
         Tokenizer::from_file(file.path()).expect("it is a tokenizer")
     }
 
-    /// A WordPiece vocabulary, which calls whole words unknown.
+    /// A WordPiece vocabulary, in which whole words may be unknown.
     fn word_pieces() -> Tokenizer {
         let path = concat!(
             env!("CARGO_MANIFEST_DIR"),
@@ -435,7 +435,7 @@ mod tests {
             let chunks = chunker.chunk(&blocks).unwrap();
             prop_assert!(chunks.iter().all(|chunk| chunk.tokens <= max_tokens && !chunk.text.trim().is_empty()));
             prop_assert_eq!(&chunks, &chunker.chunk(&blocks).unwrap());
-            // Characters that the chunks hold, overlaps twice, are at least those of the blocks.
+            // Characters in the chunks, counting overlaps twice, are at least those of the blocks.
             let mut count = std::collections::HashMap::<char, usize>::new();
             for character in chunks.iter().flat_map(|chunk| chunk.text.chars()) {
                 *count.entry(character).or_default() += 1;
@@ -456,7 +456,7 @@ mod tests {
         ) {
             let text = Section::of(&blocks).text;
             let mut chunker = chunker(if pieces { word_pieces() } else { bytes_as_tokens() }, max_tokens, overlap);
-            // Small windows: their ends must not show.
+            // Small windows, whose ends must not affect the result.
             chunker.window_bytes = max_tokens * CHARACTERS_OF_A_TOKEN * 2;
             let mut covered = 0;
             for range in chunker.cuts(&text).unwrap() {

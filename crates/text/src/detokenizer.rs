@@ -1,8 +1,8 @@
-//! Token ids back to text, one at a time, in whole characters.
+//! Converts token ids back to text, one at a time, in whole characters.
 //!
-//! A token may end in the middle of a character. Its bytes wait here until the character is complete, or until no
-//! further byte can complete it, when it becomes U+FFFD. What the pushes return, joined, is what decoding all tokens
-//! at once returns.
+//! A token may end in the middle of a character. Its bytes are held back until the character is complete, or until no
+//! further byte can complete it, in which case it becomes U+FFFD. The concatenated results of the pushes equal decoding
+//! all tokens at once.
 
 use super::tokenizer::Tokenizer;
 
@@ -11,29 +11,29 @@ use super::tokenizer::Tokenizer;
 pub struct Detokenizer {
     tokenizer: Tokenizer,
     keep_special: bool,
-    /// The start of a character. Never more than three bytes between calls.
+    /// The incomplete start of a character. At most three bytes between calls.
     pending: Vec<u8>,
-    /// The next text opens with the space that encoding put there, and loses it.
+    /// The next text starts with the space that encoding added, and that space is removed.
     strip_space: bool,
 }
 
 impl Detokenizer {
-    /// For tokens that are a text of their own. With `keep_special`, control tokens show as the vocabulary spells
-    /// them; without it they leave no trace.
+    /// For tokens that form a complete text. With `keep_special`, control tokens appear in the vocabulary's spelling;
+    /// without it they are dropped.
     pub fn new(tokenizer: Tokenizer, keep_special: bool) -> Self {
         let strip_space = tokenizer.has_space_prefix();
         Self { tokenizer, keep_special, pending: Vec::new(), strip_space }
     }
 
-    /// For tokens that go on from a prompt which ends with `last_prompt_token`: a leading space is the text's own,
-    /// unless a special token came before it.
+    /// For tokens that continue a prompt ending with `last_prompt_token`: a leading space belongs to the text, unless a
+    /// special token precedes it.
     pub fn after(tokenizer: Tokenizer, last_prompt_token: Option<u32>, keep_special: bool) -> Self {
         let mut detokenizer = Self::new(tokenizer, keep_special);
         detokenizer.strip_space &= last_prompt_token.is_none_or(|id| detokenizer.tokenizer.starts_afresh_after(id));
         detokenizer
     }
 
-    /// The characters that this token completes. An id outside the vocabulary is no text.
+    /// The characters that this token completes. An id outside the vocabulary yields no text.
     pub fn push(&mut self, id: u32) -> String {
         let Some(bytes) = self.tokenizer.token_bytes(id) else { return String::new() };
         if self.tokenizer.starts_afresh_after(id) {
@@ -53,7 +53,7 @@ impl Detokenizer {
         self.take_whole_characters()
     }
 
-    /// What is left when no more tokens come: U+FFFD for a character that was never completed.
+    /// The remainder when no more tokens come: U+FFFD for a character that was never completed.
     pub fn finish(mut self) -> String {
         let mut text = self.take_whole_characters();
         if !self.pending.is_empty() {
@@ -83,7 +83,7 @@ impl Detokenizer {
     }
 }
 
-/// Whether more bytes could make a character of these, which are no character yet.
+/// Whether more bytes could complete these bytes, which are not yet a character.
 fn may_be_completed(bytes: &[u8]) -> bool {
     std::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none())
 }

@@ -1,6 +1,5 @@
-//! Text on its way to token ids and back: tokenizers, chat templates, the languages that constrained output
-//! belongs to, stop strings, and the tool calls and thinking found in what a model says; and documents on their way
-//! to text; and the threads on which that is done.
+//! Text to token ids and back: tokenizers, chat templates, the languages that constrain output, stop strings, and the
+//! tool calls and thinking in a model's answer; documents to text; and the threads that do this work.
 //!
 //! Nothing here touches a tensor or a socket.
 

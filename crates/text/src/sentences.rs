@@ -1,22 +1,22 @@
-//! The sentences of a chunk's text, so that an answer can quote one.
+//! Splits a chunk's text into sentences, so that an answer can quote one.
 //!
-//! A chunk keeps the structure of its document as lines (`chunker.rs`): a blank line between blocks, one line for each row of
-//! a table and each item of a list, and the soft line breaks of a paragraph as they stood in the file. Rows and items are
-//! sentences as they are; a row has its columns' names. All other text is cut by Unicode's rules for sentences (UAX #29),
-//! which know no abbreviations: a cut behind one of those is taken back.
+//! A chunk keeps the structure of its document as lines (`chunker.rs`): a blank line between blocks, one line per table
+//! row and list item, and the soft line breaks of a paragraph as they were in the file. Rows and items are sentences as
+//! they are; a row includes its column names. All other text is split by Unicode's sentence rules (UAX #29), which know
+//! no abbreviations: a split after an abbreviation is undone.
 
 use std::ops::Range;
 
 use unicode_segmentation::UnicodeSegmentation;
 
-/// A sentence that is longer is cut, at a line or a space: an answer quotes sentences, and code and lists without stops can
+/// A longer sentence is split at a line or a space: answers quote sentences, and code and lists without full stops can
 /// have any length.
 const CHARS_MAX: usize = 600;
 
-/// What is between the cells of a row.
+/// The separator between the cells of a row.
 const CELLS: &str = " | ";
 
-/// Words that end in a full stop in the middle of a sentence, in the languages that documents are most often in.
+/// Words that take a full stop in the middle of a sentence, in the most common document languages.
 const ABBREVIATIONS: [&str; 58] = [
     "abs", "al", "approx", "apr", "art", "aug", "bspw", "bzw", "ca", "cf", "co", "corp", "dec", "dept", "dr", "ed",
     "eds", "eg", "est", "evtl", "feb", "fig", "figs", "gen", "ggf", "gov", "hon", "ie", "inc", "jan", "jr", "jul",
@@ -24,23 +24,23 @@ const ABBREVIATIONS: [&str; 58] = [
     "rev", "sen", "sept", "sr", "st", "usw", "vgl", "vol", "vs",
 ];
 
-/// The ranges of a text's sentences, rows and items, in order, without the white space and the list markers around them.
+/// The ranges of a text's sentences, rows and items, in order, without surrounding white space and list markers.
 pub fn sentences(text: &str) -> Vec<Range<usize>> {
     let mut found = Vec::new();
     for unit in units(text) {
-        // The columns' names are in front of the cells: a row is one sentence.
+        // The column names precede the cells, so a row is one sentence.
         if text[unit.clone()].contains(CELLS) {
             push(text, unit, &mut found);
             continue;
         }
-        // A line break inside a unit is a space to a reader; UAX #29 takes it for the end of a sentence. The length in bytes
-        // stays.
+        // To a reader, a line break inside a unit is a space; UAX #29 treats it as the end of a sentence. The
+        // replacement keeps the byte length.
         let line = text[unit.clone()].replace('\n', " ");
         let mut start = 0;
         for (at, piece) in line.split_sentence_bound_indices() {
             let end = at + piece.len();
             let piece = &line[start..end];
-            // The number of a list's item is no sentence.
+            // The number of a list item is not a sentence.
             let is_number = !piece.contains(char::is_alphabetic);
             if end < line.len() && (is_number || ends_in_abbreviation(piece)) {
                 continue;
@@ -53,11 +53,11 @@ pub fn sentences(text: &str) -> Vec<Range<usize>> {
     found
 }
 
-/// Paragraphs, rows of tables and items of lists.
+/// Paragraphs, table rows and list items.
 fn units(text: &str) -> Vec<Range<usize>> {
     let mut units: Vec<Range<usize>> = Vec::new();
     let mut at = 0;
-    // Whether the next line can go on with the unit before it.
+    // Whether the next line may continue the previous unit.
     let mut is_open = false;
     for line in text.split_inclusive('\n') {
         let range = at..at + line.trim_end_matches('\n').len();
@@ -85,14 +85,14 @@ fn units(text: &str) -> Vec<Range<usize>> {
 fn ends_in_abbreviation(text: &str) -> bool {
     let Some(before) = text.trim_end().strip_suffix('.') else { return false };
     let word = before.rsplit(|c: char| c.is_whitespace() || c == '(').next().unwrap_or("");
-    // "e.g.", "z.B." and initials: single letters with a full stop each.
+    // "e.g.", "z.B." and initials: single letters, each with a full stop.
     let mut parts = word.split('.').peekable();
     let is_letters = parts.peek().is_some() && parts.all(|part| part.chars().count() == 1);
     let word = word.to_lowercase();
     is_letters && word.chars().all(|c| c == '.' || c.is_alphabetic()) || ABBREVIATIONS.contains(&word.as_str())
 }
 
-/// Adds a sentence that has a letter or a digit, in several parts if it is too long.
+/// Adds a sentence if it contains a letter or a digit, in several parts if it is too long.
 fn push(text: &str, range: Range<usize>, found: &mut Vec<Range<usize>>) {
     let piece = &text[range.clone()];
     let trimmed = piece.trim();

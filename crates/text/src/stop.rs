@@ -1,8 +1,8 @@
-//! Stop strings: where generated text ends, although the model would go on.
+//! Stop strings: where generated text ends, even if the model would continue.
 //!
-//! A stop string may begin in one token and end in another, so text that could still become one is held
-//! back until it has or cannot. The engine ends sequences at token ids; strings are found here, at the
-//! edge where tokens have become text. The choices of a request share its strings.
+//! A stop string may begin in one token and end in another, so text that could still become one is held back until it
+//! is a stop string or can no longer be one. The engine ends sequences at token ids; stop strings are found here, after
+//! tokens have become text. The choices of a request share its stop strings.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ pub struct StopMatcher {
     stopped: bool,
 }
 
-/// What one more piece of text leads to.
+/// The result of one more piece of text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StopOutcome {
     /// Text that is certainly part of the answer.
@@ -25,12 +25,12 @@ pub struct StopOutcome {
 }
 
 impl StopMatcher {
-    /// Empty strings stop nothing.
+    /// Empty strings match nothing.
     pub fn new(stops: Arc<[String]>) -> Self {
         Self { stops, held: String::new(), stopped: false }
     }
 
-    /// Takes more text. After a stop string has appeared, nothing more comes out.
+    /// Accepts more text. Once a stop string has appeared, no more text comes out.
     pub fn push(&mut self, text: &str) -> StopOutcome {
         if self.stopped {
             return StopOutcome { text: String::new(), stopped: true };
@@ -49,19 +49,19 @@ impl StopMatcher {
         StopOutcome { text: std::mem::replace(&mut self.held, rest), stopped: false }
     }
 
-    /// Takes text in which no stop string is looked for: the answer has not reached its minimum length.
+    /// Accepts text without looking for stop strings, because the answer has not reached its minimum length.
     pub fn push_unmatched(&mut self, text: &str) -> String {
         let mut out = std::mem::take(&mut self.held);
         out.push_str(text);
         out
     }
 
-    /// The text that was held back, once nothing more comes.
+    /// Returns the text still held back, once no more text follows.
     pub fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 
-    /// Length in bytes of the longest end of the held text with which a stop string begins.
+    /// Length in bytes of the longest suffix of the held text with which a stop string begins.
     fn longest_beginning(&self) -> usize {
         let longest_stop = self.stops.iter().map(String::len).max().unwrap_or(0);
         let from = self.held.len().saturating_sub(longest_stop.saturating_sub(1));
@@ -72,8 +72,8 @@ impl StopMatcher {
     }
 }
 
-/// Where the stop string begins that is the first to be complete: the one that a reader of single characters
-/// would see first, however the text was cut. Of two that end together, the longer one.
+/// The start of the first stop string to be completed: the one that a character-by-character reader would see first,
+/// however the text was cut. If two end together, the longer one.
 fn first_to_complete(text: &str, stops: &[String]) -> Option<usize> {
     let stops = stops.iter().filter(|stop| !stop.is_empty());
     let found = stops.filter_map(|stop| text.find(stop.as_str()).map(|at| (at + stop.len(), at)));
@@ -86,7 +86,7 @@ mod tests {
 
     use super::*;
 
-    /// Reads character by character and looks at every end.
+    /// Reads character by character and checks every end.
     fn reference(text: &str, stops: &[String]) -> String {
         let stops: Vec<_> = stops.iter().filter(|stop| !stop.is_empty()).collect();
         for end in (0..=text.len()).filter(|&end| text.is_char_boundary(end)) {

@@ -1,11 +1,11 @@
-//! Where texts are worked on: short ones at once on a blocking thread, long ones in a small pool of threads.
+//! Where texts are processed: short ones directly on a blocking thread, long ones in a small thread pool.
 //!
-//! A request may bring megabytes of text, and tokenizing them takes seconds of a core. Nothing else may wait for that: not
-//! the engine, which computes and samples on threads of its own (`kernels/pool.rs`), and not a request with a short text.
-//! So the pool has a quarter of the compute threads, at least two, at a lower priority where the system has priorities
-//! for threads; it takes a number of requests, and refuses one more with the time until it expects a place; and a
-//! request's pieces of work, one text each, queue behind those of others that came before, so that requests take turns.
-//! Work whose caller has left is not begun, and what has begun asks [`Wanted`] whether to go on.
+//! A request may bring megabytes of text, and tokenizing them takes seconds of a core. Nothing else may wait for that:
+//! not the engine, which computes and samples on its own threads (`kernels/pool.rs`), and not a request with a short
+//! text. So the pool has a quarter of the compute threads, at least two, at a lower priority if the system has thread
+//! priorities. It takes a limited number of requests, and refuses further ones with the time until it expects a place.
+//! A request's pieces of work, one text each, queue behind those submitted earlier by other requests, so that requests
+//! take turns. Work whose caller has left is not started, and running work asks [`Wanted`] whether to continue.
 
 use std::{
     num::NonZero,
@@ -24,30 +24,30 @@ use hearth_kernels::pool;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, oneshot};
 
-/// A request with no more bytes of text does not go to the pool: a few milliseconds of work, and more than most contexts
-/// hold. In the pool, texts that are together no longer are one piece of work.
+/// A request with at most this many bytes of text does not go to the pool: that is a few milliseconds of work, and more
+/// than most contexts hold. In the pool, texts that are no longer than this together form one piece of work.
 pub const SHORT_BYTES: usize = 64 * 1024;
-/// Short texts that are worked on at the same time for each core; more wait, so that a flood of them leaves the other threads of
-/// the process their turns.
+/// Short texts processed at the same time per core; further ones wait, so that a flood of them does not starve the
+/// process's other threads.
 const SHORT_AT_A_TIME: usize = 2;
-/// Requests in the pool, running and waiting.
+/// Maximum requests in the pool, running and waiting.
 const MAX_REQUESTS: usize = 64;
-/// Compute threads for one thread here.
+/// Number of compute threads per thread of this pool.
 const COMPUTE_THREADS_EACH: usize = 4;
-/// With one thread, a single long text would hold up those of all other requests.
+/// With a single thread, one long text would hold up those of all other requests.
 const MIN_THREADS: usize = 2;
-/// What a waiting request is told at least and at most.
+/// Bounds of the wait reported to a refused request.
 const ESTIMATED_WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// How far these threads step back behind those that compute: a quarter of a core where both want it whole.
+/// How far these threads yield to the compute threads: they get a quarter of a core if both want all of it.
 #[cfg(target_os = "linux")]
 const NICENESS: i32 = 6;
 
-/// Whether the caller still waits for the work's outcome.
+/// Whether the caller still waits for the result.
 #[derive(Clone, Debug)]
 pub struct Wanted(Arc<AtomicBool>);
 
 impl Wanted {
-    /// Work that its caller does not leave.
+    /// For work whose caller does not leave.
     pub fn always() -> Self {
         Self(Arc::new(AtomicBool::new(true)))
     }
@@ -56,7 +56,7 @@ impl Wanted {
         self.0.load(Ordering::Acquire)
     }
 
-    /// An error for a caller who has left, if so: it ends the work.
+    /// Returns an error if the caller has left, which ends the work.
     ///
     /// # Errors
     /// If the caller has left.
@@ -68,7 +68,7 @@ impl Wanted {
     }
 }
 
-/// The caller's side of [`Wanted`]: dropped when the caller leaves or has its answer.
+/// The caller's side of [`Wanted`]: dropped when the caller leaves or has received its answer.
 struct Waits(Wanted);
 
 impl Drop for Waits {
@@ -77,8 +77,8 @@ impl Drop for Waits {
     }
 }
 
-/// Work that no thread has taken up yet. What it holds, which may be megabytes, is dropped when its caller leaves, however
-/// long it would have waited for a thread.
+/// Work that no thread has started yet. Its data, which may be megabytes, is dropped when its caller leaves, even if no
+/// thread would take the work for a long time.
 struct Untaken<W>(Arc<Mutex<Option<W>>>);
 
 impl<W> Drop for Untaken<W> {
@@ -87,10 +87,11 @@ impl<W> Drop for Untaken<W> {
     }
 }
 
-/// Runs work over texts of `bytes` bytes: on a blocking thread, or in the pool that the process has for long texts. Dropping the future gives the work up.
+/// Runs work over texts of `bytes` bytes: on a blocking thread, or in the process's pool for long texts. Dropping the
+/// future abandons the work.
 ///
 /// # Errors
-/// What the work says; a full pool; a panic in the work.
+/// An error of the work itself; a full pool; a panic in the work.
 pub async fn off_the_async_threads<T: Send + 'static>(
     bytes: usize,
     work: impl FnOnce(&Wanted) -> Result<T> + Send + 'static,
@@ -103,7 +104,7 @@ pub async fn off_the_async_threads<T: Send + 'static>(
     });
     let waits = Waits(Wanted::always());
     let wanted = waits.0.clone();
-    // The semaphore is never closed. The work has its place until it ends, also if its caller leaves.
+    // The semaphore is never closed. The work keeps its permit until it ends, even if its caller leaves.
     let place = PLACES.clone().acquire_owned().await.map_err(Error::internal)?;
     let work = move || {
         let _place = place;
@@ -112,11 +113,11 @@ pub async fn off_the_async_threads<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(Error::internal)?
 }
 
-/// Runs the same work over each of a request's texts, given with its index: one after another on a blocking thread or, if
-/// they are long together, in the pool, some at a time.
+/// Runs the same work over each of a request's texts, passing the text's index: sequentially on a blocking thread or,
+/// if they are long in total, several at a time in the pool.
 ///
 /// # Errors
-/// The first that the work says, in the order of the texts; a full pool; a panic in the work.
+/// The first error of the work, in the order of the texts; a full pool; a panic in the work.
 pub async fn each_off_the_async_threads<I: Send + 'static, T: Send + 'static>(
     items: Vec<I>,
     bytes_of: impl Fn(&I) -> usize,
@@ -149,12 +150,12 @@ pub struct LongTexts {
     num_threads: usize,
     max_requests: usize,
     requests: AtomicUsize,
-    /// Of the requests that are in the pool.
+    /// Total bytes of the requests in the pool.
     bytes: AtomicUsize,
     pace: Pace,
 }
 
-/// How fast texts were worked on so far.
+/// How fast texts have been processed so far.
 #[derive(Debug, Default)]
 struct Pace {
     bytes: AtomicU64,
@@ -162,10 +163,10 @@ struct Pace {
 }
 
 impl LongTexts {
-    /// The pool of this process.
+    /// The process-wide pool.
     ///
     /// # Errors
-    /// If the system gives no threads.
+    /// If the system refuses to start the threads.
     pub fn shared() -> Result<&'static Self> {
         static SHARED: OnceLock<Option<LongTexts>> = OnceLock::new();
         let num_threads = || (pool::threads() / COMPUTE_THREADS_EACH).max(MIN_THREADS);
@@ -175,10 +176,10 @@ impl LongTexts {
             .ok_or_else(|| Error::internal(anyhow::anyhow!("the threads that read long texts could not be started")))
     }
 
-    /// A pool for at most `max_requests` requests at a time.
+    /// A pool for at most `max_requests` concurrent requests.
     ///
     /// # Errors
-    /// If the system gives no threads.
+    /// If the system refuses to start the threads.
     pub fn new(num_threads: usize, max_requests: usize) -> Result<Self> {
         let threads = rayon::ThreadPoolBuilder::new()
             .num_threads(num_threads)
@@ -202,10 +203,10 @@ impl LongTexts {
         self.num_threads
     }
 
-    /// A place for a request with `bytes` bytes of text, until it is dropped.
+    /// Reserves a place for a request with `bytes` bytes of text, until the place is dropped.
     ///
     /// # Errors
-    /// 503 with the time until a place is expected, if there is none.
+    /// 503 with the time until a place is expected, if the pool is full.
     pub fn admit(&'static self, bytes: usize) -> Result<Place> {
         let one_more = |requests: usize| (requests < self.max_requests).then_some(requests + 1);
         if self.requests.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).is_err() {
@@ -220,7 +221,7 @@ impl LongTexts {
         Ok(Place { pool: self, bytes })
     }
 
-    /// When a place is expected to be free: an even share of what is there now, at the pace so far.
+    /// When a place is expected to become free: an even share of the current bytes, at the pace so far.
     fn estimated_wait(&self) -> Duration {
         let (shortest, longest) = ESTIMATED_WAIT;
         let done = self.pace.bytes.load(Ordering::Relaxed);
@@ -249,11 +250,11 @@ impl Drop for Place {
 }
 
 impl Place {
-    /// Runs one piece of work, over `bytes` of the request's bytes, behind the pieces that other requests gave before.
-    /// Dropping the future gives it up.
+    /// Runs one piece of work, over `bytes` of the request's bytes, behind the pieces that other requests submitted
+    /// earlier. Dropping the future abandons it.
     ///
     /// # Errors
-    /// What the work says; a panic in the work.
+    /// An error of the work itself; a panic in the work.
     pub async fn run<T: Send + 'static>(
         &self,
         bytes: usize,
@@ -266,7 +267,7 @@ impl Place {
         self.pool.threads.spawn_fifo(move || {
             let Some(work) = given.lock().take() else { return };
             let began = Instant::now();
-            // A panic ends this piece of work alone: its reply is dropped, which the caller sees.
+            // A panic ends only this piece of work: its reply is dropped, which the caller notices.
             if let Ok(outcome) = catch_unwind(AssertUnwindSafe(|| work(&wanted))) {
                 pace.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
                 pace.micros.fetch_add(began.elapsed().as_micros() as u64, Ordering::Relaxed);
@@ -278,7 +279,7 @@ impl Place {
     }
 }
 
-/// Consecutive items with the index of the first, and their bytes: small ones together, a large one alone.
+/// Consecutive items with the index of the first, and their total bytes: small items together, a large one alone.
 fn pieces<I>(items: Vec<I>, bytes_of: impl Fn(&I) -> usize) -> Vec<(usize, usize, Vec<I>)> {
     let mut pieces: Vec<(usize, usize, Vec<I>)> = Vec::new();
     for (index, item) in items.into_iter().enumerate() {
@@ -294,10 +295,10 @@ fn pieces<I>(items: Vec<I>, bytes_of: impl Fn(&I) -> usize) -> Vec<(usize, usize
     pieces
 }
 
-/// Puts the thread that calls it behind those that compute.
+/// Lowers the calling thread's priority below that of the compute threads.
 fn step_back() {
     #[cfg(target_os = "linux")]
-    // Elsewhere a priority is the whole process's. Without it there is only less fairness.
+    // On other systems a priority applies to the whole process. Without it there is only less fairness.
     if let Err(error) = rustix::process::nice(NICENESS) {
         tracing::debug!(%error, "a thread for long texts keeps its usual priority");
     }
@@ -315,7 +316,7 @@ mod tests {
         Box::leak(Box::new(LongTexts::new(num_threads, max_requests).expect("the system has threads")))
     }
 
-    /// Work that says that it has begun, and goes on when the sender is dropped.
+    /// Work that signals that it has begun, and continues when the sender is dropped.
     fn held() -> (Sender<()>, Receiver<()>, impl FnOnce(&Wanted) -> Result<bool> + Send + 'static) {
         let (release, released) = channel::<()>();
         let (began, has_begun) = channel();
@@ -369,7 +370,7 @@ mod tests {
         assert!(!was_told.recv().expect("it ends").expect("it says whether"), "its caller has left");
     }
 
-    /// The second piece of a request queues behind what others gave while the first was waiting.
+    /// A request's second piece queues behind what others submitted while the first was waiting.
     #[tokio::test]
     async fn requests_take_turns() {
         let pool = pool(1, 8);

@@ -38,7 +38,6 @@ impl LocalPartner {
             ..ChatPrompt::default()
         });
         let request = GenerateRequest {
-            model: self.model.info().id.clone(),
             sampling: self.sampling.clone(),
             max_tokens: Some(self.max_tokens),
             ..GenerateRequest::new(Account::unrecorded(), prompt)

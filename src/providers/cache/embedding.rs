@@ -121,7 +121,7 @@ impl CachedEmbedder {
 
     fn keys(&self, request: &EmbedRequest) -> Vec<Key> {
         // The name is resolved already, and the deadline changes no vector.
-        let EmbedRequest { account, model: _, inputs, input_type, dimensions, truncate, deadline: _ } = request;
+        let EmbedRequest { account, inputs, input_type, dimensions, truncate, deadline: _ } = request;
         let (identity, model) = (self.model.identity(), self.model.info());
         let scope = EmbeddingScope {
             account,

@@ -136,7 +136,6 @@ impl KeyWriter {
     pub fn generation(&mut self, request: &GenerateRequest) -> &mut Self {
         let GenerateRequest {
             account,
-            model,
             prompt,
             sampling,
             max_tokens,
@@ -152,7 +151,7 @@ impl KeyWriter {
             // Ends an answer with an error, and those are not kept.
             deadline: _,
         } = request;
-        self.account(account).text(model);
+        self.account(account);
         self.prompt(prompt);
         self.sampling(sampling);
         self.option(*max_tokens, |writer, tokens| {

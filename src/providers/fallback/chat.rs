@@ -45,9 +45,7 @@ impl FallbackChat {
 fn ask(mut search: Search<dyn ChatModel>, request: GenerateRequest) -> BoxFuture<'static, Result<GenerateStream>> {
     async move {
         while let Some((candidate, model)) = search.next() {
-            let mut asked = request.clone();
-            asked.model.clone_from(&model.info().id);
-            match model.generate(asked).await {
+            match model.generate(request.clone()).await {
                 Ok(events) => {
                     search.serves(&candidate, &request.account);
                     return Ok(if search.is_exhausted() { events } else { begun(events, candidate, search, request) });

@@ -159,7 +159,6 @@ async fn embed_probe(
 ) -> Result<Vec<f32>> {
     let request = EmbedRequest {
         account: account.clone(),
-        model: model.info().id.clone(),
         inputs: vec![EmbedInput::Text(PROBE.to_owned())],
         input_type,
         dimensions: None,
@@ -215,13 +214,11 @@ impl Embedder for FallbackEmbedder {
             }
             let mut search = Search::new(ordered);
             while let Some((candidate, model)) = search.next() {
-                let mut asked = request.clone();
-                asked.model.clone_from(&model.info().id);
                 let answer = async {
                     if let Candidate::Hosted { name, model } = &candidate {
                         self.verify(name, model, request.input_type, &request.account).await?;
                     }
-                    model.embed(asked).await
+                    model.embed(request.clone()).await
                 };
                 match answer.await {
                     Ok(answer) => {

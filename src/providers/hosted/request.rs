@@ -330,11 +330,7 @@ mod tests {
     use hearth_domain::Account;
 
     fn request(prompt: Prompt) -> GenerateRequest {
-        GenerateRequest {
-            model: "served".to_owned(),
-            max_tokens: Some(9),
-            ..GenerateRequest::new(Account::unrecorded(), prompt)
-        }
+        GenerateRequest { max_tokens: Some(9), ..GenerateRequest::new(Account::unrecorded(), prompt) }
     }
 
     fn chat() -> ChatPrompt {

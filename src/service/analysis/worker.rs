@@ -28,9 +28,10 @@ use crate::{
         search::{Retriever, SearchRequest},
     },
     service::{
-        ask::{AskRequest, Asked, Confidence, ask_over, source},
+        ask::{AskRequest, Asked, ask_over, source},
         chat::ended_early,
-        documents::Documents,
+        documents::{Documents, lookup::lookup_in},
+        findings::Confidence,
         jobs::{Failure, Progress, Worker},
         models::Models,
     },
@@ -132,12 +133,7 @@ impl Analyst {
             account: envelope.account,
             question: about(&request.company_name, &request.question),
             history: Vec::new(),
-            collections,
-            filter: request.lookup.restriction(),
-            mode: request.lookup.mode,
-            rerank: request.lookup.rerank,
-            top_k: request.lookup.top_k,
-            min_similarity: request.lookup.min_similarity,
+            lookup: lookup_in(collections, &request.lookup),
             // A summary is written.
             grounding: Some(Grounding::Free),
             max_tokens: request.max_tokens,
@@ -221,16 +217,8 @@ async fn search(
     queries: &[String],
     progress: &Progress,
 ) -> Result<Vec<Passage>, Error> {
-    let request = SearchRequest {
-        query: asked.question.clone(),
-        collections: asked.collections.clone(),
-        filter: asked.filter.clone(),
-        top_k: asked.top_k,
-        min_similarity: asked.min_similarity,
-        mode: asked.mode,
-        rerank: asked.rerank,
-        account: asked.account.clone(),
-    };
+    let request =
+        SearchRequest { query: asked.question.clone(), lookup: asked.lookup.clone(), account: asked.account.clone() };
     let mut searches = Vec::with_capacity(queries.len());
     for query in queries {
         progress.report(&AnalysisEvent::Searching { query }).await;

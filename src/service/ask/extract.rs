@@ -7,11 +7,14 @@ use std::sync::Arc;
 
 use hearth_domain::{documents::Grounding, error::Result};
 
-use super::{AskRequest, Asked, Confidence, Findings, answering, nothing_found, whole};
-use crate::retrieval::{
-    passages::Passage,
-    search::Retriever,
-    sentences::{Sentence, is_answer, likelihood},
+use super::{AskRequest, Asked, answering, nothing_found, whole};
+use crate::{
+    retrieval::{
+        passages::Passage,
+        search::Retriever,
+        sentences::{Sentence, is_answer, likelihood},
+    },
+    service::findings::{Confidence, Findings},
 };
 
 /// Sentences that an answer has at most.

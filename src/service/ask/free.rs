@@ -18,7 +18,7 @@ use hearth_domain::{
 };
 use hearth_text::work::off_the_async_threads;
 
-use super::{AskRequest, Asked, Confidence, Findings, count_tokens, generation, messages};
+use super::{AskRequest, Asked, count_tokens, generation, messages};
 use crate::{
     providers::{ChatModel, GenerateStream},
     retrieval::{
@@ -26,7 +26,10 @@ use crate::{
         passages::Passage,
         search::Retriever,
     },
-    service::chat::{gather, start},
+    service::{
+        chat::{gather, start},
+        findings::{Confidence, Findings},
+    },
 };
 
 /// What the rating generation is asked, after the context and the question.

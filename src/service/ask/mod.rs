@@ -7,29 +7,31 @@
 //! Where no passage is near enough there is nothing to answer from, and the model is not asked: the answer is a fixed
 //! sentence.
 
+mod cached;
 mod extract;
 mod free;
 mod quote;
 
-use std::{
-    sync::{Arc, OnceLock},
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 use futures_util::{StreamExt, stream};
 use hearth_domain::{
     Account, ChatPrompt, FinishReason, GenerateEvent, GenerateRequest, Prompt, SamplingParams, Timings, Usage,
-    documents::{AttributeFilter, Collection, Grounding, SearchMode},
+    documents::Grounding,
     error::{Error, ErrorKind, Result},
 };
 use serde_json::{Value, json};
 
-use super::{deadline, models::Models, semantic};
+use super::{
+    chat, deadline,
+    findings::{Confidence, Findings},
+    models::Models,
+};
 use crate::{
     providers::{ChatModel, GenerateStream},
     retrieval::{
         passages::Passage,
-        search::{Retriever, SearchRequest},
+        search::{Lookup, Retriever, SearchRequest},
     },
     wire::ask::{Source, preview},
 };
@@ -49,13 +51,7 @@ pub struct AskRequest {
     pub question: String,
     /// Earlier turns of the conversation, as the chat template sees them.
     pub history: Vec<Value>,
-    pub collections: Vec<Collection>,
-    pub filter: Option<AttributeFilter>,
-    pub mode: SearchMode,
-    /// Have the rerank model put the passages in order.
-    pub rerank: bool,
-    pub top_k: usize,
-    pub min_similarity: f32,
+    pub lookup: Arc<Lookup>,
     /// `None` leaves it to the size of the chat model.
     pub grounding: Option<Grounding>,
     /// Of what a model writes; sentences are quoted whole.
@@ -64,15 +60,6 @@ pub struct AskRequest {
     /// Rate how far the passages answer the question.
     pub confidence: bool,
     pub deadline: Option<Instant>,
-}
-
-/// How far the passages answer the question.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Confidence {
-    /// 0 to 1.
-    pub value: f32,
-    /// Whether the model's rating could be understood; otherwise the value says nothing.
-    pub is_rated: bool,
 }
 
 /// An answer on its way.
@@ -90,15 +77,6 @@ pub struct Asked {
     pub findings: Arc<Findings>,
 }
 
-/// What is found out about an answer while it is given.
-#[derive(Debug, Default)]
-pub struct Findings {
-    /// Empty unless it was asked for.
-    pub confidence: OnceLock<Confidence>,
-    /// Sentences that a model wrote and that no passage supports. Empty where nothing was written, or where the check failed.
-    pub unsupported: OnceLock<Vec<String>>,
-}
-
 impl std::fmt::Debug for Asked {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Asked")
@@ -110,14 +88,14 @@ impl std::fmt::Debug for Asked {
 }
 
 impl AskRequest {
-    /// The conversation gone on with, without a look into any document.
+    /// Continues the conversation without looking into any document.
     ///
     /// # Errors
     /// If the model refuses.
     pub async fn without_documents(mut self, models: &Models, model: &Arc<dyn ChatModel>) -> Result<Asked> {
         let mut messages = std::mem::take(&mut self.history);
         messages.push(json!({"role": "user", "content": self.question}));
-        let events = semantic::chat(models, model, generation(&self, messages)).await?;
+        let events = chat::complete(models, model, generation(&self, messages)).await?;
         Ok(Asked {
             grounding: None,
             model: model.info().id.clone(),
@@ -141,27 +119,43 @@ impl AskRequest {
     }
 }
 
-/// Resolves when the answer's generation has been admitted, or, where sentences are quoted, has ended. `model` may be `None`
-/// where none is needed.
+/// Answers a question, or gives an earlier answer to a question that means the same. Resolves when the answer's generation has
+/// been admitted, or, where sentences are quoted, has ended. `model` may be `None` where none is needed.
 ///
 /// # Errors
 /// If the search fails, a model is needed and `None`, not even one passage fits beside the question, or a model refuses.
-pub async fn ask(model: Option<&Arc<dyn ChatModel>>, retriever: &Retriever, request: AskRequest) -> Result<Asked> {
+pub async fn ask(
+    models: &Models,
+    model: Option<&Arc<dyn ChatModel>>,
+    retriever: &Retriever,
+    mut request: AskRequest,
+) -> Result<Asked> {
+    let grounding = request.settle_grounding(model.map(|model| &**model));
+    let writer = model.filter(|_| grounding == Grounding::Free);
+    let Some((writer, slot)) = cached::slot(models, writer, retriever, &request).await else {
+        return search_and_answer(model, retriever, request).await;
+    };
+    if let Some(asked) = cached::earlier(&slot, writer, &request.account) {
+        return Ok(asked);
+    }
+    Ok(cached::recorded(slot, search_and_answer(model, retriever, request).await?))
+}
+
+async fn search_and_answer(
+    model: Option<&Arc<dyn ChatModel>>,
+    retriever: &Retriever,
+    request: AskRequest,
+) -> Result<Asked> {
     let search = retriever.search(SearchRequest {
         query: request.question.clone(),
-        collections: request.collections.clone(),
-        filter: request.filter.clone(),
-        top_k: request.top_k,
-        min_similarity: request.min_similarity,
-        mode: request.mode,
-        rerank: request.rerank,
+        lookup: request.lookup.clone(),
         account: request.account.clone(),
     });
     let passages = deadline::within(request.deadline, search).await?;
     ask_over(model, retriever, request, passages).await
 }
 
-/// [`ask`] with passages that have been found already, best first; where the request would look is of no matter.
+/// [`ask`] with passages that have been found already, best first, and without earlier answers. The request's lookup is not used.
 ///
 /// # Errors
 /// As [`ask`].

@@ -14,7 +14,7 @@ use hearth_text::work::off_the_async_threads;
 use serde_json::Value;
 
 use super::{
-    AskRequest, Asked, Confidence, Findings, count_tokens,
+    AskRequest, Asked, count_tokens,
     extract::{QUOTED_MAX, quote},
     generation, messages, nothing_found, whole,
 };
@@ -25,7 +25,10 @@ use crate::{
         search::Retriever,
         sentences::{Sentence, likelihood},
     },
-    service::chat::{gather, start},
+    service::{
+        chat::{gather, start},
+        findings::{Confidence, Findings},
+    },
 };
 
 /// Sentences that the model chooses among.

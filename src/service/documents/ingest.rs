@@ -190,7 +190,6 @@ pub(super) async fn embed_passages(
     loop {
         let request = EmbedRequest {
             account: account.clone(),
-            model: embedder.info().id.clone(),
             inputs: texts.iter().cloned().map(EmbedInput::Text).collect(),
             input_type: EmbedInputType::Passage,
             dimensions: None,

@@ -5,6 +5,7 @@
 //! found no more.
 
 pub mod ingest;
+pub mod lookup;
 mod owned;
 pub mod reindex;
 pub mod vector_stores;

@@ -1,5 +1,7 @@
 //! Collections as OpenAI's clients see them: vector stores, each known by its id, of files that are known by theirs.
 
+use std::sync::Arc;
+
 use hearth_domain::{
     documents::{Chunk, Collection, Document, StoredFile},
     error::Result,
@@ -7,7 +9,10 @@ use hearth_domain::{
 
 use super::{Attributes, OwnedDocuments};
 use crate::{
-    retrieval::{passages::Passage, search::SearchRequest},
+    retrieval::{
+        passages::Passage,
+        search::{Lookup, SearchRequest},
+    },
     store::{Batch, Member, StoreError},
 };
 
@@ -133,10 +138,12 @@ impl OwnedDocuments {
     ///
     /// # Errors
     /// As [`crate::retrieval::search::Retriever::search`].
-    pub async fn search_for_any(&self, queries: Vec<String>, request: SearchRequest) -> Result<Vec<Passage>> {
+    pub async fn search_for_any(&self, queries: Vec<String>, lookup: Lookup) -> Result<Vec<Passage>> {
         let retriever = self.documents.retriever()?;
-        let top_k = request.top_k;
-        let searches = queries.into_iter().map(|query| retriever.search(SearchRequest { query, ..request.clone() }));
+        let top_k = lookup.top_k;
+        let lookup = Arc::new(lookup);
+        let search = |query| SearchRequest { query, lookup: lookup.clone(), account: self.account.clone() };
+        let searches = queries.into_iter().map(|query| retriever.search(search(query)));
         let mut found: Vec<Passage> = Vec::new();
         for passage in futures_util::future::try_join_all(searches).await?.into_iter().flatten() {
             let same = found.iter_mut().find(|other| other.file_id == passage.file_id && other.text == passage.text);

@@ -2,13 +2,20 @@
 
 use futures_util::StreamExt;
 use hearth_domain::{
-    Caller, Constraint, SamplingParams, ToolChoice,
+    Caller, ChatPrompt, Constraint, GenerateRequest, Prompt, SamplingParams, ToolChoice,
     account::{NoBooks, Opening},
 };
 use serde_json::json;
 
 use super::*;
-use crate::providers::scripted::{ScriptedChat, ScriptedEmbedder};
+use crate::{
+    providers::{
+        ChatModel,
+        cache::SEMANTIC,
+        scripted::{ScriptedChat, ScriptedEmbedder},
+    },
+    service::{chat::complete, models::Models},
+};
 
 struct Setup {
     models: Models,
@@ -50,7 +57,7 @@ fn asking(system: &str, question: &str) -> ChatPrompt {
 impl Setup {
     /// How many answers the model has been asked for when this one has been read.
     async fn computed(&self, request: GenerateRequest) -> usize {
-        let events = chat(&self.models, &self.model, request).await.expect("an answer");
+        let events = complete(&self.models, &self.model, request).await.expect("an answer");
         let events: Vec<_> = events.map(|event| event.expect("no failure")).collect().await;
         assert!(matches!(events.last(), Some(GenerateEvent::Done { .. })));
         self.chat.started()

@@ -1,4 +1,4 @@
-//! An account from its opening to its end, and what is counted on the way.
+//! An account from opening to settlement, and what is counted on the way.
 
 use super::*;
 

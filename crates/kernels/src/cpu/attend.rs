@@ -1,9 +1,9 @@
 //! Attention on the CPU: one pass over a sequence's KV blocks for a tile of queries, softmax as it goes.
 //!
-//! A tile holds a few tokens' queries of all the heads that share one KV head, so that a key or value is loaded
-//! once for all of them. The softmax is the online one (Milakov and Gimelshein, arXiv 1805.02867). Blocks are
-//! visited in the order of their positions and a row's sums run over dimensions and tokens in one fixed order:
-//! what a row gets does not depend on the tile it is in or on how the prompt was cut.
+//! A tile holds a few tokens' queries of all the heads that share one KV head, so that a key or value is loaded once
+//! for all of them. The softmax is the online one (Milakov and Gimelshein, arXiv 1805.02867). Blocks are visited in
+//! order of position, and a row's sums run over dimensions and tokens in one fixed order, so a row's result depends
+//! neither on its tile nor on how the prompt was split.
 
 use super::{
     lanes::{Kernel, LANES, Lanes, dispatch},
@@ -11,12 +11,12 @@ use super::{
 };
 use crate::kv::BLOCK_TOKENS;
 
-/// Rows of queries that one tile holds at most: enough to share loads, few enough for their sums to stay in cache.
+/// Maximum query rows per tile: enough to share loads, few enough for their sums to stay in cache.
 pub const TILE_ROWS: usize = 32;
 
-/// How keys and values lie in memory.
+/// How keys and values are stored in memory.
 pub trait Element: Copy + Sync {
-    /// Sixteen of them as floats.
+    /// Loads sixteen elements as floats.
     ///
     /// # Safety
     /// Sixteen elements can be read.
@@ -38,7 +38,7 @@ impl Element for f32 {
     }
 }
 
-/// Half floats as their bits.
+/// Half floats as raw bits.
 impl Element for u16 {
     #[inline(always)]
     unsafe fn load<L: Lanes>(lanes: L, from: *const Self) -> L::F {
@@ -52,7 +52,7 @@ impl Element for u16 {
     }
 }
 
-/// What is the same for every tile of a call.
+/// What is the same for all tiles of a call.
 #[derive(Clone, Copy)]
 pub struct Heads {
     pub n_heads: usize,
@@ -63,16 +63,16 @@ pub struct Heads {
     pub window: Option<usize>,
 }
 
-/// Some tokens' queries of the heads that share a KV head.
+/// A few tokens' queries of the heads that share a KV head.
 pub struct Tile<'a> {
-    /// Of the tile's first token in the packed queries, and how many tokens it has.
+    /// Index of the tile's first token in the packed queries, and the number of tokens in the tile.
     pub first_token: usize,
     pub num_tokens: usize,
     /// Position of the first token in its sequence.
     pub position: usize,
     pub kv_head: usize,
     pub block_table: &'a [u32],
-    /// `None`: each token sees itself and what is before it. `Some(n)`: all see the first `n` tokens.
+    /// `None`: each token sees itself and the tokens before it. `Some(n)`: all see the first `n` tokens.
     pub sees: Option<usize>,
 }
 
@@ -94,9 +94,9 @@ struct Attend<'a, E> {
 /// One query's running softmax.
 #[derive(Clone, Copy)]
 struct Row {
-    /// Of its query and its result in the packed arrays.
+    /// Offset of its query and its result in the packed arrays.
     offset: usize,
-    /// Tokens that it sees.
+    /// The tokens it sees, `begin..end`.
     begin: usize,
     end: usize,
     largest: f32,
@@ -137,7 +137,7 @@ impl<E: Element> Kernel for Attend<'_, E> {
             }
         }
         for (row, sums) in rows.iter().zip(sums.chunks_exact(head_dim)) {
-            // SAFETY: the row is within `out`, which is as long as the queries, and no other tile has it.
+            // SAFETY: the row lies within `out`, which is as long as the queries, and belongs to no other tile.
             let out = unsafe { self.out.part(row.offset, head_dim) };
             let total = if row.total == 0.0 { 1.0 } else { row.total };
             for (out, sum) in out.iter_mut().zip(sums) {
@@ -148,7 +148,8 @@ impl<E: Element> Kernel for Attend<'_, E> {
 }
 
 impl<E: Element> Attend<'_, E> {
-    /// Takes `R` rows through one block of tokens, of which the first `count` are somebody's. Returns `R`.
+    /// Advances `R` rows through one block of tokens, the first `count` of which some row of the tile may see. Returns
+    /// `R`.
     #[inline(always)]
     fn block<L: Lanes, const R: usize>(
         &self,
@@ -167,7 +168,7 @@ impl<E: Element> Attend<'_, E> {
 
         let mut scores = [lanes.splat_f(0.0); R];
         for d in 0..head_dim {
-            // SAFETY: `d` is below `head_dim`, so sixteen keys lie there.
+            // SAFETY: `d` is below `head_dim`, so sixteen keys can be read there.
             let key = unsafe { E::load(lanes, keys.as_ptr().add(d * BLOCK_TOKENS)) };
             for r in 0..R {
                 scores[r] = lanes.fma(lanes.splat_f(queries[r][d]), key, scores[r]);
@@ -187,8 +188,8 @@ impl<E: Element> Attend<'_, E> {
                 let bounds: [f32; LANES] = std::array::from_fn(|slot| {
                     if (row.begin..row.end).contains(&(first + slot)) { f32::INFINITY } else { f32::NEG_INFINITY }
                 });
-                // SAFETY: sixteen floats of a local array. What stands in a slot that is not the row's, a number or
-                // not, becomes minus infinity.
+                // SAFETY: sixteen floats of a local array. Scores of slots outside the row's range, NaN included,
+                // become minus infinity.
                 score = lanes.min(score, unsafe { lanes.load_f(bounds.as_ptr()) });
             }
             let largest = lanes.largest(score);
@@ -216,7 +217,7 @@ impl<E: Element> Attend<'_, E> {
 
         let whole = head_dim - head_dim % LANES;
         for d in (0..whole).step_by(LANES) {
-            // SAFETY: sixteen sums of each row, and sixteen values of each token, begin at `d`.
+            // SAFETY: each row has sixteen sums, and each token sixteen values, starting at `d`.
             let mut sum: [L::F; R] =
                 std::array::from_fn(|r| unsafe { lanes.load_f(sums.as_ptr().add(r * head_dim + d)) });
             for t in 0..count {
@@ -247,7 +248,7 @@ impl<E: Element> Attend<'_, E> {
 /// The range reduction and the polynomial are those of Cephes' `expf`.
 #[inline(always)]
 pub fn exponential<L: Lanes>(lanes: L, x: L::F) -> L::F {
-    // The order of the arguments keeps what is not a number.
+    // This argument order propagates NaN.
     let x = lanes.max(lanes.splat_f(-88.0), x);
     let n = lanes.to_nearest(lanes.mul(x, lanes.splat_f(std::f32::consts::LOG2_E)));
     let n_float = lanes.to_floats(n);
@@ -258,7 +259,7 @@ pub fn exponential<L: Lanes>(lanes: L, x: L::F) -> L::F {
         p = lanes.fma(p, r, lanes.splat_f(coefficient));
     }
     let p = lanes.add(lanes.fma(p, lanes.mul(r, r), r), lanes.splat_f(1.0));
-    // 2 to the power of n, put together from its exponent; n = -127 gives 0.
+    // 2 to the power of n, assembled from its exponent; n = -127 gives 0.
     let power = lanes.bits_as_floats(lanes.shift_left::<23>(lanes.add_i(n, lanes.splat_i(127))));
     lanes.mul(p, power)
 }
@@ -275,7 +276,7 @@ fn hyperbolic_tangent<L: Lanes>(lanes: L, x: L::F) -> L::F {
     lanes.bits_as_floats(lanes.or(lanes.floats_as_bits(tanh), sign))
 }
 
-/// Sixteen floats at a time to half floats, the rest one by one.
+/// Converts to half floats sixteen at a time, the remainder one by one.
 pub fn to_half(from: &[f32], to: &mut [u16]) {
     dispatch(ToHalf { from, to });
 }
@@ -292,7 +293,7 @@ impl Kernel for ToHalf<'_> {
     fn run<L: Lanes>(self, lanes: L) {
         let whole = self.from.len().min(self.to.len()) / LANES * LANES;
         for at in (0..whole).step_by(LANES) {
-            // SAFETY: sixteen elements of both begin at `at`.
+            // SAFETY: both slices have sixteen elements from `at`.
             unsafe { lanes.store_half(self.to.as_mut_ptr().add(at), lanes.load_f(self.from.as_ptr().add(at))) };
         }
         for (to, from) in self.to[whole..].iter_mut().zip(&self.from[whole..]) {

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::lanes::{Kernel, LANES, Lanes};
 
-/// Exists only where [`Avx2::detect`] found the instructions.
+/// Constructed only where [`Avx2::detect`] found the instructions.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx2<const VNNI: bool>(());
 
@@ -21,7 +21,7 @@ impl<const VNNI: bool> Avx2<VNNI> {
 type I = [__m256i; 2];
 type F = [__m256; 2];
 
-/// Operations that work on both halves alike.
+/// Operations that act on both halves in the same way.
 macro_rules! on_both_halves {
     ($(fn $name:ident($($argument:ident: $type:ty),*) -> $result:ty { $operation:expr })*) => {$(
         #[inline(always)]
@@ -220,7 +220,7 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
         if VNNI {
             return self.dot_bytes(sum, unsigned, signed);
         }
-        // The top bit apart, because two products of 255 * 127 do not fit 16 bits.
+        // The top bit is added separately, because two products of 255 * 127 do not fit 16 bits.
         let low = self.and(unsigned, self.splat_i(0x7f7f_7f7f));
         let top = self.and(self.shift_right::<7>(unsigned), self.splat_i(0x0101_0101));
         let sum = self.dot_bytes(sum, low, signed);

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::lanes::{Kernel, LANES, Lanes};
 
-/// Exists only where [`Avx512::detect`] found the instructions.
+/// Constructed only where [`Avx512::detect`] found the instructions.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512(());
 
@@ -22,7 +22,7 @@ impl Avx512 {
     }
 }
 
-/// Operations on registers alone.
+/// Operations on registers only.
 macro_rules! register_operations {
     ($(fn $name:ident($($argument:ident: $type:ty),*) -> $result:ty { $body:expr })*) => {$(
         #[inline(always)]
@@ -83,7 +83,7 @@ impl Lanes for Avx512 {
     unsafe fn transpose_words(self, rows: &[*const u8; LANES], offset: usize) -> [I; 4] {
         // SAFETY: detected; the caller vouches for 16 bytes at the offset of every row.
         unsafe {
-            // Lane group g of `v[i]` holds row 4 g + i, so that transposing 4x4 words in every group is all there is to do.
+            // Lane group g of `v[i]` holds row 4 g + i, so transposing 4x4 words in every group is all that remains.
             let mut v = [_mm512_setzero_si512(); 4];
             let mut i = 0;
             while i < 4 {

@@ -1,19 +1,19 @@
 //! Dot products of one vector with many: floats with floats, and bytes with bytes.
 //!
-//! Rows are named by their number or lie one after another. The next rows are fetched into the cache while one is
-//! computed: a graph search jumps about a matrix that is larger than any cache.
+//! Rows are listed by number or are consecutive. The next rows are prefetched while one is computed: a graph search
+//! jumps around a matrix that is larger than any cache.
 
 use super::lanes::{Kernel, LANES, Lanes};
 
-/// Floats of a row are a multiple of this.
+/// A row's length in floats is a multiple of this.
 pub const FLOATS: usize = LANES;
-/// Bytes of a row are a multiple of this.
+/// A row's length in bytes is a multiple of this.
 pub const BYTES: usize = 4 * LANES;
-/// How many rows ahead memory is asked for.
+/// How many rows ahead to prefetch.
 const AHEAD: usize = 4;
 const CACHE_LINE: usize = 64;
 
-/// Which rows of a matrix: all those from `first`, as many as there is room for results, or the listed ones.
+/// Which rows of a matrix: consecutive rows from `first`, one per result, or the listed ones.
 #[derive(Clone, Copy)]
 pub enum Rows<'a> {
     From(usize),
@@ -29,7 +29,7 @@ impl Rows<'_> {
         }
     }
 
-    /// Panics if a row lies outside of a matrix of so many elements; what follows relies on it.
+    /// Panics if a row lies outside a matrix of `elements` elements; the code below relies on this check.
     fn check(&self, count: usize, dim: usize, elements: usize) {
         match self {
             Self::From(first) => assert!((first + count) * dim <= elements, "rows beyond the matrix"),
@@ -64,7 +64,7 @@ impl Kernel for DotFloats<'_> {
             }
             let row = matrix[rows.get(index) * dim..][..dim].as_ptr();
             let mut sums = [lanes.splat_f(0.0); 4];
-            // Four independent sums hide the latency of the addition.
+            // Four independent sums hide the latency of the additions.
             let mut at = 0;
             while at + 4 * FLOATS <= dim {
                 for (part, sum) in sums.iter_mut().enumerate() {
@@ -112,23 +112,23 @@ impl Kernel for DotBytes<'_> {
             let row = matrix[rows.get(index) * dim..][..dim].as_ptr();
             let mut sums = [lanes.splat_i(0); 2];
             for (part, at) in (0..dim).step_by(BYTES).enumerate() {
-                // SAFETY: `dim` is a multiple of BYTES, the length of both, so 64 bytes from `at` are there.
+                // SAFETY: `dim` is a multiple of BYTES and the length of both, so 64 bytes can be read from `at`.
                 let (a, b) = unsafe { (lanes.load_i(row.add(at)), lanes.load_i(query.as_ptr().add(at).cast())) };
                 sums[part % 2] = lanes.dot_full_bytes(sums[part % 2], a, b);
             }
-            // At most 255 * 127 * dim / 16 in a lane, far below what a float counts exactly for any real dimension.
+            // At most 255 * 127 * dim / 16 per lane, which a float represents exactly for any real dimension.
             out[index] = lanes.total(lanes.to_floats(lanes.add_i(sums[0], sums[1])));
         }
     }
 }
 
-/// Asks for memory that will be read soon; reads nothing.
+/// Prefetches memory that will be read soon; reads nothing.
 #[inline(always)]
 fn prefetch(from: *const u8, bytes: usize) {
     #[cfg(target_arch = "x86_64")]
     for offset in (0..bytes).step_by(CACHE_LINE) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch is a hint, of any address; SSE is part of x86-64.
+        // SAFETY: a prefetch is a hint and may name any address; SSE is part of x86-64.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(offset).cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]

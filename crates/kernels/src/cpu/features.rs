@@ -1,6 +1,6 @@
-//! What this processor can do, and so which instruction set the kernels run with.
+//! What this processor supports, and therefore which instruction set the kernels use.
 //!
-//! The binary is portable: nothing is compiled for the build machine, everything is chosen here at run time.
+//! The binary is portable: nothing is compiled for the build machine, everything is selected at run time.
 
 use std::{fmt, sync::OnceLock};
 
@@ -17,7 +17,7 @@ pub enum InstructionSet {
     Avx512Vnni,
 }
 
-/// What the CPU path dispatches to.
+/// The features that the CPU path dispatches on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuFeatures {
     pub instruction_set: InstructionSet,
@@ -35,11 +35,11 @@ impl fmt::Display for CpuFeatures {
 }
 
 impl InstructionSet {
-    /// Every set, slowest first.
+    /// All sets, slowest first.
     pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::AvxVnni, Self::Avx512Vnni];
 
     /// Whether this processor has the set. A faster set does not imply the slower ones: Ice Lake and Zen 4 have AVX-512
-    /// VNNI and no AVX-VNNI.
+    /// VNNI but not AVX-VNNI.
     pub fn is_supported(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         {
@@ -70,7 +70,7 @@ impl InstructionSet {
     }
 }
 
-/// Detected once.
+/// Detected once per process.
 pub fn cpu_features() -> CpuFeatures {
     static FEATURES: OnceLock<CpuFeatures> = OnceLock::new();
     *FEATURES.get_or_init(|| CpuFeatures {

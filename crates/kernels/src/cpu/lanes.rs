@@ -1,8 +1,8 @@
 //! Sixteen lanes of 32 bits: the one vector width that the kernels are written in.
 //!
-//! A kernel is written once, generic over [`Lanes`], and compiled for each instruction set: one AVX-512
-//! register, two AVX2 registers, or a plain array. Since the lanes and the order of operations are the same
-//! everywhere, so are the results (but for the fused multiply-add, which the plain array rounds twice).
+//! A kernel is written once, generic over [`Lanes`], and compiled for each instruction set: one AVX-512 register, two
+//! AVX2 registers, or a plain array. Lanes and operation order are the same everywhere, and so are the results, except
+//! for the fused multiply-add, which the plain array rounds twice.
 //!
 //! A value of a `Lanes` type exists only where its instructions were detected, which makes its register
 //! operations safe to call. Kernels must be `#[inline(always)]` down to the instruction, so that they are
@@ -18,9 +18,9 @@ pub trait Lanes: Copy {
     type I: Copy;
     type F: Copy;
 
-    /// How many activation rows a matrix kernel keeps in registers.
+    /// Activation rows that a matrix kernel keeps in registers.
     const ROWS: usize;
-    /// How many vectors of weight rows it keeps beside each other.
+    /// Vectors of weight rows that it keeps side by side.
     const COLUMNS: usize;
 
     /// # Safety
@@ -43,7 +43,8 @@ pub trait Lanes: Copy {
     /// # Safety
     /// Sixteen elements can be written.
     unsafe fn store_half(self, to: *mut u16, value: Self::F);
-    /// Words `0..4` of 16 bytes at `offset` in each of sixteen rows: result `j` has word `j` of row `r` in lane `r`.
+    /// Words `0..4` of the 16 bytes at `offset` in each of sixteen rows: result `j` has word `j` of row `r` in lane
+    /// `r`.
     /// # Safety
     /// 16 bytes at `offset` can be read from every row.
     unsafe fn transpose_words(self, rows: &[*const u8; LANES], offset: usize) -> [Self::I; 4];
@@ -63,7 +64,7 @@ pub trait Lanes: Copy {
     fn shift_left<const N: u32>(self, a: Self::I) -> Self::I;
     /// Logical.
     fn shift_right<const N: u32>(self, a: Self::I) -> Self::I;
-    /// Logical, by a number known at run time.
+    /// Logical, by an amount known at run time.
     fn shift_right_by(self, a: Self::I, n: u32) -> Self::I;
     /// Arithmetic.
     fn shift_right_signed<const N: u32>(self, a: Self::I) -> Self::I;
@@ -87,14 +88,14 @@ pub trait Lanes: Copy {
     fn sub(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     fn div(self, a: Self::F, b: Self::F) -> Self::F;
-    /// `a * b + c`, rounded once where the processor can.
+    /// `a * b + c`, rounded once where the processor supports it.
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// The greater; `b` if either is not a number.
+    /// The larger value; `b` if either is NaN.
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
-    /// The lesser; `b` if either is not a number.
+    /// The smaller value; `b` if either is NaN.
     fn min(self, a: Self::F, b: Self::F) -> Self::F;
     fn largest(self, a: Self::F) -> f32;
-    /// Lanes added in halves: 8 apart, then 4, 2, 1.
+    /// Sums the lanes in halves: 8 apart, then 4, 2, 1.
     fn total(self, a: Self::F) -> f32;
 
     /// Runs the kernel inside a function that enables the instruction set.
@@ -112,7 +113,7 @@ pub fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     dispatch_to(cpu_features().instruction_set, kernel)
 }
 
-/// Runs the kernel with the given instruction set, or with the plain one if the processor lacks it.
+/// Runs the kernel with the given instruction set, or with the portable one if the processor lacks it.
 pub fn dispatch_to<K: Kernel>(set: InstructionSet, kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
     {

@@ -1,7 +1,7 @@
-//! `y = x W^T` over weights in the file's own blocks.
+//! `y = x W^T` over weights in the file's own quantization blocks.
 //!
-//! Work is cut into units of one or two tiles of weight rows by a chunk of activation rows. A unit walks its
-//! segments: unpack the tiles once, then run the micro-kernel over the chunk's rows.
+//! Work is cut into units: one or two tiles of weight rows by a chunk of activation rows. A unit walks its segments: it
+//! unpacks the tiles once, then runs the micro-kernel over the chunk's rows.
 
 use candle_core::Result;
 
@@ -15,12 +15,12 @@ use super::{
 };
 use crate::{pool, quant::GgmlType};
 
-/// Most activation rows that one unpacked tile serves.
+/// Maximum activation rows per unpacked tile.
 const MAX_CHUNK_ROWS: usize = 128;
-/// A chunk's activations should stay in the second-level cache: this many columns times rows.
+/// A chunk's activations should stay in the L2 cache: this many columns times rows.
 const CHUNK_ELEMENTS: usize = 384 << 10;
 
-/// One weight matrix `[out, inp]` and its bias; the bytes are exactly the matrix.
+/// One weight matrix `[out, inp]` and its bias; `data` is exactly the matrix.
 #[derive(Clone, Copy, Debug)]
 pub struct Weight<'a> {
     pub dtype: GgmlType,
@@ -30,7 +30,7 @@ pub struct Weight<'a> {
     pub bias: Option<&'a [f32]>,
 }
 
-/// The three forms in which weights want their input.
+/// The three forms in which weights need their input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Form {
     Superblocks,
@@ -46,7 +46,7 @@ const fn form(dtype: GgmlType) -> Form {
     }
 }
 
-/// The input `[rows, inp]` in the forms that some set of weights needs.
+/// The input `[rows, inp]` in each form that some of the weights need.
 #[derive(Debug)]
 struct Input {
     rows: usize,
@@ -67,8 +67,8 @@ impl Input {
     }
 }
 
-/// `x` is `[rows, inp]`; the results are `[rows, out]` each. All weights have the same number of columns; the processor has
-/// the instruction set.
+/// `x` is `[rows, inp]`; the results are `[rows, out]` each. All weights have the same number of columns, and the
+/// processor must support the instruction set.
 pub fn matmul(set: InstructionSet, weights: &[Weight<'_>], x: &[f32]) -> Result<Vec<Vec<f32>>> {
     debug_assert!(set.is_supported(), "{set:?} on this processor");
     let Some(inp) = weights.first().map(|weight| weight.inp) else { return Ok(Vec::new()) };
@@ -80,13 +80,13 @@ pub fn matmul(set: InstructionSet, weights: &[Weight<'_>], x: &[f32]) -> Result<
     let chunk_rows = (CHUNK_ELEMENTS / inp).clamp(24, MAX_CHUNK_ROWS);
     let row_chunks = input.rows.div_ceil(chunk_rows);
     let threads = pool::threads();
-    // Wide units do less work per weight; narrow ones spread small matrices over the threads.
+    // Wide units do less work per weight; narrow units spread small matrices over the threads.
     let all_tiles: usize = weights.iter().map(|weight| weight.out.div_ceil(LANES)).sum();
     let wide = set == InstructionSet::Avx512Vnni && all_tiles * row_chunks >= 8 * threads;
     let width = if wide { 2 } else { 1 };
     let mut units = Vec::with_capacity(row_chunks * all_tiles / width + weights.len());
     for row_chunk in 0..row_chunks {
-        // Even chunks rather than full ones and a rest.
+        // Even chunks rather than full chunks and a remainder.
         let rows = input.rows * row_chunk / row_chunks..input.rows * (row_chunk + 1) / row_chunks;
         for (index, weight) in weights.iter().enumerate() {
             for first_tile in (0..weight.out.div_ceil(LANES)).step_by(width) {
@@ -131,7 +131,7 @@ impl Kernel for Units<'_> {
                 _ => int_unit(lanes, weight, self.input, columns.start, tiles, rows, y),
             }
             for (row, y) in rows.clone().zip(y.chunks_exact(tiles * LANES)) {
-                // SAFETY: these columns of these rows belong to this unit alone.
+                // SAFETY: no other unit writes these columns of these rows.
                 let to = unsafe { self.outputs[*index].part(row * weight.out + columns.start, columns.len()) };
                 to.copy_from_slice(&y[..columns.len()]);
                 if let Some(bias) = weight.bias {
@@ -142,7 +142,7 @@ impl Kernel for Units<'_> {
     }
 }
 
-/// The sixteen rows of a tile, at a segment; a tile that reaches past the matrix repeats its last row.
+/// The sixteen rows of a tile at a segment; a tile that extends past the matrix repeats its last row.
 #[inline(always)]
 fn tile_rows(weight: &Weight<'_>, row_bytes: usize, first: usize, offset: usize) -> [*const u8; LANES] {
     let mut rows = [weight.data.as_ptr(); LANES];
@@ -155,7 +155,7 @@ fn tile_rows(weight: &Weight<'_>, row_bytes: usize, first: usize, offset: usize)
     rows
 }
 
-/// Calls `$call` with the const `M` for every group of rows, as even as possible.
+/// Calls `$call` with the const `M` for every group of rows; the groups are as even as possible.
 macro_rules! for_row_groups {
     ($lanes:ty, $rows:expr, |$first:ident, $m:ident| $call:expr) => {{
         let rows: usize = $rows;
@@ -224,7 +224,7 @@ fn int_unit<L: Lanes>(
                 sums: x.sums[at * 8..].as_ptr(),
             };
             let y = y[first * tiles * LANES..].as_mut_ptr();
-            // SAFETY: rows `first..first + M` are among the chunk's, in the activations and in `y`.
+            // SAFETY: rows `first..first + M` lie within the chunk, in the activations and in `y`.
             unsafe {
                 match (coarse, sixteens || full, tiles) {
                     (true, true, 1) => microkernel::superblock::<L, M, 1, 4>(lanes, &scratch, here, minimum, y),
@@ -277,7 +277,7 @@ fn float_unit<L: Lanes>(
         for_row_groups!(L, rows.len(), |first, M| {
             let x = x.values[(segment * x.rows + rows.start + first) * FLOAT_SEGMENT..].as_ptr();
             let y = y[first * tiles * LANES..].as_mut_ptr();
-            // SAFETY: rows `first..first + M` are among the chunk's, in the activations and in `y`.
+            // SAFETY: rows `first..first + M` lie within the chunk, in the activations and in `y`.
             unsafe {
                 match tiles {
                     1 => microkernel::floats::<L, M, 1>(lanes, &scratch, columns, x, y),
@@ -329,7 +329,7 @@ mod tests {
         bytes(2 * len, seed).chunks_exact(2).map(|b| f32::from(i16::from_le_bytes([b[0], b[1]])) / 32768.0).collect()
     }
 
-    /// Where the half-float scales of a block lie.
+    /// Offsets of a block's half-float scales.
     fn scale_offsets(dtype: GgmlType) -> &'static [usize] {
         match dtype {
             GgmlType::Q4_0 | GgmlType::Q5_0 | GgmlType::Q8_0 => &[0],
@@ -341,7 +341,7 @@ mod tests {
         }
     }
 
-    /// Random blocks with scales of ordinary size.
+    /// Random blocks with scales of ordinary magnitude.
     fn weights(dtype: GgmlType, out: usize, inp: usize, seed: u64) -> Vec<u8> {
         match dtype {
             GgmlType::F32 => return noise(out * inp, seed).iter().flat_map(|x| x.to_le_bytes()).collect(),
@@ -372,7 +372,7 @@ mod tests {
         }
     }
 
-    /// What rounding the activations to bytes may cost: half a step on each of them, in the worst direction.
+    /// What rounding the activations to bytes may cost: half a step each, all in the worst direction.
     fn tolerance(dtype: GgmlType, weight: &[u8], inp: usize, x: &[f32]) -> Vec<f32> {
         let row_bytes = dtype.row_bytes(inp).expect("whole blocks");
         let mut row = vec![0.0; inp];

@@ -1,12 +1,12 @@
 //! The inner loops of matrix multiplication: a few activation rows times one or two tiles, over one segment.
 //!
-//! Every output is one lane of one accumulator, and its float operations are the same whatever the numbers of
-//! rows (`M`) and tiles (`N`) are: so decoding one token gives the same bits as prefilling it among others.
+//! Every output is one lane of one accumulator, and its float operations do not depend on the numbers of rows (`M`) and
+//! tiles (`N`), so decoding one token gives the same bits as prefilling it among others.
 
 use super::lanes::{LANES, Lanes};
 use super::tile::{FLOAT_SEGMENT, FloatTile, INT_SEGMENT, IntTile};
 
-/// How a K type's values come back from its unsigned quants.
+/// How a K type's values are recovered from its unsigned quants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Minimum {
     /// A float scale for the integer minimums.
@@ -15,7 +15,7 @@ pub enum Minimum {
     Offset(i32),
 }
 
-/// Where the rows of one segment are. All pointers are to the first row.
+/// Where the rows of one segment are. All pointers point to the first row.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment {
     /// `[rows][256]`
@@ -26,7 +26,7 @@ pub struct Segment {
     pub sums: *const i32,
 }
 
-/// One superblock of a K type; `GROUPS` is a sub-block's columns over four.
+/// One superblock of a K type; `GROUPS` is the number of a sub-block's columns divided by four.
 ///
 /// # Safety
 /// `segment` and `y` (`[M][N * 16]`) have `M` rows, `tiles` has `N` tiles.
@@ -105,7 +105,7 @@ pub unsafe fn superblock<L: Lanes, const M: usize, const N: usize, const GROUPS:
     }
 }
 
-/// Up to eight blocks of an older type. `FULL`: quants use all eight bits.
+/// Up to eight blocks of an older type. `FULL`: the quants use all eight bits.
 ///
 /// # Safety
 /// `segment` and `y` (`[M][N * 16]`) have `M` rows, `tiles` has `N` tiles.
@@ -184,7 +184,7 @@ pub unsafe fn blocks<L: Lanes, const M: usize, const N: usize, const FULL: bool>
     }
 }
 
-/// Up to 128 columns of floats, summed apart and then added to `y`.
+/// Up to 128 columns of floats, summed separately and then added to `y`.
 ///
 /// # Safety
 /// `x` (`[M][128]`) and `y` (`[M][N * 16]`) have `M` rows, `tiles` has `N` tiles.

@@ -1,8 +1,8 @@
-//! The CPU's own kernels.
+//! The CPU kernels.
 //!
-//! Kernels are written once over sixteen lanes (`lanes.rs`) and compiled for AVX-512, AVX2 and plain arrays.
-//! Matrix multiplication: `quantize` prepares the input, `unpack_*` open the weights' blocks into a `tile`,
-//! `microkernel` multiplies, `matmul` spreads it over the threads.
+//! Kernels are written once over sixteen lanes (`lanes.rs`) and compiled for AVX-512, AVX2 and plain arrays. Matrix
+//! multiplication: `quantize` prepares the input, `unpack_*` unpack the weights' blocks into a `tile`, `microkernel`
+//! multiplies, `matmul` distributes the work over the threads.
 
 pub mod attend;
 #[cfg(target_arch = "x86_64")]

@@ -1,4 +1,4 @@
-//! Sixteen lanes as plain arrays, for processors without one of the instruction sets and as the reference.
+//! Sixteen lanes as plain arrays, for processors without any of the instruction sets and as the reference.
 
 use std::array::from_fn;
 
@@ -21,7 +21,7 @@ impl Lanes for Portable {
 
     #[inline(always)]
     unsafe fn load_i(self, from: *const u8) -> I {
-        // SAFETY: the caller vouches for 64 bytes; any bits are integers.
+        // SAFETY: the caller vouches for 64 bytes; any bit pattern is a valid integer.
         unsafe { from.cast::<I>().read_unaligned() }
     }
 

@@ -1,7 +1,7 @@
-//! Activations as the matrix kernels want them: cut into segments, and for quantized weights rounded to bytes.
+//! Activations in the form the matrix kernels need: cut into segments and, for quantized weights, rounded to bytes.
 //!
-//! A segment's rows lie together, so that the kernels stream through them. The K types take one scale per 256
-//! columns, the older types one per 32, as their weights do.
+//! A segment's rows are contiguous, so that the kernels stream through them. The K types take one scale per 256
+//! columns, the older types one per 32, matching their weights.
 
 use super::{
     lanes::{Kernel, LANES, Lanes, dispatch},
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::pool;
 
-/// Rows from which preparing is worth a parallel region.
+/// Elements above which preparing the input is worth a parallel region.
 const PARALLEL_ELEMENTS: usize = 1 << 16;
 
 /// `[segments][rows][256]` bytes with their scales and sums.
@@ -31,11 +31,11 @@ pub struct FloatActivations {
     pub values: Vec<f32>,
 }
 
-/// A pointer that parallel chunks write disjoint parts through.
+/// A pointer through which parallel chunks write disjoint parts.
 #[derive(Clone, Copy)]
 pub struct Shared<T>(*mut T);
 
-// SAFETY: whoever writes through it vouches that no two threads touch the same element.
+// SAFETY: users of the pointer guarantee that no two threads touch the same element.
 unsafe impl<T: Send> Send for Shared<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Sync for Shared<T> {}
@@ -86,7 +86,7 @@ impl ByteActivations {
                     let mut padded = [0.0; INT_SEGMENT];
                     let source = &x[row * columns + segment * INT_SEGMENT..row * columns + end];
                     padded[..source.len()].copy_from_slice(source);
-                    // SAFETY: every segment of every row is written by one chunk only.
+                    // SAFETY: each segment of each row is written by exactly one chunk.
                     let (quants, scales, sums) = unsafe {
                         (
                             quants.part(at * INT_SEGMENT, INT_SEGMENT),
@@ -116,11 +116,11 @@ impl ByteActivations {
     }
 }
 
-/// Rounds to bytes with one scale, which it returns; a value that is not finite makes the scale not a number.
+/// Rounds to bytes with one scale, which it returns; a non-finite value makes the scale NaN.
 struct Round<'a> {
     from: &'a [f32],
     to: &'a mut [i8],
-    /// Of every sixteen bytes.
+    /// One sum per sixteen bytes.
     sums: &'a mut [i32],
 }
 
@@ -139,7 +139,7 @@ impl Kernel for Round<'_> {
         }
         let largest = lanes.largest(largest);
         let finite = lanes.total(poison) == 0.0;
-        // A range so small that its inverse overflows is as good as zero.
+        // If the range is so small that its inverse overflows, it is treated as zero.
         let inverse = if largest > 1e-30 { 127.0 / largest } else { 0.0 };
         let inverse = lanes.splat_f(if finite { inverse } else { 0.0 });
         let chunks = self.from.chunks_exact(LANES).zip(self.to.chunks_exact_mut(LANES)).zip(self.sums);
@@ -173,7 +173,7 @@ impl FloatActivations {
                 let end = columns.min((segment + 1) * FLOAT_SEGMENT);
                 for row in first..last {
                     let source = &x[row * columns + segment * FLOAT_SEGMENT..row * columns + end];
-                    // SAFETY: every segment of every row is written by one chunk only.
+                    // SAFETY: each segment of each row is written by exactly one chunk.
                     let to = unsafe { shared.part((segment * rows + row) * FLOAT_SEGMENT, FLOAT_SEGMENT) };
                     to[..source.len()].copy_from_slice(source);
                 }

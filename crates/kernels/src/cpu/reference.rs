@@ -1,4 +1,4 @@
-//! Plain definitions that the fast kernels are tested against: one loop per sum, no tricks.
+//! Plain definitions that the fast kernels are tested against: one loop per sum, no optimizations.
 
 use half::f16;
 
@@ -24,7 +24,7 @@ pub fn linear(dtype: GgmlType, weight: &[u8], inp: usize, x: &[f32]) -> Vec<f32>
 }
 
 #[cfg(test)]
-/// Attention of one query over `tokens` keys and values; `visible` says which of them it sees.
+/// Attention of one query over `tokens` keys and values; `visible` says which tokens it sees.
 ///
 /// `key(t, d)` and `value(t, d)` read the cache. Returns `head_dim` floats.
 pub fn attend(
@@ -55,7 +55,7 @@ pub fn attend(
     out
 }
 
-/// Half bits to float.
+/// Converts half-float bits to a float.
 pub fn half_to_float(bits: u16) -> f32 {
     f16::from_bits(bits).to_f32()
 }

@@ -1,8 +1,8 @@
-//! A tile: sixteen weight rows by one segment of columns, unpacked so that a lane is a row.
+//! A tile: sixteen weight rows by one segment of columns, unpacked so that each lane is a row.
 //!
-//! Weights stay in the file's blocks; the matrix kernels unpack a tile into this scratch (it lives in the first
-//! level cache) and use it for all activation rows at hand. Integer tiles hold 256 columns: a superblock of the
-//! K types, or eight blocks of the older ones. Float tiles hold 128.
+//! Weights stay in the file's own blocks; the matrix kernels unpack a tile into this scratch buffer, which stays in the
+//! L1 cache, and reuse it for all activation rows of the chunk. Integer tiles hold 256 columns: one superblock of the K
+//! types, or eight blocks of the older types. Float tiles hold 128.
 
 use super::lanes::LANES;
 
@@ -15,15 +15,15 @@ pub const FLOAT_SEGMENT: usize = 128;
 #[derive(Clone)]
 #[repr(C, align(64))]
 pub struct IntTile {
-    /// `[64][16 rows][4]`: unsigned quants of four neighbouring columns.
+    /// `[64][16 rows][4]`: unsigned quants of four adjacent columns.
     pub quants: [u8; INT_SEGMENT * LANES],
-    /// K types: `[sub-blocks][16 rows]`, the integer scale of every sub-block.
+    /// K types: `[sub-blocks][16 rows]`, the integer scale of each sub-block.
     pub scales: [i32; 16 * LANES],
-    /// K types: `[8][16 rows]`, pairs of signed 16-bit factors for the activations' sums over 2 x 16 columns.
+    /// K types: `[8][16 rows]`, pairs of signed 16-bit factors for the activation sums over 2 x 16 columns.
     pub minimums: [i32; 8 * LANES],
-    /// Older types: `[8 blocks][16 rows]`. K types: the superblock's scale in the first sixteen.
+    /// Older types: `[8 blocks][16 rows]`. K types: the superblock's scale, in the first sixteen.
     pub d: [f32; 8 * LANES],
-    /// Older types with a minimum: `[8 blocks][16 rows]`. K types with one: its scale in the first sixteen.
+    /// Older types with a minimum: `[8 blocks][16 rows]`. K types with one: its scale, in the first sixteen.
     pub m: [f32; 8 * LANES],
 }
 

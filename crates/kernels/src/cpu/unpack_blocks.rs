@@ -1,4 +1,4 @@
-//! The older types (blocks of 32) into integer tiles, and the float types into float tiles.
+//! Unpacks the older types (blocks of 32) into integer tiles, and the float types into float tiles.
 
 use super::{
     lanes::{LANES, Lanes},
@@ -8,10 +8,10 @@ use crate::quant::GgmlType;
 
 const VECTOR: usize = 4 * LANES;
 
-/// Unpacks `blocks` (at most eight) blocks of sixteen rows. Signed types keep their offset, as in the K types.
+/// Unpacks `blocks` (at most eight) blocks of sixteen rows. Signed types keep their offset, as with the K types.
 ///
 /// # Safety
-/// Every row points to that many whole blocks of `dtype`, which is one of the types with blocks of 32.
+/// Every row points to `blocks` whole blocks of `dtype`, which is one of the types with blocks of 32.
 #[inline(always)]
 pub unsafe fn unpack_blocks<L: Lanes>(
     lanes: L,
@@ -29,7 +29,7 @@ pub unsafe fn unpack_blocks<L: Lanes>(
             unsafe { lanes.store_i(quants[group * VECTOR..][..VECTOR].as_mut_ptr(), value) }
         };
         let (d, m) = (&mut tile.d[block * LANES..][..LANES], &mut tile.m[block * LANES..][..LANES]);
-        // SAFETY: the block begins with `d`, and all blocks have at least 18 bytes.
+        // SAFETY: the block starts with `d`, and every block has at least 18 bytes.
         let head = unsafe { lanes.gather(rows, at) };
         // SAFETY: the slices have sixteen floats.
         unsafe {
@@ -58,9 +58,9 @@ pub unsafe fn unpack_blocks<L: Lanes>(
             GgmlType::Q5_0 => (Some(at + 2), at + 6),
             _ => (Some(at + 4), at + 8),
         };
-        // SAFETY: sixteen bytes of quants end the block.
+        // SAFETY: the last sixteen bytes of the block are quants.
         let words = unsafe { lanes.transpose_words(rows, data) };
-        // SAFETY: four bytes of fifth bits lie before the quants.
+        // SAFETY: the four bytes of fifth bits precede the quants.
         let bits = fifth.map(|fifth| unsafe { lanes.gather(rows, fifth) });
         let mut j = 0;
         while j < 4 {
@@ -77,11 +77,11 @@ pub unsafe fn unpack_blocks<L: Lanes>(
     }
 }
 
-/// Bits `first..first + 4` of every lane as bit 4 of its four bytes.
+/// Bits `first..first + 4` of every lane, each as bit 4 of one of its four bytes.
 #[inline(always)]
 fn fifth_bits<L: Lanes>(lanes: L, bits: L::I, first: u32) -> L::I {
     let four = lanes.and(lanes.shift_right_by(bits, first), lanes.splat_i(0xf));
-    // The multiplication puts bit i at bit 8 i (and copies at places that are masked away, without carries).
+    // The multiplication moves bit i to bit 8 i (the other copies are masked away, and nothing carries).
     let spread = lanes.and(lanes.mul_i(four, lanes.splat_i(0x0020_4081)), lanes.splat_i(0x0101_0101));
     lanes.shift_left::<4>(spread)
 }
@@ -89,7 +89,7 @@ fn fifth_bits<L: Lanes>(lanes: L, bits: L::I, first: u32) -> L::I {
 /// Unpacks `columns` (at most 128) of sixteen rows of `F32`, `F16` or `BF16`.
 ///
 /// # Safety
-/// Every row points to that many elements of `dtype`, which is one of the three.
+/// Every row points to `columns` elements of `dtype`, which is one of the three.
 #[inline(always)]
 pub unsafe fn unpack_floats<L: Lanes>(
     lanes: L,
@@ -106,7 +106,7 @@ pub unsafe fn unpack_floats<L: Lanes>(
     }
     let rest = columns % per_piece;
     if rest > 0 {
-        // The last piece of a row may end the tensor: it is read through a padded copy.
+        // The tensor may end with a row's last piece, so it is read through a padded copy.
         let whole = columns - rest;
         let mut copies = [[0u8; 16]; LANES];
         for (copy, row) in copies.iter_mut().zip(rows) {
@@ -126,7 +126,7 @@ pub unsafe fn unpack_floats<L: Lanes>(
     }
 }
 
-/// The columns in 16 bytes of every row, each as sixteen floats.
+/// The columns in 16 bytes of every row, each column as sixteen floats.
 ///
 /// # Safety
 /// 16 bytes at `offset` can be read from every row.

@@ -1,7 +1,7 @@
-//! The K types (superblocks of 256) into integer tiles. Layouts are ggml's (`ggml-common.h`).
+//! Unpacks the K types (superblocks of 256) into integer tiles. Layouts are ggml's (`ggml-common.h`).
 //!
-//! Quants are unsigned; a type whose values are signed is unpacked with its offset still in, and the matrix
-//! kernel takes the offset back through the activations' sums: exactly, since all of it is integer.
+//! Quants are unsigned: a type with signed values is unpacked with its offset included, and the matrix kernel subtracts
+//! the offset through the activation sums. This is exact, since it is all integer arithmetic.
 
 use super::{
     lanes::{LANES, Lanes},
@@ -9,7 +9,7 @@ use super::{
 };
 use crate::quant::GgmlType;
 
-/// Bytes of a vector in `quants`.
+/// Bytes per vector in `quants`.
 const VECTOR: usize = 4 * LANES;
 
 /// Unpacks one superblock of sixteen rows.
@@ -18,7 +18,7 @@ const VECTOR: usize = 4 * LANES;
 /// Every row points to one whole block of `dtype`, which is one of the K types.
 #[inline(always)]
 pub unsafe fn unpack<L: Lanes>(lanes: L, dtype: GgmlType, rows: &[*const u8; LANES], tile: &mut IntTile) {
-    // SAFETY: the caller vouches for whole blocks; every offset below lies within the block of its type.
+    // SAFETY: the caller vouches for whole blocks; every offset below lies within the type's block.
     unsafe {
         match dtype {
             GgmlType::Q2_K => q2(lanes, rows, tile),
@@ -62,7 +62,7 @@ fn byte<L: Lanes>(lanes: L, words: L::I, i: usize) -> L::I {
     lanes.and(lanes.shift_right_by(words, 8 * i as u32), lanes.splat_i(0xff))
 }
 
-/// Two sixteen-bit numbers in a lane.
+/// Two 16-bit numbers in each lane.
 #[inline(always)]
 fn pair<L: Lanes>(lanes: L, low: L::I, high: L::I) -> L::I {
     lanes.or(lanes.and(low, lanes.splat_i(0xffff)), lanes.shift_left::<16>(high))
@@ -123,7 +123,7 @@ unsafe fn q5<L: Lanes>(lanes: L, rows: &[*const u8; LANES], tile: &mut IntTile) 
             let words = unsafe { lanes.transpose_words(rows, 48 + 32 * chunk + 16 * half) };
             let mut j = 0;
             while j < 4 {
-                // Sub-blocks 2 chunk and 2 chunk + 1 have bits 2 chunk and 2 chunk + 1.
+                // Sub-blocks 2 chunk and 2 chunk + 1 use bits 2 chunk and 2 chunk + 1.
                 let bit = |n: usize| {
                     let bits = lanes.and(lanes.shift_right_by(fifth[j], n as u32), one_bit);
                     lanes.shift_left::<4>(bits)
@@ -148,7 +148,7 @@ unsafe fn q6<L: Lanes>(lanes: L, rows: &[*const u8; LANES], tile: &mut IntTile) 
     while half < 2 {
         let mut piece = 0;
         while piece < 2 {
-            // SAFETY: low bits are bytes 0..128, high bits 128..192, both in halves of the superblock.
+            // SAFETY: the low bits are bytes 0..128, the high bits 128..192, both in halves of the superblock.
             let (first, second, high) = unsafe {
                 (
                     lanes.transpose_words(rows, 64 * half + 16 * piece),
@@ -187,7 +187,7 @@ unsafe fn q6<L: Lanes>(lanes: L, rows: &[*const u8; LANES], tile: &mut IntTile) 
     }
 }
 
-/// Four scales of sub-blocks of 16, and the same as pairs, through which the quants' offset is taken back.
+/// Four scales of sub-blocks of 16, and the same scales as pairs, which subtract the quants' offset.
 #[inline(always)]
 fn put_signed_scales<L: Lanes>(lanes: L, tile: &mut IntTile, word: usize, scales: [L::I; 4]) {
     let mut i = 0;
@@ -241,7 +241,8 @@ unsafe fn q2<L: Lanes>(lanes: L, rows: &[*const u8; LANES], tile: &mut IntTile) 
 
 #[inline(always)]
 unsafe fn q3<L: Lanes>(lanes: L, rows: &[*const u8; LANES], tile: &mut IntTile) {
-    // SAFETY: twelve bytes of 6-bit scales are 96..108 (the first of these words is not theirs), `d` is 108..110.
+    // SAFETY: the twelve bytes of 6-bit scales are 96..108 (the first of these words lies before them), `d` is
+    // 108..110.
     let ([_, low, middle, tops], d) = unsafe { (lanes.transpose_words(rows, 92), lanes.gather(rows, 106)) };
     put_floats(lanes, &mut tile.d, lanes.low_half_as_float(lanes.shift_right::<16>(d)));
     let nibbles = lanes.splat_i(0x0f0f_0f0f);
@@ -280,7 +281,7 @@ unsafe fn q3<L: Lanes>(lanes: L, rows: &[*const u8; LANES], tile: &mut IntTile) 
         while j < 4 {
             let mut i = 0;
             while i < 8 {
-                // Eight runs of 32 columns: bit i of the high bits, two bits of one of the halves.
+                // Eight runs of 32 columns: bit i of the high bits, and two bits of one of the halves.
                 let low = if i < 4 { first[j] } else { second[j] };
                 let low = lanes.and(lanes.shift_right_by(low, 2 * (i % 4) as u32), two_bits);
                 let top = lanes.and(lanes.shift_right_by(high[j], i as u32), one_bit);

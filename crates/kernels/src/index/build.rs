@@ -1,9 +1,9 @@
-//! Building: equal vectors made one, the graph grown by `hnsw_rs`, its links copied out and proved.
+//! Building: merges equal vectors, grows the graph with `hnsw_rs`, copies its links out and verifies them.
 //!
-//! `hnsw_rs` inserts with several threads and chooses links as HNSW does; what it keeps of a vector is a node number,
-//! and the distance reads our matrix. It is thrown away after the copy: it cannot delete, and every link of its is an
-//! allocation. What it asks of its user is done here (see its issues): no NaN, the first point inserted alone, an
-//! order without clusters, no distance below zero, and every node looked for afterwards.
+//! `hnsw_rs` inserts on several threads and selects links as HNSW does; all it stores of a vector is a node number, and
+//! the distance function reads our matrix. Its graph is discarded after the copy: it cannot delete, and each of its
+//! links is an allocation. Its requirements (see its issues) are met here: no NaN, the first point inserted alone, an
+//! insertion order without clusters, no negative distance, and a search for every node afterwards.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -25,13 +25,13 @@ use crate::{
 /// How the graph is grown.
 #[derive(Clone, Copy, Debug)]
 pub struct GraphParameters {
-    /// Candidates kept while a node's links are chosen: more makes a better graph, slowly.
+    /// Candidates kept while a node's links are selected: more candidates give a better graph and a slower build.
     pub build_candidates: usize,
-    /// Below this many different vectors no graph is built, and no snapshot written: all are looked at.
+    /// Below this number of distinct vectors no graph is built and no snapshot written: every vector is compared.
     pub graph_min: usize,
 }
 
-/// The exact scan of fewer takes less than a millisecond, and building a graph takes seconds.
+/// An exact scan of fewer vectors takes less than a millisecond, while building a graph takes seconds.
 pub const GRAPH_MIN: usize = 20_000;
 
 impl Default for GraphParameters {
@@ -40,11 +40,11 @@ impl Default for GraphParameters {
     }
 }
 
-/// A node that a search with so many candidates does not find by its own vector is searched exactly.
+/// A node that a search with this many candidates cannot find by its own vector is marked for exact search.
 const PROBE_CANDIDATES: usize = 64;
-/// The order of insertion is drawn from this, so that a build can be repeated.
+/// Seeds the insertion order, so that a build can be repeated.
 const SEED: u64 = 0x4845_4152_5448;
-/// `hnsw_rs` has no more.
+/// The maximum of `hnsw_rs`.
 const LEVELS_MAX: usize = 16;
 
 /// Freezes unit vectors, `[keys, padded]`.
@@ -58,7 +58,7 @@ pub(super) fn freeze(
     if shape.nodes < parameters.graph_min.max(2) {
         return Ok(Frozen::new(shape, &parts));
     }
-    // Half of the cores: a build is no hurry of anybody who waits for an answer.
+    // Half of the cores: no caller waits for a build.
     let threads = rayon::ThreadPoolBuilder::new()
         .num_threads(pool::threads().div_ceil(2))
         .thread_name(|index| format!("hearth-index-{index}"))
@@ -83,7 +83,7 @@ pub(super) fn freeze(
     })
 }
 
-/// Makes equal vectors one node, and codes of them.
+/// Merges equal vectors into one node and encodes the nodes.
 fn gather(dim: usize, keys: &[u64], vectors: &[f32]) -> (Shape, Parts) {
     let padded = padded_floats(dim);
     let stride = padded_bytes(padded);
@@ -107,7 +107,7 @@ fn gather(dim: usize, keys: &[u64], vectors: &[f32]) -> (Shape, Parts) {
     (shape, parts)
 }
 
-/// The distance of two nodes, for `hnsw_rs`, which sees their numbers only.
+/// The distance of two nodes, for `hnsw_rs`, which sees only their numbers.
 struct NodeDistance {
     vectors: Arc<Vec<f32>>,
     padded: usize,
@@ -163,7 +163,7 @@ fn grow(shape: &mut Shape, parts: &mut Parts, parameters: GraphParameters) -> Re
     Ok(())
 }
 
-/// Writes the nearest neighbours into a row, which ends with nothing.
+/// Writes the nearest neighbours into a row; the remaining slots stay [`NONE`].
 fn fill(row: &mut [u32], neighbours: &[hnsw_rs::prelude::Neighbour], node: usize) {
     let mut nearest: Vec<_> = neighbours.iter().filter(|neighbour| neighbour.d_id != node).collect();
     nearest.sort_by(|a, b| a.distance.total_cmp(&b.distance));

@@ -1,7 +1,7 @@
-//! The exact scan: every vector that may be a result is compared.
+//! The exact scan: compares every vector that may be a result.
 //!
-//! It is how small collections, narrow filters and freshly added vectors are searched, and what the graph is measured
-//! against.
+//! Small collections, narrow filters and newly added vectors are searched this way, and the graph is measured against
+//! it.
 
 use std::{collections::HashMap, ops::Range};
 
@@ -14,10 +14,10 @@ use crate::{
     pool,
 };
 
-/// Vectors compared at a time: enough to be worth a thread's waking, few enough to share the work evenly.
+/// Vectors per parallel block: enough to be worth waking a thread, few enough to share the work evenly.
 const BLOCK: usize = 1024;
 
-/// Offers the members of the frozen part that `is_live` lets through.
+/// Offers the members of the frozen part that satisfy `is_live`.
 pub(super) fn scan(frozen: &Frozen, query: &[f32], is_live: impl Fn(usize, u64) -> bool + Sync, top: &mut Top) {
     in_blocks(frozen.num_nodes(), top, |nodes, similarities, top| {
         dot_range(query, frozen.vectors(), nodes.start, similarities);
@@ -38,7 +38,7 @@ pub(super) fn scan_listed(frozen: &Frozen, query: &[f32], members: &[u32], top: 
     });
 }
 
-/// Offers those members of a node that `is_live` lets through.
+/// Offers those members of a node that satisfy `is_live`.
 pub(super) fn offer_members(
     frozen: &Frozen,
     node: u32,
@@ -57,7 +57,7 @@ pub(super) fn offer_members(
     }
 }
 
-/// Runs `scan` on ranges of `0..count`, spread over the compute threads, with room for a similarity each.
+/// Runs `scan` on ranges of `0..count`, spread over the compute threads, each with a buffer for its similarities.
 fn in_blocks(count: usize, top: &mut Top, scan: impl Fn(Range<usize>, &mut [f32], &mut Top) + Sync) {
     let run = |block: usize, top: &mut Top| {
         let range = block * BLOCK..(block * BLOCK + BLOCK).min(count);
@@ -74,12 +74,12 @@ fn in_blocks(count: usize, top: &mut Top, scan: impl Fn(Range<usize>, &mut [f32]
         run(block, &mut found);
         merged.lock().merge(found);
     });
-    // A chunk that panics is our own fault and fails the search, as it would on this thread.
+    // A panic in a chunk is a bug and fails the search, as it would on this thread.
     scanned.expect("the scan of a block does not panic");
     top.merge(merged.into_inner());
 }
 
-/// Vectors that were added since the last build.
+/// Vectors added since the last build.
 #[derive(Debug)]
 pub(super) struct Delta {
     padded: usize,

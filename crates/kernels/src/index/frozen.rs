@@ -1,8 +1,9 @@
-//! The frozen part of an index: vectors, codes and graph in one block of memory, the same in a process and in a file.
+//! The frozen part of an index: vectors, codes and graph in one block of memory, with the same layout in memory and on
+//! disk.
 //!
-//! Equal vectors are one *node*; the keys that share it are its *members*. Links are node numbers in rows of fixed
-//! length, so that a step of the search reads two cache lines. Everything is little-endian and every section begins
-//! on 64 bytes, so that a snapshot is this block as it is, mapped and not parsed.
+//! Equal vectors share one *node*; the keys that share it are its *members*. Links are node numbers in rows of fixed
+//! length, so that a search step reads two cache lines. Everything is little-endian and every section is 64-byte
+//! aligned, so a snapshot is this block unchanged: it is mapped, not parsed.
 
 use std::ops::Range;
 
@@ -10,38 +11,38 @@ use memmap2::Mmap;
 
 use crate::distance::{Codes, padded_bytes, padded_floats};
 
-/// Links of a node on the lowest level at most: twice the graph's M, as HNSW has it.
+/// Maximum links per node on the lowest level: twice the graph's M, as in HNSW.
 pub(super) const LINKS: usize = 32;
-/// Links on each level above.
+/// Maximum links per node on each upper level.
 pub(super) const UPPER_LINKS: usize = 16;
-/// No link; ends a row that is not full.
+/// No link; terminates a row that is not full.
 pub(super) const NONE: u32 = u32::MAX;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"HEARTHIX");
 const VERSION: u64 = 1;
-/// Words of eight bytes before the first section.
+/// Eight-byte words before the first section.
 pub(super) const HEADER_WORDS: usize = 32;
 const ALIGNMENT_WORDS: usize = 8;
-/// Larger numbers in a header are nonsense, and would overflow what is computed of them.
+/// Larger numbers in a header are invalid, and would overflow the sizes computed from them.
 const COUNT_MAX: u64 = 1 << 32;
 const DIM_MAX: usize = 1 << 16;
 
-/// What the header says, from which the place of everything follows.
+/// What the header says; the place of every section follows from it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Shape {
     pub dim: usize,
     pub nodes: usize,
     pub members: usize,
-    /// Levels above the lowest, counted over the nodes: rows of upper links.
+    /// Rows of upper links: levels above the lowest, summed over the nodes.
     pub upper_rows: usize,
-    /// Nodes that the graph does not reach, which are searched exactly.
+    /// Nodes that the graph does not reach; they are searched exactly.
     pub unreached: usize,
     /// 0 without a graph.
     pub levels: usize,
     pub entry: u32,
 }
 
-/// Where each section lies, in words of eight bytes.
+/// Where each section lies, in eight-byte words.
 #[derive(Clone, Debug)]
 struct Places {
     vectors: Range<usize>,
@@ -57,7 +58,7 @@ struct Places {
     unreached: Range<usize>,
 }
 
-/// The block itself.
+/// The memory that holds the block.
 enum Memory {
     Owned(Vec<u64>),
     Mapped(Mmap),
@@ -70,7 +71,7 @@ pub(super) struct Frozen {
     memory: Memory,
 }
 
-/// What makes a frozen part. `[n]` is the number of nodes, `[m]` that of members.
+/// The contents of a frozen part. `[n]` is the number of nodes, `[m]` the number of members.
 #[derive(Debug, Default)]
 pub(super) struct Parts {
     /// `[n, padded]`
@@ -79,9 +80,9 @@ pub(super) struct Parts {
     pub codes: Vec<u8>,
     /// `[n]`
     pub scales: Vec<f32>,
-    /// `[n, LINKS]`, or nothing without a graph
+    /// `[n, LINKS]`, or empty without a graph
     pub links: Vec<u32>,
-    /// `[n]` the node's first row in `upper_links`
+    /// `[n]`, the node's first row in `upper_links`
     pub upper_first: Vec<u32>,
     /// `[upper_rows, UPPER_LINKS]`
     pub upper_links: Vec<u32>,
@@ -135,7 +136,7 @@ impl Frozen {
         Self { shape, places, memory: Memory::Owned(words) }
     }
 
-    /// Of a file whose contents have been verified.
+    /// From a file whose contents have been verified.
     pub(super) fn map(memory: Mmap) -> Result<Self, String> {
         let shape = Shape::read(&memory)?;
         let (places, total) = shape.places();
@@ -202,12 +203,12 @@ impl Frozen {
         self.section(&self.places.links, if self.has_graph() { self.shape.nodes * LINKS } else { 0 })
     }
 
-    /// Where the search begins: the highest level, and a node of it.
+    /// Where the search begins: the highest level, and a node on it.
     pub(super) fn entry(&self) -> (usize, u32) {
         (self.shape.levels - 1, self.shape.entry)
     }
 
-    /// Links of a node on a level above the lowest, on which it must be.
+    /// Links of a node on an upper level, on which the node must exist.
     pub(super) fn upper_links(&self, node: u32, level: usize) -> &[u32] {
         let first: &[u32] = self.section(&self.places.upper_first, self.shape.nodes);
         let row = first[node as usize] as usize + level - 1;
@@ -219,7 +220,7 @@ impl Frozen {
         self.section(&self.places.keys, self.shape.members)
     }
 
-    /// Members of a node, as a range of [`Self::keys`].
+    /// Members of a node, as a range into [`Self::keys`].
     pub(super) fn members_of(&self, node: u32) -> Range<usize> {
         let first: &[u32] = self.section(&self.places.member_first, self.shape.nodes + 1);
         first[node as usize] as usize..first[node as usize + 1] as usize
@@ -240,8 +241,8 @@ impl Frozen {
         self.section(&self.places.unreached, self.shape.unreached)
     }
 
-    /// Is every number that is followed within bounds? A hash says that a file is as it was written; this says that
-    /// it was written rightly, so that no search can leave it.
+    /// Checks that every number the search follows is within bounds. A hash only shows that a file is unchanged since
+    /// it was written; this check shows that its contents are valid, so that no search can leave it.
     pub(super) fn check(&self) -> Result<(), String> {
         let (nodes, members) = (self.shape.nodes, self.shape.members);
         let first: &[u32] = self.section(&self.places.member_first, nodes + 1);
@@ -296,7 +297,7 @@ impl Shape {
         })
     }
 
-    /// Where the sections are, and how many words there are in all.
+    /// Where the sections are, and the total number of words.
     fn places(&self) -> (Places, usize) {
         let mut end = HEADER_WORDS;
         let mut place = |elements: usize, size: usize| {

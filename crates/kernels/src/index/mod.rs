@@ -1,11 +1,11 @@
 //! The vector index: which stored vectors are most similar to a query.
 //!
-//! A frozen part (`frozen.rs`), searched by its graph or exactly, and what changed since it was built: vectors that
-//! were added, which are few and searched exactly, and marks on those that were removed. [`VectorIndex::rebuild`]
-//! freezes everything anew, beside the searches, and swaps. The index is derived from the store, which is the truth:
-//! a snapshot (`snapshot.rs`) only spares the building, and is checked before it is used.
+//! A frozen part (`frozen.rs`), searched through its graph or exactly, plus the changes since it was built: added
+//! vectors, which are few and searched exactly, and marks on removed ones. [`VectorIndex::rebuild`] freezes everything
+//! again while searches continue, then swaps. The index is derived from the store, which is the source of truth: a
+//! snapshot (`snapshot.rs`) only saves building it, and is checked before it is used.
 //!
-//! A key names one vector for ever; what belongs to a key, and which keys a caller may see, is the store's business.
+//! A key names one vector forever; what belongs to a key, and which keys a caller may see, is left to the store.
 
 mod build;
 mod exact;
@@ -31,12 +31,12 @@ use self::{
 };
 use crate::distance::padded_floats;
 
-/// Changes since the last build, as a share of it, that make another build worth its time.
+/// The share of changes since the last build from which a rebuild is worth its time.
 const REBUILD_SHARE: f64 = 0.2;
-/// Fewer vectors than this are never worth a build: the exact scan of them takes no time.
+/// Fewer vectors than this are never worth a build: scanning them exactly takes no time.
 const REBUILD_MIN: usize = 4096;
 
-/// What is searched among: keys that a filter lets through.
+/// The keys that a filter admits.
 pub type Keys = HashSet<u64, RandomState>;
 
 /// A stored vector near a query.
@@ -47,12 +47,13 @@ pub struct Hit {
     pub similarity: f32,
 }
 
-/// How a search is done; the default is right for most.
+/// How to search; the default is right for most uses.
 #[derive(Clone, Copy, Debug)]
 pub struct SearchParameters {
-    /// Candidates the graph search keeps; more finds more and takes longer. At least as many as results are asked for.
+    /// Candidates the graph search keeps; more candidates find more and take longer. At least the number of results
+    /// requested.
     pub candidates: usize,
-    /// Look at every vector, whatever it costs.
+    /// Compare every vector, at any cost.
     pub exact: bool,
 }
 
@@ -91,7 +92,7 @@ pub struct VectorIndex {
 #[derive(Debug)]
 struct State {
     frozen: Arc<Frozen>,
-    /// One bit a member of the frozen part.
+    /// One bit per member of the frozen part.
     removed: Vec<u64>,
     num_removed: usize,
     delta: Delta,
@@ -101,7 +102,7 @@ struct State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IndexStats {
     pub vectors: usize,
-    /// Of those, searched by the graph.
+    /// Of those, how many the graph searches.
     pub in_graph: usize,
     /// Added since the last build.
     pub added: usize,
@@ -123,11 +124,11 @@ impl VectorIndex {
         Self { dim, parameters, state: RwLock::new(state), searcher: Searcher::default(), building: Mutex::new(()) }
     }
 
-    /// Reads a snapshot that [`Self::save`] wrote for the same `identity` and dimension. What was stored or deleted
-    /// since, the caller adds and removes; see [`Self::keys`].
+    /// Reads a snapshot that [`Self::save`] wrote for the same `identity` and dimension. The caller adds and removes
+    /// what was stored or deleted since; see [`Self::keys`].
     ///
     /// # Errors
-    /// If the file is not there, not whole, or of something else; it is then to be built anew from the store.
+    /// If the file is missing, incomplete, or belongs to something else; the index must then be rebuilt from the store.
     pub fn load(path: &Path, identity: &str, dim: usize, parameters: GraphParameters) -> Result<Self, SnapshotError> {
         let frozen = snapshot::read(path, identity)?;
         if frozen.dim() != dim {
@@ -136,7 +137,7 @@ impl VectorIndex {
         Ok(Self::of(frozen, parameters))
     }
 
-    /// Writes the frozen part to a file, whole or not at all.
+    /// Writes the frozen part to a file, completely or not at all.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -161,7 +162,7 @@ impl VectorIndex {
         }
     }
 
-    /// All keys that are in the index, in no order.
+    /// All keys in the index, in no particular order.
     pub fn keys(&self) -> Vec<u64> {
         let state = self.state.read();
         let frozen = (0..state.frozen.num_members()).filter(|&member| !state.is_removed(member));
@@ -173,7 +174,7 @@ impl VectorIndex {
         self.state.read().contains(key)
     }
 
-    /// Adds vectors, all or none; they are found at once. They need not be of unit length.
+    /// Adds all the vectors or none; searches find them immediately. They need not have unit length.
     ///
     /// # Errors
     /// If one has the wrong number of components, is not finite, is zero, or its key is taken.
@@ -193,17 +194,17 @@ impl VectorIndex {
         Ok(())
     }
 
-    /// Removes vectors; they are not found from now on. Keys that are not there are passed over. Returns how many were.
+    /// Removes vectors; searches no longer find them. Unknown keys are skipped. Returns the number removed.
     pub fn remove(&self, keys: &[u64]) -> usize {
         let mut state = self.state.write();
         keys.iter().filter(|&&key| state.remove(key)).count()
     }
 
-    /// The `limit` vectors nearest to the query, nearest first; fewer if there are fewer. With a filter, only those
-    /// whose keys it holds.
+    /// The `limit` vectors nearest to the query, nearest first; fewer if there are fewer. With a filter, only vectors
+    /// whose keys it contains.
     ///
     /// # Errors
-    /// If the query is no vector of this index's kind.
+    /// If the query is not a valid vector for this index.
     pub fn search(
         &self,
         query: &[f32],
@@ -228,7 +229,7 @@ impl VectorIndex {
                 Some(filter) if filter.len() < frozen.num_members() / 2 => {
                     let listed = filter.iter().filter_map(|&key| frozen.member_of(key));
                     let mut members: Vec<u32> = listed.filter(|&member| !state.is_removed(member as usize)).collect();
-                    // In the order of memory.
+                    // In memory order.
                     members.sort_unstable();
                     scan_listed(frozen, &query, &members, &mut top);
                 }
@@ -240,7 +241,7 @@ impl VectorIndex {
         Ok(top.into_hits())
     }
 
-    /// Has so much changed since the last build that another one pays?
+    /// Whether enough has changed since the last build for another one to pay off.
     pub fn wants_rebuild(&self) -> bool {
         let state = self.state.read();
         let changed = state.delta.len() + state.num_removed;
@@ -248,11 +249,11 @@ impl VectorIndex {
         changed >= least && changed as f64 > REBUILD_SHARE * state.frozen.num_members() as f64
     }
 
-    /// Freezes everything that is in the index now, on this thread and some of rayon's. Searches and changes go on
+    /// Freezes everything now in the index, on this thread and some of rayon's. Searches and changes continue
     /// meanwhile.
     ///
     /// # Errors
-    /// If the graph cannot be built; the index stays as it was.
+    /// If the graph cannot be built; the index is then unchanged.
     pub fn rebuild(&self) -> Result<(), IndexError> {
         let _one_at_a_time = self.building.lock();
         let (mut keys, mut vectors) = (Vec::new(), Vec::new());
@@ -313,7 +314,7 @@ impl State {
     }
 }
 
-/// The vector at length one, padded with zeros to whole registers.
+/// The vector scaled to unit length, padded with zeros to whole registers.
 fn unit(vector: &[f32], dim: usize) -> Result<Vec<f32>, IndexError> {
     if vector.len() != dim {
         return Err(IndexError::Dimensions { expected: dim, found: vector.len() });
@@ -321,7 +322,7 @@ fn unit(vector: &[f32], dim: usize) -> Result<Vec<f32>, IndexError> {
     if !vector.iter().all(|x| x.is_finite()) {
         return Err(IndexError::NotFinite);
     }
-    // In double precision, where no finite float overflows.
+    // In double precision, which no finite float overflows.
     let length = vector.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
     if length == 0.0 {
         return Err(IndexError::ZeroLength);

@@ -1,8 +1,8 @@
-//! The graph search: from a distant entry, ever nearer.
+//! The graph search: from a distant entry point, ever closer to the query.
 //!
 //! The beam search of Malkov and Yashunin (arXiv 1603.09320, algorithms 2 and 5) over the frozen links. Candidates are
-//! compared by their one-byte codes, a quarter of the memory traffic, and the best of them once more in full. Nodes
-//! that may not be results (removed, or outside of a filter) are walked through all the same.
+//! compared by their one-byte codes, a quarter of the memory traffic, and the best of them are compared again in full
+//! precision. Nodes that cannot be results (removed, or outside a filter) are still traversed.
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
@@ -15,26 +15,26 @@ use super::{
 };
 use crate::distance::{ByteQuery, Codes, dot_listed};
 
-/// Comparisons of a graph search for each candidate that it keeps, and what one costs beside one of the exact scan,
-/// which reads memory in order. Estimates, on the safe side: a wrong one costs time and no result.
+/// Comparisons per candidate of a graph search, and the cost of one relative to a comparison of the exact scan, which
+/// reads memory sequentially. Conservative estimates: a wrong one costs time, not results.
 const COMPARISONS_PER_CANDIDATE: usize = 14;
 const COST_OF_COMPARISON: usize = 2;
 
-/// Is the graph worth its while, where `wanted` of `nodes` may be results? The fewer may, the further it has to walk to
-/// find as many candidates, and the fewer an exact scan has to look at.
+/// Whether the graph is faster when `wanted` of `nodes` may be results. The fewer that may, the further the search has
+/// to walk to find its candidates, and the fewer vectors an exact scan has to compare.
 pub(super) fn graph_wins(nodes: usize, wanted: usize, candidates: usize) -> bool {
     let wanted = wanted.clamp(1, nodes.max(1));
     let walked = candidates * COMPARISONS_PER_CANDIDATE * nodes / wanted;
     walked.min(nodes) * COST_OF_COMPARISON < wanted
 }
 
-/// Memory of searches, which is used again.
+/// Memory of past searches, kept for reuse.
 #[derive(Debug, Default)]
 pub(super) struct Searcher {
     idle: Mutex<Vec<Visited>>,
 }
 
-/// Which nodes one search has seen: those marked with its number.
+/// The nodes that a search has visited: those marked with the search's number.
 #[derive(Debug, Default)]
 struct Visited {
     marks: Vec<u32>,
@@ -63,7 +63,7 @@ impl Visited {
 type Candidate = (u32, u32);
 
 impl Searcher {
-    /// Offers the members near the query that `is_live` lets through: the best of so many candidates.
+    /// Offers the members near the query that satisfy `is_live`, the best of `candidates` candidates.
     pub(super) fn search(
         &self,
         frozen: &Frozen,
@@ -85,7 +85,7 @@ impl Searcher {
     }
 }
 
-/// The nodes nearest to the query that have a live member, as far as the graph leads to them.
+/// The nodes nearest to the query that have a live member, as far as the graph reaches them.
 fn walk(
     frozen: &Frozen,
     query: &[f32],
@@ -102,7 +102,7 @@ fn walk(
     let entry = descend(frozen, &codes, &query);
     visited.is_first_visit(entry.1);
     let mut open = BinaryHeap::from([entry]);
-    // The worst on top.
+    // The worst result is on top.
     let mut results: BinaryHeap<Reverse<Candidate>> = BinaryHeap::new();
     if is_result(entry.1) {
         results.push(Reverse(entry));
@@ -140,7 +140,7 @@ fn walk(
     results.into_iter().map(|Reverse((_, node))| node).collect()
 }
 
-/// The node nearest to the query that greedy steps over the upper levels lead to.
+/// The node nearest to the query that greedy steps over the upper levels reach.
 fn descend(frozen: &Frozen, codes: &Codes<'_>, query: &ByteQuery) -> Candidate {
     let (mut level, mut node) = frozen.entry();
     let mut best = [0.0];
@@ -160,7 +160,7 @@ fn descend(frozen: &Frozen, codes: &Codes<'_>, query: &ByteQuery) -> Candidate {
     (ordered(best), node)
 }
 
-/// Does a search for a node's own vector find it? Used while building, with the candidates of the build.
+/// Whether a search for a node's own vector finds the node. Used while building, with the build's candidates.
 pub(super) fn finds_itself(frozen: &Frozen, searcher: &Searcher, node: u32, candidates: usize) -> bool {
     let padded = frozen.vectors().len() / frozen.num_nodes();
     let query = &frozen.vectors()[node as usize * padded..][..padded];

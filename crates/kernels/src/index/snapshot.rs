@@ -1,8 +1,8 @@
-//! A frozen part on disk: written whole or not at all, verified before it is used.
+//! A frozen part on disk: written completely or not at all, and verified before it is used.
 //!
-//! The file is the block of `frozen.rs` with two hashes in its header: of the identity of what made the vectors (the
-//! embedding model, its pooling and prefixes), and of the whole file. It is written beside its place, forced to the
-//! disk and renamed, so that a crash at any instant leaves the old file or the new one.
+//! The file is the block of `frozen.rs` with two hashes in its header: one of the identity of what produced the vectors
+//! (the embedding model, its pooling and prefixes), and one of the whole file. It is written to a temporary file,
+//! synced and renamed, so that a crash at any moment leaves the old file or the new one.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -14,11 +14,11 @@ use memmap2::Mmap;
 
 use super::frozen::Frozen;
 
-/// Where the hashes are in the header, in bytes.
+/// Byte ranges of the hashes in the header.
 const IDENTITY: std::ops::Range<usize> = 128..160;
 const HASH: std::ops::Range<usize> = 160..192;
 
-/// Why a snapshot cannot be used or written. None of them loses anything: the store is the truth.
+/// Why a snapshot cannot be used or written. No data is lost: the store is the source of truth.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotError {
     #[error("{path}: {source}", path = .path.display())]
@@ -51,7 +51,7 @@ pub(super) fn write(frozen: &Frozen, path: &Path, identity: &str) -> Result<(), 
         file.write_all(&bytes[HASH.end..])?;
         file.sync_all()?;
         fs::rename(&beside, path)?;
-        // The name is as much a part of it as the bytes.
+        // The name must be as durable as the bytes.
         File::open(directory)?.sync_all()
     };
     write().map_err(failed)
@@ -61,8 +61,8 @@ pub(super) fn read(path: &Path, identity: &str) -> Result<Frozen, SnapshotError>
     let damaged = |problem: &str| SnapshotError::Damaged { path: path.to_owned(), problem: problem.to_owned() };
     let failed = |source| SnapshotError::Io { path: path.to_owned(), source };
     let file = File::open(path).map_err(failed)?;
-    // SAFETY: the file is this process's own and never written in place, only replaced by renaming. Whoever changes
-    // it all the same could change what a search reads, not where it reads: every access is checked against bounds.
+    // SAFETY: the file belongs to this process and is never modified in place, only replaced by renaming. A process
+    // that modified it anyway could change what a search reads, but not where it reads: every access is bounds-checked.
     let map = unsafe { Mmap::map(&file) }.map_err(failed)?;
     if map.len() < HASH.end {
         return Err(damaged("it is shorter than its header"));

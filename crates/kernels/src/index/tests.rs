@@ -1,4 +1,4 @@
-//! The index against a plain reference: every vector compared, in double precision.
+//! The index against a plain reference that compares every vector in double precision.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ const GRAPH: GraphParameters = GraphParameters { build_candidates: 100, graph_mi
 const GRAPH_SEARCH: SearchParameters = SearchParameters { candidates: 100, exact: false };
 const EXACT: SearchParameters = SearchParameters { candidates: 100, exact: true };
 
-/// Vectors around a few centres, as texts on a few subjects are, and some that are all but equal.
+/// Vectors around a few centres, like texts on a few subjects, and some near duplicates.
 fn clustered(count: usize, dim: usize, seed: u64) -> Vec<Vec<f32>> {
     let mut random = StdRng::seed_from_u64(seed);
     let mut point = |spread: f32, around: &[f32]| -> Vec<f32> {
@@ -50,7 +50,7 @@ fn reference<'a>(stored: impl Iterator<Item = (u64, &'a Vec<f32>)>, query: &[f32
     all
 }
 
-/// Share of the right results that were found.
+/// The share of the correct results that were found.
 fn recall(found: &[Hit], right: &[(u64, f64)]) -> f64 {
     let found: Keys = found.iter().map(|hit| hit.key).collect();
     right.iter().filter(|(key, _)| found.contains(key)).count() as f64 / right.len().max(1) as f64
@@ -226,7 +226,7 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
 
-    /// With as many candidates as vectors the graph is exact, whatever was done before.
+    /// With at least as many candidates as vectors the graph is exact, after any sequence of changes.
     #[test]
     fn any_order_of_changes_gives_what_the_reference_gives(steps in prop::collection::vec(step(), 1..60)) {
         let vectors = clustered(256, 10, 8);

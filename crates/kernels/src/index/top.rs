@@ -1,21 +1,21 @@
-//! The best few of many.
+//! The best few of many results.
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
 use super::Hit;
 
-/// A similarity as an integer of the same order, so that pairs compare in one instruction.
+/// A similarity as an integer that sorts the same way, so that pairs compare in one instruction.
 pub(super) fn ordered(similarity: f32) -> u32 {
     let bits = similarity.to_bits();
     if bits >> 31 == 0 { bits | 1 << 31 } else { !bits }
 }
 
-/// The similarity of which [`ordered`] made an integer.
+/// The inverse of [`ordered`].
 pub(super) fn similarity_of(ordered: u32) -> f32 {
     f32::from_bits(if ordered >> 31 == 1 { ordered & !(1 << 31) } else { !ordered })
 }
 
-/// Keeps the `limit` most similar; among equals the one with the lower key, so that results do not depend on order.
+/// Keeps the `limit` most similar; ties keep the lower key, so that results do not depend on insertion order.
 #[derive(Debug)]
 pub(super) struct Top {
     limit: usize,
@@ -31,7 +31,7 @@ impl Top {
         self.limit
     }
 
-    /// Could a vector of this similarity still be among the best?
+    /// Whether a vector of this similarity could still be among the best.
     pub(super) fn takes(&self, similarity: f32) -> bool {
         self.heap.len() < self.limit || self.heap.peek().is_none_or(|Reverse((worst, _))| ordered(similarity) >= *worst)
     }
@@ -54,7 +54,7 @@ impl Top {
 
     /// Best first.
     pub(super) fn into_hits(self) -> Vec<Hit> {
-        // Rounding may carry a cosine past one.
+        // Rounding may push a cosine past one.
         let hit =
             |Reverse((similarity, Reverse(key)))| Hit { key, similarity: similarity_of(similarity).clamp(-1.0, 1.0) };
         self.heap.into_sorted_vec().into_iter().map(hit).collect()

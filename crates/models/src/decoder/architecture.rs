@@ -1,7 +1,7 @@
-//! The families of decoders, as GGUF's `general.architecture` names them, and where they differ.
+//! The decoder families, as GGUF's `general.architecture` names them, and how they differ.
 //!
-//! A family is a handful of choices: how rotary dimensions are paired, where the norms sit, which activation
-//! gates the feed-forward network, which layers look through a window. Everything else is numbers in the file.
+//! A family is a handful of choices: how rotary dimensions are paired, where the norms are, which activation gates the
+//! feed-forward network, which layers use a sliding window. Everything else is numbers in the file.
 
 use hearth_kernels::{activation::Activation, rope::RopeLayout};
 
@@ -29,19 +29,19 @@ pub enum Architecture {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QkNorm {
     None,
-    /// Each head on its own, weights of `head_dim`.
+    /// Each head separately, weights of `head_dim`.
     PerHead,
     /// All heads of a token together, weights of `heads * head_dim`.
     AllHeads,
 }
 
-/// Which layers attend through a sliding window, when the file gives a window but no pattern.
+/// Which layers use a sliding window when the file gives a window size but no pattern.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WindowPattern {
-    /// The family has no windows; a window in the file is a leftover of its training configuration.
+    /// The family has no windows; a window in the file is left over from its training configuration.
     Never,
     Always,
-    /// All but each `n`-th layer.
+    /// All except every `n`-th layer.
     AllButEach(usize),
 }
 
@@ -60,7 +60,7 @@ impl Architecture {
         Self::Olmo2,
     ];
 
-    /// The name that files use, which is also the prefix of their metadata keys.
+    /// The name used in files, which is also the prefix of their metadata keys.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Llama => "llama",
@@ -81,12 +81,12 @@ impl Architecture {
         Self::ALL.into_iter().find(|architecture| architecture.name() == name)
     }
 
-    /// All names, for messages.
+    /// All names, for error messages.
     pub fn names() -> String {
         Self::ALL.map(Self::name).join(", ")
     }
 
-    /// Converters permute the weights of some families so that rotated pairs are adjacent.
+    /// Converters permute the weights of some families so that the elements of a rotated pair are adjacent.
     pub const fn rope_layout(self) -> RopeLayout {
         match self {
             Self::Llama | Self::Mistral3 | Self::SmolLm3 | Self::Granite => RopeLayout::Interleaved,
@@ -111,12 +111,12 @@ impl Architecture {
         }
     }
 
-    /// Whether attention and feed-forward normalize what they read.
+    /// Whether attention and feed-forward normalize their inputs.
     pub const fn has_input_norms(self) -> bool {
         !matches!(self, Self::Olmo2)
     }
 
-    /// Whether they normalize what they add to the residual.
+    /// Whether attention and feed-forward normalize their outputs before adding them to the residual.
     pub const fn has_output_norms(self) -> bool {
         matches!(self, Self::Gemma2 | Self::Gemma3 | Self::Olmo2)
     }
@@ -131,8 +131,8 @@ impl Architecture {
         }
     }
 
-    /// The layer count of the one published size whose attention is scaled by `hidden / heads` instead of
-    /// `head_dim`; the file does not say so itself.
+    /// The layer count of the one published size that scales attention by `hidden / heads` instead of `head_dim`; the
+    /// file itself does not say so.
     pub const fn layers_of_size_scaled_by_hidden(self) -> Option<usize> {
         match self {
             Self::Gemma2 => Some(46),

@@ -1,9 +1,9 @@
-//! A decoder's shape, read from a file's metadata and checked number by number.
+//! A decoder's shape, read from a file's metadata and checked value by value.
 //!
-//! Files are made by strangers: every count is bounded before anything is multiplied, divided or allocated by
-//! it, and what is left out takes the default that the file's own producer assumes. After
-//! [`DecoderConfig::from_gguf`] the rest of the decoder may rely on the numbers. Tensor shapes are compared
-//! with them where the tensors are read (`tensors.rs`).
+//! Files come from unknown sources: every count is bounded before anything is multiplied, divided or allocated by it,
+//! and a missing value takes the default that the file's own producer assumes. After [`DecoderConfig::from_gguf`] the
+//! rest of the decoder may rely on the numbers. Tensor shapes are checked against them where the tensors are read
+//! (`tensors.rs`).
 
 use super::{
     architecture::{Architecture, QkNorm},
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::gguf::Gguf;
 
-/// No published model is near these; a file beyond them is damaged or hostile.
+/// No published model comes near these; a file beyond them is damaged or hostile.
 const MAX_LAYERS: usize = 1024;
 const MAX_HIDDEN: usize = 1 << 18;
 const MAX_FFN: usize = 1 << 20;
@@ -24,7 +24,7 @@ const MAX_HEAD_DIM: usize = 4096;
 const MAX_CONTEXT: usize = 1 << 24;
 const MAX_VOCAB: usize = 1 << 24;
 
-/// Everything about a decoder but its weights.
+/// Everything about a decoder except its weights.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecoderConfig {
     pub architecture: Architecture,
@@ -32,7 +32,7 @@ pub struct DecoderConfig {
     pub hidden: usize,
     /// Rows of the token embedding and of the logits.
     pub vocab: usize,
-    /// Tokens, prompt and answer together, as the file says it.
+    /// In tokens, prompt and answer together, as the file states it.
     pub context_length: usize,
     /// Width of one attention head; even.
     pub head_dim: usize,
@@ -47,19 +47,19 @@ pub struct DecoderConfig {
     pub attention_scale: f32,
     /// Bounds attention scores: `c * tanh(score / c)`.
     pub attention_softcap: Option<f32>,
-    /// Bounds logits in the same way.
+    /// Bounds logits the same way.
     pub logit_softcap: Option<f32>,
     /// Multiplies embeddings.
     pub embedding_scale: f32,
-    /// Multiplies what attention and feed-forward add to the residual.
+    /// Multiplies the outputs of attention and feed-forward before they are added to the residual.
     pub residual_scale: f32,
     /// Multiplies logits.
     pub logit_scale: f32,
-    /// Queries at far positions are scaled up.
+    /// Scales up queries at distant positions.
     pub attention_temperature: Option<AttentionTemperature>,
 }
 
-/// What may differ from layer to layer.
+/// What may differ between layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerConfig {
     pub n_heads: usize,
@@ -67,7 +67,7 @@ pub struct LayerConfig {
     pub n_kv_heads: usize,
     /// Width of the feed-forward network.
     pub ffn: usize,
-    /// Attends to this many latest positions only.
+    /// Attends only to this many most recent positions.
     pub window: Option<usize>,
     pub rope: LayerRope,
 }
@@ -77,7 +77,7 @@ pub struct LayerConfig {
 pub enum LayerRope {
     Global,
     Local,
-    /// No position information in this layer.
+    /// No position information.
     None,
 }
 
@@ -89,7 +89,7 @@ pub struct AttentionTemperature {
 }
 
 impl DecoderConfig {
-    /// Reads and checks the metadata of `gguf`.
+    /// Reads and validates the metadata of `gguf`.
     ///
     /// # Errors
     /// The architecture or a variant of it is not supported, a key is missing, or a value is out of bounds.
@@ -154,7 +154,7 @@ impl DecoderConfig {
                 keys.nonzero("embedding_scale")?.unwrap_or(1.0) as f32
             },
             residual_scale: keys.nonzero("residual_scale")?.unwrap_or(1.0) as f32,
-            // Granite's files carry the divisor.
+            // Granite's files store the divisor.
             logit_scale: 1.0 / keys.nonzero("logit_scale")?.unwrap_or(1.0) as f32,
             attention_temperature: keys
                 .nonzero("attention.temperature_scale")?
@@ -179,7 +179,7 @@ impl DecoderConfig {
     }
 }
 
-/// Variants that share an architecture's name but not its network.
+/// Variants that share an architecture's name but have a different network.
 fn refuse_variants(keys: &Keys<'_>) -> Result<(), ModelError> {
     if keys.unsigned("expert_count").is_some_and(|experts| experts > 0) {
         return Err(keys.unsupported("mixture-of-experts layers"));
@@ -196,7 +196,7 @@ fn refuse_variants(keys: &Keys<'_>) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// The token embedding says how many tokens there are.
+/// The vocabulary size is the number of rows of the token embedding.
 fn vocabulary(keys: &Keys<'_>, tensors: &Tensors<'_>, hidden: usize) -> Result<usize, ModelError> {
     let shape = tensors.raw("token_embd.weight")?.shape;
     match shape[..] {
@@ -247,7 +247,7 @@ fn attention_scale(
     Ok((1.0 / divisor.sqrt()) as f32)
 }
 
-/// Gemma 2 has both caps even in files that leave them out; for the others absence or 0 means none.
+/// Gemma 2 has both caps even where its files omit them; for the other families a missing key or 0 means none.
 fn softcap(keys: &Keys<'_>, key: &str, gemma2_default: f64) -> Result<Option<f32>, ModelError> {
     let default = (keys.architecture() == Architecture::Gemma2).then_some(gemma2_default);
     match keys.number(key)? {
@@ -289,7 +289,7 @@ fn rope_scaling(
 ) -> Result<RopeScaling, ModelError> {
     let original_context_length =
         keys.count("rope.scaling.original_context_length", MAX_CONTEXT)?.unwrap_or(context_length);
-    // Converters mark LongRoPE by its tensors; some leave the type out.
+    // Converters mark LongRoPE by its tensors; some omit the type.
     let long_factors = tensors.rope_factors("rope_factors_long.weight", rotary_dim / 2)?;
     let short_factors = tensors.rope_factors("rope_factors_short.weight", rotary_dim / 2)?;
     if let (Some(long_factors), Some(short_factors)) = (long_factors, short_factors) {
@@ -303,7 +303,7 @@ fn rope_scaling(
             attention_factor,
         }));
     }
-    // `rope.scale_linear` is the key of files from 2023.
+    // Files from 2023 use the key `rope.scale_linear`.
     let factor = match keys.nonzero("rope.scaling.factor")? {
         None => keys.nonzero("rope.scale_linear")?,
         factor => factor,
@@ -322,7 +322,7 @@ fn rope_scaling(
             beta_fast: keys.positive("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
             beta_slow: keys.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
             extrapolation_factor: match keys.number("rope.scaling.yarn_ext_factor")? {
-                // Negative is how llama.cpp says "not set".
+                // llama.cpp writes a negative value for "not set".
                 Some(factor) if factor >= 0.0 => factor,
                 _ => 1.0,
             },

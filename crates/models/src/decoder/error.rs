@@ -1,4 +1,4 @@
-//! Why a file is not a decoder that can be run: what was found, what was expected, what would do.
+//! Why a file is not a decoder that can be run: what was found, what was expected, and what to do.
 
 use std::path::PathBuf;
 
@@ -21,7 +21,7 @@ pub enum ModelError {
     )]
     UnsupportedArchitecture { path: PathBuf, found: String },
 
-    /// The architecture is known, this variant of it is not.
+    /// The architecture is known, but this variant of it is not supported.
     #[error("{path} is a {architecture} model with {feature}, which Hearth does not support", path = .path.display())]
     UnsupportedFeature { path: PathBuf, architecture: &'static str, feature: String },
 
@@ -36,12 +36,12 @@ pub enum ModelError {
     )]
     TensorShape { path: PathBuf, name: String, expected: Vec<usize>, found: Vec<usize> },
 
-    /// The device refused a weight, most often for want of memory.
+    /// The device rejected a weight, most often for lack of memory.
     #[error("cannot place tensor {name} of {path} on the device: {source}", path = .path.display())]
     Device { path: PathBuf, name: String, source: Box<candle_core::Error> },
 }
 
-/// Embedding models come in the same container; say where they go.
+/// Embedding models use the same container, so the error says where they belong.
 fn encoder_advice(architecture: &str) -> &'static str {
     if is_encoder_architecture(architecture) {
         "; it looks like an embedding model, which belongs to --embedding-model"

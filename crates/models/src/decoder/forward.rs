@@ -1,8 +1,8 @@
-//! The forward pass: token ids of many sequences in, logits of the wanted rows out.
+//! The forward pass: takes the token ids of many sequences and returns the logits of the requested rows.
 //!
-//! Tokens of all sequences are rows of one matrix; only attention knows where one sequence ends and the next
-//! begins. A row's result does not depend on the other rows, so the same sequence gives the same logits in one
-//! prefill, in chunks, token by token, and in any company.
+//! Tokens of all sequences are rows of one matrix; only attention knows where one sequence ends and the next begins. A
+//! row's result does not depend on the other rows, so a sequence gets the same logits in one prefill, in chunks, token
+//! by token, and alongside any other sequences.
 
 use candle_core::{DType, Device, Result, Tensor};
 use hearth_kernels::{
@@ -24,24 +24,24 @@ use crate::{
     kv_cache::KvCache,
 };
 
-/// What a step's layers share.
+/// What the layers of a step share.
 struct Step<'a> {
     /// Position of each token in its sequence.
     positions: Vec<u32>,
-    /// Tokens whose logits are wanted; `None` if that is all of them.
+    /// Rows whose logits are wanted; `None` if all are.
     wanted_rows: Option<Tensor>,
     attention: AttentionBatch<'a>,
-    /// Query factor of each token, `[tokens, 1, 1]`, where the family has one.
+    /// Query factor of each token, `[tokens, 1, 1]`, for families that have one.
     query_scale: Option<Tensor>,
 }
 
 impl Decoder {
     /// Computes one step: writes the tokens' keys and values into `cache` and returns the logits that the batch
-    /// wants, `[batch.num_logits(), vocab]`, f32, on the CPU.
+    /// requests, `[batch.num_logits(), vocab]`, f32, on the CPU.
     ///
     /// # Errors
-    /// The batch is inconsistent or reaches beyond the context or the cache, or the device failed (out of
-    /// memory, most often). The cache's blocks of this batch are then undefined, other blocks untouched.
+    /// The batch is inconsistent or reaches beyond the context or the cache, or the device failed (most often out of
+    /// memory). The contents of this batch's KV blocks are then undefined; other blocks are untouched.
     pub fn forward(&self, batch: &Batch, cache: &mut KvCache) -> Result<Tensor> {
         self.check(batch, cache)?;
         if batch.tokens.is_empty() {
@@ -56,7 +56,7 @@ impl Decoder {
             if index == last && batch.num_logits() == 0 {
                 return self.no_logits();
             }
-            // After the last layer's attention only the wanted rows go on.
+            // After the last layer's attention only the wanted rows continue.
             let attended = match (&step.wanted_rows, index == last) {
                 (Some(rows), true) => {
                     hidden = hidden.index_select(rows, 0)?;
@@ -110,7 +110,7 @@ impl Decoder {
         let mut spans = Vec::with_capacity(batch.sequences.len());
         for sequence in &batch.sequences {
             let first = positions.len();
-            // `check` has bounded every position by the context length.
+            // `check` has already bounded every position by the context length.
             positions.extend((sequence.start..sequence.start + sequence.num_tokens).map(|position| position as u32));
             match sequence.logits {
                 LogitsWanted::None => {}

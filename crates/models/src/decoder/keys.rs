@@ -1,14 +1,14 @@
 //! Checked reading of one architecture's metadata keys.
 //!
-//! `Metadata` knows types; this knows what a number may be. A value of the wrong type is an error rather than
-//! an absence, so that a damaged key is not silently replaced by a default.
+//! `Metadata` knows the types; this file knows the valid ranges. A value of the wrong type is an error rather than an
+//! absence, so that a damaged key is not silently replaced by a default.
 
 use std::fmt;
 
 use super::{architecture::Architecture, error::ModelError};
 use crate::gguf::Metadata;
 
-/// The metadata of a file, under the prefix of its architecture.
+/// A file's metadata, under the prefix of its architecture.
 pub(super) struct Keys<'a> {
     metadata: &'a Metadata,
     architecture: Architecture,
@@ -49,7 +49,7 @@ impl<'a> Keys<'a> {
         self.count(key, maximum)?.ok_or_else(|| self.missing(key, "a whole number"))
     }
 
-    /// One count for all layers or a list with one for each; `default` stands in for an absent key.
+    /// One count for all layers, or a list with one count per layer; `default` replaces an absent key.
     pub(super) fn counts_per_layer(
         &self,
         key: &str,
@@ -87,7 +87,7 @@ impl<'a> Keys<'a> {
         }
     }
 
-    /// A finite number other than 0; files write 0 for "not set".
+    /// A finite number other than 0; files use 0 for "not set".
     pub(super) fn nonzero(&self, key: &str) -> Result<Option<f64>, ModelError> {
         Ok(self.number(key)?.filter(|&value| value != 0.0))
     }

@@ -1,4 +1,4 @@
-//! What differs from layer to layer: sliding windows and the rotation that goes with them.
+//! What differs between layers: sliding windows and the rotation that goes with them.
 
 use super::{
     architecture::{Architecture, WindowPattern},
@@ -8,16 +8,16 @@ use super::{
     rope::{RopeConfig, RopeScaling},
 };
 
-/// Gemma 2 files of the first days leave their window out.
+/// Early Gemma 2 files omit their window.
 const GEMMA2_WINDOW: usize = 4096;
 const MAX_WINDOW: u64 = 1 << 40;
 
-/// How far back a layer looks.
+/// How far back a layer attends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LayerWindow {
     /// Whether the family's pattern makes this a local layer.
     pub(super) is_local: bool,
-    /// Its window, if that is shorter than the context.
+    /// Its window, if shorter than the context.
     pub(super) tokens: Option<usize>,
 }
 
@@ -36,7 +36,7 @@ pub(super) fn windows(keys: &Keys<'_>, n_layers: usize, context_length: usize) -
     if window == 0 {
         return Ok(vec![LayerWindow { is_local: false, tokens: None }; n_layers]);
     }
-    // A window as long as the context hides nothing.
+    // A window as long as the context masks nothing.
     let tokens = usize::try_from(window).ok().filter(|&window| window < context_length);
     let window_of = |is_local: bool| LayerWindow { is_local, tokens: tokens.filter(|_| is_local) };
 
@@ -61,11 +61,11 @@ pub(super) fn windows(keys: &Keys<'_>, n_layers: usize, context_length: usize) -
     Ok((0..n_layers).map(|layer| window_of(layer % period < period - 1)).collect())
 }
 
-/// The rotation of local layers, given that of the others.
+/// The rotation of local layers, derived from that of the global ones.
 pub(super) fn local_rope(keys: &Keys<'_>, global: &RopeConfig) -> Result<RopeConfig, ModelError> {
     let mut local = global.clone();
     let default_base = match keys.architecture() {
-        // Trained with the original base and without scaling where the window is.
+        // Local layers were trained with the original base and without scaling.
         Architecture::Gemma3 => {
             local.scaling = RopeScaling::None;
             10_000.0
@@ -86,7 +86,7 @@ pub(super) fn local_rope(keys: &Keys<'_>, global: &RopeConfig) -> Result<RopeCon
 
 pub(super) fn rope_of_layer(architecture: Architecture, layer: usize, is_local: bool) -> LayerRope {
     match architecture {
-        // Every fourth layer has no positions (arXiv 2501.18795).
+        // Every fourth layer has no position information (arXiv 2501.18795).
         Architecture::SmolLm3 if (layer + 1).is_multiple_of(4) => LayerRope::None,
         _ if is_local => LayerRope::Local,
         _ => LayerRope::Global,

@@ -1,8 +1,8 @@
 //! One decoder-only transformer, driven by its configuration, for all families of chat models.
 //!
-//! Families differ in a handful of choices (`architecture.rs`) and in numbers (`config.rs`); there is one
-//! forward pass (`forward.rs`), written over candle tensors and the operations in `kernels/`, which are the
-//! ones that know devices and quantization. Configuration and weights live here and never change; state is a
+//! Families differ in a handful of choices (`architecture.rs`) and in numbers (`config.rs`). There is one forward pass
+//! (`forward.rs`), written over candle tensors and the operations in `kernels/`, which alone know about devices and
+//! quantization. Configuration and weights live here and never change; the state is a
 //! [`KvCache`](crate::kv_cache::KvCache) that the caller lends to each step.
 
 pub mod architecture;
@@ -31,25 +31,25 @@ pub struct Decoder {
     config: DecoderConfig,
     weights: Weights,
     rope: RopeTable,
-    /// Where some layers rotate differently.
+    /// Where some layers use a different rotation.
     local_rope: Option<RopeTable>,
     context_length: usize,
     device: Device,
 }
 
 impl Decoder {
-    /// Loads a model for the whole context that its file names.
+    /// Loads a model for the full context length stated in its file.
     ///
     /// # Errors
-    /// The file is not one of a supported decoder, or is damaged; the error is one sentence for its owner.
+    /// The file does not hold a supported decoder, or is damaged; the error is one sentence for the file's owner.
     pub fn load(gguf: &Gguf, device: &Device) -> Result<Self, ModelError> {
         Self::load_for_context(gguf, device, None)
     }
 
-    /// Loads a model that will see at most `context_length` tokens, if that is not what its file says.
+    /// Loads a model that will see at most `context_length` tokens, if that differs from the length in its file.
     ///
-    /// The number matters for models scaled by `LongRoPE`, which have a better set of frequencies for contexts
-    /// no longer than their original one.
+    /// The length matters for models scaled by `LongRoPE`, which have a better set of frequencies for contexts no
+    /// longer than their original one.
     ///
     /// # Errors
     /// As [`Decoder::load`].
@@ -77,7 +77,7 @@ impl Decoder {
         &self.config
     }
 
-    /// Positions that [`Decoder::forward`] accepts.
+    /// The number of positions that [`Decoder::forward`] accepts.
     pub fn context_length(&self) -> usize {
         self.context_length
     }

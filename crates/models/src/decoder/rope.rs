@@ -1,4 +1,4 @@
-//! Rotary position embeddings as numbers: which frequency each pair of dimensions turns with.
+//! Rotary position embeddings as numbers: the frequency at which each pair of dimensions rotates.
 //!
 //! Every context-extension scheme that model files use changes only two things, the inverse frequencies and
 //! one factor on cosine and sine. They are worked out here once, in `f64`, from the file's metadata; applying
@@ -12,14 +12,14 @@ use std::f64::consts::PI;
 pub struct RopeConfig {
     /// `rope_theta`, the base of the geometric series of wavelengths.
     pub base: f64,
-    /// How many leading dimensions of each head turn; even and at least 2.
+    /// Number of leading dimensions of each head that rotate; even and at least 2.
     pub rotary_dim: usize,
     pub scaling: RopeScaling,
-    /// One divisor per frequency, from the tensor `rope_freqs.weight`: how llama-3 files carry their scaling.
+    /// One divisor per frequency, from the tensor `rope_freqs.weight`: llama-3 files carry their scaling this way.
     pub frequency_factors: Option<Vec<f32>>,
 }
 
-/// How a context longer than the one of pre-training is reached.
+/// How the context is extended beyond that of pre-training.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeScaling {
     None,
@@ -31,34 +31,34 @@ pub enum RopeScaling {
     LongRope(LongRopeScaling),
 }
 
-/// YaRN (arXiv 2309.00071): high frequencies are kept, low ones interpolated, with a ramp between.
+/// YaRN (arXiv 2309.00071): high frequencies are kept, low ones interpolated, with a ramp in between.
 #[derive(Clone, Debug, PartialEq)]
 pub struct YarnScaling {
     pub factor: f64,
     pub original_context_length: usize,
-    /// Rotations within the original context above which a dimension is kept as it is.
+    /// Rotations within the original context above which a dimension is left unchanged.
     pub beta_fast: f64,
     /// Rotations below which it is fully interpolated.
     pub beta_slow: f64,
-    /// Weight of the kept part; 1 unless the file says otherwise.
+    /// Weight of the unchanged part; 1 unless the file says otherwise.
     pub extrapolation_factor: f64,
-    /// The factor on cosine and sine, where the file gives it.
+    /// The factor on cosine and sine, if the file gives one.
     pub attention_factor: Option<f64>,
-    /// `mscale_all_dim`, where the file gives it (`yarn_log_multiplier`).
+    /// `mscale_all_dim`, if the file gives it (`yarn_log_multiplier`).
     pub log_multiplier: Option<f64>,
 }
 
-/// LongRoPE (arXiv 2402.13753), also called su: one searched divisor per frequency, two sets of them.
+/// LongRoPE (arXiv 2402.13753), also called su: one searched divisor per frequency, in two sets.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LongRopeScaling {
     pub original_context_length: usize,
     pub short_factors: Vec<f32>,
     pub long_factors: Vec<f32>,
-    /// The factor on cosine and sine, for both sets.
+    /// The factor on cosine and sine, the same for both sets.
     pub attention_factor: f64,
 }
 
-/// What a [`RopeConfig`] comes to for a context length.
+/// The frequencies of a [`RopeConfig`] for one context length.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeFrequencies {
     /// `rotary_dim / 2` angles per position, in radians.
@@ -68,9 +68,9 @@ pub struct RopeFrequencies {
 }
 
 impl RopeConfig {
-    /// `context_length` decides between LongRoPE's two sets. A server must choose once, for all sequences and
-    /// all positions, because keys in the cache are already rotated: the long set as soon as a sequence may
-    /// become longer than the original context.
+    /// `context_length` selects one of LongRoPE's two sets. A server must choose once, for all sequences and all
+    /// positions, because keys in the cache are already rotated: the long set as soon as a sequence may become longer
+    /// than the original context.
     pub fn frequencies(&self, context_length: usize) -> RopeFrequencies {
         let half = self.rotary_dim / 2;
         let mut inverse: Vec<f64> =
@@ -109,14 +109,14 @@ fn divide(inverse: &mut [f64], factors: &[f32]) {
 
 impl YarnScaling {
     fn scale(&self, inverse: &mut [f64], base: f64, rotary_dim: usize) {
-        // The dimension that turns `rotations` times within the original context.
+        // The dimension that rotates `rotations` times within the original context.
         let dimension = |rotations: f64| {
             rotary_dim as f64 * (self.original_context_length as f64 / (rotations * 2.0 * PI)).ln() / (2.0 * base.ln())
         };
         let low = dimension(self.beta_fast).floor().max(0.0);
         let mut high = dimension(self.beta_slow).ceil().min(rotary_dim as f64 - 1.0);
         if high <= low {
-            // transformers' guard against a ramp of no width.
+            // transformers' guard against a zero-width ramp.
             high = low + 0.001;
         }
         for (pair, frequency) in inverse.iter_mut().enumerate() {
@@ -140,7 +140,7 @@ impl YarnScaling {
 }
 
 impl LongRopeScaling {
-    /// The factor that `transformers` derives from the two context lengths, for files that carry none.
+    /// The factor that `transformers` derives from the two context lengths, for files without one.
     pub fn derived_attention_factor(context_length: usize, original_context_length: usize) -> f64 {
         let factor = context_length as f64 / original_context_length as f64;
         if factor <= 1.0 || original_context_length < 2 {

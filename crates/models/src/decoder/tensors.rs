@@ -1,4 +1,4 @@
-//! Tensors of a file, each checked against the shape that the configuration calls for.
+//! Tensors of a file, each checked against the shape that the configuration requires.
 
 use hearth_kernels::quant::{self, RawTensor};
 
@@ -19,12 +19,12 @@ impl<'a> Tensors<'a> {
         self.gguf.has_tensor(name)
     }
 
-    /// The tensor as it is, of whatever shape.
+    /// The tensor as stored, of any shape.
     pub(super) fn raw(&self, name: &str) -> Result<RawTensor, ModelError> {
         Ok(self.gguf.tensor(name)?)
     }
 
-    /// The tensor, which must have this shape, outermost dimension first.
+    /// The tensor, whose shape must be `shape`, outermost dimension first.
     pub(super) fn shaped(&self, name: &str, shape: &[usize]) -> Result<RawTensor, ModelError> {
         let tensor = self.raw(name)?;
         if tensor.shape == shape {
@@ -39,7 +39,7 @@ impl<'a> Tensors<'a> {
         }
     }
 
-    /// A vector of `length` floats, whatever its storage type.
+    /// A vector of `length` floats, of any storage type.
     pub(super) fn floats(&self, name: &str, length: usize) -> Result<Vec<f32>, ModelError> {
         let tensor = self.shaped(name, &[length])?;
         let mut values = vec![0.0; length];
@@ -47,12 +47,12 @@ impl<'a> Tensors<'a> {
         Ok(values)
     }
 
-    /// A vector that files may leave out.
+    /// A vector that files may omit.
     pub(super) fn optional_floats(&self, name: &str, length: usize) -> Result<Option<Vec<f32>>, ModelError> {
         if self.contains(name) { self.floats(name, length).map(Some) } else { Ok(None) }
     }
 
-    /// Divisors of rotary frequencies, if the file has them: finite and above 0.
+    /// Divisors of rotary frequencies, if the file has them: finite and positive.
     pub(super) fn rope_factors(&self, name: &str, length: usize) -> Result<Option<Vec<f32>>, ModelError> {
         let factors = self.optional_floats(name, length)?;
         match factors.iter().flatten().find(|factor| !factor.is_finite() || **factor <= 0.0) {
@@ -66,7 +66,7 @@ impl<'a> Tensors<'a> {
         }
     }
 
-    /// Wraps what a device said about a tensor.
+    /// Wraps a device's error about a tensor.
     pub(super) fn device_error(&self, name: &str, source: candle_core::Error) -> ModelError {
         ModelError::Device {
             path: self.gguf.metadata().path().to_owned(),
@@ -76,8 +76,8 @@ impl<'a> Tensors<'a> {
     }
 }
 
-/// Rows `start..start + rows` of a matrix, sharing its bytes: how fused projections come apart.
-/// `None` if the matrix has no such rows.
+/// Rows `start..start + rows` of a matrix, sharing its bytes; this is how fused projections are split. `None` if the
+/// matrix has no such rows.
 pub(super) fn rows(matrix: &RawTensor, start: usize, rows: usize) -> Option<RawTensor> {
     let [_, columns] = matrix.shape[..] else { return None };
     let row_bytes = matrix.dtype.row_bytes(columns)?;

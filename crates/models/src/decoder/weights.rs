@@ -1,8 +1,8 @@
-//! A decoder's weights, read from a file: every tensor named, checked and put where the kernels want it.
+//! A decoder's weights, read from a file: every tensor is named, checked and put into the form the kernels need.
 //!
-//! Matrices stay in the file's own blocks; on the CPU they stay in the memory map. Projections that some
-//! converters fuse (`attn_qkv`, gate and up of Phi-3) are cut into their parts by rows, which costs nothing,
-//! so that one forward pass serves both.
+//! Matrices stay in the file's own quantization blocks; on the CPU they stay in the memory map. Projections that some
+//! converters fuse (`attn_qkv`, gate and up of Phi-3) are split by rows, which costs nothing, so one forward pass
+//! serves both forms.
 
 use candle_core::{Device, Tensor};
 use hearth_kernels::{embedding::Embedding, linear::Linear, quant::RawTensor};
@@ -15,7 +15,7 @@ use super::{
 };
 use crate::gguf::Gguf;
 
-/// Everything that is learned. Immutable.
+/// All learned parameters. Immutable.
 #[derive(Debug)]
 pub(super) struct Weights {
     pub(super) embedding: Embedding,
@@ -55,7 +55,7 @@ impl Weights {
         let output = if loader.tensors.contains("output.weight") {
             loader.linear("output", config.vocab, config.hidden)?
         } else {
-            // Tied: the table is its own inverse.
+            // Tied embeddings: the embedding table is also the output matrix.
             loader.place(table_name, &table, loader.tensors.optional_floats("output.bias", config.vocab)?)?
         };
         let output_norm = loader.vector("output_norm.weight", config.hidden)?;
@@ -70,7 +70,7 @@ struct Loader<'a> {
 }
 
 impl Loader<'_> {
-    /// Tensors that change the network and that this definition would leave out without a word.
+    /// Refuses tensors that change the network and that this definition would otherwise silently ignore.
     fn refuse_variants(&self, gguf: &Gguf, config: &DecoderConfig) -> Result<(), ModelError> {
         let unexpected = [
             ("blk.0.ffn_gate_inp.weight", "mixture-of-experts layers", true),
@@ -144,11 +144,11 @@ impl Loader<'_> {
         if self.tensors.contains(&format!("{gate}.weight")) {
             return Ok([self.linear(&gate, layer.ffn, hidden)?, self.linear(&up, layer.ffn, hidden)?]);
         }
-        // Phi-3 keeps the gate in the first half of `ffn_up`.
+        // Phi-3 stores the gate in the first half of `ffn_up`.
         self.fused(&up, [layer.ffn, layer.ffn], hidden)
     }
 
-    /// Cuts a matrix into layers of these widths, rows first to last.
+    /// Splits a matrix by rows into layers of these widths, in order.
     fn fused<const N: usize>(&self, name: &str, widths: [usize; N], columns: usize) -> Result<[Linear; N], ModelError> {
         let (weight_name, total) = (format!("{name}.weight"), widths.iter().sum());
         let weight = self.matrix(&weight_name, total, columns)?;

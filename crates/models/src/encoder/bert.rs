@@ -1,8 +1,8 @@
 //! The BERT class's forward pass (arXiv 1810.04805), over the packed tokens of several texts.
 //!
-//! Every layer is attention, residual and norm, then feed-forward, residual and norm. What varies inside the
-//! class (learned or rotary positions, plain or gated feed-forward, biases or none, fused or separate
-//! projections) is decided when the weights are loaded.
+//! Every layer is attention, residual and norm, then feed-forward, residual and norm. What varies within the class
+//! (learned or rotary positions, plain or gated feed-forward, biases or none, fused or separate projections) is decided
+//! when the weights are loaded.
 
 use candle_core::{Device, Tensor};
 
@@ -26,7 +26,7 @@ use hearth_kernels::{
 pub struct Bert {
     words: Embedding,
     positions: PositionTable,
-    /// `[2, hidden]`: what to add for a token of type 0, which is nothing, and of type 1, where the model has that.
+    /// `[2, hidden]`: what to add for a token of type 0 (zero) and of type 1, if the model has token types.
     type_shifts: Option<Tensor>,
     norm: LayerNorm,
     layers: Vec<Layer>,
@@ -36,11 +36,11 @@ pub struct Bert {
 
 #[derive(Debug)]
 enum PositionTable {
-    /// `[max_positions, hidden]`, the embedding of token type 0 already added.
+    /// `[max_positions, hidden]`, with the embedding of token type 0 already added.
     Learned(Tensor),
     Rotary {
         table: RopeTable,
-        /// `[1, hidden]`, the embedding of token type 0, where the model has one.
+        /// `[1, hidden]`, the embedding of token type 0, if the model has one.
         token_type: Option<Tensor>,
     },
 }
@@ -106,7 +106,7 @@ impl Bert {
         })
     }
 
-    /// `tokens` holds `lengths.len()` texts, one after another; the result is `[tokens.len(), hidden]`.
+    /// `tokens` holds `lengths.len()` texts, concatenated; the result is `[tokens.len(), hidden]`.
     ///
     /// # Errors
     /// Lengths that do not sum to the number of tokens, a text longer than the model's positions, or a token
@@ -115,8 +115,8 @@ impl Bert {
         self.forward_typed(tokens, lengths, None)
     }
 
-    /// The same with each token's type, 0 or 1, for models that tell the two texts of a pair apart by it; the others
-    /// do without. `None` is type 0 throughout.
+    /// The same with each token's type, 0 or 1, for models that use it to tell the two texts of a pair apart; other
+    /// models ignore it. `None` means type 0 throughout.
     pub fn forward_typed(
         &self,
         tokens: &[u32],
@@ -189,7 +189,7 @@ impl LayerNorm {
     }
 }
 
-/// Turns named tensors into modules.
+/// Builds modules from named tensors.
 struct Loader<'a> {
     config: &'a EncoderConfig,
     weights: &'a EncoderWeights<'a>,
@@ -234,7 +234,7 @@ impl Loader<'_> {
         Ok(Linear::new(&weight, bias, self.device)?)
     }
 
-    /// Query, key and value as the rows of one tensor, a third each.
+    /// Query, key and value, each a third of the rows of one tensor.
     fn fused_projections(&self, name: &str) -> Result<[Linear; 3], EncoderError> {
         let hidden = self.config.hidden;
         let weight = self.weights.tensor(&format!("{name}.weight"), &[3 * hidden, hidden])?;
@@ -260,7 +260,7 @@ impl Loader<'_> {
         Ok(LayerNorm { weight: floats("weight")?, bias: floats("bias")?, eps: self.config.layer_norm_eps })
     }
 
-    /// Of a table of two rows, the second less the first, which is in every token already.
+    /// For a table of two rows, the second minus the first; the first is already added to every token.
     fn type_shifts(&self) -> Result<Option<Tensor>, EncoderError> {
         let hidden = self.config.hidden;
         let Ok(Some(rows)) = self.weights.optional_floats("token_types.weight", &[2, hidden]) else { return Ok(None) };
@@ -269,17 +269,17 @@ impl Loader<'_> {
         Ok(Some(Tensor::from_vec(shifts.collect::<Vec<f32>>(), (2, hidden), self.device)?))
     }
 
-    /// Every token of a text that stands alone is of type 0: `[hidden]`, where the model has token types.
+    /// The embedding of type 0, which every token of a single text has: `[hidden]`, if the model has token types.
     fn token_type_zero(&self) -> Result<Option<Vec<f32>>, EncoderError> {
         let hidden = self.config.hidden;
-        // One row or two, by the model: the number of types is in no config key that all files have.
+        // One row or two, depending on the model: no config key that all files have gives the number of types.
         for shape in [[2, hidden], [1, hidden]] {
             if let Ok(Some(mut rows)) = self.weights.optional_floats("token_types.weight", &shape) {
                 rows.truncate(hidden);
                 return Ok(Some(rows));
             }
         }
-        // A table of another shape is an error; no table is none.
+        // A table of another shape is an error; a missing table means no token types.
         self.weights.optional_floats("token_types.weight", &[1, hidden])
     }
 }

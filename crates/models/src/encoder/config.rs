@@ -1,8 +1,8 @@
-//! What kind of encoder a file holds: its shape, read from `config.json` or from GGUF metadata.
+//! The shape of the encoder in a file, read from `config.json` or from GGUF metadata.
 //!
-//! One definition serves the BERT class; what differs between its members is data here: where positions come
-//! from, where they start, whether the feed-forward is gated. An architecture outside the class gets one
-//! sentence that names it.
+//! One definition serves the BERT class; the differences between its members are data here: where positions come from,
+//! where they start, whether the feed-forward is gated. An architecture outside the class is refused with one sentence
+//! that names it.
 
 use hearth_kernels::activation::Activation;
 use serde_json::Value;
@@ -10,10 +10,10 @@ use serde_json::Value;
 use super::EncoderError;
 use crate::gguf::{Gguf, Metadata};
 
-/// The architectures that [`super::bert::Bert`] computes, by the names that model files use.
+/// The architectures that [`super::bert::Bert`] supports, by the names used in model files.
 pub const SUPPORTED: &str = "bert, roberta, xlm-roberta, camembert and nomic-bert";
 
-/// Does a GGUF file of this architecture hold an embedding model, be it one that is supported or not?
+/// Whether a GGUF file of this architecture holds an embedding model, supported or not.
 pub fn is_encoder_architecture(architecture: &str) -> bool {
     architecture.contains("bert") || architecture.contains("embedding")
 }
@@ -21,27 +21,27 @@ pub fn is_encoder_architecture(architecture: &str) -> bool {
 /// The shape of an encoder.
 #[derive(Clone, Debug, PartialEq)]
 pub struct EncoderConfig {
-    /// As the file names it: `bert`, `roberta`, `xlm-roberta`, `nomic-bert`.
+    /// As named in the file: `bert`, `roberta`, `xlm-roberta`, `nomic-bert`.
     pub architecture: String,
     pub n_layers: usize,
     pub hidden: usize,
     pub n_heads: usize,
-    /// Inner width of the feed-forward.
+    /// Inner width of the feed-forward network.
     pub ffn: usize,
     pub vocab: usize,
-    /// Tokens of the longest text that has positions.
+    /// Maximum length of a text in tokens, by the model's positions.
     pub max_positions: usize,
     pub positions: Positions,
     pub layer_norm_eps: f32,
     pub feed_forward: FeedForwardKind,
 }
 
-/// How a token learns where it stands.
+/// How a token gets its position.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Positions {
     /// A learned table; the first token reads row `offset` (RoBERTa keeps the rows up to its padding id unused).
     Learned { offset: usize },
-    /// Rotary embedding of queries and keys over the whole head, halves layout, with this base.
+    /// Rotary embedding of queries and keys over the whole head, in the halves layout, with this base.
     Rotary { base: f32 },
 }
 
@@ -58,7 +58,7 @@ impl EncoderConfig {
         self.hidden / self.n_heads
     }
 
-    /// Reads a `config.json` as `transformers` writes it.
+    /// Reads a `config.json` in the format that `transformers` writes.
     pub fn from_json(config: &Value) -> Result<Self, EncoderError> {
         let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or("unknown");
         let parsed = match model_type {
@@ -79,7 +79,7 @@ impl EncoderConfig {
         let metadata = gguf.metadata();
         let key = |name: &str| format!("{architecture}.{name}");
         let (positions, feed_forward) = match architecture.as_str() {
-            // The converter has already cut the unused rows off a RoBERTa position table.
+            // The converter has already removed the unused rows of a RoBERTa position table.
             "bert" => (Positions::Learned { offset: 0 }, FeedForwardKind::Plain(Activation::Gelu)),
             "nomic-bert" => (
                 Positions::Rotary { base: metadata.f32(&key("rope.freq_base")).unwrap_or(10_000.0) },
@@ -118,7 +118,7 @@ impl EncoderConfig {
             ("vocabulary", self.vocab),
             ("positions", self.max_positions),
         ] {
-            // Far above any encoder, and low enough that no product of two of them overflows.
+            // Far above any real encoder, and low enough that no product of two of them overflows.
             if value == 0 || value > 1 << 28 {
                 return Err(EncoderError::Config(format!("the model's number of {name} is {value}")));
             }
@@ -163,7 +163,8 @@ fn bert_from_json(config: &Value, architecture: &str, offset: usize) -> Result<E
     })
 }
 
-/// The keys that `transformers` itself writes, or those of the model's own repository, which follow GPT-2's names.
+/// Reads the keys that `transformers` itself writes, or those of the model's own repository, which follow GPT-2's
+/// names.
 fn nomic_from_json(config: &Value) -> Result<EncoderConfig, EncoderError> {
     let either = |own: &str, gpt2: &str| size(config, own).or_else(|_| size(config, gpt2));
     for (flag, must_be) in [("prenorm", false), ("rotary_emb_interleaved", false), ("use_rms_norm", false)] {

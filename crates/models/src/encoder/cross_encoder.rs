@@ -1,8 +1,9 @@
-//! Cross-encoders: a query's and a passage's tokens in, read together, one logit out.
+//! Cross-encoders: take a query's and a passage's tokens together and return one logit.
 //!
-//! The network is the same [`Bert`] that embeds; over the first token's vector stands the classification head that
-//! `transformers` calls `...ForSequenceClassification`, with one label. BERT's is a pooler (dense, tanh) and a linear
-//! layer; RoBERTa's has the same shape under other names. How a pair becomes one text is not here.
+//! The network is the same [`Bert`] that embeds; the classification head that `transformers` calls
+//! `...ForSequenceClassification`, with one label, is applied to the first token's vector. BERT's head is a pooler
+//! (dense, tanh) and a linear layer; RoBERTa's has the same shape under other names. Joining a pair into one text is
+//! not done here.
 
 use candle_core::{Device, IndexOp, Tensor};
 
@@ -21,7 +22,7 @@ pub struct CrossEncoder {
     config: EncoderConfig,
     network: Bert,
     head: Head,
-    /// Tokens of the longest pair, special ones included.
+    /// Maximum length of a pair in tokens, special tokens included.
     max_tokens: usize,
     facts: EncoderFacts,
 }
@@ -36,8 +37,8 @@ struct Head {
 
 impl CrossEncoder {
     /// # Errors
-    /// A GGUF file, a model without a classification head or with one of several labels, and all that an
-    /// embedding model may be refused for.
+    /// A GGUF file, a model without a classification head or with several labels, and every reason for which an
+    /// embedding model may be refused.
     pub fn load(source: &EncoderSource, device: &Device) -> Result<Self, EncoderError> {
         let EncoderSource::Directory { transformer, .. } = source else {
             return Err(EncoderError::Config(
@@ -72,8 +73,8 @@ impl CrossEncoder {
         self.max_tokens
     }
 
-    /// One logit per pair. `tokens` holds the pairs one after another, `lengths` how many tokens each has. A pair's
-    /// second part, of token type 1, begins after the first token `separator`.
+    /// One logit per pair. `tokens` holds the pairs, concatenated, and `lengths` the number of tokens of each. A pair's
+    /// second part, of token type 1, begins after the first `separator` token.
     pub fn logits(&self, tokens: &[u32], lengths: &[usize], separator: u32) -> candle_core::Result<Vec<f32>> {
         if let Some(length) = lengths.iter().find(|&&length| length == 0 || length > self.config.max_positions) {
             candle_core::bail!("a pair of {length} tokens is outside 1..={}", self.config.max_positions);

@@ -1,8 +1,8 @@
-//! Embedding models: texts' tokens in, one vector per text out.
+//! Embedding models: take the tokens of texts and return one vector per text.
 //!
-//! [`EncoderSource`] is where a model lies: a sentence-transformers directory or a GGUF file. [`Encoder`] is
-//! the loaded model: the network of [`bert`] between the [`package`]'s facts. Tokenization is not here: the
-//! encoder sees token ids, complete with the special tokens of its model.
+//! [`EncoderSource`] says where a model is stored: a sentence-transformers directory or a GGUF file. [`Encoder`] is the
+//! loaded model: the network of [`bert`] and the facts of its [`package`]. Tokenization is not done here: the encoder
+//! takes token ids, including the model's special tokens.
 
 use std::{
     io,
@@ -42,10 +42,10 @@ pub enum EncoderError {
     Device(#[from] candle_core::Error),
 }
 
-/// Where an embedding model lies.
+/// Where an embedding model is stored.
 #[derive(Debug)]
 pub enum EncoderSource {
-    /// A directory as sentence-transformers writes it; `transformer` is the folder of the network's own files.
+    /// A directory in sentence-transformers' layout; `transformer` is the folder of the network's own files.
     Directory {
         root: PathBuf,
         transformer: PathBuf,
@@ -53,11 +53,11 @@ pub enum EncoderSource {
     Gguf(Box<Gguf>),
 }
 
-/// Files of a model directory beside its weights, which have an error of their own.
+/// The files that a model directory needs beside its weights, which have an error of their own.
 const NEEDED: [&str; 2] = ["config.json", "tokenizer.json"];
 
 impl EncoderSource {
-    /// `path` is a model directory, the `model.safetensors` in one, or a GGUF file, whatever it is called.
+    /// `path` is a model directory, the `model.safetensors` in one, or a GGUF file of any name.
     pub fn open(path: &Path) -> Result<Self, EncoderError> {
         let is_safetensors = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("safetensors"));
         if !path.is_dir() && !is_safetensors {
@@ -77,7 +77,7 @@ impl EncoderSource {
         Ok(Self::Directory { root: root.to_owned(), transformer })
     }
 
-    /// The weights' file, or files.
+    /// The weights' files.
     fn weights_paths(&self) -> Vec<PathBuf> {
         match self {
             Self::Directory { transformer, .. } => vec![transformer.join("model.safetensors")],
@@ -85,7 +85,7 @@ impl EncoderSource {
         }
     }
 
-    /// Unix seconds at which the weights were last modified; 0 where the file system does not say.
+    /// Modification time of the weights in Unix seconds; 0 where the file system does not provide it.
     pub fn modified(&self) -> u64 {
         let path = self.weights_paths().into_iter().next();
         path.and_then(|path| path.metadata().and_then(|metadata| metadata.modified()).ok())
@@ -93,7 +93,7 @@ impl EncoderSource {
             .map_or(0, |age| age.as_secs())
     }
 
-    /// A hash of the weights and the tokenizer: of what vectors depend on, and of no name.
+    /// A hash of the weights and the tokenizer: everything vectors depend on, and no file name.
     pub fn fingerprint(&self) -> Result<blake3::Hash, EncoderError> {
         let mut paths = self.weights_paths();
         if let Self::Directory { transformer, .. } = self {
@@ -117,11 +117,11 @@ pub struct Encoder {
     facts: EncoderFacts,
 }
 
-/// What `/v1/models` says of the weights.
+/// What `/v1/models` reports about the weights.
 #[derive(Clone, Debug)]
 pub struct EncoderFacts {
     pub parameters: u64,
-    /// The type that holds most of the weights.
+    /// The type of most of the weights.
     pub dominant_type: String,
     pub file_bytes: u64,
 }
@@ -161,7 +161,7 @@ impl Encoder {
         &self.facts
     }
 
-    /// Tokens of the longest text, special ones included.
+    /// Maximum length of a text in tokens, special tokens included.
     pub fn max_tokens(&self) -> usize {
         self.package.max_tokens.unwrap_or(usize::MAX).min(self.config.max_positions)
     }
@@ -177,8 +177,8 @@ impl Encoder {
         self.network.forward(tokens, lengths)
     }
 
-    /// One vector per text, pooled and, where the model says so, normalized. `tokens` holds the texts one
-    /// after another, `lengths` how many tokens each has.
+    /// One vector per text, pooled and, if the model requires it, normalized. `tokens` holds the texts, concatenated,
+    /// and `lengths` the number of tokens of each.
     pub fn embed(&self, tokens: &[u32], lengths: &[usize]) -> candle_core::Result<Vec<Vec<f32>>> {
         let hidden = self.config.hidden;
         let states = self.forward(tokens, lengths)?.flatten_all()?.to_vec1::<f32>()?;

@@ -1,9 +1,9 @@
-//! What a sentence-transformers directory says about its model beside the weights: pooling, normalization,
-//! prompts and the longest text.
+//! What a sentence-transformers directory says about its model beside the weights: pooling, normalization, prompts and
+//! maximum text length.
 //!
-//! `modules.json` lists the pipeline; this server computes transformer, pooling, normalization, in that order,
-//! and refuses a pipeline that does more. GGUF files carry the same facts in their metadata, with llama.cpp's
-//! conventions: pooling by number, vectors always normalized, no prompts.
+//! `modules.json` lists the pipeline; this server computes transformer, pooling and normalization, in that order, and
+//! refuses a pipeline that does more. GGUF files carry the same facts in their metadata, with llama.cpp's conventions:
+//! pooling by number, vectors always normalized, no prompts.
 
 use std::{
     collections::BTreeMap,
@@ -22,13 +22,13 @@ pub struct Package {
     pub pooling: Pooling,
     pub normalize: bool,
     pub prompts: Prompts,
-    /// Tokens, special ones included, after which a text is too long; `None` leaves it to the model's positions.
+    /// Maximum tokens of a text, special tokens included; `None` leaves the limit to the model's positions.
     pub max_tokens: Option<usize>,
     /// Lowercase texts before the tokenizer sees them.
     pub lowercase: bool,
 }
 
-/// Texts that go before the caller's, by what the caller's text is.
+/// Prefixes for the caller's text, by what the text is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Prompts {
     pub plain: Option<String>,
@@ -37,7 +37,7 @@ pub struct Prompts {
 }
 
 impl Package {
-    /// Reads the directory; files that are absent mean what sentence-transformers takes them to mean.
+    /// Reads the directory; missing files mean what sentence-transformers takes them to mean.
     pub fn from_directory(directory: &Path) -> Result<Self, EncoderError> {
         let Some(modules) = read_json(&directory.join("modules.json"))? else {
             tracing::info!(
@@ -68,7 +68,7 @@ impl Package {
         })
     }
 
-    /// Reads `pooling_type`; without it llama.cpp's default for encoders, the mean.
+    /// Reads `pooling_type`; if absent, llama.cpp's default for encoders, the mean.
     pub fn from_gguf(gguf: &Gguf) -> Result<Self, EncoderError> {
         let key = format!("{}.pooling_type", gguf.architecture()?);
         let pooling = match gguf.metadata().u64(&key) {
@@ -81,7 +81,7 @@ impl Package {
         Ok(Self { pooling, normalize: true, prompts: Prompts::default(), max_tokens: None, lowercase: false })
     }
 
-    /// Where the transformer's own files are: the directory itself, or a folder that `modules.json` names.
+    /// Where the transformer's own files are: the directory itself, or a folder named by `modules.json`.
     pub fn transformer_directory(directory: &Path) -> Result<PathBuf, EncoderError> {
         match read_json(&directory.join("modules.json"))? {
             Some(modules) => Ok(Pipeline::parse(directory, &modules)?.transformer),
@@ -90,7 +90,7 @@ impl Package {
     }
 }
 
-/// The modules of the pipeline, by what they do.
+/// The modules of the pipeline, by function.
 struct Pipeline {
     transformer: PathBuf,
     pooling: PathBuf,
@@ -105,7 +105,7 @@ impl Pipeline {
         for module in modules {
             let kind = module.get("type").and_then(Value::as_str).unwrap_or_default();
             let path = directory.join(module.get("path").and_then(Value::as_str).unwrap_or_default());
-            // Class paths have moved between releases; the class names have not.
+            // Class paths have changed between releases; the class names have not.
             match (kind.rsplit('.').next().unwrap_or_default(), transformer.is_some(), pooling.is_some()) {
                 ("Transformer", false, false) => transformer = Some(path),
                 ("Pooling", true, false) => pooling = Some(path),
@@ -125,7 +125,7 @@ impl Pipeline {
     }
 }
 
-/// `config.json` of a pooling module: `pooling_mode`, or the older flags, one per mode.
+/// `config.json` of a pooling module: `pooling_mode`, or the older flags, one for each mode.
 fn read_pooling(directory: &Path) -> Result<Pooling, EncoderError> {
     let path = directory.join("config.json");
     let config = read_json(&path)?
@@ -159,7 +159,7 @@ fn read_pooling(directory: &Path) -> Result<Pooling, EncoderError> {
     }
 }
 
-/// `config_sentence_transformers.json`: prompts by name, and the name of the one that plain texts get.
+/// `config_sentence_transformers.json`: prompts by name, and the name of the default prompt.
 fn read_prompts(directory: &Path) -> Result<Prompts, EncoderError> {
     let config = read_json(&directory.join("config_sentence_transformers.json"))?.unwrap_or_default();
     let prompts: BTreeMap<&str, &str> = config
@@ -186,14 +186,14 @@ fn read_prompts(directory: &Path) -> Result<Prompts, EncoderError> {
     })
 }
 
-/// `model_max_length` of `tokenizer_config.json`; the huge number that means "none" is none.
+/// `model_max_length` of `tokenizer_config.json`; the huge number that stands for "none" is read as none.
 pub(super) fn tokenizer_limit(directory: &Path) -> Result<Option<usize>, EncoderError> {
     let config = read_json(&directory.join("tokenizer_config.json"))?.unwrap_or_default();
     let limit = config.get("model_max_length").and_then(Value::as_u64);
     Ok(limit.and_then(|limit| usize::try_from(limit).ok()).filter(|limit| *limit < 1 << 28))
 }
 
-/// A JSON file, or `None` when there is none.
+/// A JSON file, or `None` if it does not exist.
 pub fn read_json(path: &Path) -> Result<Option<Value>, EncoderError> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,

@@ -1,7 +1,7 @@
 //! From one vector per token to one vector per text.
 //!
-//! The modes are those of sentence-transformers' pooling module. Sums run in token order in f32, row by row,
-//! so that a text's vector does not depend on what else was in the batch.
+//! The modes are those of sentence-transformers' pooling module. Sums run in token order in f32, row by row, so that a
+//! text's vector does not depend on the rest of the batch.
 
 use super::EncoderError;
 
@@ -10,7 +10,7 @@ use super::EncoderError;
 pub enum Pooling {
     /// The first token's vector.
     Cls,
-    /// The average over all tokens, special ones included.
+    /// The mean over all tokens, special tokens included.
     Mean,
     /// The sum over all tokens, divided by the square root of their number.
     MeanSqrtLength,
@@ -21,7 +21,7 @@ pub enum Pooling {
 }
 
 impl Pooling {
-    /// sentence-transformers' name of the mode, in its `pooling_mode` spelling.
+    /// The mode with this sentence-transformers name, in its `pooling_mode` spelling.
     pub fn from_name(name: &str) -> Option<Self> {
         Some(match name {
             "cls" => Self::Cls,
@@ -33,7 +33,8 @@ impl Pooling {
         })
     }
 
-    /// GGUF's `pooling_type` number (llama.cpp's `llama_pooling_type`: 0 none, 1 mean, 2 cls, 3 last, 4 rank).
+    /// The mode with this `pooling_type` number in GGUF (llama.cpp's `llama_pooling_type`: 0 none, 1 mean, 2 cls, 3
+    /// last, 4 rank).
     pub fn from_gguf(number: u64) -> Result<Self, EncoderError> {
         match number {
             1 => Ok(Self::Mean),
@@ -61,7 +62,7 @@ impl Pooling {
         }
     }
 
-    /// `hidden` is `[tokens, dim]` of one text, at least one token; the result is `[dim]`.
+    /// `hidden` is `[tokens, dim]` of one text with at least one token; the result is `[dim]`.
     pub fn pool(self, hidden: &[f32], dim: usize) -> Vec<f32> {
         let mut rows = hidden.chunks_exact(dim);
         let num_tokens = rows.len() as f32;
@@ -96,17 +97,17 @@ fn sum_divided<'a>(rows: impl Iterator<Item = &'a [f32]>, dim: usize, divisor: f
     pooled
 }
 
-/// Divides by the L2 norm, which is summed in f64. A zero vector stays zero.
+/// Divides by the L2 norm, which is accumulated in f64. A zero vector stays zero.
 pub fn normalize(vector: &mut [f32]) {
     let norm = vector.iter().map(|&value| f64::from(value) * f64::from(value)).sum::<f64>().sqrt();
-    // torch.nn.functional.normalize's own floor
+    // The same floor as in torch.nn.functional.normalize.
     let scale = 1.0 / norm.max(1e-12);
     for value in vector {
         *value = (f64::from(*value) * scale) as f32;
     }
 }
 
-/// Keeps the leading `dimensions` and renormalizes (Matryoshka representations, arXiv 2205.13147).
+/// Keeps the first `dimensions` components and renormalizes (Matryoshka representations, arXiv 2205.13147).
 pub fn truncate_dimensions(vector: &mut Vec<f32>, dimensions: usize) {
     if dimensions < vector.len() {
         vector.truncate(dimensions);

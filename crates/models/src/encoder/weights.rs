@@ -1,8 +1,7 @@
-//! An encoder's tensors under one set of names, from safetensors or from GGUF.
+//! An encoder's tensors under one naming scheme, from safetensors or from GGUF.
 //!
-//! GGUF's names are the vocabulary (`blk.0.attn_q.weight`); a safetensors file is read through a table from
-//! them to the names that `transformers` and the model authors use. Nothing is copied: tensors are slices of
-//! the mapped file.
+//! GGUF's names are used throughout (`blk.0.attn_q.weight`); a safetensors file is read through a table that maps them
+//! to the names used by `transformers` and the model authors. Nothing is copied: tensors are slices of the mapped file.
 
 use std::{
     collections::HashMap,
@@ -23,17 +22,17 @@ pub enum EncoderWeights<'a> {
     Safetensors(SafetensorsWeights),
 }
 
-/// The tensors of all of a model's safetensors files, by their own names.
+/// The tensors of all safetensors files of a model, by their own names.
 #[derive(Debug)]
 pub struct SafetensorsWeights {
     tensors: HashMap<String, RawTensor>,
     unsupported: HashMap<String, Dtype>,
-    /// What stands before every name, such as `bert.`.
+    /// The prefix of every name, such as `bert.`.
     prefix: &'static str,
     file_bytes: u64,
 }
 
-/// GGUF's name of a module, and the names it goes by in safetensors files.
+/// GGUF's name of a module, and its names in safetensors files.
 const MODULES: [(&str, &[&str]); 8] = [
     ("token_embd", &["embeddings.word_embeddings"]),
     ("position_embd", &["embeddings.position_embeddings"]),
@@ -46,7 +45,7 @@ const MODULES: [(&str, &[&str]); 8] = [
     ("cls.output", &["classifier.out_proj"]),
 ];
 
-/// The same for the modules of a layer. First the names of BERT, then those of nomic-bert.
+/// The same for a layer's modules: first BERT's names, then nomic-bert's.
 const LAYER_MODULES: [(&str, &[&str]); 10] = [
     ("attn_q", &["attention.self.query"]),
     ("attn_k", &["attention.self.key"]),
@@ -61,7 +60,7 @@ const LAYER_MODULES: [(&str, &[&str]); 10] = [
 ];
 
 impl EncoderWeights<'_> {
-    /// `name` is GGUF's. `shape` is what the config says the tensor must have.
+    /// `name` is GGUF's. `shape` is the shape that the config requires.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<RawTensor, EncoderError> {
         let tensor = match self {
             Self::Gguf(gguf) => gguf.tensor(name)?,
@@ -83,7 +82,7 @@ impl EncoderWeights<'_> {
         }
     }
 
-    /// A tensor as plain numbers, for what is small: biases, norms, position tables.
+    /// A tensor as plain floats, for small tensors: biases, norms, position tables.
     pub fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, EncoderError> {
         let tensor = self.tensor(name, shape)?;
         let mut floats = vec![0.0; shape.iter().product()];
@@ -91,7 +90,7 @@ impl EncoderWeights<'_> {
         Ok(floats)
     }
 
-    /// The same for a tensor that some models have and others do not.
+    /// The same for a tensor that only some models have.
     pub fn optional_floats(&self, name: &str, shape: &[usize]) -> Result<Option<Vec<f32>>, EncoderError> {
         if self.has(name) { self.floats(name, shape).map(Some) } else { Ok(None) }
     }
@@ -105,7 +104,7 @@ impl EncoderWeights<'_> {
         }
     }
 
-    /// The type that holds most of the weights.
+    /// The type of most of the weights.
     pub fn dominant_type(&self) -> String {
         match self {
             Self::Gguf(gguf) => gguf.dominant_type(),
@@ -186,11 +185,11 @@ impl SafetensorsWeights {
         Ok(self.tensors[&own_name].clone())
     }
 
-    /// The name under which this file holds the tensor that GGUF calls `name`.
+    /// The name in this file of the tensor that GGUF calls `name`.
     fn own_name(&self, name: &str) -> Option<String> {
         own_names(name)
             .into_iter()
-            // A head stands beside the network, not within it.
+            // A head's names are outside the network's prefix.
             .flat_map(|candidate| [format!("{}{candidate}", self.prefix), candidate])
             .find(|candidate| self.tensors.contains_key(candidate) || self.unsupported.contains_key(candidate))
     }
@@ -214,7 +213,7 @@ fn safetensors_files(directory: &Path) -> Result<Vec<PathBuf>, EncoderError> {
         .and_then(Value::as_object)
         .into_iter()
         .flat_map(|map| map.values().filter_map(Value::as_str))
-        // A name with a folder in it could point anywhere.
+        // A name with a folder in it could point outside the directory.
         .filter_map(|name| Path::new(name).file_name())
         .map(|name| directory.join(name))
         .collect();
@@ -223,7 +222,7 @@ fn safetensors_files(directory: &Path) -> Result<Vec<PathBuf>, EncoderError> {
     Ok(files)
 }
 
-/// Every name, without prefix, that the tensor which GGUF calls `name` goes by in safetensors files.
+/// Every name, without prefix, under which safetensors files may store the tensor that GGUF calls `name`.
 fn own_names(name: &str) -> Vec<String> {
     let Some((module, kind)) = name.rsplit_once('.') else { return Vec::new() };
     // Files converted from the first TensorFlow checkpoints call a norm's weight gamma and its bias beta.

@@ -10,7 +10,7 @@ pub enum GgufError {
     #[error("cannot open {path}: {source}", path = .path.display())]
     Io { path: PathBuf, source: std::io::Error },
 
-    /// The file is something else; `what` says what, and what to do with it.
+    /// The file is something else; `what` says what it is and what to do with it.
     #[error("{path} is not a GGUF file: {what}", path = .path.display())]
     NotGguf { path: PathBuf, what: String },
 
@@ -27,7 +27,7 @@ pub enum GgufError {
     )]
     BigEndian { path: PathBuf },
 
-    /// The file ends before what it promises.
+    /// The file ends before its declared contents do.
     #[error(
         "{path} is truncated: {what} at byte {offset} needs {needed} bytes, but the file has {length}; \
          the download was probably cut short, fetch the file again",
@@ -39,7 +39,7 @@ pub enum GgufError {
     #[error("{path} is damaged at byte {offset}: {problem}; fetch or convert the file again", path = .path.display())]
     Malformed { path: PathBuf, offset: u64, problem: String },
 
-    /// The parts of a split file do not belong together or are not all there.
+    /// The parts of a split file do not belong together or are incomplete.
     #[error("{path} is part of a split GGUF file: {problem}", path = .path.display())]
     Split { path: PathBuf, problem: String },
 
@@ -65,7 +65,7 @@ pub enum GgufError {
     WrongValue { path: PathBuf, key: String, expected: &'static str, found: String },
 }
 
-/// `F32, F16, ...`: what to offer instead of an unsupported type.
+/// `F32, F16, ...`: the alternatives to an unsupported type.
 fn supported_types() -> String {
     GgmlType::ALL.map(|dtype| dtype.to_string()).join(", ")
 }

@@ -1,8 +1,8 @@
-//! The key-value part of a GGUF file, typed as the file types it and read with the widenings people rely on.
+//! The key-value section of a GGUF file, with the file's own types, read with the widenings that readers rely on.
 //!
 //! Writers disagree on integer widths (a head count may be `u32` or `u64`, a per-layer list `i32` or `u32`), so the
-//! accessors take any width that holds the value exactly. Strings are UTF-8 in practice; one that is not is kept as
-//! bytes instead of being altered, and is not found by the text accessors.
+//! accessors accept any width that holds the value exactly. Strings are UTF-8 in practice; one that is not is kept as
+//! bytes rather than altered, and the text accessors do not find it.
 
 use std::{
     collections::BTreeMap,
@@ -47,7 +47,7 @@ pub enum Array {
     F64(Vec<f64>),
     Bool(Vec<bool>),
     String(Vec<String>),
-    /// Strings of which at least one is not UTF-8.
+    /// Strings, at least one of which is not UTF-8.
     Bytes(Vec<Vec<u8>>),
     Array(Vec<Array>),
 }
@@ -68,7 +68,7 @@ impl Value {
         })
     }
 
-    /// What kind of value this is, for messages.
+    /// The kind of the value, for error messages.
     fn kind(&self) -> String {
         match self {
             Self::Array(array) => format!("a list of {} {}", array.len(), array.element_kind()),
@@ -123,7 +123,7 @@ impl Array {
     }
 }
 
-/// Scalars in full, lists by length: what `hearth models show` prints.
+/// Scalars in full, lists by length, as `hearth models show` prints them.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -145,21 +145,21 @@ impl fmt::Display for Value {
     }
 }
 
-/// All metadata of a model, in order of key.
+/// All metadata of a model, sorted by key.
 #[derive(Clone, Debug, Default)]
 pub struct Metadata {
-    /// Named in errors.
+    /// The path that errors name.
     path: PathBuf,
     values: BTreeMap<String, Value>,
 }
 
 impl Metadata {
-    /// `path` is the file that errors name.
+    /// `path` is the file named in errors.
     pub fn new(path: impl Into<PathBuf>, values: impl IntoIterator<Item = (String, Value)>) -> Self {
         Self { path: path.into(), values: values.into_iter().collect() }
     }
 
-    /// The file that these values are from.
+    /// The file these values come from.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -179,12 +179,12 @@ impl Metadata {
         }
     }
 
-    /// Any integer that is not negative.
+    /// Any non-negative integer.
     pub fn u64(&self, key: &str) -> Option<u64> {
         self.get(key)?.integer()?.try_into().ok()
     }
 
-    /// Any integer that fits a token id or a count.
+    /// Any integer that fits a `u32`, such as a token id or a count.
     pub fn u32(&self, key: &str) -> Option<u32> {
         self.get(key)?.integer()?.try_into().ok()
     }
@@ -203,7 +203,7 @@ impl Metadata {
         }
     }
 
-    /// A flag; some writers store 0 and 1.
+    /// A flag; some writers store it as 0 or 1.
     pub fn bool(&self, key: &str) -> Option<bool> {
         match self.get(key)? {
             Value::Bool(value) => Some(*value),
@@ -236,7 +236,7 @@ impl Metadata {
         }
     }
 
-    /// A list of integers of any width that fits, such as a head count for each layer.
+    /// A list of integers of any width that fits, such as one head count per layer.
     pub fn integers(&self, key: &str) -> Option<Vec<i64>> {
         match self.array(key)? {
             Array::U8(items) => Some(items.iter().map(|item| i64::from(*item)).collect()),
@@ -251,7 +251,7 @@ impl Metadata {
         }
     }
 
-    /// A list of flags; some writers store 0 and 1.
+    /// A list of flags; some writers store them as 0 and 1.
     pub fn bools(&self, key: &str) -> Option<Vec<bool>> {
         match self.array(key)? {
             Array::Bool(items) => Some(items.clone()),
@@ -279,7 +279,7 @@ impl Metadata {
         self.f32(key).ok_or_else(|| self.refusal(key, "a number"))
     }
 
-    /// Why an accessor found nothing: the key is missing or its value is of another kind.
+    /// Why an accessor found nothing: the key is missing, or its value has another type.
     pub fn refusal(&self, key: &str, expected: &'static str) -> GgufError {
         let (path, key) = (self.path.clone(), key.to_owned());
         match self.get(&key) {

@@ -1,9 +1,9 @@
-//! GGUF files, memory-mapped: metadata parsed once, tensors handed out as slices of the map.
+//! Memory-mapped GGUF files: metadata is parsed once, tensors are slices of the map.
 //!
-//! Nothing is copied: a [`RawTensor`]'s bytes share the map, which lives as long as the last of them. Nothing in
-//! the file is trusted: see `parse.rs`. A tensor of a type that Hearth does not compute with fails only whoever
-//! asks for it, so that such a file can still be described. What the metadata means is the business of
-//! `decoder/`, `bert.rs` and `text/`.
+//! Nothing is copied: a [`RawTensor`]'s bytes share the map, which lives as long as the last of them. Nothing in the
+//! file is trusted: see `parse.rs`. A tensor of a type that Hearth cannot compute with causes an error only when it is
+//! requested, so that such a file can still be described. The meaning of the metadata is left to `decoder/`, `bert.rs`
+//! and `text/`.
 
 mod error;
 mod metadata;
@@ -35,7 +35,7 @@ pub struct Gguf {
     metadata: Metadata,
     parts: Vec<Part>,
     paths: Vec<PathBuf>,
-    /// Where each tensor is: part, and line in that part's table.
+    /// Location of each tensor: part, and index in that part's table.
     by_name: HashMap<String, (usize, usize)>,
 }
 
@@ -45,7 +45,7 @@ struct Part {
     tensors: Vec<TensorInfo>,
 }
 
-/// One tensor as the file describes it, whether or not Hearth computes with its type.
+/// One tensor as the file describes it, whether or not Hearth can compute with its type.
 #[derive(Debug)]
 pub struct TensorDescription<'a> {
     pub name: &'a str,
@@ -58,7 +58,7 @@ pub struct TensorDescription<'a> {
 }
 
 impl Gguf {
-    /// Opens a file, and the other parts with it if it is one part of a split model (any of them).
+    /// Opens a file and, if it is any part of a split model, the other parts with it.
     pub fn open(path: &Path) -> Result<Self, GgufError> {
         let (bytes, header) = open_part(path)?;
         let Some(first) = split::position(path, &header.values)? else {
@@ -80,7 +80,7 @@ impl Gguf {
         Self::assemble(parts)
     }
 
-    /// Metadata is the first part's; the others repeat only what a split needs.
+    /// Metadata comes from the first part; the other parts repeat only what a split needs.
     fn assemble(opened: Vec<(PathBuf, Bytes, Header)>) -> Result<Self, GgufError> {
         let mut metadata = None;
         let (mut parts, mut paths, mut by_name) = (Vec::new(), Vec::new(), HashMap::new());
@@ -107,27 +107,27 @@ impl Gguf {
         self.metadata.require_str("general.architecture")
     }
 
-    /// The files that are open, in order of part.
+    /// The open files, in order of part.
     pub fn paths(&self) -> &[PathBuf] {
         &self.paths
     }
 
-    /// Size of all parts together.
+    /// Total size of all parts.
     pub fn file_bytes(&self) -> u64 {
         self.parts.iter().map(|part| part.bytes.len() as u64).sum()
     }
 
-    /// Reads every page once, from a thread of its own, so that the first request does not pay for it: the pages
-    /// of a file that was just mapped are found one fault at a time.
+    /// Reads every page once, on its own thread, so that the first request does not pay for it: pages of a newly mapped
+    /// file are otherwise faulted in one at a time.
     pub fn warm(&self) {
-        /// The smallest page there is; a larger one is only touched more often than needed.
+        /// The smallest possible page size; larger pages are just touched more often than needed.
         const PAGE: usize = 4096;
         let maps: Vec<Bytes> = self.parts.iter().map(|part| part.bytes.clone()).collect();
         let touch = move || {
             let touched = maps.iter().flat_map(|map| map.iter().step_by(PAGE)).fold(0_u8, |sum, &byte| sum ^ byte);
             std::hint::black_box(touched);
         };
-        // Without the thread the first request is slower, and nothing else.
+        // Without the thread only the first request is slower.
         drop(std::thread::Builder::new().name("hearth-warm".to_owned()).spawn(touch));
     }
 
@@ -135,12 +135,12 @@ impl Gguf {
         self.by_name.contains_key(name)
     }
 
-    /// In the order of the file.
+    /// In file order.
     pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
         self.tensor_infos().map(|tensor| tensor.name.as_str())
     }
 
-    /// In the order of the file.
+    /// In file order.
     pub fn tensors(&self) -> impl Iterator<Item = TensorDescription<'_>> {
         self.tensor_infos().map(|tensor| TensorDescription {
             name: &tensor.name,
@@ -171,32 +171,32 @@ impl Gguf {
                 type_name: tensor_type::type_name(info.type_id),
             });
         };
-        // Both ends were checked against the file's length when it was opened.
+        // Both ends were checked against the file's length when the file was opened.
         let start = info.start as usize;
         let data = self.parts[part].bytes.slice(start..start + bytes as usize);
         Ok(RawTensor { dtype, shape: info.shape.clone(), data })
     }
 
-    /// Elements of all tensors.
+    /// Total number of elements of all tensors.
     pub fn parameters(&self) -> u64 {
         self.tensor_infos().fold(0, |sum, tensor| sum.saturating_add(tensor.elements))
     }
 
-    /// How the weights are quantized, as people call it: the recipe that the file names, such as `Q4_K_M`, whose tensors are
-    /// of several types; where it names none that is known, [`Gguf::dominant_type`].
+    /// The quantization by its usual name: the recipe that the file names, such as `Q4_K_M`, whose tensors have several
+    /// types; if the file names no known recipe, [`Gguf::dominant_type`].
     pub fn quantization(&self) -> String {
         let recipe = self.metadata.u64("general.file_type").and_then(tensor_type::recipe_name);
         recipe.map_or_else(|| self.dominant_type(), str::to_owned)
     }
 
-    /// The type that most parameters have, such as `Q4_K`; `none` if there are no tensors.
+    /// The type of most parameters, such as `Q4_K`; `none` if there are no tensors.
     pub fn dominant_type(&self) -> String {
         let mut elements: HashMap<u32, u64> = HashMap::new();
         for tensor in self.tensor_infos() {
             let sum = elements.entry(tensor.type_id).or_default();
             *sum = sum.saturating_add(tensor.elements);
         }
-        // Ties go to the lower number, so that the answer is always the same.
+        // Ties go to the lower number, so that the answer is deterministic.
         elements
             .into_iter()
             .max_by_key(|&(type_id, elements)| (elements, u32::MAX - type_id))
@@ -224,18 +224,18 @@ fn open_part(path: &Path) -> Result<(Bytes, Header), GgufError> {
 
 /// Maps a whole file, read-only.
 ///
-/// The map stands for the file's pages, so a file that another process rewrites changes under us, and one that is
-/// cut short ends the process with SIGBUS at the next touch. Both are accepted, as in every server that maps its
-/// weights: the alternative is a private copy of gigabytes. Bounds come from the length at this moment, so the
-/// reader itself stays inside the map, and changed weights can only be wrong numbers: every bit pattern is a valid
-/// block of every type. `hearth pull` and `models import` write beside and rename, so neither changes a file in
-/// place.
+/// The map reflects the file's pages: if another process rewrites the file, the contents change under us, and if it
+/// truncates the file, the next access beyond the new end kills the process with SIGBUS. Both are accepted, as in every
+/// server that maps its weights: the alternative is a private copy of gigabytes. Bounds come from the length at this
+/// moment, so the reader itself stays inside the map, and changed weights can only be wrong numbers: every bit pattern
+/// is a valid block of every type. `hearth pull` and `models import` write to a temporary file and rename it, so
+/// neither changes a file in place.
 #[expect(unsafe_code, reason = "a file is mapped")]
 pub(super) fn map(path: &Path) -> std::io::Result<Bytes> {
     let file = File::open(path)?;
-    // SAFETY: the map is private to this process and read-only. Its contents may change if the file does, which
-    // the comment above accepts: they are only ever read as plain bytes, through slices whose bounds were checked
-    // against the map's own length, and no value in them is relied on after it was checked except tensor data.
+    // SAFETY: the map is private to this process and read-only. Its contents may change if the file does, which the
+    // comment above accepts: they are only ever read as plain bytes, through slices whose bounds were checked against
+    // the map's own length, and after it was checked no value in them is relied on except tensor data.
     let map = unsafe { Mmap::map(&file)? };
     Ok(Bytes::from_owner(map))
 }

@@ -1,8 +1,8 @@
-//! From bytes to metadata and a table of tensors, trusting none of them.
+//! Parses bytes into metadata and a tensor table, trusting none of them.
 //!
 //! The layout is the GGUF specification's (`docs/gguf.md` in the ggml repository): magic, version, counts, metadata,
-//! tensor table, padding, data. Every count is held against the bytes that are left before anything is allocated
-//! for it, so a hostile length costs no memory: what is allocated is a small multiple of the file's own size.
+//! tensor table, padding, data. Every count is checked against the remaining bytes before anything is allocated for it,
+//! so a hostile length costs no memory: allocations are a small multiple of the file's own size.
 
 use std::{
     collections::{BTreeMap, HashSet, btree_map::Entry},
@@ -15,39 +15,39 @@ use super::{
     sniff, tensor_type,
 };
 
-/// What a key may be long; the specification's limit.
+/// Maximum length of a key; the specification's limit.
 const KEY_BYTES_MAX: u64 = 65_535;
-/// Dimensions of a tensor, as in ggml.
+/// Maximum dimensions of a tensor, as in ggml.
 const DIMENSIONS_MAX: u32 = 4;
-/// Lists of lists deeper than this serve nobody.
+/// No reader needs lists nested deeper than this.
 const NESTING_MAX: u32 = 4;
-/// Where data starts and tensors begin when `general.alignment` does not say.
+/// Alignment of the data section and of each tensor if `general.alignment` is absent.
 const DEFAULT_ALIGNMENT: u64 = 32;
 
-/// Everything before the tensors' data.
+/// Everything before the tensor data.
 #[derive(Debug)]
 pub(super) struct Header {
     pub(super) values: BTreeMap<String, Value>,
     pub(super) tensors: Vec<TensorInfo>,
 }
 
-/// One line of the tensor table, already checked against the file's length.
+/// One entry of the tensor table, already checked against the file's length.
 #[derive(Debug)]
 pub(super) struct TensorInfo {
     pub(super) name: String,
-    /// Outermost first; the file has it the other way round.
+    /// Outermost first; the file stores them in the reverse order.
     pub(super) shape: Vec<usize>,
     pub(super) elements: u64,
     pub(super) type_id: u32,
-    /// From the start of the file.
+    /// Offset from the start of the file.
     pub(super) start: u64,
     /// `None` when the type's block size is unknown.
     pub(super) bytes: Option<u64>,
-    /// Where its line in the table is, for messages.
+    /// Offset of its entry in the table, for error messages.
     described_at: u64,
 }
 
-/// Reads the header of the file whose bytes these are; `path` is for messages.
+/// Parses the header of a file given as bytes; `path` is for error messages.
 pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Header, GgufError> {
     if bytes.get(..4) != Some(b"GGUF") {
         return Err(GgufError::NotGguf { path: path.to_owned(), what: sniff::describe(bytes) });
@@ -125,7 +125,7 @@ impl<'a> Cursor<'a> {
         Ok(u64::from_le_bytes(self.fixed(what)?))
     }
 
-    /// A count of things that each take at least `bytes_each`, refused if they cannot be in what is left.
+    /// A count of items of at least `bytes_each` bytes, refused if they cannot fit in the remaining bytes.
     fn check_count(&self, count: u64, bytes_each: u64, what: &str) -> Result<usize, GgufError> {
         let needed = count.checked_mul(bytes_each).ok_or_else(|| {
             self.malformed(self.offset as u64, format!("it claims to have {count} {what}, more than any file can hold"))
@@ -133,7 +133,7 @@ impl<'a> Cursor<'a> {
         if needed > self.remaining() {
             return Err(self.truncated(&format!("the list of {count} {what}"), needed));
         }
-        // Not above the length of a slice in memory, so it fits.
+        // At most the length of a slice in memory, so it fits.
         Ok(count as usize)
     }
 
@@ -214,7 +214,7 @@ impl<'a> Cursor<'a> {
             7 => Array::Bool(self.bools(count, key)?),
             8 => self.strings(count, key)?,
             9 => {
-                // Element type and count of each.
+                // Element type and count of each list.
                 let capacity = self.check_count(count, 12, key)?;
                 let mut items = Vec::with_capacity(capacity);
                 for _ in 0..count {
@@ -252,7 +252,7 @@ impl<'a> Cursor<'a> {
     }
 
     fn strings(&mut self, count: u64, key: &str) -> Result<Array, GgufError> {
-        // The length of each.
+        // The length of each string.
         let capacity = self.check_count(count, 8, key)?;
         let mut slices = Vec::with_capacity(capacity);
         for _ in 0..count {
@@ -288,7 +288,7 @@ impl<'a> Cursor<'a> {
         Ok(tensors)
     }
 
-    /// One line of the table; `start` is still relative to the data.
+    /// One entry of the table; `start` is still relative to the data section.
     fn tensor_info(&mut self) -> Result<TensorInfo, GgufError> {
         let at = self.offset as u64;
         let name = self.name("the name of a tensor")?;
@@ -332,7 +332,7 @@ impl<'a> Cursor<'a> {
         Ok(TensorInfo { name, shape, elements, type_id, start, bytes, described_at: at })
     }
 
-    /// Makes places absolute, and checks that each is aligned, in the file, and nobody else's.
+    /// Makes offsets absolute, and checks that each tensor is aligned, within the file, and overlaps no other.
     fn place_tensors(&self, tensors: &mut [TensorInfo], data_start: u64, alignment: u64) -> Result<(), GgufError> {
         let length = self.bytes.len() as u64;
         let mut extents = Vec::with_capacity(tensors.len());
@@ -343,7 +343,7 @@ impl<'a> Cursor<'a> {
                 return Err(wrong(&format!("starts at {}, which is no multiple of {alignment}", tensor.start)));
             }
             let start = data_start.checked_add(tensor.start);
-            // At least one byte, so that a tensor of unknown size begins inside the file too.
+            // At least one byte, so that a tensor of unknown size also begins inside the file.
             let end = start.and_then(|start| start.checked_add(tensor.bytes.unwrap_or(1)));
             let (Some(start), Some(end)) = (start, end) else {
                 return Err(wrong("lies further on than any file reaches"));

@@ -1,8 +1,8 @@
-//! Says what a file is that was given as a GGUF and is none, and what to do with it.
+//! Describes a file that was given as a GGUF and is not one, and says what to do with it.
 //!
-//! People give what their download left them: another format of the same model, an error page, a pointer.
+//! People pass what their download left them: another format of the same model, an error page, a pointer file.
 
-/// One clause for the end of "... is not a GGUF file: ".
+/// One clause to follow "... is not a GGUF file: ".
 pub(super) fn describe(bytes: &[u8]) -> String {
     let known = if bytes.is_empty() {
         "it is empty; the download did not begin, fetch it again"

@@ -1,7 +1,7 @@
-//! Models split over several files, as `llama-gguf-split` makes them.
+//! Models split into several files by `llama-gguf-split`.
 //!
-//! Each part is a GGUF file of its own that knows its number (`split.no`, from 0), the number of parts
-//! (`split.count`) and the number of tensors in all (`split.tensors.count`). Names end `-00001-of-00003.gguf`.
+//! Each part is a GGUF file in its own right that stores its number (`split.no`, from 0), the number of parts
+//! (`split.count`) and the total number of tensors (`split.tensors.count`). Names end in `-00001-of-00003.gguf`.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,7 @@ use super::{
     metadata::{Metadata, Value},
 };
 
-/// Where a part stands among its siblings.
+/// A part's position among its siblings.
 #[derive(Debug)]
 pub(super) struct SplitPosition {
     path: PathBuf,
@@ -64,7 +64,7 @@ pub(super) fn position(path: &Path, values: &BTreeMap<String, Value>) -> Result<
     Ok(Some(SplitPosition { path: path.to_owned(), stem: stem.to_owned(), number, count }))
 }
 
-/// The few keys that a split needs, behind the accessors of [`Metadata`].
+/// The few keys that splits use, behind the accessors of [`Metadata`].
 fn keys(path: &Path, values: &BTreeMap<String, Value>) -> Metadata {
     let wanted = ["split.no", "split.count", "split.tensors.count"];
     Metadata::new(path, wanted.iter().filter_map(|key| Some(((*key).to_owned(), values.get(*key)?.clone()))))
@@ -86,7 +86,7 @@ impl SplitPosition {
         GgufError::Split { path: self.path.clone(), problem }
     }
 
-    /// Is the file at the place of part `number` that part?
+    /// Checks that the file at the path of part `number` is that part.
     pub(super) fn check(&self, number: u64, path: &Path, values: &BTreeMap<String, Value>) -> Result<(), GgufError> {
         let metadata = keys(path, values);
         let (found, count) = (metadata.require_u64("split.no")?, metadata.require_u64("split.count")?);
@@ -100,7 +100,7 @@ impl SplitPosition {
         Err(GgufError::Split { path: path.to_owned(), problem })
     }
 
-    /// Do the parts together have all tensors?
+    /// Checks that the parts together have all tensors.
     pub(super) fn check_total(&self, values: &BTreeMap<String, Value>, found: usize) -> Result<(), GgufError> {
         match keys(&self.path, values).u64("split.tensors.count") {
             Some(expected) if expected != found as u64 => {

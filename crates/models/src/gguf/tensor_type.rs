@@ -1,11 +1,11 @@
-//! Every tensor type that ggml has ever given a number, so that a file with types that Hearth does not compute
-//! with still opens, is checked and is described.
+//! Every tensor type that ggml has ever numbered, so that a file with types that Hearth cannot compute with still
+//! opens, is checked and can be described.
 //!
 //! Numbers, names and block sizes are ggml's (`ggml.h`, `ggml-common.h`, and the `gguf` package's
 //! `GGML_QUANT_SIZES`).
 
-/// `(number, name, elements per block, bytes per block)`. The sizes of types that ggml has removed are not needed:
-/// 0 means unknown.
+/// `(number, name, elements per block, bytes per block)`. The sizes of types that ggml has removed are not needed: 0
+/// means unknown.
 const TYPES: [(u32, &str, u64, u64); 43] = [
     (0, "F32", 1, 4),
     (1, "F16", 1, 2),
@@ -52,7 +52,7 @@ const TYPES: [(u32, &str, u64, u64); 43] = [
     (42, "Q2_0", 64, 18),
 ];
 
-/// ggml's name of a type, for people.
+/// ggml's name of a type, for messages.
 pub(super) fn type_name(id: u32) -> String {
     TYPES
         .iter()
@@ -65,8 +65,8 @@ pub(super) fn block(id: u32) -> Option<(u64, u64)> {
     TYPES.iter().find(|(number, _, size, _)| *number == id && *size > 0).map(|(_, _, size, bytes)| (*size, *bytes))
 }
 
-/// What `general.file_type` calls a recipe, such as `Q4_K_M`, by its number (`llama_ftype` of `llama.h`); `None` for numbers
-/// that were removed or that came later.
+/// The name of the recipe with this number in `general.file_type`, such as `Q4_K_M` (`llama_ftype` of `llama.h`);
+/// `None` for numbers that were removed or were added later.
 pub(super) fn recipe_name(id: u64) -> Option<&'static str> {
     const FIRST: [&str; 33] = [
         "F32", "F16", "Q4_0", "Q4_1", "", "", "", "Q8_0", "Q5_0", "Q5_1", "Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L",

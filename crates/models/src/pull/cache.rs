@@ -1,5 +1,5 @@
-//! The hub's cache on disk, laid out as every program of the hub lays it out, so that a file is fetched once. The crate
-//! hf-hub names its directories; what it has no name for is here: blobs, downloads in progress and locks.
+//! The hub's cache on disk, in the layout shared by all hub clients, so that a file is fetched once. The crate hf-hub
+//! names its directories; this file adds what the crate has no names for: blobs, downloads in progress and locks.
 //!
 //! `models--OWNER--NAME/` holds `blobs/ETAG` (the bytes), `snapshots/COMMIT/PATH` (links to them) and
 //! `refs/REVISION` (a commit). A download in progress is `blobs/ETAG.incomplete`.
@@ -48,7 +48,7 @@ impl RepositoryCache {
         self.at(commit).pointer_path(commit)
     }
 
-    /// The commit that a revision meant when it was last fetched; a commit is its own revision.
+    /// The commit that a revision resolved to when it was last fetched; a commit resolves to itself.
     pub(crate) fn commit(&self, revision: &str) -> Option<String> {
         if self.snapshot(revision).is_dir() {
             return Some(revision.to_owned());
@@ -64,7 +64,7 @@ impl RepositoryCache {
         self.at(revision).create_ref(commit)
     }
 
-    /// Files of a snapshot whose bytes are there: paths within it.
+    /// Files of a snapshot whose bytes are present, as paths within the snapshot.
     pub(crate) fn files(&self, commit: &str) -> Vec<String> {
         let root = self.snapshot(commit);
         let mut files = Vec::new();
@@ -85,7 +85,7 @@ impl RepositoryCache {
         files
     }
 
-    /// Puts a finished blob where programs look for it, and says where that is.
+    /// Links a finished blob to the path where programs look for it, and returns that path.
     pub(crate) fn link(&self, commit: &str, path: &str, etag: &str) -> io::Result<PathBuf> {
         let link = self.snapshot(commit).join(path);
         create_parent(&link)?;
@@ -94,7 +94,7 @@ impl RepositoryCache {
         Ok(link)
     }
 
-    /// Waits until no other process fetches this blob, and keeps others waiting until the file is dropped.
+    /// Waits until no other process is fetching this blob, and blocks others until the returned file is dropped.
     pub(crate) fn lock(&self, etag: &str) -> io::Result<File> {
         let path = self.locks.join(format!("{etag}.lock"));
         create_parent(&path)?;
@@ -108,8 +108,8 @@ pub(crate) fn create_parent(path: &Path) -> io::Result<()> {
     path.parent().map_or(Ok(()), fs::create_dir_all)
 }
 
-/// Makes `link` point at `target` (relative to the link's directory, or absolute), whose path from here is `real`.
-/// Where the system has no symbolic links, the file gets a second name, or is copied.
+/// Makes `link` point to `target` (relative to the link's directory, or absolute); `real` is the same file's path from
+/// here. On systems without symbolic links, the file is hard-linked or copied instead.
 pub(crate) fn replace_with_link(target: &Path, real: &Path, link: &Path) -> io::Result<()> {
     if fs::symlink_metadata(link).is_ok() {
         fs::remove_file(link)?;
@@ -126,7 +126,7 @@ pub(crate) fn replace_with_link(target: &Path, real: &Path, link: &Path) -> io::
     }
 }
 
-/// Is this a path that stays below where it is put? The hub's answers are not trusted with more.
+/// Whether the path stays below the directory it is joined to. The hub's answers are trusted with nothing else.
 pub(crate) fn is_plain_path(path: &str) -> bool {
     !path.is_empty()
         && !path.contains(['\\', '\0', ':'])

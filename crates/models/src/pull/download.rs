@@ -1,7 +1,8 @@
-//! One file from the hub to the disk: resumed, measured, checked, then renamed into place.
+//! Downloads one file from the hub to disk: resumes, measures and checks it, then renames it into place.
 //!
-//! A large file grows under a temporary name, over as many connections and runs of the program as it takes; its
-//! sha256 decides at the end. A small file has no published sha256 to vouch for two halves, so it starts anew.
+//! A large file grows under a temporary name, over any number of connections and runs of the program; its sha256 is
+//! checked at the end. A small file has no published sha256 that would prove two partial downloads belong together, so
+//! it starts over.
 
 use std::{
     fs, io,
@@ -21,9 +22,9 @@ use super::{
     hub::{Hub, RemoteFile, is_passing, refuse_errors},
 };
 
-/// Attempts in a row that bring no new byte.
+/// Consecutive attempts that bring no new byte.
 const ATTEMPTS_MAX: u32 = 5;
-/// The longest wait between two attempts, whatever the server asks for.
+/// The longest wait between two attempts, even if the server asks for more.
 const RETRY_WAIT_MAX: Duration = Duration::from_secs(60);
 
 pub(super) struct Download<'a> {
@@ -31,17 +32,17 @@ pub(super) struct Download<'a> {
     pub(super) repository: &'a str,
     pub(super) file: &'a RemoteFile,
     pub(super) url: Url,
-    /// Where it grows.
+    /// The path of the partial file.
     pub(super) incomplete: PathBuf,
-    /// Where it ends.
+    /// The path of the finished file.
     pub(super) destination: PathBuf,
     pub(super) retry_wait: Duration,
     pub(super) progress: &'a dyn PullProgress,
 }
 
-/// How an attempt ended that did not bring the rest.
+/// Why an attempt ended before the file was complete.
 enum Failure {
-    /// Another attempt may do better, after this long if the server says so.
+    /// Another attempt may succeed, after this wait if the server gives one.
     Transient {
         problem: String,
         wait: Option<Duration>,
@@ -65,7 +66,7 @@ impl Download<'_> {
         self.fetch(&mut have).await?;
         if let Err(error) = self.verify().await {
             self.remove_incomplete()?;
-            // The bytes of an earlier run may be at fault: once more from the start.
+            // The bytes of an earlier run may be at fault: try once more from the start.
             if had == 0 || !matches!(error, PullError::WrongChecksum { .. }) {
                 return Err(error);
             }
@@ -82,7 +83,7 @@ impl Download<'_> {
         Ok(())
     }
 
-    /// How much of an earlier attempt can be gone on from; what cannot is removed.
+    /// How many bytes of an earlier attempt can be resumed from; a partial file that cannot be resumed is deleted.
     fn usable_bytes(&self) -> io::Result<u64> {
         match fs::metadata(&self.incomplete) {
             Ok(about) if self.file.sha256.is_some() && about.len() <= self.file.bytes => Ok(about.len()),
@@ -92,7 +93,7 @@ impl Download<'_> {
         }
     }
 
-    /// Attempts until all bytes are there. `have` says how many are.
+    /// Repeats attempts until all bytes are present. `have` counts them.
     async fn fetch(&self, have: &mut u64) -> Result<(), PullError> {
         let mut fruitless = 0;
         while *have < self.file.bytes || !self.incomplete.exists() {
@@ -114,7 +115,7 @@ impl Download<'_> {
         Ok(())
     }
 
-    /// One request for what is missing.
+    /// One request for the missing bytes.
     async fn attempt(&self, have: &mut u64) -> Result<(), Failure> {
         let response = match self.hub.get(&self.url, (*have > 0).then_some(*have)).await {
             Ok(response) => response,
@@ -168,7 +169,7 @@ impl Download<'_> {
         Ok(())
     }
 
-    /// Is this answer the bytes from `have` on? If it is the file from its start, `have` goes back to 0.
+    /// Checks that this answer is the bytes from `have` on. If it is the file from its start, `have` is reset to 0.
     async fn accept(&self, response: Response, have: &mut u64) -> Result<Response, Failure> {
         let status = response.status();
         match status {
@@ -184,7 +185,7 @@ impl Download<'_> {
                 }
             }
             StatusCode::OK => {
-                // The server does not know ranges.
+                // The server does not support ranges.
                 if *have > 0 {
                     self.start_over(have)?;
                 }
@@ -227,7 +228,7 @@ impl Download<'_> {
         Ok(tokio::io::BufWriter::with_capacity(1 << 20, options.open(&self.incomplete).await?))
     }
 
-    /// Holds the file against the length and the checksum that the hub has published.
+    /// Checks the file against the length and the checksum that the hub published.
     async fn verify(&self) -> Result<(), PullError> {
         let Some(expected) = &self.file.sha256 else { return Ok(()) };
         self.progress.verify(&self.file.path);
@@ -263,11 +264,10 @@ pub(crate) fn sha256_of(path: &Path) -> io::Result<String> {
     Ok(hex(&hasher.finalize()))
 }
 
-/// Lower-case hexadecimal.
-/// Renames a file for good: its new name is on the disk when this returns, where the file system can say so.
+/// Renames a file durably: its new name is on disk when this returns, where the file system supports that.
 pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)?;
-    // Not every file system can do this for a folder; the file is complete all the same.
+    // Not every file system can sync a folder; the file is complete in any case.
     #[cfg(unix)]
     if let Some(folder) = to.parent().map(|folder| if folder.as_os_str().is_empty() { Path::new(".") } else { folder })
     {
@@ -276,6 +276,7 @@ pub(crate) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,4 +1,4 @@
-//! What can go wrong between the hub and the disk, each with what to do next.
+//! What can go wrong between the hub and the disk, each with the next step to take.
 
 use std::path::PathBuf;
 
@@ -59,7 +59,7 @@ pub enum PullError {
     #[error("{repository} has nothing that matches {wanted}; it has {available}")]
     NoMatch { repository: String, wanted: String, available: String },
 
-    /// The server sends something of another length, such as an error page.
+    /// The server sends content of another length, such as an error page.
     #[error(
         "{file} is {expected} bytes on the hub, but {url} sends {found} ({content_type}): a proxy or a sign-in page may \
          stand in between; nothing was kept of it"

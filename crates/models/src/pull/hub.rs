@@ -1,8 +1,8 @@
-//! The hub's HTTP interface, as far as fetching a model needs it: which commit, which files, their bytes.
+//! The part of the hub's HTTP interface that fetching a model needs: which commit, which files, their bytes.
 //!
-//! Written here rather than left to the hub's own client (the crate hf-hub, whose layout of the cache `cache.rs` uses),
-//! because that client starts over after an interruption, checks neither length nor checksum, reads answers of any length
-//! into memory, and takes settings from the environment. The interface is documented at
+//! Implemented here rather than left to the hub's own client (the crate hf-hub, whose layout of the cache `cache.rs`
+//! uses), because that client starts over after an interruption, checks neither length nor checksum, reads answers of
+//! any length into memory, and takes settings from the environment. The interface is documented at
 //! <https://huggingface.co/docs/hub/api>: `GET /api/models/R/revision/V` has the commit as `sha`,
 //! `GET /api/models/R/tree/C?recursive=true` lists the files, with a `Link` header to its next page, and
 //! `/R/resolve/C/PATH` has a large file's sha256 in `X-Linked-ETag` before it redirects to the bytes.
@@ -18,37 +18,37 @@ use url::Url;
 
 use super::{HubSettings, PullError, cache::is_plain_path};
 
-/// Entries of a listing, files and directories.
+/// Maximum entries of a listing, files and directories.
 const ENTRIES_MAX: usize = 100_000;
-/// Pages of a listing, which the hub makes of a thousand entries.
+/// Maximum pages of a listing; the hub's pages have a thousand entries.
 const PAGES_MAX: usize = 1000;
-/// One answer that describes a repository.
+/// Maximum size of one answer that describes a repository.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest silence in the middle of a file.
+/// The longest pause within a file.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
-/// After a first attempt to have a repository described that failed for a passing reason.
+/// Retries of a request to describe a repository that failed for a transient reason.
 const RETRIES: usize = 2;
-/// Redirects within the hub, from an old name of a repository to its new one.
+/// Redirects within the hub, from a repository's old name to its new one.
 const REDIRECTS_MAX: usize = 10;
-/// The body of a refusal that is read for what it says.
+/// How much of a refusal's body is read for its message.
 const REFUSAL_BYTES_MAX: usize = 64 << 10;
-/// Of what the hub says about a refusal, in characters.
+/// Maximum length of the hub's message about a refusal, in characters.
 const MESSAGE_LENGTH_MAX: usize = 300;
 const USER_AGENT: &str = concat!("hearth/", env!("CARGO_PKG_VERSION"));
 
 pub(super) struct Hub {
-    /// For bytes: follows redirects to wherever they are.
+    /// For file contents: follows redirects to any server.
     client: Client,
-    /// For what the hub itself says of a repository or a file: follows redirects within the hub.
+    /// For the hub's own answers about a repository or a file: follows redirects within the hub only.
     stays: Client,
     endpoint: Url,
     token: Option<String>,
     retry_wait: Duration,
 }
 
-/// What `/api/models/R/revision/V` answers.
+/// The answer of `/api/models/R/revision/V`.
 #[derive(Deserialize)]
 struct Revision {
     #[serde(default)]
@@ -77,7 +77,7 @@ struct LargeFile {
 pub(super) struct ListedFile {
     pub(super) path: String,
     pub(super) bytes: u64,
-    /// Git's own hash of the file, or of the pointer that stands for a large one.
+    /// Git's hash of the file, or of the pointer file that replaces a large one.
     pub(super) git_hash: String,
     pub(super) is_large: bool,
 }
@@ -87,9 +87,9 @@ pub(super) struct ListedFile {
 pub(super) struct RemoteFile {
     pub(super) path: String,
     pub(super) bytes: u64,
-    /// Of large files only.
+    /// Only large files have one.
     pub(super) sha256: Option<String>,
-    /// The hub's name for these bytes: the sha256 of a large file, git's own hash of a small one.
+    /// The hub's name for these bytes: the sha256 of a large file, git's hash of a small one.
     pub(super) etag: String,
 }
 
@@ -139,7 +139,7 @@ impl Hub {
         self.url(repository.split('/').chain(["resolve", commit]).chain(path.split('/')))
     }
 
-    /// The commit that a branch, tag or commit means now.
+    /// The commit that a branch, tag or commit currently resolves to.
     pub(super) async fn commit(&self, repository: &str, revision: &str) -> Result<String, PullError> {
         let url = self.url(["api", "models"].into_iter().chain(repository.split('/')).chain(["revision", revision]));
         let what = format!("repository {repository} at {revision}");
@@ -151,7 +151,7 @@ impl Hub {
         Ok(commit)
     }
 
-    /// All files of a commit, in order of path.
+    /// All files of a commit, sorted by path.
     pub(super) async fn files(&self, repository: &str, commit: &str) -> Result<Vec<ListedFile>, PullError> {
         let what = format!("repository {repository}");
         let mut url = self.url(["api", "models"].into_iter().chain(repository.split('/')).chain(["tree", commit]));
@@ -175,7 +175,7 @@ impl Hub {
                 files.sort_by(|a, b| a.path.cmp(&b.path));
                 return Ok(files);
             };
-            // The request carries the token, so a listing that continues elsewhere is not followed there.
+            // The request carries the token, so a listing that continues on another server is not followed there.
             let next =
                 url.join(next).map_err(|error| wrong(format!("its next page {next:?} is no address: {error}")))?;
             if next.origin() != self.endpoint.origin() {
@@ -186,7 +186,7 @@ impl Hub {
         Err(PullError::Answer { url: url.into(), problem: format!("it has more than {PAGES_MAX} pages") })
     }
 
-    /// What the hub promises of a file's bytes.
+    /// What the hub says about a file: its length, its entity tag and, for a large file, its checksum.
     pub(super) async fn describe(
         &self,
         repository: &str,
@@ -208,7 +208,7 @@ impl Hub {
         Ok(RemoteFile { path, bytes, etag: sha256.clone(), sha256: Some(sha256) })
     }
 
-    /// What the hub says at an address, which is JSON, and the headers of the answer.
+    /// The hub's JSON answer at an address, and the headers of the answer.
     async fn description<T: DeserializeOwned>(
         &self,
         url: &Url,
@@ -233,7 +233,7 @@ impl Hub {
         Ok((described, std::mem::take(response.headers_mut())))
     }
 
-    /// Asks the hub itself, again where the failure may pass.
+    /// Sends a request to the hub itself, and retries where the failure may be transient.
     async fn ask(&self, url: &Url, request: impl Fn(&Client) -> RequestBuilder) -> Result<Response, PullError> {
         let mut attempt = 0;
         loop {
@@ -250,7 +250,7 @@ impl Hub {
         }
     }
 
-    /// Asks for an address, from byte `from` on if given. Any status is an `Ok`.
+    /// Requests an address, from byte `from` on if given. Any status is an `Ok`.
     pub(super) async fn get(&self, url: &Url, from: Option<u64>) -> Result<Response, PullError> {
         let mut request = self.authorized(self.client.get(url.clone()));
         if let Some(from) = from {
@@ -268,7 +268,7 @@ impl Hub {
     }
 }
 
-/// May the same request do better a little later?
+/// Whether the same request may succeed a little later.
 pub(super) fn is_passing(status: StatusCode) -> bool {
     status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
 }
@@ -277,7 +277,7 @@ fn unreachable(url: &Url, error: reqwest::Error) -> PullError {
     PullError::Unreachable { url: url.to_string(), source: error.without_url().into() }
 }
 
-/// Checks what the hub says of a file before any of it becomes a path.
+/// Checks what the hub says about a file before any of it becomes a path.
 fn check_listed(file: &ListedFile) -> Result<(), String> {
     if !is_plain_path(&file.path) {
         return Err(format!("it lists a file at {:?}, outside of its repository", file.path));
@@ -289,8 +289,8 @@ fn check_listed(file: &ListedFile) -> Result<(), String> {
     Ok(())
 }
 
-/// The address of a listing's next page: `Link: <ADDRESS>; rel="next"` (RFC 8288). An address may hold commas, which
-/// elsewhere part one link from the next.
+/// The address of a listing's next page: `Link: <ADDRESS>; rel="next"` (RFC 8288). An address may contain commas, which
+/// otherwise separate links.
 fn next_page(headers: &header::HeaderMap) -> Option<&str> {
     let links = headers.get_all(header::LINK).iter().filter_map(|value| value.to_str().ok());
     links.flat_map(|value| value.split('<').skip(1)).find_map(|link| {
@@ -300,20 +300,20 @@ fn next_page(headers: &header::HeaderMap) -> Option<&str> {
     })
 }
 
-/// The sha256 that the hub gives a large file as its entity tag.
+/// The sha256 that the hub sends as a large file's entity tag.
 fn linked_sha256(headers: &header::HeaderMap) -> Option<String> {
     let tag = headers.get("x-linked-etag").or_else(|| headers.get(header::ETAG))?.to_str().ok()?;
     let tag = tag.strip_prefix("W/").unwrap_or(tag).trim_matches('"');
     (tag.len() == 64 && tag.bytes().all(|byte| byte.is_ascii_hexdigit())).then(|| tag.to_ascii_lowercase())
 }
 
-/// What a refusal says in its body.
+/// The body of a refusal.
 #[derive(Deserialize)]
 struct Refused {
     error: String,
 }
 
-/// Turns a status that is no success into the error that says what to do. The hub's own words are in a header, or, from
+/// Turns an unsuccessful status into the error that says what to do. The hub's own message is in a header or, from
 /// mirrors, in the body as `{"error": "..."}`.
 pub(super) async fn refuse_errors(
     mut response: Response,
@@ -343,7 +343,7 @@ pub(super) async fn refuse_errors(
 }
 
 fn refusal(status: StatusCode, code: &str, message: &str, url: &Url, repository: &str, what: &str) -> PullError {
-    // Foreign text on its way to a terminal.
+    // Untrusted text that will be printed on a terminal.
     let message: String = message.chars().filter(|c| !c.is_control()).take(MESSAGE_LENGTH_MAX).collect();
     let denied = |advice| PullError::Denied {
         repository: repository.to_owned(),
@@ -361,7 +361,8 @@ fn refusal(status: StatusCode, code: &str, message: &str, url: &Url, repository:
             "its owner asks for consent first. Accept the terms on the repository's page while signed in, then set HF_TOKEN \
              to a token of that account",
         ),
-        // The hub answers 401 to strangers for names that do not exist, so that private names stay private.
+        // The hub answers 401 to unauthenticated requests for names that do not exist, so that private names stay
+        // private.
         StatusCode::UNAUTHORIZED => denied(
             "it is private or does not exist. Check the spelling; if it is private, set HF_TOKEN to a token that may read it",
         ),

@@ -1,9 +1,10 @@
 //! Fetching a model from a hub.
 //!
-//! Resolve a revision to a commit and list its files (`hub.rs`, through the hub's own client library), choose
-//! (`select.rs`), download each (`download.rs`) into the cache that all programs of the hub share (`cache.rs`) or into a
-//! plain directory. The library's downloads are not used: they start over after every interruption and check neither
-//! status, length nor checksum of what they store. Drawing a progress bar is the command line's business.
+//! It resolves a revision to a commit and lists its files (`hub.rs`), selects (`select.rs`), and downloads each file
+//! (`download.rs`) into the cache shared by all hub clients (`cache.rs`) or into a plain directory. The hub's own
+//! client library only names the cache's directories. Its downloads are not used: they start over after every
+//! interruption and check neither status, length nor checksum of what they store. Drawing a progress bar is left to the
+//! command line.
 
 mod cache;
 mod download;
@@ -31,25 +32,25 @@ pub use self::{
 };
 use super::manifest::Manifest;
 
-/// Watches a download.
+/// Observes a download.
 pub trait PullProgress: Send + Sync {
-    /// `have` of `total` bytes of this file are there; also called when it starts over.
+    /// `have` of `total` bytes of this file are present; also called when the download starts over.
     fn begin(&self, file: &str, total: u64, have: u64);
-    /// So many more bytes have arrived.
+    /// `bytes` more bytes have arrived.
     fn advance(&self, bytes: u64);
-    /// All have; the checksum is computed.
+    /// All bytes have arrived; the checksum is being computed.
     fn verify(&self, file: &str);
-    /// The file is in its place.
+    /// The file is at its destination.
     fn finish(&self, file: &str);
 }
 
-/// What to fetch, and where to.
+/// What to fetch, and where to put it.
 #[derive(Clone, Debug)]
 pub struct PullRequest {
     pub reference: Reference,
-    /// Plain files below this directory, instead of the hub's cache.
+    /// Store plain files below this directory instead of in the hub's cache.
     pub to: Option<PathBuf>,
-    /// `(path, checksum)` that a manifest promises.
+    /// The `(path, checksum)` that a manifest states.
     pub promised: Option<(String, String)>,
 }
 
@@ -61,18 +62,18 @@ pub struct Pulled {
     pub files: Vec<PulledFile>,
 }
 
-/// One file on the disk.
+/// One fetched file.
 #[derive(Clone, Debug)]
 pub struct PulledFile {
-    /// In the repository.
+    /// Its path in the repository.
     pub name: String,
     pub path: PathBuf,
-    /// It was there before.
+    /// The file was already present.
     pub was_there: bool,
 }
 
 impl PullRequest {
-    /// A known model: its weights' file, or all files of an embedding model.
+    /// A known model: its weight file, or all files of an embedding model.
     pub fn of_manifest(manifest: &Manifest) -> Self {
         let choice =
             if manifest.file.ends_with(".gguf") { Choice::File(manifest.file.clone()) } else { Choice::Default };
@@ -91,7 +92,8 @@ impl PullRequest {
 /// Fetches a model, or finds it in the cache.
 ///
 /// # Errors
-/// [`PullError`] says what went wrong and what to do. What has arrived of a large file is kept for the next call.
+/// [`PullError`] says what went wrong and what to do. The part of a large file that has arrived is kept for the next
+/// call.
 pub async fn pull(
     settings: &HubSettings,
     request: &PullRequest,
@@ -122,7 +124,7 @@ pub async fn pull(
     Ok(Pulled { repository: repository.clone(), commit, files })
 }
 
-/// The newest snapshot in the cache that has what was chosen.
+/// The newest snapshot in the cache that contains the selected files.
 fn find_in_cache(
     settings: &HubSettings,
     repository: &str,
@@ -139,7 +141,7 @@ fn find_in_cache(
     Ok(Pulled { repository: repository.to_owned(), commit, files })
 }
 
-/// Looks a model up in the cache without asking the network.
+/// Looks up a model in the cache without network access.
 pub(crate) fn cached(settings: &HubSettings, reference: &Reference) -> Option<Pulled> {
     let revision = reference.revision.as_deref().unwrap_or("main");
     find_in_cache(settings, &reference.repository, revision, &reference.choice).ok()
@@ -154,8 +156,8 @@ fn check_promise(request: &PullRequest, file: &RemoteFile) -> Result<(), PullErr
     }
 }
 
-/// The hub says no checksum of a file that is not in its large storage: then the file itself is held to the promise, also one
-/// that was there.
+/// The hub gives no checksum for a file outside its large-file storage. In that case the file itself is checked against
+/// the manifest's checksum, even if it was already present.
 fn keep_promise(request: &PullRequest, file: &RemoteFile, fetched: &PulledFile) -> Result<(), PullError> {
     let Some((name, expected)) = &request.promised else { return Ok(()) };
     if *name != file.path || file.sha256.is_some() {
@@ -168,7 +170,7 @@ fn keep_promise(request: &PullRequest, file: &RemoteFile, fetched: &PulledFile) 
     Err(PullError::ManifestChecksum { file: name.clone(), expected: expected.clone(), found })
 }
 
-/// Brings one file to where it belongs, unless it is there.
+/// Fetches one file to its destination, unless it is already there.
 async fn fetch(
     settings: &HubSettings,
     hub: &Hub,
@@ -183,7 +185,7 @@ async fn fetch(
         None => (cache.incomplete(&file.etag), cache.blob(&file.etag)),
         Some(directory) => {
             let destination = directory.join(&file.path);
-            // Named after the bytes it will hold, so that a newer version does not go on from an older one's.
+            // Named after the bytes it will hold, so that a newer version is not resumed from an older one's bytes.
             let mut incomplete = destination.clone().into_os_string();
             incomplete.push(format!(".{}.incomplete", &file.etag[..file.etag.len().min(12)]));
             (PathBuf::from(incomplete), destination)
@@ -211,7 +213,7 @@ async fn fetch(
     Ok(PulledFile { name: file.path.clone(), path, was_there })
 }
 
-/// A blob's name vouches for its content once it has been renamed; a plain file's does not.
+/// A finished blob's name guarantees its content; a plain file's name does not.
 fn is_there(path: &Path, file: &RemoteFile, is_plain: bool) -> std::io::Result<bool> {
     match std::fs::metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),

@@ -1,7 +1,7 @@
-//! Which files of a repository make up the model that was asked for.
+//! Which files of a repository make up the requested model.
 //!
 //! A reference is what people type: a known name, `owner/name`, `owner/name:quantization`, or an address copied from
-//! the hub's pages. Several files are one model when they are the parts of a split GGUF, or the weights, configuration
+//! the hub's pages. Several files form one model if they are the parts of a split GGUF, or the weights, configuration
 //! and tokenizer of an embedding model.
 
 use std::collections::BTreeMap;
@@ -9,10 +9,10 @@ use std::collections::BTreeMap;
 use super::PullError;
 use crate::gguf::{split_name, split_part_name};
 
-/// Which of a repository's models.
+/// Which model of a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// The only one, else the usual quantization, else an embedding model's files.
+    /// The only one, else the usual quantization, else the files of an embedding model.
     Default,
     /// A path in the repository.
     File(String),
@@ -30,9 +30,9 @@ pub struct Reference {
     pub choice: Choice,
 }
 
-/// What is taken when the repository offers several quantizations and none was asked for.
+/// Preference order when the repository offers several quantizations and none was requested.
 const USUAL_QUANTIZATIONS: [&str; 4] = ["Q4_K_M", "Q8_0", "Q4_0", "Q5_K_M"];
-/// What an embedding model consists of.
+/// The files of an embedding model.
 pub(crate) const ENCODER_FILES: [&str; 11] = [
     "model.safetensors",
     "config.json",
@@ -46,11 +46,11 @@ pub(crate) const ENCODER_FILES: [&str; 11] = [
     "1_Pooling/config.json",
     "README.md",
 ];
-/// GGUF files beside the model that are not models.
+/// GGUF files in a model's repository that are not models.
 const COMPANIONS: [&str; 3] = ["mmproj", "imatrix", "ggml-vocab"];
 
 impl Reference {
-    /// Reads `owner/name`, `owner/name:quantization`, or an address on a hub's pages.
+    /// Parses `owner/name`, `owner/name:quantization`, or an address on a hub's pages.
     pub fn parse(text: &str) -> Result<Self, PullError> {
         let refused = || PullError::Reference(text.to_owned());
         let trimmed = ["https://", "http://", "hf://"].iter().find_map(|scheme| text.strip_prefix(scheme));
@@ -92,7 +92,7 @@ impl Reference {
     }
 }
 
-/// Picks the model's files out of all paths of the repository.
+/// Selects the model's files from all paths of the repository.
 pub(crate) fn select(repository: &str, paths: &[String], choice: &Choice) -> Result<Vec<String>, PullError> {
     let models = gguf_models(paths);
     let refuse = |wanted: String| PullError::NoMatch {
@@ -141,7 +141,7 @@ pub(crate) fn select(repository: &str, paths: &[String], choice: &Choice) -> Res
     }
 }
 
-/// GGUF models of a repository: the name without `.gguf` or part number, and the files.
+/// The GGUF models of a repository: the name without `.gguf` or part number, and the files.
 fn gguf_models(paths: &[String]) -> BTreeMap<String, Vec<String>> {
     let mut models: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for path in paths {
@@ -151,7 +151,7 @@ fn gguf_models(paths: &[String]) -> BTreeMap<String, Vec<String>> {
             continue;
         }
         let stem = match split_name(path) {
-            // Two splits of one model into different numbers of parts are two models.
+            // Two splits of one model into different numbers of parts count as two models.
             Some((stem, _, count)) => format!("{stem} in {count} parts"),
             None => path[..path.len() - ".gguf".len()].to_owned(),
         };
@@ -160,7 +160,7 @@ fn gguf_models(paths: &[String]) -> BTreeMap<String, Vec<String>> {
     models
 }
 
-/// All parts of a split model must be there, in order.
+/// Checks that all parts of a split model are present, and puts them in order.
 fn complete(repository: &str, parts: &[String]) -> Result<Vec<String>, PullError> {
     let Some((stem, _, count)) = split_name(&parts[0]) else { return Ok(parts.to_vec()) };
     let expected: Vec<String> = (0..count).map(|number| split_part_name(stem, number, count)).collect();
@@ -174,7 +174,7 @@ fn complete(repository: &str, parts: &[String]) -> Result<Vec<String>, PullError
     }
 }
 
-/// Does the path name this quantization as a word of its own? `Q4_K` is not in `model-Q4_K_M`.
+/// Whether the path contains this quantization as a whole word. `Q4_K` does not match `model-Q4_K_M`.
 fn has_quantization(path: &str, quantization: &str) -> bool {
     let (path, quantization) = (path.to_ascii_lowercase(), quantization.to_ascii_lowercase());
     let is_border = |byte: Option<u8>| byte.is_none_or(|byte| b"-./ ".contains(&byte));
@@ -184,7 +184,7 @@ fn has_quantization(path: &str, quantization: &str) -> bool {
     })
 }
 
-/// What to offer instead: at most some names, in a sentence.
+/// The alternatives for the error message: a limited number of names, in one sentence.
 fn available(models: &BTreeMap<String, Vec<String>>, paths: &[String]) -> String {
     const SHOWN: usize = 24;
     if models.is_empty() {

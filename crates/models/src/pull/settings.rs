@@ -1,7 +1,7 @@
-//! Where the hub is, who asks, and where its cache lies, from the variables that every program of the hub reads.
+//! Where the hub is, who calls it, and where its cache is, from the environment variables that all hub clients read.
 //!
-//! Names and defaults are those of the `huggingface_hub` Python package's documentation. The environment itself is
-//! read in `config/`; here it is a function, so that tests can be their own environment.
+//! Names and defaults are those of the `huggingface_hub` Python package's documentation. The environment itself is read
+//! in `config/`; here it is a function argument, so that tests can supply their own.
 
 use std::{
     fmt,
@@ -14,18 +14,18 @@ use std::{
 pub struct HubSettings {
     /// `HF_ENDPOINT`.
     pub endpoint: String,
-    /// `HF_TOKEN`, or the token that `hf auth login` has left.
+    /// `HF_TOKEN`, or the token stored by `hf auth login`.
     pub token: Option<String>,
     /// `HF_HUB_CACHE`.
     pub cache: PathBuf,
-    /// `HF_HUB_OFFLINE`: use the cache only.
+    /// `HF_HUB_OFFLINE`: use only the cache.
     pub offline: bool,
-    /// Wait before the first retry; each further one is twice as long.
+    /// Wait before the first retry; doubled for each further one.
     pub retry_wait: Duration,
 }
 
 impl HubSettings {
-    /// Reads the variables; `variable` gives the value of one if it is set and not empty.
+    /// Reads the variables; `variable` returns a variable's value if it is set and not empty.
     pub fn from_env(variable: &dyn Fn(&str) -> Option<String>) -> Self {
         let path = |name: &str| variable(name).map(PathBuf::from);
         let home = path("HF_HOME").unwrap_or_else(|| {
@@ -53,13 +53,13 @@ impl HubSettings {
     }
 }
 
-/// The token in the file that `hf auth login` writes, if there is one.
+/// The token in the file written by `hf auth login`, if it exists.
 fn read_token(path: &Path) -> Option<String> {
     let token = std::fs::read_to_string(path).ok()?.trim().to_owned();
     (!token.is_empty()).then_some(token)
 }
 
-/// The token does not get into logs.
+/// Keeps the token out of logs.
 impl fmt::Debug for HubSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("HubSettings")

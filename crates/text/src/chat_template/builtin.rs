@@ -1,15 +1,15 @@
-//! Templates for model files that carry none, and for `--chat-template NAME`.
+//! Templates for model files without one, and for `--chat-template NAME`.
 //!
-//! Each writes one published turn format. The names are llama-server's where it has the same format.
+//! Each writes one published turn format. Names are llama-server's where it supports the same format.
 
-/// A template of our own, compiled like one from a file.
+/// A template of our own, compiled the same way as one from a file.
 #[derive(Clone, Copy, Debug)]
 pub struct BuiltinTemplate {
     pub name: &'static str,
     pub source: &'static str,
 }
 
-/// Content as text, whether it came as text, as parts or not at all.
+/// Content as text, whether given as text, as parts or not at all.
 macro_rules! text_macro {
     () => {
         "{%- macro text(content) -%}\
@@ -45,7 +45,7 @@ const LLAMA3: BuiltinTemplate = BuiltinTemplate {
     ),
 };
 
-/// Gemma has no system turn: its authors put that text before the first question.
+/// Gemma has no system turn: its authors put the system text before the first question.
 const GEMMA: BuiltinTemplate = BuiltinTemplate {
     name: "gemma",
     source: concat!(
@@ -84,7 +84,7 @@ const LLAMA2: BuiltinTemplate = BuiltinTemplate {
     ),
 };
 
-/// Mistral's tokenizers from version 3 on have `[INST]` as a token; its prompts have one begin-of-text.
+/// Mistral's tokenizers from version 3 on have `[INST]` as a token; their prompts have one begin-of-text.
 const MISTRAL_V3: BuiltinTemplate = BuiltinTemplate {
     name: "mistral-v3",
     source: concat!(
@@ -166,7 +166,7 @@ const VICUNA: BuiltinTemplate = BuiltinTemplate {
     ),
 };
 
-/// For vocabularies without turn markers: a transcript, which any language model continues.
+/// For vocabularies without turn markers: a transcript, which any language model can continue.
 const TRANSCRIPT: BuiltinTemplate = BuiltinTemplate {
     name: "transcript",
     source: concat!(
@@ -181,7 +181,7 @@ const TRANSCRIPT: BuiltinTemplate = BuiltinTemplate {
 const ALL: [&BuiltinTemplate; 11] =
     [&CHATML, &LLAMA3, &GEMMA, &LLAMA2, &MISTRAL_V3, &PHI3, &ZEPHYR, &GRANITE, &DEEPSEEK3, &VICUNA, &TRANSCRIPT];
 
-/// Tokens that, where a vocabulary has all of them, tell its turn format; the first row that fits wins.
+/// Tokens that identify a turn format if a vocabulary has all of them; the first matching row wins.
 const MARKERS: [(&[&str], &BuiltinTemplate); 10] = [
     (&["<|im_start|>", "<|im_end|>"], &CHATML),
     (&["<|start_header_id|>", "<|end_header_id|>"], &LLAMA3),
@@ -191,7 +191,7 @@ const MARKERS: [(&[&str], &BuiltinTemplate); 10] = [
     (&["<|user|>", "<|assistant|>", "<|end|>"], &PHI3),
     (&["<|user|>", "<|assistant|>"], &ZEPHYR),
     (&["[INST]", "[/INST]"], &MISTRAL_V3),
-    // A SentencePiece vocabulary with byte tokens and nothing else is llama 2's, or was made from it.
+    // A SentencePiece vocabulary with byte tokens and nothing else is llama 2's, or derived from it.
     (&["<s>", "</s>", "<0x0A>"], &LLAMA2),
     (&[], &TRANSCRIPT),
 ];
@@ -201,7 +201,7 @@ impl BuiltinTemplate {
         ALL.into_iter().find(|template| template.name == name).copied()
     }
 
-    /// Every name, for messages.
+    /// Every name, for error messages.
     pub(super) fn names() -> String {
         ALL.map(|template| template.name).join(", ")
     }

@@ -1,5 +1,5 @@
-//! What a template can show, found out by rendering small conversations and looking for their words in the
-//! prompt. Reading the source would guess; a trial render knows.
+//! What a template can show, determined by rendering small conversations and looking for their words in the prompt.
+//! Reading the source would be guessing; a trial render knows.
 
 use serde_json::{Map, Value, json};
 
@@ -8,28 +8,28 @@ use super::ChatTemplate;
 /// See [`ChatTemplate::capabilities`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capabilities {
-    /// A system message reaches the prompt.
+    /// System messages reach the prompt.
     pub system: bool,
-    /// Definitions of tools reach the prompt.
+    /// Tool definitions reach the prompt.
     pub tools: bool,
-    /// An assistant's earlier calls reach the prompt.
+    /// The assistant's earlier calls reach the prompt.
     pub tool_calls: bool,
     /// Content may be a list of parts.
     pub content_parts: bool,
-    /// Ids of calls must be nine letters and digits.
+    /// Call ids must be nine letters and digits.
     pub short_call_ids: bool,
-    /// What becomes of a call's arguments when they are JSON text.
+    /// How the template shows a call's arguments that are JSON text.
     pub text_arguments: TextArguments,
-    /// The template has to do with thinking.
+    /// The template deals with thinking.
     pub reasoning: bool,
 }
 
-/// How a template shows arguments that are text: `{"a": 1}` as it is, or as `"{\"a\": 1}"`.
+/// How a template shows arguments that are text: `{"a": 1}` unchanged, or as `"{\"a\": 1}"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TextArguments {
-    /// As they are.
+    /// Unchanged.
     Verbatim,
-    /// Quoted once more, or not at all: they have to be parsed first.
+    /// Quoted again, or not at all: the arguments have to be parsed first.
     QuotedTwice,
 }
 
@@ -47,7 +47,7 @@ impl Default for Capabilities {
     }
 }
 
-/// Words that no template contains.
+/// A word that no template contains.
 const NEEDLE: &str = "zqneedle";
 
 pub(super) fn detect(template: &ChatTemplate) -> Capabilities {
@@ -59,7 +59,7 @@ pub(super) fn detect(template: &ChatTemplate) -> Capabilities {
         json!({"type": "function", "function": {"name": name, "description": "d",
             "parameters": {"type": "object", "properties": {"a": {"type": "string", "description": "d"}}, "required": ["a"]}}})
     };
-    // Nine letters and digits are what the strictest templates accept.
+    // The strictest templates accept only ids of nine letters and digits.
     let turns_with_id = |id: &str, arguments: Value| {
         vec![
             user.clone(),
@@ -85,7 +85,7 @@ pub(super) fn detect(template: &ChatTemplate) -> Capabilities {
     }
 }
 
-/// A template that concatenates content prints the list itself, brackets, quotes and all.
+/// Whether the template prints a list of parts as data, brackets, quotes and all: one that concatenates content does.
 fn renders_parts_as_data(template: &ChatTemplate) -> bool {
     let parts = json!({"role": "user", "content": [{"type": "text", "text": NEEDLE}]});
     template
@@ -93,7 +93,7 @@ fn renders_parts_as_data(template: &ChatTemplate) -> bool {
         .is_ok_and(|prompt| prompt.contains(&format!("'{NEEDLE}'")) || prompt.contains(&format!("\"{NEEDLE}\"")))
 }
 
-/// Thinking shows in the source alone, since many templates only ever drop it.
+/// Thinking is detected in the source, since many templates only remove it.
 fn has_reasoning(template: &ChatTemplate) -> bool {
     ["<think>", "</think>", "enable_thinking", "reasoning_content", "<|channel|>analysis", "[THINK]", "<|think|>"]
         .iter()

@@ -1,5 +1,5 @@
-//! minijinja set up as `transformers` sets up jinja2: its whitespace rules, its loop controls, its filters and
-//! globals (`tojson`, `raise_exception`, `strftime_now`), and Python's meaning where the two languages differ.
+//! minijinja configured as `transformers` configures jinja2: its whitespace rules, its loop controls, its filters and
+//! globals (`tojson`, `raise_exception`, `strftime_now`), and Python's semantics where the two languages differ.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use super::{
     python_methods, source,
 };
 
-/// What a template said through `raise_exception`; the source of the error that carries it.
+/// The message of a template's `raise_exception`; the source of the error that carries it.
 #[derive(Debug)]
 pub(super) struct Refusal(pub(super) String);
 
@@ -25,7 +25,7 @@ impl fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
-/// An environment that holds `source`, compiled, as [`TEMPLATE_NAME`].
+/// An environment that holds `source`, compiled under the name [`TEMPLATE_NAME`].
 pub(super) fn environment(source: &str) -> Result<Environment<'static>, TemplateError> {
     let mut environment = Environment::new();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
@@ -55,7 +55,7 @@ fn raise_exception(message: &Value) -> Result<Value, Error> {
         .with_source(Refusal(message.to_string())))
 }
 
-/// The local time, written by a `strftime` pattern.
+/// The local time, formatted with a `strftime` pattern.
 fn strftime_now(pattern: &str) -> Result<String, Error> {
     jiff::fmt::strtime::format(pattern, &jiff::Zoned::now())
         .map_err(|error| Error::new(ErrorKind::InvalidOperation, format!("strftime_now({pattern:?}): {error}")))

@@ -1,10 +1,11 @@
-//! Keeps what people and documents write from speaking as the template does.
+//! Keeps text from users and documents from acting as the template's control tokens.
 //!
-//! A prompt is rendered as one text, in which the template's marks are control tokens, such as `<|im_end|>`. The same characters in
-//! a message, or in a passage that was found for it, must stay characters: they would end the turn and begin one of another role. So
-//! before a conversation is rendered each of them gets a mark within, a character that is nowhere in the conversation, and the
-//! tokenizer takes the mark out again where it looks for no control tokens. Names of members are guarded as their values are: a
-//! tool's schema or a call's arguments may hold anything.
+//! A prompt is rendered as one text, in which the template's markers are control tokens, such as `<|im_end|>`. The same
+//! characters in a message, or in a passage that was found for it, must remain characters: as tokens they would end the
+//! turn and begin one of another role. Before a conversation is rendered, each such marker in its texts therefore gets
+//! a mark inserted, a character that occurs nowhere in the conversation, and the tokenizer removes the mark again where
+//! it looks for no control tokens. Names of members are guarded like their values: a tool's schema or a call's
+//! arguments may contain anything.
 
 use hearth_domain::{
     ChatPrompt,
@@ -14,13 +15,13 @@ use serde_json::{Map, Value};
 
 use crate::tokenizer::Tokenizer;
 
-/// Private use: stands for nothing, and no filter of a template changes it.
+/// Private use characters: they stand for nothing, and no template filter changes them.
 const MARKS: std::ops::RangeInclusive<u32> = 0xE000..=0xF8FF;
 
-/// The conversation with marks in it, and which character they are; `None` if there is nothing to guard.
+/// The conversation with marks inserted, and the mark character; `None` if there is nothing to guard.
 ///
 /// # Errors
-/// If the conversation has every character that could be the mark.
+/// If the conversation contains every possible mark character.
 pub fn guarded(prompt: &ChatPrompt, tokenizer: &Tokenizer) -> Result<Option<(ChatPrompt, char)>> {
     let values = || prompt.messages.iter().chain(&prompt.tools);
     let mut needs_guard = false;
@@ -41,13 +42,14 @@ pub fn guarded(prompt: &ChatPrompt, tokenizer: &Tokenizer) -> Result<Option<(Cha
     Ok(Some((prompt, mark)))
 }
 
-/// What was rendered of marked texts: a mark that the template has written as JSON's escape is a mark again.
+/// Restores the marks in a rendered prompt: a mark that the template wrote as a JSON escape becomes the character
+/// again.
 pub fn unescaped(rendered: String, mark: char) -> String {
     let escape = format!("\\u{:04x}", u32::from(mark));
     if rendered.contains(&escape) { rendered.replace(&escape, mark.encode_utf8(&mut [0; 4])) } else { rendered }
 }
 
-/// Notes which marks a text has, itself or as escapes.
+/// Records which mark characters a text contains, literally or as escapes.
 fn note_marks(text: &str, used: &mut [bool]) {
     let mut note = |code: u32| {
         if let Some(used) = code.checked_sub(*MARKS.start()).and_then(|place| used.get_mut(place as usize)) {
@@ -62,7 +64,7 @@ fn note_marks(text: &str, used: &mut [bool]) {
     }
 }
 
-/// Every text, names of members included.
+/// Visits every text, including names of members.
 fn each_text(value: &Value, visit: &mut impl FnMut(&str)) {
     match value {
         Value::String(text) => visit(text),

@@ -1,9 +1,9 @@
-//! Messages as callers of the OpenAI contract write them, and as templates expect them.
+//! Fits messages, as callers of the OpenAI contract write them, to what templates expect.
 //!
-//! The contract writes a call's arguments as JSON text, content as text, as a list of parts or as null, and ids
-//! as anything. Templates differ: most print arguments through `tojson`, which would quote that text once more,
-//! many concatenate content, which fails on a list, print null as `None`, and some refuse ids but of one
-//! length. Each change here but that of null is made only where a trial render has shown the need.
+//! The contract has a call's arguments as JSON text, content as text, as a list of parts or as null, and ids of any
+//! form. Templates differ: most print arguments through `tojson`, which would quote that text again; many concatenate
+//! content, which fails on a list, and print null as `None`; and some refuse ids that are not of one length. Except for
+//! null, each change here is made only where a trial render has shown the need.
 
 use hearth_domain::{ChatPrompt, ToolChoice};
 use serde_json::{Map, Value};
@@ -11,13 +11,13 @@ use serde_json::{Map, Value};
 use super::capabilities::{Capabilities, TextArguments};
 use crate::tool_calls;
 
-/// Of the ids that strict templates accept.
+/// The length of the ids that strict templates accept.
 const SHORT_ID_LENGTH: usize = 9;
 
-/// Names that a message's thinking goes by; the first is the one most templates read.
+/// Names under which a message may carry thinking; the first is the one most templates read.
 const REASONING_NAMES: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
-/// The messages in the form that a template with these capabilities shows best, and the tools it is to show.
+/// The messages in the form that a template with these capabilities shows best, and the tools to show.
 pub(super) fn fitted(prompt: &ChatPrompt, capabilities: &Capabilities) -> (Vec<Value>, Vec<Value>) {
     let mut messages = prompt.messages.clone();
     let mut tools = if prompt.tool_choice == ToolChoice::None { Vec::new() } else { prompt.tools.clone() };
@@ -43,7 +43,7 @@ pub(super) fn fitted(prompt: &ChatPrompt, capabilities: &Capabilities) -> (Vec<V
     (messages, tools)
 }
 
-/// Ids become nine letters and digits, the same for the same id.
+/// Shortens ids to nine letters and digits; equal ids stay equal.
 fn shorten_ids(message: &mut Map<String, Value>) {
     let shorten = |id: &mut Value| {
         if let Value::String(text) = id
@@ -57,8 +57,8 @@ fn shorten_ids(message: &mut Map<String, Value>) {
     calls.into_iter().flatten().filter_map(|call| call.get_mut("id")).for_each(shorten);
 }
 
-/// What `transformers` does before every render: thinking under any of its names is also there under
-/// `reasoning_content`, and under `thinking`, which some templates read.
+/// Does what `transformers` does before every render: thinking under any of its names is also provided as
+/// `reasoning_content`, and as `thinking`, which some templates read.
 pub(super) fn with_reasoning_names(messages: &[Value]) -> Vec<Value> {
     messages
         .iter()
@@ -77,8 +77,8 @@ pub(super) fn with_reasoning_names(messages: &[Value]) -> Vec<Value> {
         .collect()
 }
 
-/// A list of parts that are all text becomes their concatenation; with any other part it stays, and the
-/// template says what it cannot show.
+/// Concatenates a list of parts if all are text; a list with any other part stays, and the template reports what it
+/// cannot show.
 fn join_text_parts(message: &mut Map<String, Value>) {
     let Some(Value::Array(parts)) = message.get("content") else { return };
     let texts: Option<Vec<&str>> = parts
@@ -94,7 +94,7 @@ fn join_text_parts(message: &mut Map<String, Value>) {
     }
 }
 
-/// Arguments that are the text of a JSON object become the object.
+/// Parses arguments that are the text of a JSON object into the object.
 fn parse_arguments(message: &mut Map<String, Value>) {
     let Some(Value::Array(calls)) = message.get_mut("tool_calls") else { return };
     for call in calls {

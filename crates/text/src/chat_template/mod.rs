@@ -1,14 +1,14 @@
-//! Chat templates: a conversation becomes the prompt that the model was trained on.
+//! Chat templates: render a conversation into the prompt format the model was trained on.
 //!
-//! A model file carries its template as Jinja source. Models are trained on prompts that Python's
-//! `transformers` rendered, so the measure of this module is its output, byte for byte: the same blocks
-//! trimmed, the same JSON, the same errors raised. `environment` sets minijinja up that way, `python_json`
-//! and `python_methods` hold what Python does and minijinja does not, `capabilities` finds out by trial
-//! renders what a template can show, `messages` fits a conversation to it, `guard` keeps its texts from being taken for the
-//! template's marks, and `builtin` holds the templates used when a file has none.
+//! A model file carries its template as Jinja source. Models are trained on prompts that Python's `transformers`
+//! rendered, so the goal of this module is the same output, byte for byte: the same blocks trimmed, the same JSON, the
+//! same errors raised. `environment` configures minijinja for that, `python_json` and `python_methods` add what Python
+//! has and minijinja lacks, `capabilities` determines by trial renders what a template can show, `messages` fits a
+//! conversation to it, `guard` keeps its texts from being taken for the template's markers, and `builtin` holds the
+//! templates used when a file has none.
 //!
-//! Templates come from files that anyone may have made. A render has a budget of steps, a limit on nesting
-//! and a limit on its output; it reads no file and no environment variable.
+//! Templates come from files of unknown origin. A render has a budget of steps, a limit on nesting and a limit on its
+//! output; it reads no files and no environment variables.
 
 mod builtin;
 mod capabilities;
@@ -30,17 +30,17 @@ pub use self::{
     capabilities::{Capabilities, TextArguments},
 };
 
-/// Steps of the template machine that one render may take: far above any conversation that fits a context, and a
-/// second or two of work.
+/// Maximum template engine steps per render: far above any conversation that fits a context, and a second or two of
+/// work.
 const MAX_RENDER_STEPS: u64 = 20_000_000;
 /// minijinja's measure of nesting, of which one macro call takes four; fits the stack of a small thread.
 const MAX_RENDER_DEPTH: usize = 400;
-/// Bytes of one prompt.
+/// Maximum bytes of one prompt.
 const MAX_PROMPT_BYTES: usize = 64 << 20;
-/// Bytes of one template; the longest published ones have 20 KB.
+/// Maximum bytes of one template; the longest published ones have 20 KB.
 const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 
-/// The name under which the source stands in minijinja's environment.
+/// The name of the source in minijinja's environment.
 const TEMPLATE_NAME: &str = "chat_template";
 
 /// A compiled chat template. Immutable; `render` takes `&self` from any thread.
@@ -53,7 +53,7 @@ pub struct ChatTemplate {
     capabilities: Capabilities,
 }
 
-/// Why a template could not be compiled, or a conversation not be rendered.
+/// Why a template could not be compiled or a conversation could not be rendered.
 #[derive(Debug, thiserror::Error)]
 pub enum TemplateError {
     /// The template itself refuses this conversation, through `raise_exception`.
@@ -61,7 +61,7 @@ pub enum TemplateError {
     Refused(String),
     #[error("the chat template has a syntax error in line {line}: {message}")]
     Syntax { line: usize, message: String },
-    /// The template met a value it cannot handle: a bug in it, or a conversation its author did not think of.
+    /// The template met a value it cannot handle: a bug in it, or a conversation its author did not anticipate.
     #[error("the chat template failed in line {line}: {message}")]
     Failed { line: usize, message: String },
     #[error(
@@ -77,8 +77,8 @@ pub enum TemplateError {
 }
 
 impl From<TemplateError> for error::Error {
-    /// A template that refuses or fails does so because of the messages it was given, in a model that is
-    /// already serving: the caller is told, and can change them.
+    /// A template that refuses or fails does so because of its messages, in a model that is already serving: the caller
+    /// is told, and can change them.
     fn from(error: TemplateError) -> Self {
         let message = match &error {
             TemplateError::Refused(message) => {
@@ -93,12 +93,12 @@ impl From<TemplateError> for error::Error {
     }
 }
 
-/// The variable that says how much the model is to think.
+/// The template variable for the reasoning effort.
 const EFFORT: &str = "reasoning_effort";
 
 impl ChatTemplate {
-    /// Compiles `source`, with the text of the model's begin-of-text and end-of-text tokens as the template's
-    /// variables `bos_token` and `eos_token` (empty where the model has none).
+    /// Compiles `source`. The text of the model's begin-of-text and end-of-text tokens becomes the template's variables
+    /// `bos_token` and `eos_token` (empty if the model has none).
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self, TemplateError> {
         if source.len() > MAX_TEMPLATE_BYTES {
             return Err(TemplateError::TemplateTooLong(source.len()));
@@ -123,8 +123,8 @@ impl ChatTemplate {
         Self::new(builtin.source, bos, eos)
     }
 
-    /// The template for a model whose file has none, chosen by the turn markers in its vocabulary: `has_token`
-    /// says whether a text is one token. The second part is the name of the choice and is for the log.
+    /// The template for a model whose file has none, selected by the turn markers in its vocabulary: `has_token` says
+    /// whether a text is one token. The second part of the result is the name of the selected template, for the log.
     pub fn fallback(
         has_token: impl Fn(&str) -> bool,
         bos: &str,
@@ -134,7 +134,7 @@ impl ChatTemplate {
         Ok((Self::new(builtin.source, bos, eos)?, builtin.name))
     }
 
-    /// What the file or the person gave, unchanged.
+    /// The source as the file or the user provided it, unchanged.
     pub fn source(&self) -> &str {
         &self.source
     }
@@ -143,19 +143,19 @@ impl ChatTemplate {
         &self.capabilities
     }
 
-    /// The template shows the model which tools there are.
+    /// Whether the template shows the model which tools there are.
     pub fn supports_tools(&self) -> bool {
         self.capabilities.tools
     }
 
-    /// The template knows of thinking before the answer.
+    /// Whether the template supports thinking before the answer.
     pub fn supports_reasoning(&self) -> bool {
         self.capabilities.reasoning
     }
 
-    /// The prompt for a conversation as callers of the OpenAI contract write it, fitted to what this template
-    /// expects: see `messages`. Tools are left out under [`ToolChoice::None`](hearth_domain::ToolChoice), and
-    /// described in a message where the template has no place for them. This is what a server should call.
+    /// The prompt for a conversation as callers of the OpenAI contract write it, fitted to what this template expects:
+    /// see `messages`. Tools are omitted under [`ToolChoice::None`](hearth_domain::ToolChoice), and described in a
+    /// message if the template has no place for them. This is the method for a server to call.
     pub fn render_prompt(&self, prompt: &ChatPrompt) -> Result<String, TemplateError> {
         let (messages, tools) = messages::fitted(prompt, &self.capabilities);
         let mut kwargs = prompt.template_kwargs.clone();
@@ -165,8 +165,8 @@ impl ChatTemplate {
         self.render(&messages, &tools, prompt.add_generation_prompt, &kwargs)
     }
 
-    /// The effort itself where the template names it, else the nearest that it names, else the nearest that all models with
-    /// efforts were trained on.
+    /// The effort itself if the template names it, else the nearest that the template names, else the nearest that all
+    /// models with efforts were trained on.
     fn known_effort<'e>(&self, effort: &'e str) -> &'e str {
         let (nearest, usual): (&[&'e str], &'e str) = match effort {
             "max" => (&["max", "xhigh"], "high"),
@@ -179,10 +179,9 @@ impl ChatTemplate {
         nearest.iter().find(is_named).copied().unwrap_or(usual)
     }
 
-    /// The prompt for exactly these messages and tools: what `transformers` renders for them.
+    /// The prompt for exactly these messages and tools, as `transformers` renders it.
     ///
-    /// No tools means that the template's `tools` is `none`. `kwargs` are further variables, and may override
-    /// every other one.
+    /// Without tools the template's `tools` is `none`. `kwargs` are additional variables, and may override all others.
     pub fn render(
         &self,
         messages: &[Value],

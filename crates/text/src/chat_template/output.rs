@@ -1,4 +1,4 @@
-//! A writer that stops at a limit, so that a template cannot fill the memory with its output.
+//! A writer that stops at a limit, so that a template cannot exhaust memory with its output.
 
 use std::io;
 
@@ -18,7 +18,7 @@ impl BoundedText {
     }
 
     pub(super) fn into_string(self) -> String {
-        // Templates write strings, whole ones, so the lossy path is never taken.
+        // Templates write only whole strings, so the lossy path is never taken.
         String::from_utf8(self.bytes).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
     }
 }

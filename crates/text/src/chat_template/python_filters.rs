@@ -1,5 +1,5 @@
-//! Filters and tests whose jinja2 behaviour differs from minijinja's: lazy results that are no lists, `none`
-//! that is not iterable, `indent`'s and `trim`'s exact output.
+//! Filters and tests whose jinja2 behaviour differs from minijinja's: lazy results that are not lists, `none` that is
+//! not iterable, the exact output of `indent` and `trim`.
 
 use minijinja::{
     Environment, Error, ErrorKind, State, Value, filters,
@@ -11,10 +11,10 @@ use super::{
     python_methods::{is_python_space, split_lines},
 };
 
-/// The filter that `source` puts around what a loop runs over.
+/// The filter that `source` wraps around what a loop iterates over.
 pub(super) const LOOP_FILTER: &str = "__iter__";
 
-/// Puts all of them into `environment`.
+/// Registers all of them in `environment`.
 pub(super) fn register(environment: &mut Environment<'_>) {
     environment.add_filter("tojson", to_json);
     environment.add_filter("indent", indent);
@@ -37,7 +37,7 @@ fn to_json(value: &Value, positional: Rest<Value>, kwargs: Kwargs) -> Result<Val
     JsonStyle::from_arguments(&positional, &kwargs)?.dumps(value).map(Value::from)
 }
 
-/// jinja2's `indent(width=4, first=False, blank=False)`: a last line feed opens one more, empty line.
+/// jinja2's `indent(width=4, first=False, blank=False)`: a trailing line feed starts another, empty line.
 fn indent(value: &Value, positional: Rest<Value>, kwargs: Kwargs) -> Result<String, Error> {
     let argument = |place: usize, name: &str| -> Result<Option<Value>, Error> {
         let named: Option<Value> = kwargs.get(name)?;
@@ -77,7 +77,7 @@ fn trim(value: &Value, characters: Option<&str>) -> String {
     }
 }
 
-/// An undefined value has length zero; a lazy one has none.
+/// An undefined value has length zero; a lazy value has none.
 fn length(value: &Value) -> Result<usize, Error> {
     if value.is_undefined() {
         return Ok(0);
@@ -124,18 +124,18 @@ fn reject_attribute(
     filters::rejectattr(state, or_nothing(value), attribute.into(), test.map(Into::into), arguments).map(lazy)
 }
 
-/// A sequence that is no list, as jinja2's generators are: it has no length and no JSON, and is always true.
+/// A sequence that is not a list, like jinja2's generators: it has no length and no JSON, and is always true.
 fn lazy(values: Vec<Value>) -> Value {
-    // A filtering iterator promises no length, and without one the value has none.
+    // A filtering iterator does not announce a length, and without one the value has none.
     Value::make_iterable(move || values.clone().into_iter().filter(|_| true))
 }
 
-/// jinja2's mapping and selecting filters take whatever is false for an empty list.
+/// jinja2's mapping and selecting filters treat any false value as an empty list.
 fn or_nothing(value: Value) -> Value {
     if value.is_true() { value } else { Value::from(()) }
 }
 
-/// What may be looped over: everything minijinja can, but `none`.
+/// What may be looped over: everything that minijinja allows, except `none`.
 fn iterate(value: Value) -> Result<Value, Error> {
     if value.is_none() {
         return Err(Error::new(ErrorKind::InvalidOperation, "none is not iterable"));

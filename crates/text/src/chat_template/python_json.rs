@@ -1,5 +1,5 @@
-//! `json.dumps` as Python prints it: `", "` and `": "` between, no escaping of non-ASCII unless asked, and
-//! none of HTML. The template filter `tojson` of `transformers` is this function.
+//! `json.dumps` as Python prints it: separators `", "` and `": "`, non-ASCII escaped only on request, and HTML never.
+//! The template filter `tojson` of `transformers` is this function.
 
 use std::fmt::Write;
 
@@ -8,13 +8,13 @@ use minijinja::{
     value::{Kwargs, ValueKind},
 };
 
-/// Deeper values are refused; Python stops near 1000.
+/// Deeper nesting is refused; Python stops near 1000.
 const MAX_DEPTH: usize = 200;
 
 /// The options of `json.dumps` that templates may give.
 pub(super) struct JsonStyle {
     pub(super) ensure_ascii: bool,
-    /// What one level is indented by; `None` puts everything on one line.
+    /// The indentation of one level; `None` puts everything on one line.
     pub(super) indent: Option<String>,
     pub(super) item_separator: String,
     pub(super) key_separator: String,
@@ -22,7 +22,7 @@ pub(super) struct JsonStyle {
 }
 
 impl JsonStyle {
-    /// From the arguments of `tojson(ensure_ascii, indent, separators, sort_keys)`, by place or by name.
+    /// From the arguments of `tojson(ensure_ascii, indent, separators, sort_keys)`, positional or by name.
     pub(super) fn from_arguments(positional: &[Value], kwargs: &Kwargs) -> Result<Self, Error> {
         let argument = |place: usize, name: &str| -> Result<Option<Value>, Error> {
             let named: Option<Value> = kwargs.get(name)?;
@@ -34,7 +34,7 @@ impl JsonStyle {
             Some(value) if value.is_none() || value.is_undefined() => None,
             Some(value) => Some(match value.as_str() {
                 Some(text) => text.to_owned(),
-                // Python takes a negative number as zero.
+                // Python treats a negative number as zero.
                 None => " ".repeat(value.as_i64().unwrap_or(0).clamp(0, 64) as usize),
             }),
         };
@@ -72,7 +72,7 @@ impl JsonStyle {
             ValueKind::Number => out.push_str(&number_text(value)),
             ValueKind::String => self.write_string(out, value.as_str().unwrap_or_default()),
             ValueKind::Map => self.write_map(out, value, depth)?,
-            // The sum of two lists is of this kind too; what has no length is a generator, which Python refuses.
+            // The sum of two lists is also of this kind; a value without a length is a generator, which Python refuses.
             ValueKind::Iterable if value.len().is_some() => self.write_items(out, value, depth)?,
             ValueKind::Seq => self.write_items(out, value, depth)?,
             kind => {
@@ -181,7 +181,7 @@ pub(super) fn number_text(value: &Value) -> String {
     }
 }
 
-/// `repr(float)`: the shortest digits that read back the same, with an exponent from 1e16 up and below 1e-4.
+/// `repr(float)`: the shortest digits that read back to the same value, with an exponent from 1e16 up and below 1e-4.
 pub(super) fn float_repr(number: f64) -> String {
     if number.is_nan() {
         return "nan".to_owned();

@@ -1,4 +1,4 @@
-//! Methods of Python's strings, lists and dictionaries, where minijinja's own Python shims fall short.
+//! Methods of Python's strings, lists and dictionaries that minijinja's own Python shims lack or get wrong.
 
 use minijinja::{
     Error, ErrorKind, State, Value,
@@ -8,7 +8,7 @@ use minijinja::{
 /// The method that slices are rewritten to; see `source`.
 pub(super) const SLICE_METHOD: &str = "__slice__";
 
-/// minijinja asks here for every method that a value does not have of its own.
+/// minijinja calls this for every method that a value does not have itself.
 pub(super) fn call(state: &mut State, value: &Value, method: &str, arguments: &[Value]) -> Result<Value, Error> {
     if method == SLICE_METHOD {
         return slice(value, arguments);
@@ -92,7 +92,7 @@ fn rsplit(text: &str, arguments: &[Value]) -> Result<Value, Error> {
     Ok(strings(parts))
 }
 
-/// `value[start:stop:step]` of a list or a string, each bound an integer or none.
+/// `value[start:stop:step]` of a list or a string; each bound is an integer or none.
 fn slice(value: &Value, arguments: &[Value]) -> Result<Value, Error> {
     let (start, stop, step): (Option<i64>, Option<i64>, Option<i64>) = from_args(arguments)?;
     let step = step.unwrap_or(1);
@@ -113,7 +113,7 @@ fn slice(value: &Value, arguments: &[Value]) -> Result<Value, Error> {
     }
 }
 
-/// The indices that Python's `slice(start, stop, step).indices(length)` runs through; each is below `length`.
+/// The indices of Python's `slice(start, stop, step).indices(length)`; each is below `length`.
 fn slice_indices(length: usize, start: Option<i64>, stop: Option<i64>, step: i64) -> impl Iterator<Item = usize> {
     let length = length as i64;
     let (lowest, highest) = if step > 0 { (0, length) } else { (-1, length - 1) };
@@ -135,12 +135,12 @@ fn slice_indices(length: usize, start: Option<i64>, stop: Option<i64>, step: i64
     })
 }
 
-/// What `str.isspace` calls a space.
+/// The characters that `str.isspace` accepts.
 pub(super) fn is_python_space(character: char) -> bool {
     character.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&character)
 }
 
-/// `str.splitlines`: the lines, with or without what ends them.
+/// `str.splitlines`: the lines, with or without their line endings.
 pub(super) fn split_lines(text: &str, keep_ends: bool) -> Vec<&str> {
     let ends_line = |c: char| {
         matches!(c, '\n' | '\r' | '\u{0b}' | '\u{0c}' | '\u{1c}'..='\u{1e}' | '\u{85}' | '\u{2028}' | '\u{2029}')

@@ -1,10 +1,10 @@
-//! Template source as jinja2 reads it, rewritten where minijinja reads it otherwise.
+//! Template source as jinja2 reads it, rewritten where minijinja reads it differently.
 //!
-//! Four things: every line ending is a line feed; a `generation` block, which marks what the assistant wrote
-//! for training, becomes a `with` block, which prints its body in a scope of its own just so; and a slice
-//! `x[a:b:c]` becomes the method call `x.__slice__(a, b, c)`, because minijinja's own slices differ from
-//! Python's for negative steps, absent ends and `none`; and what a `for` runs over
-//! goes through a filter that refuses `none`, as Python does. Line numbers stay as they are.
+//! Four rewrites: every line ending becomes a line feed; a `generation` block, which marks the assistant's text for
+//! training, becomes a `with` block, which likewise prints its body in its own scope; a slice `x[a:b:c]` becomes the
+//! method call `x.__slice__(a, b, c)`, because minijinja's own slices differ from Python's for negative steps, absent
+//! bounds and `none`; and what a `for` iterates over is passed through a filter that refuses `none`, as Python does.
+//! Line numbers stay unchanged.
 
 use super::{python_filters::LOOP_FILTER, python_methods::SLICE_METHOD};
 
@@ -21,7 +21,7 @@ struct Rewriter<'a> {
     out: String,
 }
 
-/// A bracket that has not been closed: where it stands in the output, and the colons directly inside it.
+/// An unclosed bracket: its position in the output, and the colons directly inside it.
 struct OpenBracket {
     position: usize,
     colons: Vec<usize>,
@@ -51,7 +51,7 @@ impl Rewriter<'_> {
         self.rest = rest;
     }
 
-    /// Copies up to and with `end`, or everything where it is missing: the compiler will complain.
+    /// Copies up to and including `end`, or everything if `end` is missing: the compiler will report that.
     fn copy_through(&mut self, end: &str) {
         let length = self.rest.find(end).map_or(self.rest.len(), |start| start + end.len());
         self.copy(length);
@@ -78,9 +78,10 @@ impl Rewriter<'_> {
         self.copy_through("%}");
     }
 
-    /// The code of a tag or an expression, up to and with `end`. `is_loop`: it is a `for` tag's.
+    /// Processes the code of a tag or an expression, up to and including `end`. `is_loop`: the code belongs to a `for`
+    /// tag.
     fn code(&mut self, end: &str, is_loop: bool) {
-        // Where in the output the expression begins that the loop runs over.
+        // Where in the output the expression begins that the loop iterates over.
         let mut looped_over = None;
         let mut seen_in = !is_loop;
         let mut open: Vec<OpenBracket> = Vec::new();
@@ -152,7 +153,7 @@ impl Rewriter<'_> {
         self.copy(end.map_or(self.rest.len(), |(position, _)| position + 1));
     }
 
-    /// Replaces the output from the bracket at `position` by the method call.
+    /// Replaces the output from the bracket at `position` on with the method call.
     fn slice(&mut self, position: usize, colons: &[usize]) {
         let mut bounds = Vec::with_capacity(3);
         let mut start = position + 1;

@@ -1,4 +1,4 @@
-//! Small templates and the prompts that jinja2, set up as `transformers` sets it up, makes of them.
+//! Small templates and the prompts that jinja2, configured as `transformers` does it, renders from them.
 
 use serde_json::json;
 
@@ -12,8 +12,7 @@ fn render(source: &str, messages: &[Value]) -> Result<String, TemplateError> {
     ChatTemplate::new(source, "<s>", "</s>")?.render(messages, &[], true, &Map::new())
 }
 
-/// `expected.json` holds templates of ours with what `transformers` 5 rendered for them, or the message with
-/// which it raised.
+/// `expected.json` holds our own templates with what `transformers` 5 rendered for them, or the message it raised.
 #[test]
 fn small_templates_render_as_transformers_renders_them() {
     let cases: Vec<Value> = serde_json::from_str(include_str!("expected.json")).expect("the file is JSON");

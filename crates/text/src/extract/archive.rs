@@ -1,5 +1,6 @@
-//! The ZIP archive around an Office document, with limits on what is inside: how many files, how many bytes
-//! unpacked, and how many for each packed one. Declared sizes may lie, so bytes are counted as they are unpacked.
+//! The ZIP archive that contains an Office document, with limits on its contents: the number of files, the unpacked
+//! bytes, and the ratio of unpacked to packed bytes. Declared sizes may be false, so bytes are counted as they are
+//! unpacked.
 
 use std::io::{self, Cursor, Read};
 
@@ -9,7 +10,7 @@ use super::{ExtractError, Format, Limit, Limits};
 
 pub(super) type OfficeArchive = ZipArchive<Cursor<Vec<u8>>>;
 
-/// Below this an entry may be packed as tightly as it likes.
+/// Below this size an entry may have any compression ratio.
 const RATIO_FREE_BYTES: u64 = 1024 * 1024;
 
 pub(super) fn open(bytes: Vec<u8>, limits: &Limits) -> Result<OfficeArchive, ExtractError> {
@@ -27,7 +28,7 @@ pub(super) fn open(bytes: Vec<u8>, limits: &Limits) -> Result<OfficeArchive, Ext
     Ok(archive)
 }
 
-/// What the archive is, by the parts that only that kind of document has.
+/// The archive's format, recognized by parts that only that kind of document has.
 pub(super) fn office_format(archive: &OfficeArchive) -> Result<Format, ExtractError> {
     let has = |name: &str| archive.index_for_name(name).is_some();
     let has_folder = |folder: &str| archive.file_names().flatten().any(|name| name.starts_with(folder));
@@ -51,8 +52,8 @@ pub(super) fn office_format(archive: &OfficeArchive) -> Result<Format, ExtractEr
     Err(ExtractError::Unsupported { found: found.to_owned() })
 }
 
-/// Unpacks one entry as a stream that fails once it is over a limit; [`read_error`] says which one. `None` if there
-/// is no such entry. `unpacked` counts over all entries.
+/// Unpacks one entry as a stream that fails once it exceeds a limit; [`read_error`] says which one. `None` if there is
+/// no such entry. `unpacked` counts across all entries.
 pub(super) fn entry<'a>(
     archive: &'a mut OfficeArchive,
     name: &str,
@@ -89,12 +90,12 @@ fn entry_at<'a>(
     })
 }
 
-/// Bytes that this number of packed bytes may become.
+/// How many unpacked bytes this number of packed bytes may produce.
 pub(super) fn ratio_allows(packed: u64, limits: &Limits) -> u64 {
     packed.saturating_mul(limits.archive_ratio).max(RATIO_FREE_BYTES)
 }
 
-/// Unpacks everything once and throws it away: for readers that unpack by themselves.
+/// Unpacks everything once and discards it, for readers that do their own unpacking.
 pub(super) fn check_all(archive: &mut OfficeArchive, format: Format, limits: &Limits) -> Result<(), ExtractError> {
     let mut unpacked = 0;
     for index in 0..archive.len() {
@@ -104,7 +105,7 @@ pub(super) fn check_all(archive: &mut OfficeArchive, format: Format, limits: &Li
     Ok(())
 }
 
-/// The error of a stream that [`entry`] gave.
+/// Converts an error of a stream from [`entry`].
 pub(super) fn read_error(error: io::Error, format: Format) -> ExtractError {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<ExtractError>()) {
         Some(ours) => ours.clone(),

@@ -1,4 +1,4 @@
-//! CSV and TSV: each row is a block that carries the names of its columns, so that a row makes sense alone.
+//! CSV and TSV: each row is a block that includes the column names, so that a row makes sense on its own.
 
 use super::{
     ExtractError, Format,
@@ -29,7 +29,7 @@ fn to_usize(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }
 
-/// The delimiter that splits the first rows into the most columns, evenly; a comma if none does.
+/// The delimiter that evenly splits the first rows into the most columns; a comma if none does.
 fn likely_delimiter(text: &str) -> u8 {
     DELIMITERS
         .into_iter()
@@ -38,8 +38,8 @@ fn likely_delimiter(text: &str) -> u8 {
         .map_or(b',', |(_, delimiter)| delimiter)
 }
 
-/// The delimiter of a text that is a table beyond reasonable doubt: at least four rows with the same number of
-/// columns, three or more, two if tabs part them.
+/// The delimiter of a text that is clearly a table: at least four rows with the same number of columns, three or more,
+/// or two if tabs separate them.
 pub(super) fn evident_delimiter(text: &str) -> Option<u8> {
     DELIMITERS.into_iter().filter(|delimiter| *delimiter != b'|').find(|delimiter| {
         let least = if *delimiter == b'\t' { 2 } else { 3 };
@@ -47,9 +47,10 @@ pub(super) fn evident_delimiter(text: &str) -> Option<u8> {
     })
 }
 
-/// Columns and rows looked at, if all of the first rows have the same number of columns, at least `least`.
+/// The number of columns and of rows inspected, if all of the first rows have the same number of columns, at least
+/// `least`.
 fn even_columns(text: &str, delimiter: u8, least: usize) -> Option<(usize, usize)> {
-    // The last row may be cut by the end of what is looked at.
+    // The last row may be cut off at the end of the inspected text.
     let head = if text.len() > 16_384 { &text[..text.floor_char_boundary(16_384)] } else { text };
     let mut rows: Vec<usize> =
         reader(head, delimiter).records().take(40).map_while(|record| record.ok().map(|record| record.len())).collect();

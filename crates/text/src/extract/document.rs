@@ -1,5 +1,5 @@
-//! What extraction gives: a document as a list of blocks in reading order, and the builder that keeps it within
-//! its limits.
+//! The result of extraction: a document as a list of blocks in reading order, and the builder that keeps it within its
+//! limits.
 
 use std::sync::Arc;
 
@@ -9,15 +9,15 @@ use super::{ExtractError, Format, Limit, Limits};
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Extracted {
     pub format: Format,
-    /// What the document calls itself, where it does.
+    /// The document's own title, if it has one.
     pub title: Option<String>,
     /// In reading order; at least one, none of them blank.
     pub blocks: Vec<Block>,
-    /// Parts that could not be read, such as a page of a PDF, and why; a sentence each.
+    /// Parts that could not be read, such as a page of a PDF, and why; one sentence each.
     pub skipped: Vec<String>,
 }
 
-/// A piece of text that belongs together.
+/// A piece of text that forms a unit.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Block {
     #[serde(flatten)]
@@ -36,7 +36,7 @@ pub enum BlockKind {
     },
     Paragraph,
     ListItem,
-    /// One row, with the names of its columns where there are any: `name: value | name: value`.
+    /// One row, with the column names where there are any: `name: value | name: value`.
     TableRow,
     /// Lines that keep their indentation.
     Code {
@@ -44,7 +44,7 @@ pub enum BlockKind {
     },
 }
 
-/// Where in the file a block is, as far as its format says.
+/// Where in the file a block is, as far as the format provides it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Place {
     /// Counted from 1.
@@ -53,12 +53,12 @@ pub struct Place {
     /// A spreadsheet's sheet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sheet: Option<Arc<str>>,
-    /// Lines of a text, rows of a sheet.
+    /// Lines of a text, or rows of a sheet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lines: Option<LineRange>,
 }
 
-/// Lines counted from 1, both ends included.
+/// Lines counted from 1, inclusive at both ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct LineRange {
     pub first: u32,
@@ -79,10 +79,10 @@ fn saturated(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
 }
 
-/// Parts named in [`Extracted::skipped`]; the rest is a count.
+/// Parts named in [`Extracted::skipped`]; the others are only counted.
 const SKIPPED_NAMED: usize = 20;
 
-/// Collects blocks, cleans their text, and refuses a document that outgrows its limits while it grows.
+/// Collects blocks, cleans their text, and refuses a document as soon as it exceeds its limits.
 #[derive(Debug)]
 pub(super) struct DocumentBuilder<'l> {
     format: Format,
@@ -103,7 +103,7 @@ impl<'l> DocumentBuilder<'l> {
         self.limits
     }
 
-    /// The first title that is not blank stays.
+    /// Sets the title; the first one that is not blank is kept.
     pub fn set_title(&mut self, title: &str) {
         let title = one_line(title);
         if self.title.is_none() && !title.is_empty() {
@@ -119,7 +119,7 @@ impl<'l> DocumentBuilder<'l> {
         }
     }
 
-    /// Adds a block; a blank one is left out. A heading is put on one line.
+    /// Adds a block; blank blocks are skipped. A heading is put on one line.
     pub fn push(&mut self, kind: BlockKind, text: &str, place: Place) -> Result<(), ExtractError> {
         let text = match kind {
             BlockKind::Heading { .. } => one_line(text),
@@ -140,7 +140,7 @@ impl<'l> DocumentBuilder<'l> {
         if self.blocks.len() as u64 >= self.limits.blocks {
             return Err(ExtractError::OverLimit { limit: Limit::Blocks, allowed: self.limits.blocks, found: None });
         }
-        // The first bookmark of a PDF is its first chapter, not its name.
+        // The first bookmark of a PDF is its first chapter, not its title.
         if matches!(kind, BlockKind::Heading { level: 1 }) && self.format != Format::Pdf {
             self.set_title(&text);
         }
@@ -148,7 +148,7 @@ impl<'l> DocumentBuilder<'l> {
         Ok(())
     }
 
-    /// The document, unless there is no text in it.
+    /// The document, unless it contains no text.
     pub fn finish(mut self) -> Result<Extracted, ExtractError> {
         if self.skipped_unnamed > 0 {
             self.skipped.push(format!("and {} more parts", self.skipped_unnamed));
@@ -163,7 +163,8 @@ impl<'l> DocumentBuilder<'l> {
     }
 }
 
-/// Line ends as `\n`, and no control characters: they would reach prompts, terminals and logs.
+/// Normalizes line endings to `\n` and removes control characters, which would otherwise reach prompts, terminals and
+/// logs.
 fn cleaned(text: &str) -> String {
     let mut clean = String::with_capacity(text.len());
     let mut characters = text.chars().peekable();
@@ -172,7 +173,7 @@ fn cleaned(text: &str) -> String {
             '\r' if characters.peek() == Some(&'\n') => {}
             '\r' | '\u{0B}' | '\u{0C}' | '\u{85}' | '\u{2028}' | '\u{2029}' => clean.push('\n'),
             '\n' | '\t' => clean.push(character),
-            // A soft hyphen is where a word may break, not a part of it.
+            // A soft hyphen marks a possible word break and is not part of the word.
             '\u{AD}' | '\u{FEFF}' => {}
             _ if character.is_control() => {}
             _ => clean.push(character),
@@ -181,7 +182,7 @@ fn cleaned(text: &str) -> String {
     clean
 }
 
-/// Words with one space between them.
+/// The words, separated by single spaces.
 pub(super) fn one_line(text: &str) -> String {
     let clean = cleaned(text);
     let mut line = String::with_capacity(clean.len());
@@ -194,7 +195,7 @@ pub(super) fn one_line(text: &str) -> String {
     line
 }
 
-/// Rows of a table, of whatever format: the first row names the columns if it looks like names.
+/// Rows of a table in any format: the first row supplies the column names if it looks like names.
 #[derive(Debug, Default)]
 pub(super) struct TableRows {
     first: Option<(Vec<String>, Place)>,
@@ -233,7 +234,7 @@ impl TableRows {
         builder.push(BlockKind::TableRow, &joined(&cells, self.names.as_deref()), place)
     }
 
-    /// A table of one row is that row.
+    /// A table with a single row becomes that row.
     pub fn finish(self, builder: &mut DocumentBuilder<'_>) -> Result<(), ExtractError> {
         match self.first {
             Some((cells, place)) => builder.push(BlockKind::TableRow, &joined(&cells, None), place),
@@ -242,7 +243,7 @@ impl TableRows {
     }
 }
 
-/// Names are short, all there, all different and no numbers.
+/// Names are short, non-empty, distinct and not numbers.
 fn looks_like_names(cells: &[String]) -> bool {
     let is_name = |cell: &String| {
         !cell.is_empty() && cell.len() <= 100 && cell.parse::<f64>().is_err() && !starts_like_date(cell)

@@ -1,8 +1,8 @@
-//! Word documents: paragraphs, headings, lists and tables, read as a stream of XML out of the archive.
+//! Word documents: paragraphs, headings, lists and tables, read from the archive as a stream of XML.
 //!
-//! Element names are those of ECMA-376 Part 1, section 17 (the language of word processing). Namespace prefixes are not looked at:
-//! every producer uses the same local names. Deleted text, field codes, comments, headers and footers are left out;
-//! foot- and endnotes come last.
+//! Element names are those of ECMA-376 Part 1, section 17 (the language of word processing). Namespace prefixes are
+//! ignored: every producer uses the same local names. Deleted text, field codes, comments, headers and footers are
+//! skipped; footnotes and endnotes come last.
 
 use std::{
     collections::HashMap,
@@ -20,7 +20,7 @@ use super::{
     document::{BlockKind, DocumentBuilder, Place, TableRows},
 };
 
-/// Paragraphs and tables inside one another.
+/// Maximum nesting of paragraphs and tables.
 const MAX_DEPTH: usize = 200;
 
 pub(super) fn read(archive: &mut OfficeArchive, builder: &mut DocumentBuilder<'_>) -> Result<(), ExtractError> {
@@ -64,7 +64,7 @@ pub(super) fn read(archive: &mut OfficeArchive, builder: &mut DocumentBuilder<'_
     Ok(())
 }
 
-/// Hands each event of an XML part to `handle` until the part ends.
+/// Passes each event of an XML part to `handle` until the part ends.
 fn events(
     xml: impl BufRead,
     mut handle: impl FnMut(Event<'_>) -> Result<(), ExtractError>,
@@ -98,7 +98,7 @@ fn attribute(element: &BytesStart<'_>, name: &str) -> Option<String> {
     Some(quick_xml::escape::unescape(&found.value).map_or_else(|_| found.value.to_string(), |text| text.into_owned()))
 }
 
-/// Where the main part is, if the archive's relations say.
+/// The path of the main part, if the archive's relationships give it.
 fn main_part(xml: impl BufRead) -> Result<Option<String>, ExtractError> {
     let mut found = None;
     events(xml, |event| {
@@ -128,7 +128,7 @@ fn title(xml: impl BufRead) -> Result<Option<String>, ExtractError> {
     Ok(Some(title).filter(|title| !title.trim().is_empty()))
 }
 
-/// Levels of the styles that make headings, by the style's id.
+/// Heading levels of styles, by style id.
 fn heading_styles(xml: impl BufRead) -> Result<HashMap<String, u8>, ExtractError> {
     let mut levels = HashMap::new();
     let mut style = String::new();
@@ -154,7 +154,7 @@ fn heading_styles(xml: impl BufRead) -> Result<HashMap<String, u8>, ExtractError
     Ok(levels)
 }
 
-/// `heading 2`, `Heading2` and `Title` are headings whatever the language of the program was.
+/// `heading 2`, `Heading2` and `Title` are headings regardless of the authoring program's language.
 fn level_of_name(name: &str) -> Option<u8> {
     let name = name.to_ascii_lowercase();
     if name == "title" {
@@ -202,11 +202,11 @@ struct Table {
 struct Body<'b, 'l> {
     levels: &'b HashMap<String, u8>,
     builder: &'b mut DocumentBuilder<'l>,
-    /// A text box puts paragraphs inside a paragraph.
+    /// A stack, since a text box puts paragraphs inside a paragraph.
     paragraphs: Vec<Paragraph>,
     tables: Vec<Table>,
     in_text: bool,
-    /// Open elements below one that is left out.
+    /// Number of open elements within a skipped one.
     left_out: usize,
 }
 
@@ -248,7 +248,7 @@ impl<'b, 'l> Body<'b, 'l> {
             }
             _ => Ok(()),
         })?;
-        // A part that breaks off keeps what it had.
+        // A part that breaks off keeps the content read so far.
         while !self.paragraphs.is_empty() {
             self.end("p")?;
         }
@@ -280,8 +280,8 @@ impl<'b, 'l> Body<'b, 'l> {
                 }
             }
             "t" => self.in_text = true,
-            // The same content a second time for older programs, text that was deleted, codes of fields, and the
-            // notes that are only a line.
+            // Skipped: the same content repeated for older programs, deleted text, field codes, and the notes that are
+            // only a separator line.
             "Fallback" | "del" | "moveFrom" | "instrText" => self.left_out = 1,
             "footnote" | "endnote" if attribute(element, "type").is_some_and(|kind| kind != "normal") => {
                 self.left_out = 1;
@@ -291,7 +291,7 @@ impl<'b, 'l> Body<'b, 'l> {
         Ok(())
     }
 
-    /// Elements that have no content of their own.
+    /// Handles elements that have no content of their own.
     fn mark(&mut self, element: &BytesStart<'_>) {
         let name = element.local_name();
         let Some(paragraph) = self.paragraphs.last_mut() else { return };

@@ -1,12 +1,12 @@
-//! Bytes to characters: a byte order mark, what the document declares, UTF-8 if it is that, UTF-16 without a mark,
-//! and else the encoding that the bytes look most like.
+//! Decodes bytes to characters. In order: a byte order mark, the encoding that the document declares, UTF-8 if the
+//! bytes are valid, UTF-16 without a mark, and otherwise the encoding that the bytes most resemble.
 
 use std::borrow::Cow;
 
 use chardetng::{EncodingDetector, Iso2022JpDetection, Utf8Detection};
 use encoding_rs::{Encoding, UTF_8, UTF_16BE, UTF_16LE};
 
-/// The text; what is no character in its encoding becomes U+FFFD.
+/// The text; bytes that are invalid in the encoding become U+FFFD.
 pub(super) fn decode<'b>(bytes: &'b [u8], declared: Option<&'static Encoding>) -> Cow<'b, str> {
     if let Some((encoding, mark)) = Encoding::for_bom(bytes) {
         return encoding.decode_without_bom_handling(&bytes[mark..]).0;
@@ -22,11 +22,11 @@ fn guess(bytes: &[u8]) -> &'static Encoding {
     let mut detector = EncodingDetector::new(Iso2022JpDetection::Allow);
     detector.feed(bytes, true);
     let encoding = detector.guess(None, Utf8Detection::Deny);
-    // One broken byte in a UTF-8 text must not turn all its letters into another alphabet's.
+    // A single broken byte in a UTF-8 text must not turn all its letters into those of another alphabet.
     if mostly_utf_8(bytes) { UTF_8 } else { encoding }
 }
 
-/// Whether characters of several bytes outnumber the bytes that fit none, ten to one.
+/// Whether multi-byte characters outnumber the invalid bytes ten to one.
 fn mostly_utf_8(bytes: &[u8]) -> bool {
     let (mut good, mut bad) = (0_usize, 0_usize);
     for chunk in bytes.utf8_chunks() {
@@ -36,7 +36,7 @@ fn mostly_utf_8(bytes: &[u8]) -> bool {
     good >= 10 * bad
 }
 
-/// Latin letters in UTF-16 have a zero in every other byte; no other text has zeros.
+/// Latin letters in UTF-16 have a zero in every other byte; no other text contains zeros.
 pub(super) fn utf_16_without_mark(bytes: &[u8]) -> Option<&'static Encoding> {
     let head = &bytes[..bytes.len().min(4096) & !1];
     if head.len() < 4 {

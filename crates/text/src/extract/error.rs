@@ -1,14 +1,14 @@
-//! Why a document gave no text: each says what is wrong with the file and what its owner can do.
+//! Why a document yielded no text: each error says what is wrong with the file and what its owner can do.
 
 use super::{Format, Limit};
 
-/// What is wrong with one file. It crosses from the child process as JSON.
+/// What is wrong with one file. It is passed from the child process as JSON.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, serde::Serialize, serde::Deserialize)]
 #[serde(tag = "error", rename_all = "snake_case")]
 pub enum ExtractError {
     #[error("the file is empty (0 bytes); upload it again if it should not be")]
     Empty,
-    /// The file was read, and there is no text in it.
+    /// The file was read, but contains no text.
     #[error("there is no text in this {format}{}", no_text_advice(*format))]
     NoText { format: Format },
     #[error("this {format} is encrypted; remove its password and upload it again")]
@@ -21,17 +21,17 @@ pub enum ExtractError {
          Lines, source code, DOCX, XLSX and PDF, each also packed with gzip"
     )]
     Unsupported { found: String },
-    /// `found` is how much there is, where that is known.
+    /// `found` is the actual amount, where known.
     #[error("the document is over a limit: {} {limit}, {allowed} are allowed; split it into smaller documents",
         found.map_or_else(|| format!("more than {allowed}"), |found| found.to_string()))]
     OverLimit { limit: Limit, allowed: u64, found: Option<u64> },
-    /// The process that read this file, and nothing else, ended in the middle.
+    /// The process that read this file, and only this file, ended before it was done.
     #[error("reading this file failed: its reader {how}; the file may be damaged, save it again or convert it to text")]
     Crashed { how: String },
-    /// The bytes could not be had at all: the disk's or the machine's fault, not the document's.
+    /// The bytes could not be read at all: a fault of the disk or the machine, not of the document.
     #[error("the file cannot be read: {reason}")]
     Unreadable { reason: String },
-    /// The child process could not be started: the machine's fault, worth trying again.
+    /// The child process could not be started: a fault of the machine, so worth retrying.
     #[error("the reader of documents cannot be started: {reason}")]
     NoReader { reason: String },
 }

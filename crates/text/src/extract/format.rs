@@ -1,7 +1,7 @@
-//! What a file is: its content decides, the extension is asked only where texts look alike.
+//! Detects what a file is: its content decides, and the extension is used only where texts look alike.
 //!
-//! A CSV named `.txt` is a CSV, a web page named `.md` is a web page, a PNG named `.pdf` is refused as a PNG. What
-//! Markdown, source code and plain text are, no content says for certain, so there the extension comes first.
+//! A CSV named `.txt` is a CSV, a web page named `.md` is a web page, a PNG named `.pdf` is refused as a PNG. Content
+//! cannot reliably tell Markdown, source code and plain text apart, so for those the extension comes first.
 
 use std::{fmt, io};
 
@@ -9,7 +9,7 @@ use encoding_rs::Encoding;
 
 use super::{ExtractError, delimited, encoding, json, markdown, source_code::language_of};
 
-/// Formats that text is extracted from.
+/// The formats that text can be extracted from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Format {
@@ -45,28 +45,28 @@ impl fmt::Display for Format {
     }
 }
 
-/// Bytes from which the kind of a file is told.
+/// How many bytes are inspected to detect a file's format.
 pub(super) const HEAD_BYTES: u64 = 64 * 1024;
 
 /// How a file is to be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Detected {
-    /// A format that is text, and the language of code.
+    /// A text format, and the language if it is code.
     Text(Format, Option<&'static str>),
     Pdf,
-    /// DOCX, XLSX or another archive: only its directory says which.
+    /// DOCX, XLSX or another archive; only its directory says which.
     Zip,
-    /// What is in it is known once it is unpacked.
+    /// The content's format is known only after unpacking.
     Gzip,
 }
 
-/// As [`detect`], of a file that is in memory.
+/// Like [`detect`], for a file in memory.
 pub(super) fn detect_all(bytes: &[u8], file_name: &str) -> Result<Detected, ExtractError> {
     let head = &bytes[..bytes.len().min(HEAD_BYTES as usize)];
     detect(head, file_name, || Ok(bytes.to_vec()))
 }
 
-/// Tells a file by its first bytes; `whole` reads all of it, for the few formats that need that.
+/// Detects a file's format by its first bytes; `whole` reads all of it, for the few formats that need that.
 pub(super) fn detect(
     head: &[u8],
     file_name: &str,
@@ -75,7 +75,7 @@ pub(super) fn detect(
     if head.is_empty() {
         return Err(ExtractError::Empty);
     }
-    // Readers accept a header within the first 1024 bytes; a text may speak of one there.
+    // Readers accept a header anywhere in the first 1024 bytes; a plain text may mention one there.
     let holds_header = contains(&head[..head.len().min(1024)], b"%PDF-");
     if head.starts_with(b"%PDF-") || (holds_header && !looks_like_text(head)) {
         return Ok(Detected::Pdf);
@@ -83,12 +83,12 @@ pub(super) fn detect(
     if head.starts_with(b"PK\x03\x04") || head.starts_with(b"PK\x05\x06") {
         return Ok(Detected::Zip);
     }
-    // The magic number and deflate, the one method that there is (RFC 1952, 2.3.1).
+    // The magic number and deflate, the only compression method (RFC 1952, 2.3.1).
     if head.starts_with(b"\x1F\x8B\x08") {
         return Ok(Detected::Gzip);
     }
     if head.starts_with(b"\xD0\xCF\x11\xE0\xA1\xB1\x1A\xE1") {
-        // The container of Office before 2007, and of newer documents with a password.
+        // The container format of Office before 2007, and of newer documents with a password.
         let name: Vec<u8> = "EncryptedPackage".encode_utf16().flat_map(u16::to_le_bytes).collect();
         return Err(if contains(&whole().map_err(ExtractError::unreadable)?, &name) {
             ExtractError::Encrypted { format: office_by_name(file_name) }
@@ -184,7 +184,7 @@ fn begins_like_a_page(start: &str) -> bool {
     ["<!doctype html", "<html", "<head>", "<body"].iter().any(|tag| beginning.starts_with(tag))
 }
 
-/// The name of what a gzip file holds.
+/// The name of the file inside a gzip file.
 pub(super) fn without_gz(file_name: &str) -> &str {
     let dot = file_name.len().saturating_sub(3);
     match file_name.get(dot..) {
@@ -193,8 +193,8 @@ pub(super) fn without_gz(file_name: &str) -> &str {
     }
 }
 
-/// Letters and digits after the last dot of the name's last component, in lower case. A name may come from anywhere
-/// and hold separators of any system.
+/// Letters and digits after the last dot of the name's last component, in lower case. A name may come from anywhere and
+/// contain separators of any operating system.
 pub(super) fn extension(file_name: &str) -> String {
     let base = file_name.rsplit(['/', '\\']).next().unwrap_or_default();
     match base.rsplit_once('.') {
@@ -210,7 +210,7 @@ fn office_by_name(file_name: &str) -> Format {
     if extension(file_name).starts_with("xls") { Format::Xlsx } else { Format::Docx }
 }
 
-/// Text has no zero bytes, outside UTF-16, and hardly any control characters.
+/// Text outside UTF-16 has no zero bytes, and hardly any control characters.
 fn looks_like_text(head: &[u8]) -> bool {
     if Encoding::for_bom(head).is_some() || encoding::utf_16_without_mark(head).is_some() {
         return true;

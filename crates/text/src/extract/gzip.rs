@@ -1,4 +1,5 @@
-//! A document that is packed with gzip (RFC 1952): what is in it is held to the same size as a document that is not packed.
+//! Documents packed with gzip (RFC 1952): the unpacked content has the same size limit as a document that is not
+//! packed.
 
 use std::io::Read;
 

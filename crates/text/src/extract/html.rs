@@ -1,8 +1,8 @@
-//! HTML as a stream of tags: headings, paragraphs, list items, table rows and `pre` become blocks; scripts, styles
-//! and navigation are left out.
+//! HTML as a stream of tags: headings, paragraphs, list items, table rows and `pre` become blocks; scripts, styles and
+//! navigation are skipped.
 //!
-//! No tree is built. A page that nests its elements a million deep, or closes none of them, costs what its bytes
-//! cost; in exchange an element that is left open ends where the next block begins.
+//! No tree is built. A page that nests its elements a million deep, or closes none of them, costs no more than its
+//! bytes; in exchange, an unclosed element ends where the next block begins.
 
 use std::{cell::RefCell, sync::Arc};
 
@@ -19,10 +19,10 @@ use super::{
     document::{BlockKind, DocumentBuilder, Place, TableRows, one_line},
 };
 
-/// Tables inside tables that are told apart; deeper ones are read as text.
+/// Maximum nesting of tables; deeper ones are read as text.
 const MAX_TABLES: usize = 32;
 
-/// The encoding that the page names in its first 1024 bytes.
+/// The encoding declared in the page's first 1024 bytes.
 pub(super) fn declared_encoding(bytes: &[u8]) -> Option<&'static Encoding> {
     let head = bytes[..bytes.len().min(1024)].to_ascii_lowercase();
     let at = head.windows(8).position(|window| window == b"charset=")? + 8;
@@ -33,7 +33,7 @@ pub(super) fn declared_encoding(bytes: &[u8]) -> Option<&'static Encoding> {
         .take_while(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
         .collect();
     let encoding = Encoding::for_label(&label)?;
-    // A page whose declaration can be read as bytes is not in UTF-16, whatever it says.
+    // A page whose declaration is readable as bytes is not in UTF-16, even if it says so.
     Some(if encoding == UTF_16LE || encoding == UTF_16BE { UTF_8 } else { encoding })
 }
 
@@ -42,7 +42,7 @@ pub(super) fn read(text: &str, builder: &mut DocumentBuilder<'_>) -> Result<(), 
     let tokenizer = Tokenizer::new(sink, TokenizerOpts::default());
     let input = BufferQueue::default();
     input.push_back(StrTendril::from_slice(text));
-    // It would stop in the middle for a sink that runs scripts.
+    // The tokenizer stops midway only for sinks that run scripts.
     let _ = tokenizer.feed(&input);
     tokenizer.end();
     let mut page = tokenizer.sink.0.into_inner();
@@ -106,7 +106,7 @@ struct Page<'b, 'l> {
     tables: Vec<Table>,
     in_title: bool,
     in_pre: bool,
-    /// The element that is being left out, and how many of its name are open.
+    /// The element being skipped, and the number of open elements with its name.
     leaving_out: Option<(String, usize)>,
 }
 
@@ -266,7 +266,7 @@ impl<'b, 'l> Page<'b, 'l> {
         }
     }
 
-    /// Ends the block; inside a cell of a table it only parts words.
+    /// Ends the block; inside a table cell it only separates words.
     fn flush(&mut self) {
         if self.tables.last().is_some_and(|table| table.in_cell) {
             self.text.push('\n');
@@ -300,7 +300,7 @@ impl<'b, 'l> Page<'b, 'l> {
         }
     }
 
-    /// A heading or a table inside a cell: the table is there for the layout, and its cells are no cells.
+    /// Called for a heading or a table inside a cell: the outer table is for layout, and its cells are not real cells.
     fn leave_cell(&mut self) {
         if let Some(table) = self.tables.last_mut() {
             table.in_cell = false;
@@ -314,7 +314,7 @@ fn language(tag: &Tag) -> Option<Arc<str>> {
     Some(Arc::from(named))
 }
 
-/// Each line with one space between its words; lines are what `br` makes.
+/// Each line with single spaces between its words; lines come from `br`.
 fn without_runs(text: &str) -> String {
     text.lines().map(one_line).filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")
 }

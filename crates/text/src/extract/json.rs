@@ -1,7 +1,7 @@
-//! JSON and JSON Lines: every leaf becomes `path.to.it: value`, and what belongs together stays together: a record
-//! of a list at the top or one level below it, a top-level field of an object.
+//! JSON and JSON Lines: every leaf becomes `path.to.it: value`. What belongs together forms one block: a record of a
+//! list at the top level or one level below it, or a top-level field of an object.
 //!
-//! The text is read as a stream; no tree is built, so memory follows the text that comes out.
+//! The text is read as a stream without building a tree, so memory is proportional to the extracted text.
 
 use std::fmt::Write as _;
 
@@ -17,7 +17,7 @@ pub(super) fn is_document(text: &str) -> bool {
     serde_json::from_str::<IgnoredAny>(text).is_ok()
 }
 
-/// Whether a text is a JSON document a line, two at least.
+/// Whether a text has one JSON document per line, at least two in all.
 pub(super) fn is_lines(text: &str) -> bool {
     let mut lines = text.lines().filter(|line| !line.trim().is_empty());
     lines.clone().nth(1).is_some() && lines.all(|line| line.trim_start().starts_with(['{', '[']) && is_document(line))
@@ -42,7 +42,7 @@ struct Flattening<'b, 'l> {
     place: Place,
     path: String,
     lines: String,
-    /// Why the document was given up on, where that was not JSON's fault.
+    /// Why the document was abandoned, if the reason was not invalid JSON.
     refused: Option<ExtractError>,
 }
 
@@ -51,7 +51,7 @@ impl<'b, 'l> Flattening<'b, 'l> {
         Self { builder, format, place, path: String::new(), lines: String::new(), refused: None }
     }
 
-    /// With `parted`, each element of the document is a block of its own.
+    /// With `parted`, each element of the document becomes its own block.
     fn run(&mut self, text: &str, parted: bool) -> Result<(), ExtractError> {
         let mut deserializer = serde_json::Deserializer::from_str(text);
         let depth = usize::from(!parted);
@@ -74,7 +74,7 @@ impl<'b, 'l> Flattening<'b, 'l> {
             path => writeln!(self.lines, "{path}: {value}"),
         };
         written.map_err(E::custom)?;
-        // Paths repeat at every leaf, so that text can outgrow the file by far.
+        // Paths repeat at every leaf, so the text can become much larger than the file.
         let allowed = self.builder.limits().text_bytes;
         if self.lines.len() as u64 > allowed {
             self.refused = Some(ExtractError::OverLimit { limit: super::Limit::TextBytes, allowed, found: None });
@@ -83,7 +83,7 @@ impl<'b, 'l> Flattening<'b, 'l> {
         Ok(())
     }
 
-    /// One more step on the path while `inner` reads what is there.
+    /// Extends the path by one step while `inner` reads the value there.
     fn step<E: de::Error>(
         &mut self,
         depth: usize,
@@ -107,7 +107,7 @@ impl<'b, 'l> Flattening<'b, 'l> {
     }
 }
 
-/// Reads one value into the flattening. The parser itself bounds how deep values nest.
+/// Reads one value into `flattening`. The parser itself limits the nesting depth.
 struct Value<'f, 'b, 'l> {
     flattening: &'f mut Flattening<'b, 'l>,
     depth: usize,
@@ -155,7 +155,7 @@ impl<'de> Visitor<'de> for Value<'_, '_, '_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut elements: A) -> Result<(), A::Error> {
         let Self { flattening, depth } = self;
         let mut index = 0_usize;
-        // A list at the top has no name that would say more than the position does.
+        // The elements of a top-level list need no name: it would say no more than their position.
         loop {
             let name = if depth == 0 { String::new() } else { format!("[{index}]") };
             let mut more = false;

@@ -1,8 +1,8 @@
-//! How much of a document is read: each limit has a name, a default and a unit, and is refused by name.
+//! How much of a document is read: each limit has a name, a default and a unit, and errors name the limit.
 
 use std::{fmt, time::Duration};
 
-/// How much a document may hold and how much its reading may cost.
+/// How much a document may contain and how much reading it may cost.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
@@ -18,13 +18,13 @@ pub struct Limits {
     pub archive_entries: u64,
     /// Bytes inside an Office document, unpacked.
     pub archive_bytes: u64,
-    /// Unpacked bytes for each packed one, of an entry above one MiB.
+    /// Ratio of unpacked to packed bytes, for entries above one MiB.
     pub archive_ratio: u64,
-    /// Memory that the child process may map beside what it starts with, in bytes.
+    /// Memory that the child process may map beyond what it starts with, in bytes.
     pub memory_bytes: u64,
-    /// Time on the clock for the child process.
+    /// Wall-clock time for the child process.
     pub wall_time: Duration,
-    /// Time on the processor for the child process, whole seconds.
+    /// CPU time for the child process, in whole seconds.
     pub cpu_time: Duration,
 }
 
@@ -46,7 +46,7 @@ impl Default for Limits {
     }
 }
 
-/// Which limit a document is over.
+/// The limit that a document exceeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Limit {
@@ -62,17 +62,17 @@ pub enum Limit {
     ArchiveEntries,
     /// Bytes inside an Office document, unpacked.
     ArchiveBytes,
-    /// Unpacked bytes for each packed one.
+    /// Ratio of unpacked to packed bytes.
     ArchiveRatio,
-    /// Elements inside one another.
+    /// Nesting depth of elements.
     Depth,
     /// Memory of the child process, in bytes.
     Memory,
-    /// Seconds on the clock.
+    /// Wall-clock seconds.
     WallSeconds,
-    /// Seconds on the processor.
+    /// CPU seconds.
     CpuSeconds,
-    /// Bytes that the child process answers with.
+    /// Bytes of the child process's answer.
     AnswerBytes,
 }
 

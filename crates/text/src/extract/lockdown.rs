@@ -1,17 +1,18 @@
-//! What the reader's process gives up before it looks at a document: files, the network, other processes and programs. A
-//! document that takes the reader over finds itself with the memory that it came in and the pipe to the parent.
+//! What the reader process gives up before it looks at a document: files, the network, other processes and programs. A
+//! document that takes over the reader has only the memory that it came in and the pipe to the parent.
 //!
-//! Linux alone has the means: Landlock, which takes paths, ports and signals, and seccomp, which takes all system calls but
-//! those of a program that computes. A kernel without one of them leaves the other; [`Lockdown`] says what holds.
+//! Only Linux supports this, through Landlock, which removes paths, ports and signals, and seccomp, which removes all
+//! system calls except those needed for computing. A kernel without one of them still has the other; [`Lockdown`] says
+//! which apply.
 
-/// What a process could give up.
+/// What a process has given up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Lockdown {
-    /// It can gain no privileges, such as by starting a setuid program.
+    /// It cannot gain privileges, for example by starting a setuid program.
     pub no_new_privileges: bool,
-    /// It can open no file and no TCP connection; of an older kernel, some of that.
+    /// It cannot open files or TCP connections; on older kernels only some of that applies.
     pub landlock: bool,
-    /// It can make no system call but those of computing.
+    /// It cannot make system calls other than those for computing.
     pub seccomp: bool,
 }
 
@@ -24,7 +25,7 @@ impl std::fmt::Display for Lockdown {
     }
 }
 
-/// Gives up what this thread and those that it starts do not need. It cannot be taken back.
+/// Gives up what this thread and the threads it starts do not need. This cannot be undone.
 #[cfg(target_os = "linux")]
 pub(super) fn lock_down() -> Lockdown {
     Lockdown {
@@ -39,11 +40,11 @@ pub(super) fn lock_down() -> Lockdown {
     Lockdown::default()
 }
 
-/// Whether the kernel enforces at least a part of it.
+/// Whether the kernel enforces at least part of it.
 #[cfg(target_os = "linux")]
 fn take_paths() -> Result<bool, landlock::RulesetError> {
     use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, RulesetStatus, Scope};
-    // What the kernel does not know of this is left out.
+    // Restrictions unknown to the kernel are skipped.
     let newest = ABI::V6;
     let status = Ruleset::default()
         .handle_access(AccessFs::from_all(newest))?
@@ -54,11 +55,11 @@ fn take_paths() -> Result<bool, landlock::RulesetError> {
     Ok(status.ruleset != RulesetStatus::NotEnforced)
 }
 
-/// All other calls fail as not permitted, so that a library which tries one for a convenience goes on without.
+/// All other calls fail as not permitted, so that a library that tries an optional call continues without it.
 #[cfg(target_os = "linux")]
 fn take_calls() -> Result<(), Box<dyn std::error::Error>> {
     use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
-    /// Memory, the pipes, the clock, random numbers, locks, and ending, with or without a message.
+    /// Memory, the pipes, the clock, random numbers, locks, and exiting, with or without a message.
     const COMPUTING: &[i64] = &[
         libc::SYS_brk,
         libc::SYS_clock_gettime,
@@ -112,7 +113,7 @@ mod tests {
     fn what_was_given_up_is_gone_and_computing_goes_on() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("its address");
-        // Both take one thread, and what it starts.
+        // Both apply to one thread and the threads it starts.
         let thread = std::thread::spawn(move || {
             let held = lock_down();
             let mut reached = Vec::new();

@@ -1,5 +1,5 @@
-//! Markdown, read with pulldown-cmark: headings, paragraphs, list items, tables and fenced code, each with its
-//! lines. Emphasis and link targets are left out; front matter is kept as it is.
+//! Markdown, read with pulldown-cmark: headings, paragraphs, list items, tables and fenced code, each with its lines.
+//! Emphasis and link targets are dropped; front matter is kept as it is.
 
 use std::{ops::Range, sync::Arc};
 
@@ -10,7 +10,7 @@ use super::{
     document::{BlockKind, DocumentBuilder, Place, TableRows},
 };
 
-/// Lines of a text by byte offset.
+/// Maps byte offsets of a text to lines.
 struct Lines(Vec<usize>);
 
 impl Lines {
@@ -18,7 +18,7 @@ impl Lines {
         Self(text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(at, _)| at).collect())
     }
 
-    /// Lines of a range of bytes, its blank end left out.
+    /// Lines of a byte range, without trailing blank space.
     fn place(&self, text: &str, range: &Range<usize>) -> Place {
         let end = range.start + text[range.clone()].trim_end().len();
         let line = |at: usize| self.0.partition_point(|newline| *newline < at) + 1;
@@ -26,7 +26,7 @@ impl Lines {
     }
 }
 
-/// What is being collected, and where it began.
+/// The text being collected, and its range.
 #[derive(Default)]
 struct Collecting {
     text: String,
@@ -117,7 +117,7 @@ pub(super) fn read(text: &str, builder: &mut DocumentBuilder<'_>) -> Result<(), 
             Event::Text(piece) | Event::Code(piece) | Event::InlineMath(piece) | Event::DisplayMath(piece) => {
                 current.add(&piece, &range);
             }
-            // Markup inside Markdown: what it shows is between the tags and comes as text.
+            // HTML inside Markdown: the visible text between the tags arrives as text events.
             Event::Html(piece) => current.add(&without_tags(&piece), &range),
             Event::InlineHtml(_) | Event::Rule => {}
             Event::SoftBreak | Event::HardBreak => current.add("\n", &range),
@@ -159,8 +159,8 @@ fn without_tags(html: &str) -> String {
     text
 }
 
-/// Whether a text without a telling name is Markdown: two headings, or one and a fence. Comments of scripts look
-/// like headings too, but stand close to other lines.
+/// Whether a text without a telling file name is Markdown: two headings, or one and a code fence. Script comments look
+/// like headings too, but are adjacent to other lines.
 pub(super) fn is_evident(text: &str) -> bool {
     let lines: Vec<&str> = text.lines().take(400).collect();
     let is_blank = |index: Option<usize>| index.and_then(|at| lines.get(at)).is_none_or(|line| line.trim().is_empty());

@@ -1,11 +1,11 @@
-//! A document's bytes to its text in blocks: headings, paragraphs, list items, table rows and code, with the page,
-//! sheet or lines they come from.
+//! Extracts a document's text in blocks: headings, paragraphs, list items, table rows and code, with the page, sheet or
+//! lines they come from.
 //!
-//! What a file is, its content decides; the extension is a hint for texts that look alike. PDF and Office files are
-//! formats in which a hostile file can exhaust its reader, and a gzip file may hold one of them, so [`extract`] reads those
-//! in a child process with limits ([`sandbox`]). Everything else is read here, in time and memory proportional to the file.
-//! One format a file; cutting the blocks into chunks is [`super::chunker`]'s, and the files of a ZIP archive are documents of
-//! their own, which [`packed`] takes out for its caller to upload.
+//! A file's content decides its format; the extension is a hint for texts that look alike. A hostile PDF or Office file
+//! can exhaust its reader, and a gzip file may contain one, so [`extract`] reads those in a child process with limits
+//! ([`sandbox`]). Everything else is read here, in time and memory proportional to the file. There is one file per
+//! format. Cutting the blocks into chunks is left to [`super::chunker`]. The files of a ZIP archive are documents of
+//! their own: [`packed`] takes them out for its caller to upload.
 
 mod archive;
 mod delimited;
@@ -43,13 +43,13 @@ pub use self::{
     lockdown::Lockdown,
 };
 
-/// The text of a file. Blocks while it works: call it where blocking is allowed.
+/// The text of a file. Blocks the thread: call it where blocking is allowed.
 ///
-/// `file_name` is what the owner of the file calls it; only its extension is looked at, and only as a hint. `path`
-/// is where its bytes are.
+/// `file_name` is the owner's name for the file; only its extension is used, and only as a hint. `path` is where its
+/// bytes are.
 ///
 /// # Errors
-/// [`ExtractError`] says what is wrong with the file and what to do; each is about this file alone.
+/// [`ExtractError`] says what is wrong with the file and what to do; each error is about this file alone.
 pub fn extract(path: &Path, file_name: &str, limits: &Limits, sandbox: &Sandbox) -> Result<Extracted, ExtractError> {
     let whole = || read(path, limits.file_bytes);
     match format::detect(&head(path, limits)?, file_name, whole)? {
@@ -60,13 +60,13 @@ pub fn extract(path: &Path, file_name: &str, limits: &Limits, sandbox: &Sandbox)
     }
 }
 
-/// The bytes of a file that is not too large.
+/// The bytes of a file, unless it is too large.
 fn read_whole(path: &Path, limits: &Limits) -> Result<Vec<u8>, ExtractError> {
     head(path, limits)?;
     read(path, limits.file_bytes).map_err(ExtractError::unreadable)
 }
 
-/// The text of a file, whatever its format, in this process. Only a process that may die should do this: see [`sandbox`].
+/// The text of a file of any format, read in this process. Call it only in a process that may die: see [`sandbox`].
 ///
 /// # Errors
 /// As [`extract`].
@@ -112,7 +112,7 @@ fn extract_pdf(_: Vec<u8>, _: &Limits) -> Result<Extracted, ExtractError> {
     Err(ExtractError::Unsupported { found: "a PDF file, and this build of Hearth has no PDF reader".to_owned() })
 }
 
-/// The first bytes of a file that is not too large.
+/// The first bytes of a file, unless it is too large.
 fn head(path: &Path, limits: &Limits) -> Result<Vec<u8>, ExtractError> {
     let size = path.metadata().map_err(ExtractError::unreadable)?.len();
     if size > limits.file_bytes {
@@ -121,14 +121,14 @@ fn head(path: &Path, limits: &Limits) -> Result<Vec<u8>, ExtractError> {
     read(path, format::HEAD_BYTES).map_err(ExtractError::unreadable)
 }
 
-/// The beginning of a file, at most `most` bytes.
+/// The first bytes of a file, at most `most`.
 fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(most).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// Formats that are text.
+/// Extracts the formats that are text.
 fn extract_text(
     bytes: &[u8],
     format: Format,

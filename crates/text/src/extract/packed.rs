@@ -1,5 +1,5 @@
-//! The files of a ZIP archive, taken out one by one: each is a document of its own. Names and sizes in an archive may lie, so
-//! names are cleaned and bytes are counted as they are unpacked.
+//! Takes the files out of a ZIP archive one by one; each is a document of its own. Names and sizes in an archive may be
+//! false, so names are sanitized and bytes are counted as they are unpacked.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -10,20 +10,20 @@ use std::{
 
 use zip::ZipArchive;
 
-/// An archive that is open.
+/// An open archive.
 #[derive(Debug)]
 pub struct PackedFiles {
     archive: ZipArchive<BufReader<File>>,
-    /// Where each file is in the archive, by its name.
+    /// The index of each file in the archive, by name.
     files: BTreeMap<String, usize>,
     left_out: Vec<String>,
 }
 
 impl PackedFiles {
-    /// Opens an archive. What is hidden in it is left out, as is what programs write beside the files (`__MACOSX`).
+    /// Opens an archive. Hidden files are skipped, as are files that archivers add (`__MACOSX`).
     ///
     /// # Errors
-    /// If the file cannot be read, is no ZIP archive, or has more than `most` entries.
+    /// If the file cannot be read, is not a ZIP archive, or has more than `most` entries.
     pub fn open(path: &Path, most: u64) -> io::Result<Self> {
         let mut archive = ZipArchive::new(BufReader::new(File::open(path)?)).map_err(io::Error::other)?;
         if archive.len() as u64 > most {
@@ -50,20 +50,20 @@ impl PackedFiles {
         Ok(Self { archive, files, left_out })
     }
 
-    /// The names of the files, with their folders: relative, parted by `/`, without `.` and `..`.
+    /// The names of the files, including folders: relative, separated by `/`, without `.` and `..`.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.files.keys().map(String::as_str)
     }
 
-    /// Files that cannot be told apart from others, or named.
+    /// Files whose names are duplicates or cannot be decoded.
     pub fn left_out(&self) -> &[String] {
         &self.left_out
     }
 
-    /// One file's bytes, at most `most` of them.
+    /// The bytes of one file, at most `most`.
     ///
     /// # Errors
-    /// If there is no such file, it is encrypted or damaged, or it is larger.
+    /// If there is no such file, or it is encrypted, damaged or too large.
     pub fn read(&mut self, name: &str, most: u64) -> io::Result<Vec<u8>> {
         let index = *self.files.get(name).ok_or(io::ErrorKind::NotFound)?;
         let entry = self.archive.by_index(index).map_err(io::Error::other)?;
@@ -76,7 +76,7 @@ impl PackedFiles {
     }
 }
 
-/// A name without what climbs out of the archive's folder; `None` of what is no document.
+/// A name without components that leave the archive's folder; `None` for a file that is not a document.
 fn clean(name: &str) -> Option<String> {
     let parts: Vec<&str> = name.split(['/', '\\']).filter(|part| !matches!(*part, "" | "." | "..")).collect();
     let is_hidden = parts.iter().any(|part| part.starts_with('.') || *part == "__MACOSX");

@@ -1,8 +1,8 @@
-//! PDF, read with `pdfboss`: the paragraphs, list items and rows of each page, in reading order (columns one after the
-//! other), and headings where the document's outline (its bookmarks) or a number such as 4.2 says that a line is one.
+//! PDF, read with `pdfboss`: the paragraphs, list items and table rows of each page in reading order (column by
+//! column), and headings where the document's outline (its bookmarks) or a number such as 4.2 marks a line as one.
 //!
-//! A hostile file can exhaust the reader's stack or memory, which ends its process; [`super::sandbox`] is the process
-//! that may end.
+//! A hostile file can exhaust the reader's stack or memory, which ends its process; [`super::sandbox`] runs it in a
+//! process that may die.
 
 use std::collections::HashMap;
 
@@ -21,22 +21,22 @@ use super::{
     document::{BlockKind, DocumentBuilder, Place},
 };
 
-/// Marks in front of an item of a list.
+/// Bullet characters in front of list items.
 const BULLETS: [char; 9] = ['•', '◦', '▪', '‣', '●', '○', '■', '–', '·'];
 
-/// A line longer than this, in bytes, is no heading.
+/// A line longer than this, in bytes, is not a heading.
 const MAX_HEADING: usize = 150;
 
-/// Bookmarks that are looked at.
+/// Maximum number of bookmarks that are read.
 const MAX_BOOKMARKS: usize = 20_000;
 
 pub(super) fn read(bytes: Vec<u8>, builder: &mut DocumentBuilder<'_>) -> Result<(), ExtractError> {
-    // Many documents are encrypted with an empty password, which only forbids changes; `load` tries it.
+    // Many documents are encrypted with an empty password, which only prohibits changes; `load` tries it.
     let document = Document::load(bytes).map_err(|error| failed(&error))?;
     if document.is_locked() {
         return Err(ExtractError::Encrypted { format: Format::Pdf });
     }
-    // The number that the file gives may be anything; the pages are those that there are.
+    // The page count stated in the file may be any number; only the pages that exist count.
     let claimed = document.page_count();
     let pages = document.flattened_page_count();
     if pages == 0 {
@@ -68,10 +68,10 @@ pub(super) fn read(bytes: Vec<u8>, builder: &mut DocumentBuilder<'_>) -> Result<
     Ok(())
 }
 
-/// The order that the author gave where the document is tagged, and the order of the page's content elsewhere.
+/// The author's order if the document is tagged, otherwise the order of the page's content.
 const ORDER: ReadingOrder = ReadingOrder::StructureTree;
 
-/// What the pages of a document share and what is costly to read for each.
+/// What the pages of a document share and is costly to read for each page.
 struct PageReader<'d> {
     document: &'d Document,
     fonts: FontCache,
@@ -80,9 +80,9 @@ struct PageReader<'d> {
 }
 
 struct PageText {
-    /// Lines, with an empty one between blocks and a bullet in front of each item of a list.
+    /// Lines, with a blank line between blocks and a bullet in front of each list item.
     text: String,
-    /// What of the page could not be read, and why.
+    /// Which part of the page could not be read, and why.
     missing: Option<String>,
 }
 
@@ -143,8 +143,8 @@ fn text_of(layout: &PageLayout) -> String {
     text
 }
 
-/// An item of a list. A bullet of whatever shape becomes one that [`read_page`] knows; a label that says something, such
-/// as `(b)` or `4.2`, stays.
+/// A list item. Any kind of bullet is replaced by one that [`read_page`] recognizes; a label with a meaning, such as
+/// `(b)` or `4.2`, stays.
 fn text_of_item(item: &ListItem) -> String {
     let Some((first, rest)) = item.lines.split_first() else { return String::new() };
     let raw: String = first.inlines.iter().map(|inline| inline.text.as_str()).collect();
@@ -163,8 +163,8 @@ fn push_line(text: &mut String, line: &str) {
     }
 }
 
-/// Lines of one block. Where a word is parted between two of them, they become one with a space after the hyphen:
-/// what [`unhyphenated`] looks for.
+/// The lines of one block. Two lines that split a word at a hyphen become one, with a space after the hyphen:
+/// [`unhyphenated`] looks for that.
 fn joined(lines: impl Iterator<Item = String>) -> String {
     let mut text = String::new();
     for line in lines.filter(|line| !line.is_empty()) {
@@ -188,7 +188,7 @@ fn joined_cells(row: &[Cell]) -> String {
     cells.filter(|cell| !cell.is_empty()).collect::<Vec<_>>().join(" | ")
 }
 
-/// `page` counts from 0 here.
+/// `page` is 0-based here.
 fn read_page(
     text: &str,
     page: usize,
@@ -225,7 +225,7 @@ fn read_page(
     builder.push(kind, &block, Place::page(page + 1))
 }
 
-/// A line in which `exam- ple`, a word that was parted at the end of a line, is whole again. `pre- and suffix` stays.
+/// Rejoins words split at a line end, such as `exam- ple`. `pre- and suffix` stays.
 fn unhyphenated(line: &str) -> String {
     let mut whole = String::with_capacity(line.len());
     let mut rest = line;
@@ -245,7 +245,7 @@ fn unhyphenated(line: &str) -> String {
     whole
 }
 
-/// The bookmarks that no line has matched yet, by their title in letters and digits.
+/// Bookmarks not yet matched by a line, keyed by the letters and digits of their title.
 struct Outline(HashMap<String, Vec<Bookmark>>);
 
 struct Bookmark {
@@ -253,7 +253,7 @@ struct Bookmark {
     page: Option<usize>,
 }
 
-/// The place of each page's object among the pages, from 0.
+/// The index of each page's object among the pages, from 0.
 struct PageNumbers(HashMap<ObjRef, usize>);
 
 impl PageNumbers {
@@ -283,8 +283,8 @@ impl Outline {
         Self(bookmarks)
     }
 
-    /// The level of a line that a bookmark names, once for each bookmark: the title at the head of every page is no
-    /// heading.
+    /// The level of a line that a bookmark names. Each bookmark matches once, so the title at the top of every page is
+    /// not a heading.
     fn level_of(&mut self, line: &str, page: usize) -> Option<u8> {
         if self.0.is_empty() || line.len() > MAX_HEADING {
             return None;
@@ -301,8 +301,8 @@ fn letters(title: &str) -> String {
     title.chars().filter(|letter| letter.is_alphanumeric()).flat_map(char::to_lowercase).collect()
 }
 
-/// The level of `4.2 Functions`: as many as it has numbers, of which one alone may be an item of a list. Lines of a
-/// table of contents end in dots and a number.
+/// The level of `4.2 Functions` is the count of its numbers. A single number gives no level, since it may number a list
+/// item; neither does a line of a table of contents, which ends in dots and a number.
 fn numbered_level(line: &str) -> Option<u8> {
     let (number, title) = line.split_once(' ')?;
     let parts: Vec<&str> = number.trim_end_matches('.').split('.').collect();

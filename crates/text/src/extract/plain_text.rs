@@ -1,4 +1,4 @@
-//! Text without markup: paragraphs are what blank lines part.
+//! Text without markup: blank lines separate paragraphs.
 
 use super::{
     ExtractError,

@@ -1,12 +1,13 @@
-//! A child process that reads one document and may die of it.
+//! A child process that reads one document and may die doing so.
 //!
 //! The parent starts its own program with the hidden subcommand [`CHILD_COMMAND`], writes a request to its standard
-//! input and reads the answer from its standard output, both JSON. The child has an empty environment, where secrets of the
-//! parent would be. It takes limits on memory, processor time and files upon itself, reads the document's bytes, and gives up
-//! everything else (`lockdown.rs`) before it looks at them; the parent watches the clock and how much comes back. A
-//! crash, an exhausted limit or a made-up answer is an error of that one document.
+//! input and reads the answer from its standard output, both as JSON. The child has an empty environment, since the
+//! parent's may contain secrets. It sets limits on its memory, processor time and files, reads the document's bytes,
+//! and gives up everything else (`lockdown.rs`) before it looks at them; the parent enforces the time limit and the
+//! size of the answer. A crash, an exhausted limit or a forged answer is an error of that one document.
 //!
-//! The limits are those of POSIX `setrlimit`. Where there is none, the clock and the answer's size still hold.
+//! The limits are those of POSIX `setrlimit`. Where there is no `setrlimit`, the limits on time and answer size still
+//! apply.
 
 use std::{
     ffi::OsString,
@@ -20,10 +21,10 @@ use std::{
 
 use super::{ExtractError, Extracted, Limit, Limits, Lockdown, extract_unprotected, lockdown::lock_down, read_whole};
 
-/// The subcommand of the program that is the child.
+/// The subcommand that runs as the child.
 pub const CHILD_COMMAND: &str = "extract-child";
 
-/// What the child says when it dies is kept to this length, in bytes.
+/// Maximum length of a dying child's error output, in bytes.
 const COMPLAINT_BYTES: u64 = 16 * 1024;
 
 /// How to start a child.
@@ -31,14 +32,15 @@ const COMPLAINT_BYTES: u64 = 16 * 1024;
 pub struct Sandbox {
     program: PathBuf,
     arguments: Vec<OsString>,
-    /// Where the loader finds the program's libraries (`LD_LIBRARY_PATH`), the one variable that it may need to start.
+    /// Where the loader finds the program's libraries (`LD_LIBRARY_PATH`): the one variable that the child may need to
+    /// start.
     library_path: Option<OsString>,
 }
 
 #[derive(serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Request {
-    /// `None` asks what the child can give up, and reads nothing.
+    /// `None` asks what the child can give up; no document is read.
     path: Option<PathBuf>,
     file_name: String,
     limits: Limits,
@@ -51,24 +53,24 @@ enum Answer {
 }
 
 impl Sandbox {
-    /// Children that are the running program itself.
+    /// Children that run the current program.
     ///
     /// # Errors
-    /// If the system does not say where the program is.
+    /// If the system does not provide the program's path.
     pub fn of_this_program() -> io::Result<Self> {
-        // This link holds on to the running program when its file is replaced by a newer version.
+        // This link keeps referring to the running program when its file is replaced by a newer version.
         let link = Path::new("/proc/self/exe");
         let program = if link.exists() { link.to_owned() } else { std::env::current_exe()? };
         Ok(Self::of_program(program, [CHILD_COMMAND]))
     }
 
-    /// Children that are another program, which must answer as [`serve_one`] does.
+    /// Children that run another program, which must answer as [`serve_one`] does.
     pub fn of_program(program: impl Into<PathBuf>, arguments: impl IntoIterator<Item: Into<OsString>>) -> Self {
         let arguments = arguments.into_iter().map(Into::into).collect();
         Self { program: program.into(), arguments, library_path: None }
     }
 
-    /// The children find the program's libraries there.
+    /// Sets where the children find the program's libraries.
     #[must_use]
     pub fn with_library_path(self, library_path: Option<OsString>) -> Self {
         Self { library_path, ..self }
@@ -77,7 +79,7 @@ impl Sandbox {
     /// Reads one document in a child process and waits for it, at most [`Limits::wall_time`].
     ///
     /// # Errors
-    /// What the child found wrong with the document, or how the child itself ended.
+    /// What the child found wrong with the document, or how the child itself died.
     pub fn extract(&self, path: &Path, file_name: &str, limits: &Limits) -> Result<Extracted, ExtractError> {
         match self.ask(Some(path), file_name, limits)? {
             Answer::Document(document) => document,
@@ -85,7 +87,7 @@ impl Sandbox {
         }
     }
 
-    /// What the children give up on this machine.
+    /// What child processes give up on this machine.
     ///
     /// # Errors
     /// If a child cannot be started.
@@ -116,7 +118,7 @@ impl Sandbox {
         let answer = read_aside(child.0.stdout.take(), answer_bytes + 1);
         let complaint = read_aside(child.0.stderr.take(), COMPLAINT_BYTES);
         if let Some(mut input) = child.0.stdin.take() {
-            // A child that ended already is told by how it ended.
+            // If the child has already ended, its exit status says why.
             let _ = input.write_all(&request);
         }
         let over = |limit, allowed| Err(ExtractError::OverLimit { limit, allowed, found: None });
@@ -129,7 +131,7 @@ impl Sandbox {
         let Some(status) = child.wait_until(deadline) else {
             return over(Limit::WallSeconds, limits.wall_time.as_secs());
         };
-        // The last line: a library may have said something before it.
+        // The last line: a library may have printed something before it.
         let line = answer.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
         if status.success()
             && let Ok(answer) = serde_json::from_slice::<Answer>(line)
@@ -141,8 +143,8 @@ impl Sandbox {
     }
 }
 
-/// The child's side: reads a request from `input`, takes the limits upon this process, and writes the answer to
-/// `output`. The process should end then.
+/// The child's side: reads a request from `input`, applies the limits to this process, and writes the answer to
+/// `output`. The process should exit afterwards.
 ///
 /// # Errors
 /// If the request cannot be read, the limits cannot be set or the answer cannot be written.
@@ -164,7 +166,7 @@ pub fn serve_one(input: impl Read, mut output: impl Write) -> io::Result<()> {
     output.flush()
 }
 
-/// Two bytes of JSON for each of text, and what surrounds a block.
+/// Two bytes of JSON per byte of text, plus the overhead of each block.
 fn answer_limit(limits: &Limits) -> u64 {
     const AROUND_A_BLOCK: u64 = 256;
     limits
@@ -178,8 +180,8 @@ fn no_reader(error: &dyn std::fmt::Display) -> ExtractError {
     ExtractError::NoReader { reason: error.to_string() }
 }
 
-/// Reads a pipe on a thread of its own and hands over its first bytes, `most` at most. The rest is read and thrown
-/// away, for a child whose complaint finds no room would die of that instead.
+/// Reads a pipe on its own thread and returns its first bytes, at most `most`. The rest is read and discarded: a child
+/// whose error output blocks would die of that instead.
 fn read_aside(pipe: Option<impl Read + Send + 'static>, most: u64) -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
@@ -192,11 +194,11 @@ fn read_aside(pipe: Option<impl Read + Send + 'static>, most: u64) -> mpsc::Rece
     receiver
 }
 
-/// Ends the child when the parent stops waiting for it.
+/// Kills the child when the parent stops waiting for it.
 struct RunningChild(Child);
 
 impl RunningChild {
-    /// The exit status of a child that has closed its output, which is as good as over.
+    /// The exit status of a child that has closed its output and is therefore about to exit.
     fn wait_until(&mut self, deadline: Instant) -> Option<ExitStatus> {
         loop {
             match self.0.try_wait() {
@@ -210,13 +212,13 @@ impl RunningChild {
 
 impl Drop for RunningChild {
     fn drop(&mut self) {
-        // Both do nothing to a child that has been waited for.
+        // Neither affects a child that has already been waited for.
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// What a child died of. The Rust runtime says two of the reasons on standard error and then aborts.
+/// Why a child died. The Rust runtime prints two of the reasons to standard error and then aborts.
 fn ended(status: ExitStatus, complaint: &str, limits: &Limits) -> ExtractError {
     if complaint.contains("memory allocation of") {
         return ExtractError::OverLimit { limit: Limit::Memory, allowed: limits.memory_bytes, found: None };
@@ -242,13 +244,13 @@ fn ended(status: ExitStatus, complaint: &str, limits: &Limits) -> ExtractError {
     ExtractError::Crashed { how: format!("ended without an answer ({status})") }
 }
 
-/// Limits that this process cannot lift again.
+/// Sets limits that this process cannot raise again.
 #[cfg(unix)]
 fn take_limits(limits: &Limits) -> io::Result<()> {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
     let take = |resource, most: u64, slack: u64| -> io::Result<()> {
-        // Nobody may lift a limit that the process was started with.
+        // A process cannot raise a hard limit that it was started with.
         let ceiling = getrlimit(resource).maximum.unwrap_or(u64::MAX);
         let current = most.min(ceiling);
         let maximum = most.saturating_add(slack).min(ceiling);
@@ -257,11 +259,11 @@ fn take_limits(limits: &Limits) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     take(Resource::Core, 0, 0)?;
-    // The pipes and the document, and a few that a library may want.
+    // The pipes and the document, and a few that a library may need.
     take(Resource::Nofile, 16, 0)?;
-    // Nothing that reads a document writes files.
+    // Reading a document never writes files.
     take(Resource::Fsize, 0, 0)?;
-    // The soft limit is a signal with a name of its own, the hard one a second later is not.
+    // Exceeding the soft limit raises a specific signal; the hard limit, one second later, does not.
     take(Resource::Cpu, limits.cpu_time.as_secs().max(1), 1)?;
     #[cfg(not(any(target_os = "openbsd", target_os = "macos", target_os = "ios")))]
     take(Resource::As, mapped_bytes().saturating_add(limits.memory_bytes), 0)?;
@@ -273,8 +275,8 @@ fn take_limits(_: &Limits) -> io::Result<()> {
     Ok(())
 }
 
-/// Address space that the process has before it begins: its program and libraries, of which a build for GPUs has
-/// many. 0 where the system does not say.
+/// Address space that the process uses before it reads anything: its program and libraries, of which a GPU build has
+/// many. 0 where the system does not provide it.
 #[cfg(all(unix, not(any(target_os = "openbsd", target_os = "macos", target_os = "ios"))))]
 fn mapped_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -1,5 +1,5 @@
-//! Source code and configuration: pieces of whole lines, cut at blank lines in front of a line that is not indented,
-//! which is where a definition usually begins.
+//! Source code and configuration: pieces of whole lines, split at blank lines that precede an unindented line, where a
+//! definition usually begins.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use super::{
     document::{BlockKind, DocumentBuilder, Place},
 };
 
-/// Extensions (or names without one) of files that are read as code, with the language's name.
+/// Extensions (or bare file names) of files that are read as code, with the language's name.
 const LANGUAGES: [(&str, &str); 66] = [
     ("ada", "ada"),
     ("asm", "assembly"),
@@ -78,7 +78,7 @@ const LANGUAGES: [(&str, &str); 66] = [
     ("zig", "zig"),
 ];
 
-/// The language that an extension stands for.
+/// The language for an extension.
 pub(super) fn language_of(extension: &str) -> Option<&'static str> {
     LANGUAGES.iter().find(|(known, _)| *known == extension).map(|(_, language)| *language)
 }

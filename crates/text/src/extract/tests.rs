@@ -1,5 +1,5 @@
-//! Documents of each format: small ones that work, and ill-made ones that must be refused by name. PDF is read in a
-//! child process only, so its tests are in `tests/documents.rs`.
+//! Documents of each format: small valid ones, and malformed ones that must be refused with the right error. PDF is
+//! read only in a child process, so its tests are in `tests/documents.rs`.
 
 use std::io::Write;
 
@@ -18,7 +18,7 @@ fn read(name: &str, bytes: &[u8]) -> Result<Extracted, ExtractError> {
     read_with(name, bytes, &Limits::default())
 }
 
-/// Kind and text of each block, in short.
+/// Kind and text of each block, abbreviated.
 fn shown(extracted: &Extracted) -> Vec<String> {
     let kind = |block: &Block| match &block.kind {
         BlockKind::Heading { level } => format!("h{level}"),

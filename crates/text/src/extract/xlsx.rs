@@ -1,7 +1,7 @@
-//! Excel workbooks, read with calamine cell by cell: a sheet is a heading and its rows.
+//! Excel workbooks, read with calamine cell by cell: a sheet becomes a heading and its rows.
 //!
-//! Cells are streamed, never put into a rectangle: two cells in opposite corners would make one of 17 thousand
-//! million.
+//! Cells are streamed, never collected into a rectangle: two cells in opposite corners would make one of 17 thousand
+//! million cells.
 
 use std::{io::Cursor, sync::Arc};
 
@@ -13,7 +13,7 @@ use super::{
     document::{BlockKind, DocumentBuilder, LineRange, Place, TableRows},
 };
 
-/// Columns of a row that are read; a sheet can have 16,384.
+/// Columns read per row; the maximum of a sheet is 16,384.
 const MAX_COLUMNS: usize = 16_384;
 
 pub(super) fn read(mut archive: OfficeArchive, builder: &mut DocumentBuilder<'_>) -> Result<(), ExtractError> {
@@ -22,7 +22,7 @@ pub(super) fn read(mut archive: OfficeArchive, builder: &mut DocumentBuilder<'_>
     for name in workbook.sheet_names() {
         let sheet: Arc<str> = Arc::from(name.as_str());
         match read_sheet(&mut workbook, &sheet, builder) {
-            // A chart has a sheet of its own and no cells.
+            // A chart sheet has no cells.
             Err(SheetError::Workbook(XlsxError::NotAWorksheet(_) | XlsxError::WorksheetNotFound(_))) => {}
             Err(SheetError::Workbook(error)) => builder.skip(format!("sheet {name:?} cannot be read: {error}")),
             Err(SheetError::Refused(error)) => return Err(error),
@@ -75,7 +75,7 @@ fn read_sheet(
     table.finish(builder).map_err(SheetError::Refused)
 }
 
-/// A cell as a reader of the sheet would write it down.
+/// A cell as the spreadsheet displays it.
 fn shown(value: &DataRef<'_>) -> String {
     match value {
         DataRef::Int(number) => number.to_string(),
@@ -91,7 +91,7 @@ fn shown(value: &DataRef<'_>) -> String {
 
 fn shown_moment(moment: &ExcelDateTime) -> String {
     let number = moment.as_f64();
-    // Beyond these a spreadsheet itself shows no date.
+    // Outside this range a spreadsheet itself displays no date.
     if moment.is_duration() || !(0.0..2_958_466.0).contains(&number) {
         return number.to_string();
     }

@@ -1,4 +1,4 @@
-//! Grammars of tool calls, in the format that the model's template teaches.
+//! Grammars for tool calls, in the format that the model's template teaches.
 
 use hearth_domain::ToolChoice;
 use serde_json::{Value, json};
@@ -10,35 +10,35 @@ use super::{
 };
 use crate::tool_calls::{ARGUMENTS_MARK, Layout, Thinking, ToolFormat};
 
-/// What a request says of its tools.
+/// What a request says about its tools.
 #[derive(Clone, Copy, Debug)]
 pub struct ToolCallRules<'a> {
-    /// As the contract has them: `{"type": "function", "function": {"name", "parameters"}}`.
+    /// In the contract's form: `{"type": "function", "function": {"name", "parameters"}}`.
     pub tools: &'a [Value],
     pub choice: &'a ToolChoice,
-    /// More than one call may be made.
+    /// Whether more than one call may be made.
     pub parallel: bool,
     pub format: ToolFormat,
-    /// Where the model thinks; under a forced choice the calls follow the thought.
+    /// Where the model thinks; if a call is forced, the calls follow the thought.
     pub thinking: Thinking,
-    /// Tokens that a thought may have before it is closed for the model, so that a forced call is always made.
+    /// Tokens a thought may have before it is closed for the model, so that a forced call is always made.
     pub thinking_tokens: usize,
 }
 
-/// Calls that one answer may have beyond its first.
+/// Calls an answer may contain beyond the first.
 const MAX_FURTHER_CALLS: usize = 15;
 
-/// One tool on offer.
+/// One available tool.
 pub(super) struct Tool {
-    /// Its place in the request.
+    /// Its index in the request.
     pub(super) index: usize,
     pub(super) name: String,
     pub(super) parameters: Value,
-    /// What cannot be enforced of its schema fails the request instead of being left out.
+    /// Whether schema parts that cannot be enforced fail the request instead of being left out.
     pub(super) strict: bool,
 }
 
-/// A text that opens a call, and the grammar of what follows it.
+/// A text that opens a call, and the grammar for what follows it.
 pub(super) struct Trigger {
     pub(super) text: String,
     pub(super) at_start: bool,
@@ -87,7 +87,7 @@ impl<'a> CallGrammars<'a> {
         self.tools.iter().map(|tool| tool.name.as_str()).collect()
     }
 
-    /// The whole answer is calls.
+    /// The grammar of an answer that consists of calls only.
     pub(super) fn forced(&self) -> String {
         let open = self.mark(self.format.marker());
         let start = match self.format.layout() {
@@ -106,7 +106,7 @@ impl<'a> CallGrammars<'a> {
         start + &self.calls()
     }
 
-    /// The answer is free until one of these.
+    /// The texts that end the free part of an answer.
     pub(super) fn triggers(&self) -> Vec<Trigger> {
         let marker = self.format.marker().to_owned();
         let rest = match self.format.layout() {
@@ -130,12 +130,12 @@ impl<'a> CallGrammars<'a> {
         triggers
     }
 
-    /// `what` again, as often as parallel calls may be made.
+    /// Repeats `what`, as often as parallel calls are allowed.
     fn further(&self, what: &str) -> String {
         if self.parallel { format!(" ({what}){{0,{MAX_FURTHER_CALLS}}}") } else { String::new() }
     }
 
-    /// The rule `call`, one alternative per tool, and what it needs.
+    /// The rule `call`, with one alternative per tool, and the rules it uses.
     fn calls(&self) -> String {
         let alternatives: Vec<String> = (0..self.tools.len()).map(|number| format!("call_{number}")).collect();
         let mut rules = format!("call: {}\n", alternatives.join(" | "));
@@ -156,7 +156,7 @@ impl<'a> CallGrammars<'a> {
         format!("arguments_{number}: %json {}\n", json_schema::prepared(&tool.parameters, Spacing::Fixed))
     }
 
-    /// A mark as the model writes it: its special token where it has one, else its characters.
+    /// A marker as the model writes it: its special token if there is one, otherwise its characters.
     fn mark(&self, text: &str) -> String {
         match self.special.id(text) {
             Some(id) => format!("<[{id}]>"),
@@ -165,12 +165,12 @@ impl<'a> CallGrammars<'a> {
     }
 }
 
-/// A Lark string: JSON's escapes are Lark's.
+/// A Lark string; Lark uses JSON's escapes.
 fn literal(text: &str) -> String {
     Value::from(text).to_string()
 }
 
-/// Arguments are an object, whatever the schema says or leaves out; a tool without a schema takes none.
+/// Arguments are always an object, even if the schema says otherwise or nothing; a tool without a schema takes none.
 fn parameters(schema: Option<&Value>) -> Value {
     match schema {
         None | Some(Value::Null) => json!({"type": "object", "properties": {}, "additionalProperties": false}),

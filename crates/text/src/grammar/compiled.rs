@@ -1,7 +1,7 @@
-//! A constraint that was compiled once, for all answers of a request.
+//! A constraint compiled once for all answers of a request.
 //!
-//! What an answer changes of it is copied when the answer's first token is chosen, so that answers that wait for their turn take no
-//! memory: a large schema's state has megabytes. The last answer takes the original.
+//! The state that an answer modifies is copied when the answer's first token is chosen, so that answers waiting for
+//! their turn take no memory: the state of a large schema takes megabytes. The last answer takes the original.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ impl std::fmt::Debug for CompiledConstraint {
     }
 }
 
-/// Where an answer is.
+/// The state of an answer's constraint.
 pub(super) enum State {
     Whole(Box<GrammarConstraint>),
     Phased(Box<PhasedConstraint>),
@@ -49,13 +49,13 @@ impl CompiledConstraint {
         Self { start: Mutex::new(start), unenforced }
     }
 
-    /// Parts of the tools' schemas that the grammar does not hold answers to, each with its path in the request, such as
+    /// Parts of the tools' schemas that the grammar does not enforce, each with its path in the request, such as
     /// `tools.0.function.parameters.properties.tags.uniqueItems`.
     pub fn unenforced(&self) -> &[String] {
         &self.unenforced
     }
 
-    /// The constraints of `count` answers.
+    /// The constraints for `count` answers.
     pub fn answers(self, count: usize) -> Vec<Box<dyn TokenConstraint>> {
         let compiled = Arc::new(self);
         let answer = || Box::new(Answer { compiled: Some(compiled.clone()), state: None }) as Box<dyn TokenConstraint>;
@@ -65,7 +65,7 @@ impl CompiledConstraint {
 
 /// The constraint of one answer.
 struct Answer {
-    /// Until the first token.
+    /// `None` after the first token.
     compiled: Option<Arc<CompiledConstraint>>,
     state: Option<State>,
 }
@@ -92,7 +92,7 @@ impl TokenConstraint for Answer {
     }
 
     fn is_finished(&mut self) -> bool {
-        // Before the first token nothing is.
+        // An answer is not finished before its first token.
         self.state.as_mut().is_some_and(|state| state.constraint().is_finished())
     }
 }

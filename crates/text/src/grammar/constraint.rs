@@ -1,4 +1,5 @@
-//! llguidance's matcher as the engine's [`TokenConstraint`], from the first token on or from a mark in the text.
+//! Adapts llguidance's matcher to the engine's [`TokenConstraint`], from the first token on or from a marker in the
+//! text.
 
 use hearth_domain::TokenConstraint;
 use llguidance::Matcher;
@@ -7,7 +8,7 @@ use toktrie::{SimpleVob, TokEnv, TokTrie, TokenId};
 use super::reason;
 use crate::tool_calls::{THINK_CLOSE, THINK_OPEN, Thinking};
 
-/// The grammar rules the whole answer.
+/// The grammar governs the whole answer.
 pub(super) struct GrammarConstraint {
     environment: TokEnv,
     matcher: Matcher,
@@ -47,7 +48,7 @@ fn grammar_mask(matcher: &mut Matcher, environment: &TokEnv, mask: &mut [u32]) -
     Ok(())
 }
 
-/// `allowed` may have bits past the vocabulary; the mask has none.
+/// `allowed` may have bits beyond the vocabulary; the mask gets none.
 fn write_mask(allowed: &SimpleVob, vocab_size: usize, mask: &mut [u32]) {
     for (word, bits) in mask.iter_mut().zip(allowed.as_slice()) {
         *word |= bits;
@@ -71,10 +72,10 @@ fn advance(matcher: &mut Matcher, token: TokenId) -> Result<(), String> {
     matcher.consume_token(token).map_err(|error| reason(&error.to_string()))
 }
 
-/// A grammar that begins where `text` has been said.
+/// A grammar that takes effect once `text` has been generated.
 pub(super) struct TriggeredGrammar {
     pub(super) text: Vec<u8>,
-    /// Only if nothing but white space precedes it.
+    /// Only if nothing but white space precedes `text`.
     pub(super) at_start: bool,
     pub(super) matcher: Matcher,
 }
@@ -86,21 +87,21 @@ pub(super) enum AfterCall {
     End,
 }
 
-/// The answer is free until a mark in it, and a grammar's from there.
+/// Free text up to a marker, then text that follows a grammar.
 pub(super) struct PhasedConstraint {
     environment: TokEnv,
-    /// Ids below this are tokens; logits go further.
+    /// Ids below this are tokens; the logits extend beyond.
     num_tokens: usize,
     phase: Phase,
     triggers: Vec<TriggeredGrammar>,
     after: AfterCall,
-    /// Triggers within a thought open nothing.
+    /// Triggers within a thought are ignored.
     thought: Thought,
-    /// An end-of-text token may come while the text is free.
+    /// Whether an end-of-text token may come while the text is free.
     may_end: bool,
-    /// Tokens left of free text, and the marks that follow when they are spent.
+    /// Remaining tokens of free text, and the grammar that follows once they are used up.
     closing: Option<Closing>,
-    /// The last bytes of the free text, and how many it has had.
+    /// The last bytes of the free text, and its total length.
     tail: Vec<u8>,
     num_bytes: usize,
 }
@@ -121,19 +122,19 @@ struct Closing {
 enum Phase {
     Free,
     Grammar(Box<Matcher>),
-    /// Closing the thought: so many bytes of `FORCED_CLOSE` have been said.
+    /// Closing the thought: this many bytes of `FORCED_CLOSE` have been generated.
     Closing(usize),
     Ended,
 }
 
-/// Of the free text, how much is kept to find marks in; no mark is longer.
+/// How much of the free text is kept to search for markers; no marker is longer.
 const TAIL_BYTES: usize = 512;
 
-/// What is said for the model when its time for thinking is over.
+/// The text that is forced when the model's thinking budget is used up.
 const FORCED_CLOSE: &[u8] = b"\n</think>\n\n";
 
 impl PhasedConstraint {
-    /// Free text, and a grammar for whatever follows one of the triggers.
+    /// Free text, and the grammar of the first trigger that appears.
     pub(super) fn on_triggers(
         (environment, num_tokens): (TokEnv, usize),
         triggers: Vec<TriggeredGrammar>,
@@ -159,7 +160,7 @@ impl PhasedConstraint {
         }
     }
 
-    /// A thought of at most `tokens` tokens, and then the grammar to the end.
+    /// A thought of at most `tokens` tokens, then the grammar to the end.
     pub(super) fn after_thinking(vocabulary: (TokEnv, usize), matcher: Matcher, tokens: usize) -> Self {
         let trigger =
             TriggeredGrammar { text: THINK_CLOSE.as_bytes().to_vec(), at_start: false, matcher: matcher.deep_clone() };
@@ -212,7 +213,7 @@ impl PhasedConstraint {
         self.tail.extend_from_slice(&bytes);
         self.num_bytes += bytes.len();
         if self.in_thought() {
-            // Its end is looked for, and nothing else.
+            // Within a thought, only its end matters.
         } else if let Some((matcher, rest)) = self.triggered(bytes.len()) {
             self.begin(matcher, &rest);
         } else if let Some(closing) = &mut self.closing {
@@ -226,7 +227,7 @@ impl PhasedConstraint {
         self.tail.drain(..surplus);
     }
 
-    /// Follows the marks of a thought.
+    /// Tracks the markers of a thought.
     fn in_thought(&mut self) -> bool {
         if self.thought == Thought::MayOpen {
             let text = self.tail.trim_ascii_start();
@@ -262,8 +263,8 @@ impl PhasedConstraint {
         })
     }
 
-    /// Goes on in the grammar, whose first bytes came with the trigger's token. Where they do not fit, the text
-    /// stays free: it opened no call.
+    /// Switches to the grammar; its first bytes came with the trigger's token. If they do not fit, the text stays free:
+    /// it did not open a call.
     fn begin(&mut self, mut matcher: Matcher, rest: &[u8]) {
         let is_thought = self.closing.is_some();
         // The white space that ends a thought belongs to no grammar.
@@ -290,7 +291,7 @@ impl PhasedConstraint {
         }
     }
 
-    /// Tokens that are a beginning of what is left of the forced close.
+    /// Allows tokens that are a prefix of the rest of the forced close.
     fn closing_mask(&self, said: usize, mask: &mut [u32]) {
         let left = &FORCED_CLOSE[said..];
         for length in 1..=left.len() {
@@ -298,7 +299,7 @@ impl PhasedConstraint {
                 set_bit(mask, id);
             }
         }
-        // The mark may be one special token.
+        // The marker may be a single special token.
         let mut special = vec![TokTrie::SPECIAL_TOKEN_MARKER];
         special.extend_from_slice(THINK_CLOSE.as_bytes());
         if left.starts_with(THINK_CLOSE.as_bytes())

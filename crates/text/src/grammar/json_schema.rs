@@ -1,10 +1,9 @@
-//! JSON schemas before they are compiled: what cannot be enforced is found here, with its place, and white space
-//! is bounded.
+//! Prepares JSON schemas for compilation: finds what cannot be enforced, with its location, and bounds white space.
 
 use serde_json::{Map, Value, json};
 
-/// Keywords that constrain an instance and that the compiler does not know. To leave one out would let
-/// through what the caller has forbidden.
+/// Keywords that constrain an instance and that the compiler does not support. Ignoring one would let through what the
+/// caller has forbidden.
 pub(super) const NOT_ENFORCED: [&str; 17] = [
     "not",
     "if",
@@ -30,27 +29,27 @@ pub(super) const ONE_SCHEMA: [&str; 3] = ["items", "additionalItems", "additiona
 pub(super) const SCHEMA_ARRAYS: [&str; 4] = ["anyOf", "oneOf", "allOf", "prefixItems"];
 pub(super) const SCHEMA_MAPS: [&str; 4] = ["properties", "patternProperties", "$defs", "definitions"];
 
-/// Subschemas compiled alone to find the one at fault.
+/// Subschemas that are compiled separately to find the faulty one.
 const MAX_PARTS_TRIED: usize = 64;
-/// Nesting of subschemas; the compiler's own recursion stays below its stack with it.
+/// Nesting limit of subschemas; with it the compiler's recursion fits its stack.
 pub(super) const MAX_DEPTH: usize = 64;
 
-/// How free the model is in the white space between JSON's tokens.
+/// How much white space the model may write between JSON's tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Spacing {
-    /// One line break with its indentation, or a space or two: enough to write JSON in any style, and not
-    /// enough to write blanks without end.
+    /// One line break with its indentation, or one or two spaces: enough to write JSON in any style, but not to write
+    /// blanks without end.
     Flexible,
-    /// As `json.dumps` writes it, which is what chat templates print.
+    /// As `json.dumps` writes it, which is how chat templates print JSON.
     Fixed,
 }
 
 const FLEXIBLE_SPACE: &str = r"[ ]{1,2}|\n[ \t]{0,40}";
 
-/// Every id of 64 bits but the very largest is below it, and a double keeps it exactly.
+/// All 64-bit ids except the very largest are below it, and a double represents it exactly.
 const INTEGER_MAX: i64 = 9_000_000_000_000_000_000;
 
-/// Bounds an integer that has none, which a model may write digits of without end.
+/// Bounds an unbounded integer, for which a model might write digits without end.
 fn bound(object: &mut Map<String, Value>) {
     let is_free = !["enum", "const", "multipleOf", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"]
         .iter()
@@ -61,11 +60,11 @@ fn bound(object: &mut Map<String, Value>) {
     }
 }
 
-/// The schema with the compiler's options in it.
+/// The schema with the compiler's options added.
 pub(super) fn prepared(schema: &Value, spacing: Spacing) -> Value {
     let mut root = match schema {
         Value::Object(root) => prepared_part(root, true),
-        // `true`; `false` has been refused.
+        // `true`; `false` has already been refused.
         _ => Map::new(),
     };
     let options = match spacing {
@@ -76,13 +75,14 @@ pub(super) fn prepared(schema: &Value, spacing: Spacing) -> Value {
     Value::Object(root)
 }
 
-/// Whether a keyword constrains nothing with this value.
+/// Whether a keyword with this value constrains nothing.
 pub(super) fn is_idle(keyword: &str, value: &Value) -> bool {
     keyword == "uniqueItems" && *value == Value::Bool(false)
 }
 
-/// A subschema and those in it, as the compiler takes them. `uniqueItems: false` and the like constrain nothing, and it refuses them
-/// by name. What holds together with another subschema (`is_alone` is false) gets no bounds, which could contradict that one's.
+/// A subschema and its subschemas in the form the compiler accepts. `uniqueItems: false` and the like constrain
+/// nothing, but the compiler refuses them by name. A subschema that applies together with another one (`is_alone` is
+/// false) gets no bounds, since they could contradict the other one's.
 fn prepared_part(object: &Map<String, Value>, is_alone: bool) -> Map<String, Value> {
     let keep = |(key, value): &(&String, &Value)| !is_idle(key, value);
     let mut part: Map<String, Value> = object
@@ -109,7 +109,7 @@ fn prepared_part(object: &Map<String, Value>, is_alone: bool) -> Map<String, Val
     part
 }
 
-/// Refuses what cannot be enforced: the place, as a JSON pointer, and the reason.
+/// Refuses what cannot be enforced: returns its location, as a JSON pointer, and the reason.
 pub(super) fn check(schema: &Value) -> Result<(), (String, String)> {
     if *schema == Value::Bool(false) {
         return Err((String::new(), "nothing satisfies `false`".to_owned()));
@@ -133,7 +133,7 @@ fn check_reference(root: &Value, pointer: &str, object: &Map<String, Value>) -> 
     unresolved(root, object).map_or(Ok(()), |reason| Err((format!("{pointer}/$ref"), reason)))
 }
 
-/// What is wrong with a subschema's reference, if it has one that leads nowhere.
+/// The fault of a subschema's reference, if it has one that cannot be resolved.
 pub(super) fn unresolved(root: &Value, object: &Map<String, Value>) -> Option<String> {
     let Some(reference) = object.get("$ref")?.as_str() else { return Some("it must be a string".to_owned()) };
     let Some(fragment) = reference.strip_prefix('#') else {
@@ -147,7 +147,7 @@ pub(super) fn unresolved(root: &Value, object: &Map<String, Value>) -> Option<St
 }
 
 /// Every proper subschema with its pointer, innermost first, each with the root's definitions so that it can be
-/// compiled by itself.
+/// compiled on its own.
 pub(super) fn parts_innermost_first(schema: &Value) -> Vec<(String, Value)> {
     let mut parts: Vec<(String, Value)> = Vec::new();
     let collected = visit(schema, "", 0, &mut |pointer, part| {
@@ -175,7 +175,7 @@ pub(super) fn parts_innermost_first(schema: &Value) -> Vec<(String, Value)> {
 
 type Visitor<'a> = dyn FnMut(&str, &Value) -> Result<(), (String, String)> + 'a;
 
-/// Calls `visitor` for `schema` and every subschema of it.
+/// Calls `visitor` for `schema` and each of its subschemas.
 fn visit(schema: &Value, pointer: &str, depth: usize, visitor: &mut Visitor<'_>) -> Result<(), (String, String)> {
     if depth > MAX_DEPTH {
         return Err((pointer.to_owned(), format!("it is nested more than {MAX_DEPTH} deep")));
@@ -205,7 +205,7 @@ fn visit(schema: &Value, pointer: &str, depth: usize, visitor: &mut Visitor<'_>)
     Ok(())
 }
 
-/// A name in a JSON pointer (RFC 6901).
+/// Escapes a name for use in a JSON pointer (RFC 6901).
 pub(super) fn escaped(name: &str) -> String {
     name.replace('~', "~0").replace('/', "~1")
 }

@@ -1,9 +1,9 @@
-//! Constrained output: the tokens that keep an answer inside a language.
+//! Constrained output: computes the tokens that keep an answer within a language.
 //!
-//! llguidance does the parsing; this module gives it the model's vocabulary, checks schemas so that an error
-//! names its place, writes the grammars of tool calls, and adapts the result to the engine's
-//! [`hearth_domain::TokenConstraint`]. Build one [`GrammarCompiler`] per model. Compiling takes milliseconds, for large
-//! schemas more: call it off the async threads.
+//! llguidance does the parsing. This module gives it the model's vocabulary, checks schemas so that an error names its
+//! location, writes the grammars of tool calls, and adapts the result to the engine's
+//! [`hearth_domain::TokenConstraint`]. Build one [`GrammarCompiler`] per model. Compiling takes milliseconds, and
+//! longer for large schemas: call it off the async threads.
 
 mod call_grammar;
 mod compiled;
@@ -34,25 +34,25 @@ use self::{
 };
 use crate::tool_calls::Thinking;
 
-/// Work that one mask may take in llguidance's lexer and parser. Its defaults, named here because they are what
-/// bounds a step: about 15 ms at worst.
+/// Work that llguidance's lexer and parser may do for one mask. These are its defaults, named here because they bound a
+/// step: about 15 ms at worst.
 const STEP_LEXER_FUEL: u64 = 200_000;
 const STEP_MAX_ITEMS: usize = 50_000;
-/// Work that compiling may take: about 20 ms.
+/// Work that one compilation may do: about 20 ms.
 const COMPILE_FUEL: u64 = 1_000_000;
 const MAX_LEXER_STATES: usize = 100_000;
 const MAX_GRAMMAR_SYMBOLS: usize = 200_000;
-/// Address space for the compiler's recursion; only what it touches becomes memory.
+/// Address space for the compiler's recursion; only the touched part becomes resident.
 const COMPILE_STACK_BYTES: usize = 256 << 20;
-/// Length and nesting of an expression or a Lark grammar.
+/// Maximum length and nesting of a regular expression or a Lark grammar.
 const MAX_SOURCE_BYTES: usize = 128 << 10;
 const MAX_SOURCE_NESTING: usize = 100;
 
-/// How often something is taken away from the schemas of a request's tools that do not compile, before nothing is left of one but
-/// that its arguments are an object. Each time takes as long as a refusal, which looks for the place.
+/// How often a part is removed from the schemas of a request's tools that do not compile, before such a schema is
+/// reduced to requiring an object. Each removal costs as much as a refusal, which searches for the location.
 const MAX_WEAKENED: usize = 16;
 
-/// Why a constraint cannot be compiled. The caller wrote it, and is told the place.
+/// Why a constraint cannot be compiled. The caller wrote it, and is told the location.
 #[derive(Debug, thiserror::Error)]
 pub enum GrammarError {
     #[error("the schema cannot be enforced: at {}: {message}", Place(pointer))]
@@ -71,7 +71,7 @@ pub enum GrammarError {
     Vocabulary(String),
 }
 
-/// A JSON pointer for people: the root has no other name.
+/// Displays a JSON pointer for people: the root has no other name.
 struct Place<'a>(&'a str);
 
 impl fmt::Display for Place<'_> {
@@ -108,8 +108,8 @@ impl fmt::Debug for GrammarCompiler {
 }
 
 impl GrammarCompiler {
-    /// `logits_width`: how many logits the model gives, at least the number of tokens. Ids past the vocabulary
-    /// are never allowed.
+    /// `logits_width` is the number of logits the model produces, at least the number of tokens. Ids beyond the
+    /// vocabulary are never allowed.
     pub fn from_vocabulary(vocabulary: &GrammarVocabulary, logits_width: usize) -> Result<Self, GrammarError> {
         let environment = vocabulary::token_environment(vocabulary, logits_width)?;
         let mut factory =
@@ -127,13 +127,13 @@ impl GrammarCompiler {
         Ok(Self { factory: Arc::new(factory), vocabulary: Arc::new(vocabulary::SpecialTokens::new(vocabulary)) })
     }
 
-    /// The constraint for a whole answer.
+    /// The constraint for an entire answer.
     pub fn compile(&self, constraint: &Constraint) -> Result<CompiledConstraint, GrammarError> {
         self.compile_after_thinking(constraint, Thinking::Never, 0)
     }
 
-    /// The constraint for an answer that may begin inside thinking: with [`Thinking::Open`] everything is
-    /// allowed until the thought is closed, which is forced after `thinking_tokens` tokens.
+    /// The constraint for an answer that may begin inside a thought: with [`Thinking::Open`] everything is allowed
+    /// until the thought is closed, which is forced after `thinking_tokens` tokens.
     pub fn compile_after_thinking(
         &self,
         constraint: &Constraint,
@@ -155,11 +155,12 @@ impl GrammarCompiler {
         Ok(CompiledConstraint::new(self.after_thinking(matcher, thinking, thinking_tokens), Vec::new()))
     }
 
-    /// The constraint for an answer that may, or must, call tools; `None` when it may say anything.
+    /// The constraint for an answer that may, or must, call tools; `None` if the answer is unconstrained.
     ///
     /// Under [`ToolChoice::Required`] and [`ToolChoice::Named`] the answer is one or more calls. Under
-    /// [`ToolChoice::Auto`] it is free until it opens a call, which then has to fit one of the tools. What cannot be enforced of
-    /// a tool's schema is refused if the tool is `strict`, and otherwise [named](CompiledConstraint::unenforced).
+    /// [`ToolChoice::Auto`] it is free until it opens a call, which must then match one of the tools. Parts of a tool's
+    /// schema that cannot be enforced are refused if the tool is `strict`, and otherwise
+    /// [named](CompiledConstraint::unenforced).
     pub fn compile_tool_calls(&self, rules: &ToolCallRules<'_>) -> Result<Option<CompiledConstraint>, GrammarError> {
         if *rules.choice == ToolChoice::None || rules.tools.is_empty() {
             return Ok(None);
@@ -206,7 +207,7 @@ impl GrammarCompiler {
         State::Whole(Box::new(GrammarConstraint::new(self.factory.tok_env().clone(), matcher)))
     }
 
-    /// The vocabulary padded to the logits, and how many of its ids are tokens.
+    /// The vocabulary padded to the width of the logits, and the number of ids that are tokens.
     fn environment(&self) -> (TokEnv, usize) {
         (self.factory.tok_env().clone(), self.vocabulary.num_tokens())
     }
@@ -220,7 +221,7 @@ impl GrammarCompiler {
         })
     }
 
-    /// What can be enforced of a tool's schema, and the JSON pointers of the rest.
+    /// The enforceable part of a tool's schema, and JSON pointers to the rest.
     fn relaxed(&self, schema: &Value, tries: &mut usize) -> (Value, Vec<String>) {
         let (mut schema, mut left_out) = relaxed::relaxed(schema);
         loop {
@@ -253,7 +254,7 @@ impl GrammarCompiler {
         }
     }
 
-    /// Finds the innermost subschema that fails by itself; `message` is the whole schema's.
+    /// Finds the innermost subschema that fails on its own; `message` is the whole schema's error.
     fn locate(&self, schema: &Value, message: String) -> (String, String) {
         for (pointer, part) in json_schema::parts_innermost_first(schema) {
             let alone = TopLevelGrammar::from_json_schema(json_schema::prepared(&part, json_schema::Spacing::Flexible));
@@ -264,18 +265,18 @@ impl GrammarCompiler {
         (String::new(), message)
     }
 
-    /// A panic inside the compiler, on a grammar that some caller wrote, is one more reason to refuse it.
+    /// A panic inside the compiler, on a caller's grammar, is treated as one more reason to refuse it.
     fn matcher(&self, grammar: TopLevelGrammar) -> Result<Matcher, String> {
         let compile = AssertUnwindSafe(|| {
             let mut matcher = Matcher::new(self.factory.create_parser(grammar));
-            // Some grammars that nothing fits, or whose first step is over the limits, show it at the first mask only.
+            // Some grammars that nothing matches, or whose first step is over the limits, fail only at the first mask.
             if !matcher.is_error() && !matcher.is_stopped() {
-                // A failure stays in the matcher, where it is looked for below.
+                // The matcher remembers a failure; it is checked below.
                 let _kept = matcher.compute_mask();
             }
             matcher
         });
-        // References nest as deep as the caller chained them: more stack than a worker thread has.
+        // References nest as deep as the caller chained them, which takes more stack than a worker thread has.
         let compiled = std::thread::scope(|scope| {
             let thread = std::thread::Builder::new().stack_size(COMPILE_STACK_BYTES);
             let handle = thread.spawn_scoped(scope, || catch_unwind(compile).ok()).ok()?;
@@ -289,7 +290,7 @@ impl GrammarCompiler {
     }
 }
 
-/// The compiler's parser calls itself at each bracket, so their nesting is bounded before it sees them.
+/// The compiler's parser recurses at each bracket, so nesting is bounded before it sees the text.
 fn check_source(text: &str) -> Result<(), String> {
     if text.len() > MAX_SOURCE_BYTES {
         return Err(format!("it has {} bytes; the limit is {MAX_SOURCE_BYTES}", text.len()));
@@ -308,8 +309,8 @@ fn check_source(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// llguidance's messages go on with the grammar and its state, which tell the caller nothing; and one is a name of
-/// its own for a place after which nothing can come.
+/// llguidance's messages continue with the grammar and its state, which do not help the caller. One message is
+/// llguidance's internal name for a point after which nothing can follow.
 fn reason(message: &str) -> String {
     match message.lines().map(str::trim).find(|line| !line.is_empty()) {
         None => "it is not valid".to_owned(),

@@ -1,8 +1,8 @@
-//! Schemas of tools that ask for more than the grammar can hold an answer to.
+//! Relaxes tool schemas that ask for more than the grammar can enforce.
 //!
-//! Clients send what their own schema library writes (`propertyNames` of a record, `uniqueItems` of a set, a format of a
-//! validator's own), and most of it the model gets right by itself. So a tool that is not `strict` keeps what can be enforced, the
-//! rest is left out and named. A `strict` tool is refused instead.
+//! Clients send what their schema library produces (`propertyNames` of a record, `uniqueItems` of a set, a validator's
+//! own formats), and the model gets most of it right on its own. So a tool that is not `strict` keeps what can be
+//! enforced, and the rest is left out and named. A `strict` tool is refused instead.
 
 use serde_json::{Map, Value, json};
 
@@ -10,7 +10,7 @@ use super::json_schema::{
     MAX_DEPTH, NOT_ENFORCED, ONE_SCHEMA, SCHEMA_ARRAYS, SCHEMA_MAPS, escaped, is_idle, unresolved,
 };
 
-/// A schema without what [`super::json_schema::check`] refuses, and the JSON pointers of what was left out.
+/// A schema without the parts that [`super::json_schema::check`] refuses, and the JSON pointers of those parts.
 pub(super) fn relaxed(schema: &Value) -> (Value, Vec<String>) {
     let mut left_out = Vec::new();
     let relaxed = relax(schema, schema, "", 0, &mut left_out);
@@ -23,7 +23,7 @@ fn relax(root: &Value, schema: &Value, pointer: &str, depth: usize, left_out: &m
         anything_at(pointer)
     };
     let object = match schema {
-        // A property that nothing satisfies is one that is not to be there, which the compiler knows.
+        // A property that nothing satisfies must be absent, which the compiler supports.
         Value::Bool(_) => return schema.clone(),
         Value::Object(object) if depth <= MAX_DEPTH => object,
         _ => return anything(left_out),
@@ -53,7 +53,7 @@ fn relax(root: &Value, schema: &Value, pointer: &str, depth: usize, left_out: &m
                 Value::Object(parts.iter().map(relax).collect())
             }
             _ if ONE_SCHEMA.contains(&name) => relax(root, value, &place, depth + 1, left_out),
-            // Not what the keyword takes.
+            // The value has the wrong type for the keyword.
             _ if SCHEMA_ARRAYS.contains(&name) || SCHEMA_MAPS.contains(&name) => {
                 left_out.push(place);
                 continue;
@@ -65,12 +65,12 @@ fn relax(root: &Value, schema: &Value, pointer: &str, depth: usize, left_out: &m
     Value::Object(kept)
 }
 
-/// Takes away from a subschema that does not compile what is likeliest at fault, wherever it stands in the schema with the same
-/// value, and says where that was.
+/// Removes the most likely fault from a subschema that does not compile, everywhere in the schema where it occurs with
+/// the same value, and returns the places.
 pub(super) fn weaken(schema: &mut Value, pointer: &str) -> Vec<String> {
     let Some(part) = schema.pointer_mut(pointer) else { return Vec::new() };
     let Some(object) = part.as_object_mut() else { return Vec::new() };
-    // Alternatives that overlap: one of them, or several.
+    // Overlapping alternatives: one of them, or several.
     if let Some(alternatives) = object.remove("oneOf") {
         let either = json!({"anyOf": alternatives});
         match object.get_mut("allOf") {
@@ -90,7 +90,7 @@ pub(super) fn weaken(schema: &mut Value, pointer: &str) -> Vec<String> {
     vec![pointer.to_owned()]
 }
 
-/// Anything; of the whole schema, any object, which arguments always are.
+/// A schema that accepts anything; for the whole schema, any object, since arguments always are one.
 fn anything_at(pointer: &str) -> Value {
     if pointer.is_empty() { json!({"type": "object"}) } else { json!({}) }
 }

@@ -1,5 +1,5 @@
-//! Random walks: tokens drawn from the allowed ones until the answer is complete, which then has to satisfy
-//! what was asked for.
+//! Random walks: tokens are drawn from the allowed ones until the answer is complete, and the answer must then satisfy
+//! the constraint.
 
 use hearth_domain::TokenConstraint;
 use proptest::prelude::*;
@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use super::*;
 use crate::tool_calls::{OutputParser, ParsedPiece, ToolFormat};
 
-/// Every byte, some longer tokens that cross JSON's borders, and special tokens at the end.
+/// Every byte, some longer tokens that cross JSON's token boundaries, and special tokens at the end.
 fn vocabulary() -> GrammarVocabulary {
     let mut tokens: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
     let words = [
@@ -55,7 +55,7 @@ fn vocabulary() -> GrammarVocabulary {
     }
 }
 
-/// Wider than the vocabulary, as models' logits are, and no multiple of 32.
+/// Wider than the vocabulary, like models' logits, and not a multiple of 32.
 const LOGITS_WIDTH: usize = 330;
 
 fn compiler() -> &'static GrammarCompiler {
@@ -65,7 +65,7 @@ fn compiler() -> &'static GrammarCompiler {
     &COMPILER
 }
 
-/// Walks to the end of the answer and gives its text. `steer` prefers tokens, as a model would.
+/// Walks to the end of the answer and returns its text. `steer` prefers tokens, as a model would.
 fn walk(constraint: &mut dyn TokenConstraint, seed: u64, steer: &dyn Fn(&[u8], &str) -> bool) -> String {
     let vocabulary = vocabulary();
     let mut random = ChaCha8Rng::seed_from_u64(seed);
@@ -94,7 +94,7 @@ fn walk(constraint: &mut dyn TokenConstraint, seed: u64, steer: &dyn Fn(&[u8], &
     panic!("the answer does not end: {}", String::from_utf8_lossy(&bytes[..200]));
 }
 
-/// What closes a string, an object or an array, or ends the answer.
+/// Tokens that close a string, an object or an array, or end the answer.
 fn closes(token: &[u8], _text: &str) -> bool {
     matches!(token, b"\"" | b"}" | b"]" | b"</s>" | b"<|eot|>" | b"\"}")
 }
@@ -158,12 +158,12 @@ fn check_walk(schema: &Value, seed: u64) -> Result<(), String> {
     let mut constraint = one(compiled);
     let text = walk(constraint.as_mut(), seed, &closes);
     match serde_json::from_str(&text) {
-        // JSON has no largest number; the reader of this test has.
+        // JSON has no largest number, but this test's parser does.
         Err(error) if error.to_string().contains("out of range") => Ok(()),
         Err(error) => Err(format!("{schema}: {text:?}: {error}")),
-        // A leap second is allowed on any day by the grammar, and on few by the validator.
+        // The grammar allows a leap second on any day, the validator only on a few.
         Ok(Value::String(time)) if time.contains(":60") => Ok(()),
-        // The grammar's months have their days, of whatever year.
+        // In the grammar the number of days in a month does not depend on the year.
         Ok(Value::String(date)) if date.get(4..10) == Some("-02-29") => Ok(()),
         Ok(value) if is_valid(schema, &value) => Ok(()),
         Ok(_) => Err(format!("{schema} does not allow {text}")),
@@ -375,7 +375,7 @@ fn free_answers_are_free_until_a_call_opens() {
             let rules = rules(&tools, &ToolChoice::Auto, format);
             let mut constraint =
                 compiler().compile_tool_calls(&rules).expect("compiles").map(one).expect("a constraint");
-            // The model says the opening byte by byte, and then anything that is allowed.
+            // The model writes the opening byte by byte, and then anything that is allowed.
             let opening_special = vocabulary().tokens.iter().rposition(|token| *token == format.marker().as_bytes());
             let plain = opening.strip_suffix(format.marker());
             let mut said: Vec<u32> = plain.unwrap_or(&opening).bytes().map(u32::from).collect();
@@ -415,7 +415,7 @@ fn a_free_answer_may_end_without_a_call_and_goes_on_after_one() {
         assert!(mask[byte as usize / 32] >> (byte % 32) & 1 == 1, "{:?}", byte as char);
         constraint.accept(u32::from(byte)).expect("allowed");
     }
-    // What follows a call's opening must be a call, even when it comes in one token with the opening.
+    // What follows a call's opening must be a call, even if it comes in one token with the opening.
     let mut constraint = compiler().compile_tool_calls(&rules).expect("compiles").map(one).expect("a constraint");
     for text in ["<", "tool_", "call", ">{\"", "name"] {
         let id = vocabulary().tokens.iter().position(|token| token == text.as_bytes()).expect("a token") as u32;
@@ -437,7 +437,7 @@ fn thoughts_are_free_and_bounded_before_a_forced_answer() {
             ..rules(&tools, &ToolChoice::Required, ToolFormat::Hermes)
         };
         let mut constraint = compiler().compile_tool_calls(&rules).expect("compiles").map(one).expect("a constraint");
-        // In its thought this model writes words only, and no broken characters.
+        // In its thought this model writes only words, and no broken characters.
         let vocabulary_words = |token: &[u8], text: &str| {
             if text.contains("</think>") { closes(token, text) } else { token == b"the" || token == b"</think>" }
         };
@@ -453,7 +453,7 @@ fn thoughts_are_free_and_bounded_before_a_forced_answer() {
     assert!(answer == "true" || answer == "false", "{text}");
 }
 
-/// A walk that takes a liked token wherever there is one.
+/// A walk that takes a preferred token whenever one is allowed.
 fn walk_always(constraint: &mut dyn TokenConstraint, seed: u64, steer: &dyn Fn(&[u8], &str) -> bool) -> String {
     let vocabulary = vocabulary();
     let mut random = ChaCha8Rng::seed_from_u64(seed);
@@ -500,7 +500,7 @@ fn bad_tools_are_refused_by_name() {
     assert!(GrammarCompiler::from_vocabulary(&GrammarVocabulary::default(), 10).is_err());
 }
 
-/// What the schema libraries of real clients write.
+/// Schemas that the schema libraries of real clients produce.
 #[test]
 fn what_cannot_be_enforced_of_a_tool_is_left_out_and_named() {
     let place = |schema: Value| {
@@ -584,7 +584,7 @@ fn answers_of_one_request_go_their_own_ways() {
     }
 }
 
-/// Constraints meant to exhaust the compiler, called from a thread with a small stack.
+/// Constraints designed to exhaust the compiler, called from a thread with a small stack.
 #[test]
 fn hostile_constraints_end_in_answers_or_errors() {
     let chain = |length: usize| {

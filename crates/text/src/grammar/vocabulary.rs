@@ -1,4 +1,4 @@
-//! The model's vocabulary as llguidance needs it: exact bytes, special tokens apart from text.
+//! The model's vocabulary in the form llguidance needs: exact bytes, with special tokens separate from text.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -7,19 +7,19 @@ use toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 use super::GrammarError;
 use crate::tokenizer::Tokenizer;
 
-/// What constrained output has to know of a tokenizer.
+/// What constrained output needs to know about a tokenizer.
 #[derive(Clone, Debug, Default)]
 pub struct GrammarVocabulary {
-    /// Each token's exact bytes; empty for a token that stands for nothing.
+    /// Each token's exact bytes; empty for a token without text.
     pub tokens: Vec<Vec<u8>>,
-    /// Tokens that are no text: the grammar never takes them for the characters they are written with.
+    /// Tokens that are not text: the grammar never takes them for the characters that spell them.
     pub special: Vec<u32>,
-    /// Tokens that end an answer, at least one. Allowed exactly when the answer is complete.
+    /// Tokens that end an answer, at least one. Allowed if and only if the answer is complete.
     pub end_of_generation: Vec<u32>,
 }
 
 impl GrammarVocabulary {
-    /// Of a model's tokenizer.
+    /// The vocabulary of a model's tokenizer.
     pub fn new(tokenizer: &Tokenizer) -> Self {
         let ids = 0..u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX);
         Self {
@@ -30,11 +30,11 @@ impl GrammarVocabulary {
     }
 }
 
-/// The trie counts a token's length in so many bytes; longer ones, which no real vocabulary has, are left out.
+/// The trie limits a token's length to this many bytes; longer tokens, which no real vocabulary has, are left out.
 const MAX_TOKEN_BYTES: usize = 250;
 
-/// Builds the token trie, padded to the model's logits. Tokenization is greedy: it is used for the rest of a
-/// token after a marker, never to force the model's own choice of tokens.
+/// Builds the token trie, padded to the width of the model's logits. Tokenization is greedy: it is used for the rest of
+/// a token after a marker, never to force the model's own choice of tokens.
 pub(super) fn token_environment(vocabulary: &GrammarVocabulary, logits_width: usize) -> Result<TokEnv, GrammarError> {
     let width = logits_width.max(vocabulary.tokens.len());
     let mut words: Vec<Vec<u8>> = Vec::with_capacity(width);

@@ -1,21 +1,20 @@
-//! Finds control and user-defined tokens in a text before anything else looks at it.
+//! Finds control and user-defined tokens in a text before any other processing.
 //!
-//! A user-defined token is found in any text. A control token is found only where the caller says that special
-//! tokens are to be parsed, so that what a user types cannot end a turn. The longest token that starts leftmost
-//! wins, as in the `tokenizers` crate.
+//! A user-defined token is found in any text. A control token is found only if the caller asks for special tokens to be
+//! parsed, so that user input cannot end a turn. The leftmost-longest token wins, as in the `tokenizers` crate.
 
 use aho_corasick::{AhoCorasick, MatchKind};
 
 use super::{TokenKind, TokenizerError, vocabulary::Vocabulary};
 
-/// White space that a token takes with it out of the text around it.
+/// White space that a token removes from the text around it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Strip {
     pub(super) left: bool,
     pub(super) right: bool,
 }
 
-/// A text, cut at its added tokens.
+/// A piece of a text split at its added tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fragment<'a> {
     Text(&'a str),
@@ -26,19 +25,19 @@ pub(super) enum Fragment<'a> {
 pub(super) struct AddedTokens {
     always: Finder,
     with_special: Finder,
-    /// Every place where a control token is spelled; tokens of one character cannot be told from text.
+    /// Finds every place where a control token is spelled; tokens of one character cannot be told from text.
     control: Option<AhoCorasick>,
 }
 
 #[derive(Debug)]
 struct Finder {
-    /// `None` where there is nothing to find.
+    /// `None` if there is nothing to find.
     automaton: Option<AhoCorasick>,
     tokens: Vec<(u32, Strip)>,
 }
 
 impl AddedTokens {
-    /// Collects the tokens of a vocabulary; `strip` says what each takes with it.
+    /// Collects the tokens of a vocabulary; `strip` says what white space each one removes.
     pub(super) fn new(vocabulary: &Vocabulary, strip: impl Fn(u32) -> Strip) -> Result<Self, TokenizerError> {
         let of_kinds = |kinds: &[TokenKind]| {
             Finder::new(
@@ -63,7 +62,7 @@ impl AddedTokens {
         self.control.as_ref().is_some_and(|automaton| automaton.is_match(text))
     }
 
-    /// The text with `mark` behind the first character of each control token that is spelled in it.
+    /// The text with `mark` inserted after the first character of each control token spelled in it.
     pub(super) fn mark_control_texts(&self, text: &str, mark: char) -> String {
         let Some(automaton) = &self.control else { return text.to_owned() };
         let mut starts: Vec<usize> = automaton.find_overlapping_iter(text).map(|found| found.start()).collect();
@@ -86,7 +85,7 @@ impl AddedTokens {
     }
 }
 
-/// `None` for no texts.
+/// `None` if there are no texts.
 fn automaton(texts: Vec<&str>, kind: MatchKind) -> Result<Option<AhoCorasick>, TokenizerError> {
     if texts.is_empty() {
         return Ok(None);
@@ -108,7 +107,7 @@ impl Finder {
         if let Some(automaton) = &self.automaton {
             for found in automaton.find_iter(text) {
                 let (id, strip) = self.tokens[found.pattern().as_usize()];
-                // A token to the left may already have taken the white space that this one starts with.
+                // A token to the left may already have taken the white space with which this one starts.
                 let Some(mut before) = text.get(start..found.start()) else { continue };
                 if strip.left {
                     before = before.trim_end();

@@ -1,8 +1,8 @@
-//! Byte-pair encoding: merges the neighbours whose pair has the lowest rank until none is left.
+//! Byte-pair encoding: repeatedly merges the neighbouring pair with the lowest rank until no pair can be merged.
 //!
-//! Own code because a vocabulary out of a GGUF file may lack the result of a merge, which the `tokenizers` crate
-//! refuses to load, and because ids are merged here without a string for each token. A heap of candidate merges over
-//! a linked list of symbols makes it O(n log n) in the length of the word.
+//! This is our own code because a vocabulary from a GGUF file may lack the result of a merge, which the `tokenizers`
+//! crate refuses to load, and because ids are merged here without a string per token. A heap of candidate merges over a
+//! linked list of symbols makes it O(n log n) in the length of the word.
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
@@ -17,17 +17,17 @@ use super::{
     vocabulary::{META_SPACE, Vocabulary},
 };
 
-/// A symbol that no merge mentions and that is not in the vocabulary.
+/// A symbol that occurs in no merge and is not in the vocabulary.
 const NO_SYMBOL: u32 = u32::MAX;
-/// The end of the list of symbols.
+/// The end of the linked list of symbols.
 const NONE: u32 = u32::MAX;
 
-/// Merges with the pre-tokenizer in front of them.
+/// The merges, with their pre-tokenizer.
 #[derive(Debug)]
 pub(super) struct BytePairEncoder {
     pre_tokenizer: PreTokenizer,
-    /// Rank and result for each pair of symbols. Symbols below the size of the vocabulary are token ids; further
-    /// ones are results of merges that the vocabulary lacks.
+    /// Rank and result for each pair of symbols. Symbols below the vocabulary size are token ids; higher ones are merge
+    /// results that the vocabulary lacks.
     merges: AHashMap<(u32, u32), Merge>,
     /// Symbols that are not in the vocabulary.
     extra_symbols: AHashMap<Box<str>, u32>,
@@ -35,9 +35,9 @@ pub(super) struct BytePairEncoder {
     /// The symbol of each single byte, for byte-level vocabularies.
     byte_symbols: Box<[u32; 256]>,
     ignore_merges: bool,
-    /// A merge reaches across the space between two words.
+    /// Whether a merge crosses the space between two words.
     joins_words: bool,
-    /// Words are UTF-8 with U+2581 for a space, and what is not in the vocabulary falls back to bytes.
+    /// Words are UTF-8 with U+2581 for a space, and text not in the vocabulary falls back to bytes.
     meta_space: bool,
     unknown: Option<u32>,
 }
@@ -48,7 +48,7 @@ struct Merge {
     result: u32,
 }
 
-/// Part of a word, in a list that merges shorten.
+/// Part of a word, in a linked list that merges shorten.
 #[derive(Clone, Copy, Debug)]
 struct Symbol {
     id: u32,
@@ -58,7 +58,7 @@ struct Symbol {
     next: u32,
 }
 
-/// A merge that can be done, ordered by rank and then by place.
+/// A possible merge, ordered by rank and then by position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Candidate {
     rank: u32,
@@ -69,7 +69,7 @@ struct Candidate {
     result: u32,
 }
 
-/// Buffers that words share.
+/// Buffers reused across words.
 #[derive(Default)]
 struct Scratch {
     symbols: Vec<Symbol>,
@@ -78,7 +78,7 @@ struct Scratch {
 }
 
 impl BytePairEncoder {
-    /// `merges` in order of rank, each two spellings with a space between them.
+    /// `merges` are in order of rank; each is two spellings separated by a space.
     pub(super) fn new(
         vocabulary: &Vocabulary,
         merges: &[String],
@@ -116,7 +116,7 @@ impl BytePairEncoder {
         Ok(encoder)
     }
 
-    /// How many bytes the vocabulary has no token for.
+    /// The number of bytes for which the vocabulary has no token.
     pub(super) fn missing_bytes(&self, vocabulary: &Vocabulary) -> usize {
         match self.meta_space {
             true => (0..=u8::MAX).filter(|byte| vocabulary.byte_token(*byte).is_none()).count(),
@@ -124,12 +124,12 @@ impl BytePairEncoder {
         }
     }
 
-    /// Whether no merge joins what stands before and behind a space between two ASCII letters.
+    /// Whether no merge crosses a space between two ASCII letters.
     pub(super) fn keeps_words_apart(&self) -> bool {
         if self.meta_space { !self.joins_words } else { self.pre_tokenizer.split("ab cd") == [0..2, 2..5] }
     }
 
-    /// Whether no text is without a token.
+    /// Whether every byte of a text gets a token, if only the unknown token.
     pub(super) fn keeps_every_byte(&self, vocabulary: &Vocabulary) -> bool {
         let has_token = |byte: u8| match self.meta_space {
             true => vocabulary.byte_token(byte).is_some(),
@@ -138,10 +138,10 @@ impl BytePairEncoder {
         self.unknown.is_some() || utf8_bytes().all(has_token)
     }
 
-    /// Bytes that a token stands for at most.
+    /// The maximum number of bytes that one token stands for.
     pub(super) fn longest_token(&self, vocabulary: &Vocabulary) -> usize {
         let bytes = |id: u32, text: &str| match self.meta_space {
-            // The text may have a space or U+2581 itself.
+            // The text itself may contain a space or U+2581.
             true => text.len(),
             false => vocabulary.bytes(id).map_or(0, |bytes| bytes.len()),
         };
@@ -160,7 +160,7 @@ impl BytePairEncoder {
         *self.extra_symbols.entry(spelling.into()).or_insert(next)
     }
 
-    /// Appends the tokens of a text that holds no added tokens.
+    /// Appends the tokens of a text without added tokens.
     pub(super) fn encode(&self, vocabulary: &Vocabulary, text: &str, ids: &mut Vec<u32>) {
         let escaped;
         let text = if self.meta_space {
@@ -193,10 +193,10 @@ impl BytePairEncoder {
         }
     }
 
-    /// The token that a word is without any merge.
+    /// The token for a whole word, found without merges.
     fn whole_word(&self, vocabulary: &Vocabulary, word: &str, scratch: &mut Scratch) -> Option<u32> {
         if self.meta_space {
-            // Runs of line ends are tokens that no merge makes.
+            // Runs of line feeds are tokens that no merge produces.
             return word.bytes().all(|byte| byte == b'\n').then(|| vocabulary.id(word)).flatten();
         }
         if !self.ignore_merges {
@@ -236,8 +236,8 @@ impl BytePairEncoder {
         while let Some(Reverse(candidate)) = candidates.pop() {
             let left = symbols[candidate.left as usize];
             let right = symbols[candidate.right as usize];
-            // Either side may have been merged since: a symbol that was swallowed has no id, and one that grew has
-            // another one.
+            // Either side may have been merged since: a symbol that was absorbed has no id, and one that grew has a
+            // different id.
             if left.id != candidate.left_id || right.id != candidate.right_id || left.next != candidate.right {
                 continue;
             }
@@ -270,7 +270,7 @@ impl BytePairEncoder {
         }
     }
 
-    /// A symbol without a token: its bytes, or the unknown token where the vocabulary lacks those too.
+    /// A symbol without a token: emits its bytes, or the unknown token if the vocabulary lacks those too.
     fn push_bytes(&self, vocabulary: &Vocabulary, bytes: &[u8], ids: &mut Vec<u32>) {
         for byte in bytes {
             let id = if self.meta_space {

@@ -1,11 +1,11 @@
-//! The alphabet in which byte-level BPE vocabularies are written: one printable character for each byte.
+//! The alphabet in which byte-level BPE vocabularies are written: one printable character per byte.
 //!
 //! GPT-2 keeps the printable Latin-1 bytes as they are and moves the rest to U+0100 and up, in order of the byte
 //! (`bytes_to_unicode` in its `encoder.py`). Every byte-level vocabulary since uses the same table.
 
 use std::sync::LazyLock;
 
-/// The first character that stands for a byte which is not printable itself.
+/// The first character that stands for a byte that is not itself printable.
 const FIRST_MOVED: u32 = 0x100;
 /// There are 68 bytes that are not printable in Latin-1.
 const MOVED: usize = 68;
@@ -36,7 +36,7 @@ fn stands_for_itself(byte: u8) -> bool {
     matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF)
 }
 
-/// The bytes that a text in UTF-8 can have.
+/// The bytes that can occur in UTF-8 text.
 pub(super) fn utf8_bytes() -> impl Iterator<Item = u8> {
     (0..=u8::MAX).filter(|byte| !matches!(byte, 0xC0 | 0xC1 | 0xF5..))
 }
@@ -46,7 +46,7 @@ pub(super) fn char_of_byte(byte: u8) -> char {
     TABLES.char_of_byte[usize::from(byte)]
 }
 
-/// The byte that a character stands for, if it is of the alphabet.
+/// The byte that a character stands for, if the character belongs to the alphabet.
 pub(super) fn byte_of_char(character: char) -> Option<u8> {
     let code = u32::from(character);
     if let Ok(byte) = u8::try_from(code) {
@@ -55,8 +55,8 @@ pub(super) fn byte_of_char(character: char) -> Option<u8> {
     TABLES.byte_of_moved.get(code.checked_sub(FIRST_MOVED)? as usize).copied()
 }
 
-/// The bytes that a vocabulary entry stands for. A character outside the alphabet, as some hand-added entries
-/// have, stands for its own UTF-8.
+/// The bytes that a vocabulary entry stands for. A character outside the alphabet, as in some manually added entries,
+/// stands for its own UTF-8 bytes.
 pub(super) fn decode(entry: &str) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(entry.len());
     for character in entry.chars() {

@@ -2,8 +2,8 @@
 //! texts that replace them.
 //!
 //! The layout is Darts-clone's (units of 32 bits, see `darts.h` in SentencePiece): a length in bytes, the trie, then
-//! the replacements, each ended by a zero byte. The crates that read it index without checks; this one is for files of
-//! unknown origin, so every offset is checked.
+//! the replacements, each terminated by a zero byte. The crates that read it index without checks; this reader is for
+//! files of unknown origin, so every offset is checked.
 
 use unicode_segmentation::UnicodeSegmentation;
 
@@ -26,8 +26,8 @@ impl CharacterMap {
         Some(Self { trie, replacements: replacements.to_vec() })
     }
 
-    /// The text with every prefix that the table knows replaced. A grapheme of a few bytes is looked up whole first,
-    /// then its characters one by one, as the `tokenizers` crate does.
+    /// The text with every prefix in the table replaced. A grapheme of a few bytes is first looked up whole, then
+    /// character by character, as in the `tokenizers` crate.
     pub(super) fn apply(&self, text: &str) -> String {
         let mut normalized = String::with_capacity(text.len());
         for grapheme in text.graphemes(true) {
@@ -45,7 +45,7 @@ impl CharacterMap {
         normalized
     }
 
-    /// What the shortest known prefix of `text` becomes.
+    /// The replacement for the shortest known prefix of `text`.
     fn replacement(&self, text: &str) -> Option<&str> {
         let mut node = 0_u32;
         let mut unit = *self.trie.first()?;

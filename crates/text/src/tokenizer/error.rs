@@ -1,10 +1,10 @@
-//! What can be wrong with a tokenizer: what it is, where it is from, and what to do next.
+//! What can be wrong with a tokenizer: what it is, where it comes from, and what to do next.
 
 use std::path::PathBuf;
 
 use hearth_domain::error::{Error, ErrorKind};
 
-/// A tokenizer that cannot be loaded, or a text that it cannot encode.
+/// A tokenizer that cannot be loaded, or a text that cannot be encoded.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
     #[error("cannot read {path}: {source}", path = .path.display())]
@@ -13,7 +13,7 @@ pub enum TokenizerError {
     #[error("{path} is not a tokenizer.json that Hearth can read: {problem}", path = .path.display())]
     Json { path: PathBuf, problem: String },
 
-    /// A key that the tokenizer needs is not in the file's metadata.
+    /// The file's metadata lacks a key that the tokenizer needs.
     #[error("{path} has no {key}, which its tokenizer needs: convert the model again", path = .path.display())]
     MissingKey { path: PathBuf, key: &'static str },
 
@@ -21,7 +21,7 @@ pub enum TokenizerError {
     #[error("{path} has a {key} that {problem}: convert the model again", path = .path.display())]
     BadValue { path: PathBuf, key: &'static str, problem: String },
 
-    /// `tokenizer.ggml.model` names a kind of tokenizer that is not there.
+    /// `tokenizer.ggml.model` names an unsupported kind of tokenizer.
     #[error(
         "{path} has a tokenizer of the kind \"{kind}\"; Hearth has \"gpt2\" (byte-level BPE), \"gemma4\", \"llama\" \
          (SentencePiece), \"bert\" (WordPiece) and \"t5\" (Unigram)",

@@ -1,4 +1,4 @@
-//! A tokenizer out of a GGUF file's metadata, with the defaults that llama.cpp has for each kind.
+//! Builds a tokenizer from a GGUF file's metadata, with llama.cpp's defaults for each kind.
 
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ enum Kind {
     Unigram,
 }
 
-/// What holds for a kind where the file does not say.
+/// A kind's defaults for what the file does not specify.
 struct Defaults {
     special: SpecialIds,
     add_bos: bool,
@@ -43,7 +43,7 @@ struct Defaults {
 }
 
 impl Tokenizer {
-    /// The tokenizer that a GGUF file carries in its metadata.
+    /// The tokenizer described by a GGUF file's metadata.
     pub fn from_gguf(metadata: &Metadata) -> Result<Self, TokenizerError> {
         let kind = kind_of(metadata)?;
         let defaults = defaults_of(kind, metadata);
@@ -61,7 +61,7 @@ impl Tokenizer {
             Kind::WordPiece => word_piece(metadata, &vocabulary, special.unknown)?,
             Kind::Unigram => unigram(metadata, &vocabulary, special.unknown, space_prefix)?,
         };
-        // Gemma 4 needs its BOS, and some of its files deny it.
+        // Gemma 4 needs its BOS, although some of its files say otherwise.
         let needs_bos = matches!(kind, Kind::BytePair(Family { add_bos: true, meta_space: true, .. }));
         let add_bos = needs_bos || flag("tokenizer.ggml.add_bos_token", defaults.add_bos);
         let add_eos = flag("tokenizer.ggml.add_eos_token", defaults.add_eos);
@@ -114,7 +114,7 @@ fn defaults_of(kind: Kind, metadata: &Metadata) -> Defaults {
     let ids = SpecialIds::default();
     match kind {
         Kind::BytePair(family) => {
-            // Files of old name no special tokens; 11 is GPT-2's convention of that time, as llama.cpp keeps it.
+            // Old files name no special tokens; 11 was GPT-2's convention at that time, and llama.cpp keeps it.
             let named = family.meta_space || matches!(metadata.str(PRE), Some("chatglm-bpe" | "glm4" | "glm5"));
             let bos = (!named).then_some(11);
             let eos = (!family.meta_space).then_some(11);
@@ -206,13 +206,14 @@ fn special_ids_of(metadata: &Metadata, vocabulary: &Vocabulary, defaults: Specia
         eot: id("eot", None),
         eom: id("eom", None),
         unknown: id("unknown", defaults.unknown),
-        // The key has been misspelled since its introduction.
+        // The key has been misspelled since it was introduced.
         separator: id("seperator", defaults.separator),
         fill_in_the_middle: [id("fim_pad", None), id("fim_rep", None), id("fim_sep", None)],
     }
 }
 
-/// Which added tokens take white space with them. GGUF does not carry it, so it is known by model, as in llama.cpp.
+/// Which added tokens remove white space around them. GGUF does not store this, so it is hard-coded by model, as in
+/// llama.cpp.
 fn strip_rule(kind: Kind, metadata: &Metadata, vocabulary: &Vocabulary) -> impl Fn(u32) -> Strip {
     let pre = metadata.str(PRE).unwrap_or("");
     let architecture = metadata.str("general.architecture").unwrap_or("");
@@ -224,7 +225,7 @@ fn strip_rule(kind: Kind, metadata: &Metadata, vocabulary: &Vocabulary) -> impl 
     } else {
         None
     };
-    // In Phi-3's own tokenizer.json, all added tokens but these take the white space to their right.
+    // In Phi-3's own tokenizer.json, all added tokens except these remove the white space to their right.
     let is_phi3 =
         kind == Kind::SentencePiece && (architecture == "phi3" || name.contains("phi-3") || name.contains("phi3"));
     let exceptions: Vec<u32> =
@@ -289,8 +290,8 @@ fn unigram(
     let unknown =
         unknown.ok_or_else(|| TokenizerError::MissingKey { path: path(), key: "tokenizer.ggml.unknown_token_id" })?;
     let scores = scores_of(metadata, vocabulary)?;
-    // Control tokens are found before the model looks at a text. What is left of them must not lower the score that
-    // unknown characters get, which is the lowest of all, less ten.
+    // Control tokens are found before the model processes a text. Their scores must not lower the score of unknown
+    // characters, which is the lowest score minus ten.
     let tokens = vocabulary
         .iter()
         .map(|(id, text, kind)| {
@@ -302,7 +303,7 @@ fn unigram(
     Ok(Encoder::Unigram(UnigramEncoder::new(tokens, unknown, character_map, space_prefix, merge_spaces)?))
 }
 
-/// One score for each token.
+/// One score per token.
 fn scores_of(metadata: &Metadata, vocabulary: &Vocabulary) -> Result<Vec<f32>, TokenizerError> {
     let scores = match metadata.f32s(SCORES) {
         Some(scores) => scores.to_vec(),
@@ -320,7 +321,7 @@ fn scores_of(metadata: &Metadata, vocabulary: &Vocabulary) -> Result<Vec<f32>, T
 
 fn note_missing_bytes(metadata: &Metadata, missing: usize) {
     if missing > 0 {
-        // Not a warning: published vocabularies have such gaps, and the operator of the server cannot fill them.
+        // Not a warning: published vocabularies have such gaps, and the server's operator cannot fill them.
         tracing::info!(
             file = %metadata.path().display(),
             missing,

@@ -1,6 +1,6 @@
-//! A `tokenizer.json` as model hubs have it, run by the `tokenizers` crate as it stands: normalizer, pre-tokenizer,
-//! model and post-processor are the file's own. Truncation and padding in the file are switched off, for whoever
-//! embeds a text decides on its length.
+//! A `tokenizer.json` from a model hub, run by the `tokenizers` crate unmodified: normalizer, pre-tokenizer, model and
+//! post-processor are the file's own. Truncation and padding in the file are disabled, because the embedder decides on
+//! a text's length.
 
 use std::{
     path::Path,
@@ -17,25 +17,26 @@ use super::{
     vocabulary::{Spelling, TokenKind, Vocabulary, byte_of_hex_spelling},
 };
 
-/// The crate's tokenizer, which parses special tokens in the text, and a copy that does not, made when first needed.
+/// The crate's tokenizer that parses special tokens in the text, and a copy that does not, created on first use.
 #[derive(Debug)]
 pub(super) struct HubEncoder {
     parsing_special: tokenizers::Tokenizer,
     plain: OnceLock<tokenizers::Tokenizer>,
 }
 
-/// What a file says.
+/// The contents of a tokenizer file.
 #[derive(Debug)]
 pub(super) struct HubFile {
     pub(super) encoder: HubEncoder,
     pub(super) vocabulary: Vocabulary,
     pub(super) special: SpecialIds,
-    /// The text gets a space in front that decoding takes away again.
+    /// Whether encoding puts a space in front of the text that decoding removes again.
     pub(super) space_prefix: bool,
 }
 
 impl HubFile {
-    /// Reads `tokenizer.json`, and the names of the special tokens from `tokenizer_config.json` beside it, if there.
+    /// Reads `tokenizer.json`, and the names of the special tokens from a `tokenizer_config.json` beside it, if
+    /// present.
     pub(super) fn open(path: &Path) -> Result<Self, TokenizerError> {
         let text =
             std::fs::read_to_string(path).map_err(|source| TokenizerError::Io { path: path.to_owned(), source })?;
@@ -83,8 +84,8 @@ impl HubEncoder {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The ids of a text that comes in parts, and whether it was all of it. `next` is told how many tokens there are so
-    /// far, and gives a part and whether it is the last, or nothing more.
+    /// The ids of a text that comes in parts, and whether all of it was encoded. `next` takes the number of tokens so
+    /// far and returns a part and whether it is the last, or `None` to stop.
     pub(super) fn encode_parts<'a>(
         &self,
         add_special: bool,
@@ -102,7 +103,7 @@ impl HubEncoder {
         Ok((encoding.get_ids().to_vec(), is_whole))
     }
 
-    /// Whether a text's words are looked at one by one, as BERT's are.
+    /// Whether a text's words are encoded independently, as BERT's are.
     pub(super) fn keeps_words_apart(&self) -> bool {
         let tokenizer = &self.parsing_special;
         matches!(tokenizer.get_normalizer(), None | Some(NormalizerWrapper::BertNormalizer(_)))
@@ -110,7 +111,7 @@ impl HubEncoder {
             && matches!(tokenizer.get_model(), ModelWrapper::WordPiece(_))
     }
 
-    /// What an added token takes with it out of the text around it.
+    /// The white space that an added token removes from the text around it.
     pub(super) fn strip_rule(&self) -> impl Fn(u32) -> Strip + use<> {
         let tokens = self.parsing_special.get_added_tokens_decoder();
         move |id| tokens.get(&id).map_or(Strip::default(), |token| Strip { left: token.lstrip, right: token.rstrip })
@@ -121,7 +122,7 @@ fn encode_error(error: tokenizers::Error) -> TokenizerError {
     TokenizerError::Encode { problem: error.to_string() }
 }
 
-/// Whether a component or one that it is made of is of some type.
+/// Whether a component, or one nested in it, has this type.
 fn has_type(component: &Value, kind: &str) -> bool {
     match component {
         Value::Object(fields) => {
@@ -146,7 +147,7 @@ fn spelling_of(json: &Value) -> Spelling {
     }
 }
 
-/// SentencePiece decoders take one space from the start, by `Strip` or by `Metaspace`'s own rule.
+/// SentencePiece decoders remove one leading space, through `Strip` or through `Metaspace`'s own rule.
 fn strips_first_space(decoder: &Value) -> bool {
     if has_type(decoder, "Strip") {
         return true;
@@ -160,7 +161,7 @@ fn strips_first_space(decoder: &Value) -> bool {
     })
 }
 
-/// `None` where ids are so sparse that a table of them would be absurd.
+/// `None` if the ids are so sparse that a table of them would be absurd.
 fn vocabulary_of(tokenizer: &tokenizers::Tokenizer, spelling: Spelling) -> Option<Vocabulary> {
     let entries = tokenizer.get_vocab(true);
     let size = entries.values().max().map_or(0, |id| *id as usize + 1);

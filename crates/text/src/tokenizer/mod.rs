@@ -1,7 +1,7 @@
-//! Text to token ids: one [`Tokenizer`] for what a GGUF file carries in its metadata and for a `tokenizer.json`.
+//! Text to token ids: one [`Tokenizer`] for both GGUF metadata and `tokenizer.json`.
 //!
-//! Vectors of other programs decide what is right: those that llama.cpp ships with its vocabularies, and the
-//! `tokenizers` crate's own output. Decoding a stream piece by piece is [`super::detokenizer`]'s.
+//! The reference is the output of other programs: the test vectors that llama.cpp ships with its vocabularies, and the
+//! `tokenizers` crate's own output. Incremental decoding is left to [`super::detokenizer`].
 
 mod added_tokens;
 mod bpe;
@@ -35,7 +35,7 @@ use self::{
 pub use self::{error::TokenizerError, parts::FirstTokens, vocabulary::TokenKind};
 use super::detokenizer::Detokenizer;
 
-/// A vocabulary and the way text becomes its ids. Cheap to clone; clones share everything.
+/// A vocabulary and the method that converts text to its ids. Cheap to clone; clones share everything.
 #[derive(Clone, Debug)]
 pub struct Tokenizer(Arc<Inner>);
 
@@ -43,14 +43,14 @@ pub struct Tokenizer(Arc<Inner>);
 struct Inner {
     vocabulary: Vocabulary,
     encoder: Encoder,
-    /// `None` where the encoder finds them itself.
+    /// `None` if the encoder finds them itself.
     added_tokens: Option<AddedTokens>,
-    /// What goes in front of a text and behind it.
+    /// Tokens added before and after a text.
     prefix: Vec<u32>,
     suffix: Vec<u32>,
     special: SpecialIds,
     end_of_generation: Vec<u32>,
-    /// Text gets a space in front that decoding takes away again.
+    /// Whether encoding puts a space in front of text that decoding removes again.
     space_prefix: bool,
     cuts: Cuts,
 }
@@ -65,10 +65,10 @@ enum Encoder {
 }
 
 impl Tokenizer {
-    /// A `tokenizer.json`. Its truncation and padding are switched off.
+    /// Loads a `tokenizer.json`. Its truncation and padding are disabled.
     pub fn from_file(tokenizer_json: &Path) -> Result<Self, TokenizerError> {
         let HubFile { encoder, mut vocabulary, mut special, space_prefix } = HubFile::open(tokenizer_json)?;
-        // Kinds stay the file's own here, where it says which tokens are special.
+        // Token kinds stay the file's own here, since the file says which tokens are special.
         let kinds: Vec<TokenKind> = vocabulary.iter().map(|(_, _, kind)| kind).collect();
         let end_of_generation = special_ids::settle(&mut vocabulary, &mut special);
         for (id, kind) in (0..).zip(kinds) {
@@ -91,8 +91,8 @@ impl Tokenizer {
         })))
     }
 
-    /// Token ids of a text. `add_special` puts BOS, EOS, CLS or SEP around it, as the model wants. Control tokens
-    /// in the text become themselves only with `parse_special`; without it they are text like any other.
+    /// Token ids of a text. `add_special` adds BOS, EOS, CLS or SEP around it, as the model requires. Control tokens in
+    /// the text are recognized only with `parse_special`; without it they are ordinary text.
     pub fn encode(&self, text: &str, add_special: bool, parse_special: bool) -> Result<Vec<u32>, TokenizerError> {
         let inner = &*self.0;
         if let Encoder::Hub(encoder) = &inner.encoder {
@@ -114,13 +114,13 @@ impl Tokenizer {
         self.0.added_tokens.as_ref().is_some_and(|added| added.has_control_text(text))
     }
 
-    /// The text with `mark` within each control token that is spelled in it, for [`Tokenizer::encode_first`].
+    /// The text with `mark` inserted into each control token spelled in it, for [`Tokenizer::encode_first_marked`].
     pub fn mark_control_texts(&self, text: &str, mark: char) -> String {
         self.0.added_tokens.as_ref().map_or_else(|| text.to_owned(), |added| added.mark_control_texts(text, mark))
     }
 
-    /// Appends the tokens of a text or of a part of one; `starts_afresh` says whether it goes on behind other text. What has
-    /// `mark` within is no control token, and the mark is no text.
+    /// Appends the tokens of a text or of a part of one; `starts_afresh` says whether it starts a text rather than
+    /// continuing one. A spelling that contains `mark` is not a control token, and the mark itself is dropped.
     fn encode_content(
         &self,
         text: &str,
@@ -160,7 +160,7 @@ impl Tokenizer {
         Ok(())
     }
 
-    /// The text of some tokens. Bytes that are no UTF-8 become U+FFFD; ids outside the vocabulary are left out.
+    /// The text of some tokens. Bytes that are not UTF-8 become U+FFFD; ids outside the vocabulary are skipped.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         let mut detokenizer = Detokenizer::new(self.clone(), !skip_special);
         let mut text = String::with_capacity(ids.len() * 4);
@@ -171,12 +171,12 @@ impl Tokenizer {
         text
     }
 
-    /// The exact bytes that a token puts into the text, its leading space included.
+    /// The exact bytes that a token adds to the text, including a leading space.
     pub fn token_bytes(&self, id: u32) -> Option<Cow<'_, [u8]>> {
         self.0.vocabulary.bytes(id)
     }
 
-    /// How the vocabulary spells a token.
+    /// The vocabulary's spelling of a token.
     pub fn token_text(&self, id: u32) -> Option<&str> {
         self.0.vocabulary.text(id)
     }
@@ -208,7 +208,7 @@ impl Tokenizer {
         self.0.special.eos
     }
 
-    /// Every token after which an answer is over, in order of id.
+    /// Every token that ends an answer, in order of id.
     pub fn end_of_generation(&self) -> &[u32] {
         &self.0.end_of_generation
     }
@@ -218,12 +218,12 @@ impl Tokenizer {
         self.0.special.bos.is_some() && self.0.prefix.first().copied() == self.0.special.bos
     }
 
-    /// Whether text that starts afresh gets a space in front, which decoding takes away again.
+    /// Whether text that starts afresh gets a space in front that decoding removes again.
     pub(super) fn has_space_prefix(&self) -> bool {
         self.0.space_prefix
     }
 
-    /// Whether text behind this token starts afresh, as the text's own start does.
+    /// Whether text after this token starts afresh, like the start of a text.
     pub(super) fn starts_afresh_after(&self, id: u32) -> bool {
         self.token_kind(id).is_some_and(sentence_piece::starts_afresh_after)
     }

@@ -1,10 +1,12 @@
-//! A text's first tokens without the work of the rest, and how few tokens a text can have without any.
+//! Encodes the first tokens of a text without processing the rest, and bounds a text's token count from below without
+//! encoding it.
 //!
-//! A text of megabytes that is to be cut or refused after some hundred tokens is encoded in parts, until there are
-//! enough. The parts' tokens must be the whole text's, so a text is cut only between an ASCII letter and a space with
-//! another ASCII letter behind it ("of| the"), and only where the vocabulary has nothing that reaches across such a
-//! place: no added token, no merge, no piece of the pre-tokenizer. Unigram vocabularies are never cut, for they weigh a
-//! text as a whole; neither is a `tokenizer.json`, unless it is BERT's. What cannot be cut is one part.
+//! A text of megabytes that will be cut or refused after a few hundred tokens is encoded in parts, until there are
+//! enough tokens. The parts' tokens must equal those of the whole text, so a text is split only between an ASCII letter
+//! and a space that is followed by another ASCII letter ("of| the"), and only if nothing in the vocabulary crosses such
+//! a place: no added token, no merge, no piece of the pre-tokenizer. Unigram vocabularies are never split, because they
+//! score a text as a whole; neither is a `tokenizer.json`, unless it is BERT's. A text that cannot be split is one
+//! part.
 
 use super::{
     Encoder, Tokenizer, TokenizerError,
@@ -12,31 +14,31 @@ use super::{
     vocabulary::{META_SPACE, Vocabulary},
 };
 
-/// The fewest bytes of a part, but for the last.
+/// Minimum bytes of a part, except the last.
 const PART_BYTES: usize = 16 * 1024;
 
-/// Tokens of a text, or of its beginning.
+/// The tokens of a text, or of its beginning.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FirstTokens {
-    /// Complete with the model's own special tokens, where they were asked for.
+    /// Including the model's own special tokens, if requested.
     pub ids: Vec<u32>,
-    /// `false` if the text goes on behind these tokens.
+    /// `false` if the text continues after these tokens.
     pub is_whole: bool,
 }
 
-/// What a vocabulary says of cutting, found out once.
+/// What a vocabulary allows for splitting, determined once.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cuts {
-    /// Whether parts have the tokens of the whole.
+    /// Whether the parts have the same tokens as the whole text.
     can_cut: bool,
-    /// Bytes of text that one token stands for at most; 0 where there is no such bound.
+    /// Maximum bytes of text per token; 0 if there is no such bound.
     longest_token: usize,
-    /// Added tokens take white space with them that is no token then.
+    /// Whether added tokens remove white space, which then has no token.
     drops_white_space: bool,
 }
 
 impl Cuts {
-    /// `strip` says what each added token takes with it out of the text around it.
+    /// `strip` says what white space each added token removes from the text around it.
     pub(super) fn of(vocabulary: &Vocabulary, encoder: &Encoder, strip: impl Fn(u32) -> Strip) -> Self {
         let is_plain = |text: &str, id: u32| {
             let takes_more = strip(id).right && text.ends_with(|last: char| last.is_ascii_alphabetic());
@@ -51,7 +53,7 @@ impl Cuts {
                 Encoder::Unigram(_) => false,
                 Encoder::Hub(encoder) => encoder.keeps_words_apart(),
             };
-        // A character without a token is one unknown token, of four bytes at most.
+        // A character without a token becomes one unknown token, for at most four bytes.
         let longest_token = match encoder {
             Encoder::BytePair(encoder) if encoder.keeps_every_byte(vocabulary) => {
                 encoder.longest_token(vocabulary).max(4)
@@ -63,12 +65,12 @@ impl Cuts {
     }
 }
 
-/// Whether a token's spelling holds an ASCII letter with a space right behind it.
+/// Whether a token's spelling contains an ASCII letter directly followed by a space.
 pub(super) fn reaches_across(text: &str, space: char) -> bool {
     text.match_indices(space).any(|(at, _)| text[..at].ends_with(|before: char| before.is_ascii_alphabetic()))
 }
 
-/// Where a text's first part ends: at a place to cut, or at its end.
+/// The end of a text's first part: a place where it may be split, or its end.
 fn end_of_part(text: &str) -> usize {
     let bytes = text.as_bytes();
     (PART_BYTES..bytes.len().saturating_sub(1))
@@ -76,7 +78,7 @@ fn end_of_part(text: &str) -> usize {
         .unwrap_or(bytes.len())
 }
 
-/// A text's parts one after the other, each with whether it is the last.
+/// A text's parts in order, each with whether it is the last.
 fn parts<'t>(mut rest: &'t str) -> impl FnMut() -> (&'t str, bool) {
     move || {
         let (part, behind) = rest.split_at(end_of_part(rest));
@@ -86,11 +88,11 @@ fn parts<'t>(mut rest: &'t str) -> impl FnMut() -> (&'t str, bool) {
 }
 
 impl Tokenizer {
-    /// Token ids of a text as [`Tokenizer::encode`] gives them, as far as there are `enough`: of a text with more, they
-    /// may be those of its beginning only, with the special tokens around it all the same. There are then more than
-    /// `enough` without those, and the first of them are the whole text's own.
+    /// Token ids of a text as [`Tokenizer::encode`] returns them, but not necessarily more than `enough`: for a longer
+    /// text, the result may cover only its beginning, with the special tokens still around it. It then has more than
+    /// `enough` ids besides the special tokens, and these are the first ids of the whole text.
     ///
-    /// `go_on` is asked between two parts; if it says no, there may be fewer.
+    /// `go_on` is called between parts; if it returns false, there may be fewer.
     pub fn encode_first(
         &self,
         text: &str,
@@ -113,8 +115,8 @@ impl Tokenizer {
         self.encode_parts(text, add_special, (parse_special, None), enough, go_on)
     }
 
-    /// The same for a rendered prompt: control tokens are themselves, but for those with `mark` within, which are text without
-    /// the mark (see [`guard`](crate::chat_template::guard)).
+    /// The same for a rendered prompt: control tokens are recognized, except those that contain `mark`, which are text
+    /// without the mark (see [`guard`](crate::chat_template::guard)).
     pub fn encode_first_marked(
         &self,
         text: &str,
@@ -157,8 +159,8 @@ impl Tokenizer {
         Ok(FirstTokens { ids, is_whole })
     }
 
-    /// A number of tokens that the text does not fall short of, from its bytes alone; 0 where the vocabulary has tokens
-    /// that stand for any number of bytes, such as the unknown token of WordPiece, or none for some bytes.
+    /// A lower bound on the number of the text's tokens, computed from its bytes alone; 0 if the vocabulary has tokens
+    /// that stand for any number of bytes, such as WordPiece's unknown token, or lacks tokens for some bytes.
     pub fn fewest_tokens(&self, text: &str) -> usize {
         let Cuts { longest_token, drops_white_space, .. } = self.0.cuts;
         if longest_token == 0 {

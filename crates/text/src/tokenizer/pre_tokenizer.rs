@@ -1,9 +1,9 @@
-//! Cuts a text into the words that byte-pair merges do not cross.
+//! Splits a text into the words that byte-pair merges do not cross.
 //!
-//! Models publish these cuts as regular expressions with one look-ahead, `\s+(?!\S)`: white space leaves its last
-//! character to the word that follows. Everything else in them is regular, so they run here on a linear-time engine
-//! and the look-ahead is arithmetic on the length of the match; a hostile text cannot make it backtrack. Which model
-//! cuts how is in [`super::pre_tokenizer_families`].
+//! Models publish these splits as regular expressions with one look-ahead, `\s+(?!\S)`: white space leaves its last
+//! character to the word that follows. Everything else in them is regular, so they run here on a linear-time engine,
+//! and the look-ahead is arithmetic on the length of the match; a hostile text cannot cause backtracking. Which model
+//! uses which patterns is in [`super::pre_tokenizer_families`].
 
 use std::ops::Range;
 
@@ -11,23 +11,23 @@ use regex_automata::{Input, meta::Regex};
 
 use super::TokenizerError;
 
-/// One pass over the text. Each pass cuts the pieces of the one before.
+/// One pass over the text. Each pass splits the pieces of the previous one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pass {
-    /// Every match of the pattern is a piece, and so is what lies between matches.
+    /// Every match of the pattern is a piece, and so is the text between matches.
     Match(&'static str),
     /// The same, where the last alternatives are `\s+(?!\S)|\s+`.
     MatchOrWhiteSpace(&'static str),
-    /// The same, where white space falls into pieces of 512, 256, ... characters, each not followed by a character
-    /// that is no white space unless it is the last single one.
+    /// The same, but white space is split into pieces of 512, 256, ... characters. A non-space character may follow a
+    /// piece only if the piece is the last single character.
     MatchOrWhiteSpaceByPowers(&'static str),
-    /// Runs of numbers fall into groups of three, counted from the right.
+    /// Runs of numeric characters are split into groups of three, counted from the right.
     GroupNumbers,
     /// The same, for runs that end at a word boundary.
     GroupNumbersAtBoundary,
 }
 
-/// Passes, ready to run.
+/// Compiled passes.
 #[derive(Debug)]
 pub(super) struct PreTokenizer {
     passes: Vec<CompiledPass>,
@@ -45,15 +45,15 @@ enum Rule {
     Whole,
     /// Pattern 1 is white space that leaves its last character.
     LeaveLastSpace,
-    /// Pattern 1 is white space that falls into powers of two.
+    /// Pattern 1 is white space that is split into powers of two.
     SpaceByPowers,
-    /// The match is a run of numbers.
+    /// The match is a run of numeric characters.
     Group {
         at_boundary: bool,
     },
 }
 
-/// The pattern that white-space rules match second.
+/// The second pattern of the white-space rules.
 const WHITE_SPACE: &str = r"\s+";
 const NUMBERS: &str = r"\p{N}+";
 
@@ -63,7 +63,7 @@ impl PreTokenizer {
         Ok(Self { passes })
     }
 
-    /// The pieces of a text in order. Together they are the whole text, and none is empty.
+    /// The pieces of a text, in order. Together they are the whole text, and none is empty.
     pub(super) fn split(&self, text: &str) -> Vec<Range<usize>> {
         let mut pieces = vec![];
         if !text.is_empty() {
@@ -95,7 +95,7 @@ impl CompiledPass {
         Ok(Self { regex, rule })
     }
 
-    /// Cuts one piece, which starts at `offset` in the whole text.
+    /// Splits one piece, which starts at `offset` in the whole text.
     fn split(&self, piece: &str, offset: usize, pieces: &mut Vec<Range<usize>>) {
         let mut push = |range: Range<usize>| {
             if !range.is_empty() {
@@ -129,7 +129,7 @@ impl CompiledPass {
             push(found.start()..found.start() + length);
             done = found.start() + length;
             if length == 0 {
-                // No pattern in use matches the empty text; if one did, go on behind it.
+                // No pattern in use matches the empty text; if one does, stop here.
                 break;
             }
         }
@@ -137,7 +137,7 @@ impl CompiledPass {
     }
 }
 
-/// `\s+(?!\S)|\s+` on a longest run of white space.
+/// `\s+(?!\S)|\s+` on a maximal run of white space.
 fn length_leaving_last(run: &str, followed: bool) -> usize {
     match run.char_indices().next_back() {
         Some((last, _)) if followed && last > 0 => last,
@@ -145,7 +145,7 @@ fn length_leaving_last(run: &str, followed: bool) -> usize {
     }
 }
 
-/// `\s{512}(?!\S)|\s{256}(?!\S)| ... |\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}` on a longest run of white space.
+/// `\s{512}(?!\S)|\s{256}(?!\S)| ... |\s{4}(?!\S)|\s{1,2}(?!\S)|\s{1}` on a maximal run of white space.
 fn length_by_powers(run: &str, followed: bool) -> usize {
     let available = run.chars().take(514).count();
     let characters = [512, 256, 128, 64, 32, 16, 8, 4, 2, 1]
@@ -164,7 +164,7 @@ fn group_ends(run: &str) -> impl Iterator<Item = usize> {
         .map(|(_, (start, character))| start + character.len_utf8())
 }
 
-/// `\w` as regular expressions have it, near enough to find the end of a number.
+/// `\w` of regular expressions, approximated closely enough to find the end of a number.
 fn is_word_character(character: char) -> bool {
     character.is_alphanumeric() || character == '_'
 }
@@ -208,7 +208,7 @@ mod tests {
     }
 
     proptest! {
-        /// The arithmetic is what a backtracking engine finds.
+        /// The arithmetic equals what a backtracking engine finds.
         #[test]
         fn equals_the_look_ahead(text in r"[ \tab\n]{0,12}") {
             let pattern = r" ?[ab]+|\s*[\r\n]+";

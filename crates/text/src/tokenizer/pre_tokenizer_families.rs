@@ -1,20 +1,20 @@
-//! Which model cuts its text how: the names that `tokenizer.ggml.pre` takes, and the patterns behind them.
+//! How each model splits its text: the names used in `tokenizer.ggml.pre`, and the patterns behind them.
 //!
 //! The names are those that llama.cpp's converter writes (`src/llama-vocab.cpp` lists them); the patterns are those of
-//! the models' own `tokenizer.json` files, which is where those vocabularies learned their merges. Patterns end before
+//! the models' own `tokenizer.json` files, with which those vocabularies learned their merges. Patterns omit the final
 //! `\s+(?!\S)|\s+`, which [`Pass::MatchOrWhiteSpace`] adds.
 
 use super::pre_tokenizer::Pass;
 
-/// What a name in `tokenizer.ggml.pre` stands for.
+/// The meaning of a name in `tokenizer.ggml.pre`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Family {
     pub(super) passes: &'static [Pass],
-    /// A word that is itself a token is that token, whatever the merges say.
+    /// A word that is itself a token becomes that token, even if the merges give another result.
     pub(super) ignore_merges: bool,
-    /// Begin with BOS where the file does not say.
+    /// Whether to begin with BOS if the file does not say.
     pub(super) add_bos: bool,
-    /// Tokens are UTF-8 with U+2581 for a space and byte fallback, not the byte alphabet.
+    /// Tokens are UTF-8 with U+2581 for a space and byte fallback, instead of the byte alphabet.
     pub(super) meta_space: bool,
 }
 
@@ -72,7 +72,7 @@ const fn of(passes: &'static [Pass]) -> Family {
     Family { passes, ignore_merges: false, add_bos: false, meta_space: false }
 }
 
-/// The family of a name. For a name that nobody knows it is [`fallback`].
+/// The family with this name; `None` for an unknown name, for which callers use [`fallback`].
 pub(super) fn family(name: &str) -> Option<Family> {
     Some(match name {
         "default" => DEFAULT,
@@ -187,7 +187,7 @@ pub(super) fn family(name: &str) -> Option<Family> {
     })
 }
 
-/// What cuts the text of a model whose pre-tokenizer nobody knows: the name that the log tells, and the family.
+/// The pre-tokenizer for models whose own one is unknown: its name, for the log, and its family.
 pub(super) fn fallback() -> (&'static str, Family) {
     ("default", DEFAULT)
 }
@@ -208,7 +208,7 @@ mod tests {
         seed-coder exaone-moe poro-chat bloom gpt3-finnish viking chameleon gemma4 granite-embed-multi-311m \
         sarvam-moe";
 
-    /// Every name is known, its patterns compile, and what they cut is the whole text.
+    /// Every name is known, its patterns compile, and the pieces add up to the whole text.
     #[test]
     fn every_family_cuts_the_whole_text() {
         let text = "Hello,  WORLD's 1234567 tests!\r\n\n  \tかな漢字 한글 ไทย e\u{301}\u{301} 😶‍🌫️ <sentinel:12>x1\u{0}\u{3000} ";
@@ -221,7 +221,7 @@ mod tests {
         assert_eq!(family("no such model"), None);
     }
 
-    /// A family that cuts two words cuts them whatever stands around them.
+    /// A family that splits two words does so regardless of the surrounding text.
     #[test]
     fn words_are_cut_apart_in_any_text() {
         let cutting: Vec<(&str, PreTokenizer)> = NAMES

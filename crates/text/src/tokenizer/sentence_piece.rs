@@ -1,8 +1,8 @@
-//! SentencePiece's BPE: joins the neighbours that make the token with the best score until no two make a token.
+//! SentencePiece's BPE: joins the neighbours that form the token with the best score until no two form a token.
 //!
-//! Own code because the `tokenizers` crate wants merges, which a GGUF file does not have for these vocabularies, only
-//! scores. Between equal scores the leftmost pair goes first, as in SentencePiece and llama.cpp. A heap over a linked
-//! list, and no look-up of a text longer than the longest token, make it O(n log n).
+//! This is our own code because the `tokenizers` crate needs merges, whereas a GGUF file has only scores for these
+//! vocabularies. Among equal scores the leftmost pair goes first, as in SentencePiece and llama.cpp. A heap over a
+//! linked list, and no look-up of a text longer than the longest token, make it O(n log n).
 
 use std::{cmp::Ordering, collections::BinaryHeap};
 
@@ -11,10 +11,10 @@ use super::{
     vocabulary::{META_SPACE, TokenKind, Vocabulary},
 };
 
-/// The end of the list of symbols.
+/// The end of the linked list of symbols.
 const NONE: u32 = u32::MAX;
 
-/// Scores of a vocabulary, and what to do with text that it has no token for.
+/// The scores of a vocabulary, and how to encode text without a token.
 #[derive(Debug)]
 pub(super) struct SentencePieceEncoder {
     scores: Vec<f32>,
@@ -23,7 +23,7 @@ pub(super) struct SentencePieceEncoder {
     unknown: Option<u32>,
 }
 
-/// Part of the text, in a list that merges shorten. An empty one was swallowed.
+/// Part of the text, in a linked list that merges shorten. An empty symbol has been absorbed.
 #[derive(Clone, Copy, Debug)]
 struct Symbol {
     start: usize,
@@ -37,7 +37,7 @@ struct Candidate {
     score: f32,
     left: u32,
     right: u32,
-    /// Bytes of both sides together. It tells whether either has changed since.
+    /// Total bytes of both sides, which shows whether either has changed since.
     length: usize,
 }
 
@@ -62,7 +62,7 @@ impl PartialEq for Candidate {
 impl Eq for Candidate {}
 
 impl SentencePieceEncoder {
-    /// `scores` in order of token id; tokens past its end have none and score 0.
+    /// `scores` are in order of token id; tokens beyond its end have none and score 0.
     pub(super) fn new(vocabulary: &Vocabulary, scores: Vec<f32>, unknown: Option<u32>) -> Self {
         let mut byte_tokens = Box::new([None; 256]);
         for byte in 0..=u8::MAX {
@@ -78,22 +78,22 @@ impl SentencePieceEncoder {
         }
     }
 
-    /// How many bytes the vocabulary has no token for.
+    /// The number of bytes for which the vocabulary has no token.
     pub(super) fn missing_bytes(&self) -> usize {
         self.byte_tokens.iter().filter(|token| token.is_none()).count()
     }
 
-    /// Whether no text is without a token.
+    /// Whether every byte of a text gets a token, if only the unknown token.
     pub(super) fn keeps_every_byte(&self) -> bool {
         self.unknown.is_some() || utf8_bytes().all(|byte| self.byte_tokens[usize::from(byte)].is_some())
     }
 
-    /// Bytes of text that a token stands for at most.
+    /// The maximum number of bytes of text that one token stands for.
     pub(super) fn longest_token(&self) -> usize {
         self.longest_token
     }
 
-    /// Appends the tokens of a text that holds no added tokens. `space_prefix` puts a space in front of it.
+    /// Appends the tokens of a text without added tokens. `space_prefix` puts a space in front of it.
     pub(super) fn encode(&self, vocabulary: &Vocabulary, text: &str, space_prefix: bool, ids: &mut Vec<u32>) {
         let mut escaped = String::with_capacity(text.len() + text.len() / 4 + META_SPACE.len_utf8());
         if space_prefix {
@@ -180,7 +180,7 @@ impl SentencePieceEncoder {
     }
 }
 
-/// Whether text after this token starts afresh, as the text's own start does: it takes the prefix space.
+/// Whether text after this token starts afresh, like the start of a text: it gets the prefix space.
 pub(super) fn starts_afresh_after(kind: TokenKind) -> bool {
     kind.is_added()
 }

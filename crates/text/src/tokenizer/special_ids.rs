@@ -1,26 +1,26 @@
-//! The tokens with a meaning of their own: beginning, end, end of turn, unknown, and whatever else ends a generation.
+//! Special tokens by role: beginning, end, end of turn, unknown, and others that end a generation.
 //!
-//! Files name some by id. Others are known only by their text, because converters and fine-tunes leave the ids out;
-//! the list of texts is llama.cpp's (`llama_vocab::impl::load`).
+//! Files name some by id. Others are known only by their text, because converters and fine-tunes omit the ids; the list
+//! of texts is llama.cpp's (`llama_vocab::impl::load`).
 
 use super::vocabulary::{TokenKind, Vocabulary};
 
-/// Ids by role. `None` where the model has no such token.
+/// Ids by role. `None` if the model has no such token.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct SpecialIds {
     pub(super) bos: Option<u32>,
     pub(super) eos: Option<u32>,
     /// End of turn.
     pub(super) eot: Option<u32>,
-    /// End of message: the model waits for a tool.
+    /// End of message: the model waits for a tool's result.
     pub(super) eom: Option<u32>,
     pub(super) unknown: Option<u32>,
     pub(super) separator: Option<u32>,
-    /// Fill-in-the-middle padding, repository and file separators, which end an answer too.
+    /// Fill-in-the-middle padding, repository and file separators, which also end an answer.
     pub(super) fill_in_the_middle: [Option<u32>; 3],
 }
 
-/// Texts that end a generation in whatever vocabulary they are in.
+/// Texts that end a generation in any vocabulary that has them.
 const END_TEXTS: &[&str] = &[
     "<|eot_id|>",
     "<|im_end|>",
@@ -53,7 +53,7 @@ const FILL_IN_THE_MIDDLE_TEXTS: [&[&str]; 3] = [
     &["<|file_sep|>"],
 ];
 
-/// Fill-in-the-middle tokens that steer a model, whatever type the file gives them.
+/// Fill-in-the-middle tokens that steer a model, even if the file gives them another type.
 const FILL_IN_THE_MIDDLE_CONTROL: &[&str] = &[
     "<|fim_prefix|>",
     "<fim-prefix>",
@@ -81,10 +81,10 @@ const FILL_IN_THE_MIDDLE_CONTROL: &[&str] = &[
     "<|middle|>",
 ];
 
-/// Texts that the harmony format shows within an answer.
+/// Texts that the harmony format uses within an answer.
 const HARMONY_TEXTS: &[&str] = &["<|channel|>", "<|message|>", "<|start|>", "<|constrain|>"];
 
-/// Sets the kinds of tokens that files are known to mistype, and collects every token that ends a generation, in
+/// Corrects the kinds of tokens that files are known to mistype, and collects every token that ends a generation, in
 /// order of id.
 pub(super) fn settle(vocabulary: &mut Vocabulary, special: &mut SpecialIds) -> Vec<u32> {
     for text in FILL_IN_THE_MIDDLE_CONTROL {
@@ -103,7 +103,7 @@ pub(super) fn settle(vocabulary: &mut Vocabulary, special: &mut SpecialIds) -> V
             vocabulary.set_kind(id, TokenKind::UserDefined);
         }
     }
-    // In the harmony format an answer goes on after `<|end|>`; gemma 4 and PLaMo have `</s>` as plain text.
+    // In the harmony format an answer continues after `<|end|>`; gemma 4 and PLaMo have `</s>` as plain text.
     let has = |ends: &[u32], text: &str| vocabulary.id(text).is_some_and(|id| ends.contains(&id));
     let has_call = has(&ends, "<|call|>") || has(&ends, "<|calls|>");
     if has_call && (has(&ends, "<|return|>") || has(&ends, "<|flush|>")) {

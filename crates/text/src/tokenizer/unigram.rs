@@ -1,7 +1,7 @@
-//! Unigram vocabularies out of GGUF files (T5 and the XLM-R embedding models), by the `tokenizers` crate's own model.
+//! Unigram vocabularies from GGUF files (T5 and the XLM-R embedding models), using the `tokenizers` crate's own model.
 //!
-//! White space is handled as SentencePiece does: runs become one, a space goes in front. The crate that reads the
-//! normalization table trusts its offsets, so a table is tried in full before it is used.
+//! White space is handled as in SentencePiece: runs become one space, and a space goes in front. The normalization
+//! table is applied by `character_map.rs`, which checks every offset.
 
 use tokenizers::{Model as _, models::unigram::Unigram};
 
@@ -16,7 +16,7 @@ pub(super) struct UnigramEncoder {
 }
 
 impl UnigramEncoder {
-    /// `tokens` and their scores in order of id.
+    /// `tokens` and their scores are in order of id.
     pub(super) fn new(
         tokens: Vec<(String, f64)>,
         unknown: u32,
@@ -28,7 +28,7 @@ impl UnigramEncoder {
         Ok(Self { model, character_map, space_prefix, merge_spaces })
     }
 
-    /// Appends the tokens of a text that holds no added tokens.
+    /// Appends the tokens of a text without added tokens.
     pub(super) fn encode(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
         let mapped = self.character_map.as_ref().map(|map| map.apply(text));
         let escaped = self.escape(mapped.as_deref().unwrap_or(text));

@@ -1,4 +1,4 @@
-//! The tokens themselves: their spelling in the vocabulary, what kind each is, and the bytes it stands for.
+//! The tokens themselves: their spelling in the vocabulary, their kind, and the bytes they stand for.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -6,20 +6,20 @@ use ahash::AHashMap;
 
 use super::byte_alphabet;
 
-/// What SentencePiece vocabularies write for a space.
+/// The character that SentencePiece vocabularies use for a space.
 pub(super) const META_SPACE: char = '\u{2581}';
 
 /// How a token takes part in encoding and decoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TokenKind {
     Normal,
-    /// What the model sees in place of text that it has no token for.
+    /// What the model sees in place of text without a token.
     Unknown,
-    /// Steers the model, such as the end of a turn. Text becomes one only where special tokens are asked for.
+    /// Steers the model, such as the end of a turn. Text becomes one only if special tokens are requested.
     Control,
-    /// Added by hand, and found in any text before the rest is split.
+    /// Added manually, and found in any text before the rest is split.
     UserDefined,
-    /// Takes up an id, and no text becomes it.
+    /// Occupies an id, but no text becomes it.
     Unused,
     /// One byte, written `<0x0A>`.
     Byte,
@@ -51,7 +51,7 @@ pub(super) enum Spelling {
     ByteLevel,
     /// Text with U+2581 for a space.
     MetaSpace,
-    /// Text; a token that continues a word opens with `##`, others open a word.
+    /// Text; a token that continues a word starts with `##`, others start a word.
     WordPiece,
     /// Text as it is.
     Plain,
@@ -67,7 +67,7 @@ pub(super) struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// `tokens` in order of id. Where two have the same spelling, text becomes the later one.
+    /// `tokens` are in order of id. If two have the same spelling, text becomes the later one.
     pub(super) fn new(tokens: impl IntoIterator<Item = (Arc<str>, TokenKind)>, spelling: Spelling) -> Self {
         let (texts, kinds): (Vec<Arc<str>>, Vec<TokenKind>) = tokens.into_iter().unzip();
         let mut ids = AHashMap::with_capacity(texts.len());
@@ -109,7 +109,7 @@ impl Vocabulary {
         self.id(&format!("<0x{byte:02X}>"))
     }
 
-    /// The bytes that a token puts into the text.
+    /// The bytes that a token adds to the text.
     pub(super) fn bytes(&self, id: u32) -> Option<Cow<'_, [u8]>> {
         let text = self.text(id)?;
         let verbatim = Some(Cow::Borrowed(text.as_bytes()));

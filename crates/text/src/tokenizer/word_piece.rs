@@ -1,6 +1,6 @@
-//! WordPiece for vocabularies out of GGUF files, by the `tokenizers` crate's own normalizer, splitter and model.
+//! WordPiece for vocabularies from GGUF files, using the `tokenizers` crate's own normalizer, splitter and model.
 //!
-//! The converter stores `play` as `▁play` and `##ing` as `ing`; here they get their own spelling back.
+//! The converter stores `play` as `▁play` and `##ing` as `ing`; the original spelling is restored here.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use super::{
     vocabulary::{META_SPACE, TokenKind},
 };
 
-/// A word of more characters is unknown, in BERT's own code and in every tokenizer.json made from it.
+/// A word of more characters is unknown, in BERT's own code and in every tokenizer.json derived from it.
 const LONGEST_WORD: usize = 100;
 
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(super) struct WordPieceEncoder {
     model: WordPiece,
 }
 
-/// A token's spelling as WordPiece has it.
+/// A token's spelling in WordPiece's own notation.
 pub(super) fn spelling(converted: &Arc<str>, kind: TokenKind) -> Arc<str> {
     match converted.strip_prefix(META_SPACE) {
         Some(word) => Arc::from(word),
@@ -35,7 +35,7 @@ pub(super) fn spelling(converted: &Arc<str>, kind: TokenKind) -> Arc<str> {
 }
 
 impl WordPieceEncoder {
-    /// `tokens` in WordPiece's own spelling.
+    /// `tokens` are in WordPiece's own spelling.
     pub(super) fn new<'a>(
         tokens: impl Iterator<Item = (u32, &'a str)>,
         unknown: &str,
@@ -52,7 +52,7 @@ impl WordPieceEncoder {
         Ok(Self { normalizer: BertNormalizer::new(true, true, Some(strip_accents), lowercase), model })
     }
 
-    /// Appends the tokens of a text that holds no added tokens.
+    /// Appends the tokens of a text without added tokens.
     pub(super) fn encode(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
         let mut normalized = NormalizedString::from(text);
         self.normalizer.normalize(&mut normalized).map_err(encode_error)?;

@@ -1,17 +1,17 @@
-//! One call's JSON object, read character by character: the name as soon as it is complete, the arguments as
-//! they come.
+//! Parses one call's JSON object character by character: the name is reported as soon as it is complete, the arguments
+//! as they arrive.
 
 /// Reads `{"name": .., "arguments": {..}}` with its keys in any order.
 #[derive(Debug, Default)]
 pub(super) struct CallObject {
     state: State,
-    /// The key or string being read, as JSON text without its quotes.
+    /// The key or string being read, as JSON text without quotes.
     text: String,
     key: String,
     name: Option<String>,
-    /// Arguments that came before the name.
+    /// Arguments that arrived before the name.
     early_arguments: String,
-    /// Depth inside a value, its strings, and escapes in them.
+    /// Nesting depth inside a value, whether inside a string, and whether after an escape.
     depth: usize,
     in_string: bool,
     escaped: bool,
@@ -31,7 +31,7 @@ enum State {
     Done,
 }
 
-/// What a character made known.
+/// The result of one character.
 #[derive(Debug, PartialEq)]
 pub(super) enum Step {
     /// Nothing yet.
@@ -46,13 +46,13 @@ pub(super) enum Step {
     Malformed,
 }
 
-/// Keys that a call's object may have; any other means that it is some other JSON.
+/// Keys that a call's object may have; any other key means that it is some other JSON.
 const NAME_KEY: &str = "name";
 const ARGUMENTS_KEYS: [&str; 2] = ["arguments", "parameters"];
 const OTHER_KEYS: [&str; 2] = ["id", "type"];
 
 impl CallObject {
-    /// Takes the next character. After [`Step::Done`] or [`Step::Malformed`] there is no next.
+    /// Accepts the next character. Nothing may follow [`Step::Done`] or [`Step::Malformed`].
     pub(super) fn push(&mut self, character: char) -> Step {
         let space = character.is_ascii_whitespace();
         match self.state {
@@ -138,7 +138,7 @@ impl CallObject {
                 return Step::Malformed;
             }
         }
-        // A number or a word ends where what follows it begins.
+        // A number or a literal ends where the next token begins.
         if self.depth == 0 && !self.in_string && matches!(character, ',' | '}') {
             self.state = State::CommaOrEnd;
             return self.push(character);
@@ -195,7 +195,7 @@ impl CallObject {
     }
 }
 
-/// One JSON object, for the formats in which the arguments stand alone.
+/// Finds the end of one JSON object, for the formats in which the arguments stand alone.
 #[derive(Debug, Default)]
 pub(super) struct JsonExtent {
     begun: bool,
@@ -209,7 +209,7 @@ impl JsonExtent {
         !self.begun
     }
 
-    /// Takes the next character, the first of which is a brace; true when the object is complete with it.
+    /// Accepts the next character, the first of which is a brace; returns true when it completes the object.
     pub(super) fn push(&mut self, character: char) -> bool {
         self.begun = true;
         if self.in_string {

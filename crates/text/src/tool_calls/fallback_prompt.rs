@@ -1,15 +1,15 @@
-//! Tools for a model whose template has no place for them: they are described in the system message, calls are
-//! written as text, and results come back as the user's words.
+//! Tools for a model whose template does not support them: they are described in the system message, calls are written
+//! as text, and results come back as user messages.
 //!
-//! The wording and the marks are those of the Hermes format, which more models have been trained on than on
-//! any other. What the model then writes is parsed, and under a forced choice constrained, as that format.
+//! The wording and the markers are those of the Hermes format, on which more models have been trained than on any
+//! other. The model's answer is parsed as that format and, if a call is forced, constrained to it.
 
 use serde_json::{Map, Value, json};
 
 use super::format::ToolFormat;
 
-/// `messages` with the tools described in them, and with calls and results as text. `has_system`: the template
-/// shows system messages; without one the description precedes the first user message.
+/// `messages` with the tools described in them, and with calls and results as text. `has_system`: the template shows
+/// system messages; without them the description precedes the first user message.
 pub fn with_tools_in_text(messages: &[Value], tools: &[Value], has_system: bool) -> Vec<Value> {
     let mut turns: Vec<Map<String, Value>> = Vec::with_capacity(messages.len() + 1);
     for message in messages.iter().filter_map(Value::as_object) {
@@ -23,7 +23,7 @@ pub fn with_tools_in_text(messages: &[Value], tools: &[Value], has_system: bool)
             }
             _ => message.clone(),
         };
-        // Templates want the roles in turn, and several results, or a result and a question, are one turn.
+        // Templates require alternating roles, so several results, or a result and a question, become one turn.
         let joins = |last: &Map<String, Value>| last.get("role") == turn.get("role") && turn["role"] == "user";
         match turns.last_mut() {
             Some(last) if joins(last) => {
@@ -73,7 +73,7 @@ fn description(tools: &[Value]) -> String {
     )
 }
 
-/// A message's calls, as the model is to write them.
+/// A message's calls, in the form in which the model should write them.
 fn calls_text(message: &Map<String, Value>) -> String {
     let calls = message.get("tool_calls").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let mut text = String::new();
@@ -91,7 +91,7 @@ fn calls_text(message: &Map<String, Value>) -> String {
     text.trim_start_matches('\n').to_owned()
 }
 
-/// Content as text: of a list of parts, the text ones.
+/// Content as text: the text parts of a list.
 fn text_of(content: Option<&Value>) -> String {
     match content {
         Some(Value::String(text)) => text.clone(),

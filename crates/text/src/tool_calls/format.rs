@@ -1,10 +1,10 @@
-//! The ways in which models write tool calls.
+//! The formats in which models write tool calls.
 
-/// One way to write calls. The names are those of the models that made each way known.
+/// One way to write calls, named after the models that popularized it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ToolFormat {
-    /// `<tool_call>{"name": f, "arguments": {..}}</tool_call>`, once per call. Hermes, Qwen, and every model
-    /// whose template has no format of its own.
+    /// `<tool_call>{"name": f, "arguments": {..}}</tool_call>`, once per call. Hermes, Qwen, and every model whose
+    /// template has no format of its own.
     Hermes,
     /// The whole answer is `{"name": f, "parameters": {..}}`, with or without `<|python_tag|>` before it.
     Llama3,
@@ -18,24 +18,24 @@ pub enum ToolFormat {
     PhiTags,
 }
 
-/// How the calls of a format stand in the text.
+/// How a format arranges calls in the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
     /// Marker, object, end marker; once per call.
     Tagged { close: &'static str },
     /// Marker, array of objects, and an end marker that may be missing.
     Array { close: &'static str },
-    /// An object with nothing before it but perhaps the marker.
+    /// An object, optionally preceded by the marker.
     Bare,
     /// Marker, name, `[ARGS]`, arguments; once per call.
     Named,
 }
 
-/// What stands between a name and its arguments in [`Layout::Named`].
+/// Separates a name from its arguments in [`Layout::Named`].
 pub(crate) const ARGUMENTS_MARK: &str = "[ARGS]";
 
 impl ToolFormat {
-    /// The format that a template teaches; [`ToolFormat::Hermes`] where it teaches none that is known here.
+    /// The format that a template teaches; [`ToolFormat::Hermes`] if it teaches none of the formats known here.
     pub fn detect(template_source: &str) -> Self {
         let has = |mark: &str| template_source.contains(mark);
         if has("[TOOL_CALLS]") {
@@ -54,7 +54,7 @@ impl ToolFormat {
         if has("<|python_tag|>") || llama3 { Self::Llama3 } else { Self::Hermes }
     }
 
-    /// The text that opens calls. For [`ToolFormat::Llama3`] it may be missing.
+    /// The text that opens calls. It is optional for [`ToolFormat::Llama3`].
     pub(crate) fn marker(self) -> &'static str {
         match self {
             Self::Hermes => "<tool_call>",
@@ -75,7 +75,7 @@ impl ToolFormat {
         }
     }
 
-    /// The key under which an object has the call's arguments.
+    /// The key of the arguments in a call's object.
     pub(crate) fn arguments_key(self) -> &'static str {
         match self {
             Self::Llama3 => "parameters",
@@ -83,37 +83,37 @@ impl ToolFormat {
         }
     }
 
-    /// More than one call can be written in one answer.
+    /// Whether one answer may contain more than one call.
     pub fn allows_parallel(self) -> bool {
         self != Self::Llama3
     }
 }
 
-/// Where a model's thinking stands in its answer.
+/// Where a model's thinking is in its answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Thinking {
-    /// `<think>` is text like any other.
+    /// `<think>` is ordinary text.
     #[default]
     Never,
     /// The answer may begin with `<think>`.
     MayOpen,
-    /// The prompt has ended with `<think>`: the answer begins inside.
+    /// The prompt ended with `<think>`, so the answer begins inside the thought.
     Open,
 }
 
-/// The marks around thinking, in the templates of Qwen 3, `DeepSeek` and those made after them.
+/// The markers around thinking, in the templates of Qwen 3, `DeepSeek` and others modelled on them.
 pub(crate) const THINK_OPEN: &str = "<think>";
 pub(crate) const THINK_CLOSE: &str = "</think>";
 
 impl Thinking {
-    /// For a template and the prompt that it rendered.
+    /// Detects it from a template and the prompt that it rendered.
     pub fn detect(template_source: &str, prompt: &str) -> Self {
         if !template_source.contains(THINK_CLOSE) {
             Self::Never
         } else if prompt.trim_end().ends_with(THINK_OPEN) {
             Self::Open
         } else if prompt.trim_end().ends_with(THINK_CLOSE) {
-            // Thinking has been switched off by an empty thought in the prompt.
+            // An empty thought in the prompt has disabled thinking.
             Self::Never
         } else {
             Self::MayOpen

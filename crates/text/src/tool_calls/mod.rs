@@ -1,9 +1,9 @@
-//! Tool calls and thinking in what a model says: the formats they are written in, and a parser that takes the
-//! text as it streams.
+//! Tool calls and thinking in a model's answer: the formats they are written in, and a parser that processes the text
+//! as it streams.
 //!
-//! A template teaches its model one way to write calls; [`ToolFormat`] names it. The grammars in
-//! `text::grammar` force the same format, so that the template's next turn reads as the model expects. A
-//! template without tools gets the Hermes format, with instructions that `fallback_prompt` adds.
+//! A template teaches its model one format for calls; [`ToolFormat`] names it. The grammars in `text::grammar` enforce
+//! the same format, so that the template's next turn reads as the model expects. A template without tools gets the
+//! Hermes format, with instructions that `fallback_prompt` adds.
 
 mod call_object;
 mod fallback_prompt;

@@ -1,8 +1,8 @@
-//! Splits a model's answer, as it streams, into text, thinking and tool calls.
+//! Splits a model's answer into text, thinking and tool calls as it streams.
 //!
-//! Every character goes through the same small machine, so that how the text was cut into pieces changes
-//! nothing. What could still turn out to be a marker is held back, and nothing else. Text that opens like a
-//! call and is none comes out as the text it is.
+//! Every character goes through the same small state machine, so the result does not depend on how the text was cut
+//! into pieces. Only text that could still turn out to be a marker is held back. Text that opens like a call but is not
+//! one is emitted as text.
 
 use super::{
     call_object::{CallObject, JsonExtent, Step},
@@ -26,23 +26,23 @@ pub enum ParsedPiece {
     },
 }
 
-/// See the module's documentation. One lives with each choice.
+/// See the module's documentation. Each choice has one.
 #[derive(Debug)]
 pub struct OutputParser {
     format: Option<ToolFormat>,
-    /// Names of the tools on offer: decides whether bare JSON is a call.
+    /// Names of the available tools, which decide whether bare JSON is a call.
     tool_names: Vec<String>,
     thinking: Thinking,
     state: State,
     /// Characters that may become a marker.
     held: String,
-    /// White space that is text only if text follows.
+    /// White space that is emitted only if text follows.
     spaces: String,
-    /// The text since a marker, to give back when it opens no call.
+    /// The text since a marker, to be emitted if it does not open a call.
     raw: String,
     calls: usize,
     said_text: bool,
-    /// White space at the start of what comes now is layout, not text.
+    /// White space that comes next is layout, not text.
     skip_spaces: bool,
     out: Vec<ParsedPiece>,
 }
@@ -51,7 +51,7 @@ pub struct OutputParser {
 enum State {
     Text,
     Reasoning,
-    /// After an array's marker, before its bracket.
+    /// After an array's marker, before its opening bracket.
     ArrayStart,
     Object {
         object: Box<CallObject>,
@@ -62,12 +62,12 @@ enum State {
     /// The name of a call in [`Layout::Named`].
     Name,
     Arguments(JsonExtent),
-    /// After an array's bracket: an end marker may follow.
+    /// After an array's closing bracket: an end marker may follow.
     AfterArray,
 }
 
 impl OutputParser {
-    /// `format`: look for calls in it; `None` when the request has no tools.
+    /// `format`: the format in which to look for calls; `None` if the request has no tools.
     pub fn new(format: Option<ToolFormat>, tool_names: Vec<String>, thinking: Thinking) -> Self {
         Self {
             format,
@@ -84,12 +84,12 @@ impl OutputParser {
         }
     }
 
-    /// What comes next is thinking, as far as is known.
+    /// Whether the next text is thinking, as far as is known.
     pub fn is_reasoning(&self) -> bool {
         matches!(self.state, State::Reasoning)
     }
 
-    /// Takes more of the answer, and says what it makes known.
+    /// Accepts more of the answer, and returns what it reveals.
     pub fn push(&mut self, text: &str) -> Vec<ParsedPiece> {
         for character in text.chars() {
             self.character(character);
@@ -97,11 +97,11 @@ impl OutputParser {
         std::mem::take(&mut self.out)
     }
 
-    /// The answer was cut off: the beginning of a call that was held back is no text.
+    /// Ends an answer that was cut off: the held-back beginning of a call is not emitted as text.
     pub fn cut_off(&mut self, is_call: bool) -> Vec<ParsedPiece> {
         let begins_call = match &self.state {
             State::ArrayStart | State::Name | State::Object { started: false, .. } => true,
-            // The beginning of a mark may be text, but not behind a call, nor where only a call can be.
+            // The beginning of a marker may be text, except after a call or where only a call is possible.
             State::Text => (is_call || self.calls > 0) && !self.held.is_empty(),
             _ => false,
         };
@@ -114,7 +114,7 @@ impl OutputParser {
         self.finish()
     }
 
-    /// The answer has ended: what was held back comes out.
+    /// Ends the answer: emits what was held back.
     pub fn finish(&mut self) -> Vec<ParsedPiece> {
         match &self.state {
             State::Object { started: true, .. } | State::Arguments(_) => {}
@@ -167,7 +167,7 @@ impl OutputParser {
         }
     }
 
-    /// Text or thinking: marks may open or close something.
+    /// Text or thinking, in which markers may open or close something.
     fn prose(&mut self, character: char) {
         if self.held.is_empty() && self.bare_object_begins(character) {
             self.raw = std::mem::take(&mut self.spaces);
@@ -196,7 +196,7 @@ impl OutputParser {
         }
     }
 
-    /// The marks that mean something where we are.
+    /// The markers that are meaningful in the current state.
     fn marks(&self) -> [Option<&'static str>; 2] {
         match self.state {
             State::Reasoning => [Some(THINK_CLOSE), None],
@@ -268,7 +268,7 @@ impl OutputParser {
                 self.state = State::AfterObject;
             }
             Step::Malformed if *started => {
-                // The call is out already: what does not belong to its object is the text after it.
+                // The call has already been emitted: anything outside its object is text.
                 self.raw.clear();
                 self.end_calls();
                 self.prose(character);
@@ -309,7 +309,7 @@ impl OutputParser {
         }
     }
 
-    /// Reads `close` after white space; anything else is text again.
+    /// Expects `close` after white space; anything else is text again.
     fn expect(&mut self, close: &'static str, character: char) {
         if self.held.is_empty() && character.is_whitespace() {
             return;
@@ -336,7 +336,7 @@ impl OutputParser {
         self.raw.push(character);
         self.held.push(character);
         if let Some(name) = self.held.strip_suffix(ARGUMENTS_MARK) {
-            // An id may stand between: `name[CALL_ID]id[ARGS]`.
+            // An id may come in between: `name[CALL_ID]id[ARGS]`.
             let name = name.split("[CALL_ID]").next().unwrap_or_default().trim().to_owned();
             if name.is_empty() {
                 return self.give_back();
@@ -347,7 +347,7 @@ impl OutputParser {
         } else if character == '\n' || self.held.len() > MAX_NAME_BYTES {
             self.give_back();
         } else if character == '[' && self.held.trim() == "[" {
-            // The older layout after the same marker.
+            // The older layout, after the same marker.
             self.held.clear();
             self.state = object();
         }
@@ -366,7 +366,7 @@ impl OutputParser {
         }
     }
 
-    /// Back to text; white space between calls, and after them, is layout.
+    /// Returns to text; white space between calls and after them is layout.
     fn end_calls(&mut self) {
         self.raw.clear();
         self.spaces.clear();
@@ -374,7 +374,7 @@ impl OutputParser {
         self.state = State::Text;
     }
 
-    /// No call: everything since the marker is text.
+    /// Not a call: everything since the marker is text.
     fn give_back(&mut self) {
         self.held.clear();
         let raw = std::mem::take(&mut self.raw);
@@ -409,7 +409,7 @@ impl OutputParser {
     }
 }
 
-/// Longer than any function's name with its id.
+/// Longer than any function name with its id.
 const MAX_NAME_BYTES: usize = 256;
 
 fn object() -> State {

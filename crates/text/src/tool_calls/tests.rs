@@ -1,11 +1,11 @@
-//! Answers in every format, whole, cut and broken.
+//! Answers in every format: complete, cut and broken.
 
 use proptest::prelude::*;
 use serde_json::json;
 
 use super::*;
 
-/// What all pieces say together: text, thinking, and calls as `(name, arguments)`.
+/// What all pieces add up to: text, thinking, and calls as `(name, arguments)`.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Answer {
     text: String,
@@ -168,7 +168,7 @@ fn thinking() -> impl Strategy<Value = Thinking> {
     prop::sample::select(vec![Thinking::Never, Thinking::MayOpen, Thinking::Open])
 }
 
-/// Pieces of answers, good and bad, in any order.
+/// Fragments of valid and invalid answers, in any order.
 fn fragments() -> impl Strategy<Value = String> {
     let fragment = prop::sample::select(vec![
         "<tool_call>",
@@ -201,7 +201,7 @@ fn fragments() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    /// How the answer is cut changes nothing.
+    /// The result does not depend on how the answer is cut.
     #[test]
     fn any_cut_parses_the_same(
         text in fragments(), format in format(), thinking in thinking(), cuts in prop::collection::vec(0usize..6, 0..40),
@@ -219,7 +219,7 @@ proptest! {
         prop_assert_eq!(collect(pieces), whole);
     }
 
-    /// With neither marks nor braces in it, text comes out as it went in.
+    /// Text that contains neither markers nor braces comes out unchanged.
     #[test]
     fn plain_text_is_untouched(text in "[^<\\[{]{0,40}", format in format()) {
         prop_assume!(!text.contains("functools"));

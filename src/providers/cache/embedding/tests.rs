@@ -57,7 +57,6 @@ fn account(caller: &str) -> Arc<Account> {
 fn request(account: &Arc<Account>, texts: &[&str]) -> EmbedRequest {
     EmbedRequest {
         account: account.clone(),
-        model: "embed".into(),
         inputs: texts.iter().map(|text| EmbedInput::Text((*text).to_owned())).collect(),
         input_type: EmbedInputType::Plain,
         dimensions: None,

@@ -31,7 +31,6 @@ fn account(caller: &str) -> Arc<Account> {
 fn request(account: &Arc<Account>, question: &str) -> GenerateRequest {
     let messages = vec![json!({"role": "user", "content": question})];
     GenerateRequest {
-        model: "tiny".into(),
         sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
         ..GenerateRequest::new(
             account.clone(),

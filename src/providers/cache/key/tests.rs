@@ -37,7 +37,6 @@ fn info() -> ModelInfo {
 fn changed(request: &GenerateRequest) -> Vec<(&'static str, GenerateRequest)> {
     let GenerateRequest {
         account: own_account,
-        model,
         prompt: _,
         sampling,
         max_tokens,
@@ -82,7 +81,6 @@ fn changed(request: &GenerateRequest) -> Vec<(&'static str, GenerateRequest)> {
         account: account(caller(&format!("{}2", own_account.caller().id)), None),
         account: account(caller(&own_account.caller().id), Some(Policy::HostedOnly)),
         account: account(Caller { local_only: true, ..caller(&own_account.caller().id) }, None),
-        model: format!("{model}2"),
         max_tokens: Some(max_tokens.map_or(1, |tokens| tokens + 1)),
         min_tokens: min_tokens + 1,
         stop: longer(&stop),
@@ -167,7 +165,6 @@ fn any_request() -> impl Strategy<Value = GenerateRequest> {
             let messages = contents.iter().map(|content| json!({"role": "user", "content": content})).collect();
             GenerateRequest {
                 account: account(caller(&id), None),
-                model: "tiny".into(),
                 prompt: Prompt::Chat(ChatPrompt { messages, add_generation_prompt: flags.0, ..ChatPrompt::default() }),
                 sampling: SamplingParams { temperature, top_k, top_p, seed, ..SamplingParams::default() },
                 max_tokens,

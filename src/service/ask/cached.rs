@@ -1,0 +1,91 @@
+//! Earlier answers to questions that mean the same, with the passages that they were made from.
+//!
+//! Quoted answers are not kept: finding the sentences takes little more than looking here. Neither is an answer with a rating,
+//! which is of the passages and this very question.
+
+use std::sync::Arc;
+
+use hearth_domain::{
+    Account,
+    account::CacheUse,
+    documents::{Collection, Grounding},
+};
+
+use super::{AskRequest, Asked};
+use crate::{
+    providers::{ChatModel, cache::SEMANTIC, cache::key::KeyWriter},
+    retrieval::search::{Lookup, Retriever},
+    service::{models::Models, semantic::SemanticSlot},
+};
+
+/// Where the answer that `writer` would write is kept, or would be; `None` where nothing is kept.
+pub(super) async fn slot<'w>(
+    models: &Models,
+    writer: Option<&'w Arc<dyn ChatModel>>,
+    retriever: &Retriever,
+    request: &AskRequest,
+) -> Option<(&'w Arc<dyn ChatModel>, SemanticSlot)> {
+    let may_be_another = !request.confidence && request.account.cache_use() != CacheUse::Off;
+    let (writer, semantic) = (writer?, models.semantic().filter(|_| may_be_another)?);
+    let scope = scope(writer, retriever, request);
+    let slot = SemanticSlot::find(semantic, &request.account, request.deadline, scope, &request.question).await?;
+    Some((writer, slot))
+}
+
+/// The earlier answer, if there is one and the request takes it.
+pub(super) fn earlier(slot: &SemanticSlot, writer: &Arc<dyn ChatModel>, account: &Arc<Account>) -> Option<Asked> {
+    let kept = slot.kept(account)?;
+    Some(Asked {
+        grounding: Some(Grounding::Free),
+        model: writer.info().id.clone(),
+        sources: kept.sources.clone(),
+        left_out: kept.left_out,
+        events: kept.answer.clone().replay(account, &writer.info().id, SEMANTIC),
+        findings: kept.findings.clone(),
+    })
+}
+
+/// The answer, which is kept when it is whole.
+pub(super) fn recorded(slot: SemanticSlot, asked: Asked) -> Asked {
+    // Nothing was found, and no model was asked.
+    if asked.sources.is_empty() {
+        return asked;
+    }
+    let events = slot.record(asked.events, asked.sources.clone(), asked.left_out, asked.findings.clone());
+    Asked { events, ..asked }
+}
+
+/// All that an answer depends on beside the question. The collections' versions stand for what is in them; they are read before
+/// the collections are searched.
+fn scope(model: &Arc<dyn ChatModel>, retriever: &Retriever, request: &AskRequest) -> KeyWriter {
+    let AskRequest {
+        account,
+        question: _,
+        history,
+        lookup,
+        max_tokens,
+        temperature,
+        confidence,
+        grounding,
+        deadline: _,
+    } = request;
+    let Lookup { collections, filter, mode, rerank, top_k, min_similarity } = &**lookup;
+    let versions = retriever.versions(collections);
+    let mut scope = KeyWriter::new("semantic ask");
+    scope.model(model.info()).account(account);
+    scope.list(history, KeyWriter::json);
+    scope.list(collections, |scope, Collection { id, embedding, .. }| {
+        scope.text(id).option(embedding.as_ref(), |scope, embedding| {
+            scope.text(&embedding.name);
+        });
+    });
+    scope.list(&versions, |scope, version| {
+        scope.number(*version);
+    });
+    scope.option(filter.as_ref(), |scope, filter| {
+        scope.text(&format!("{filter:?}"));
+    });
+    scope.text(&format!("{mode:?}")).flag(*rerank).count(*top_k).float(*min_similarity);
+    scope.count(*max_tokens).float(*temperature).flag(*confidence).text(&format!("{grounding:?}"));
+    scope
+}

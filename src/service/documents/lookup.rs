@@ -1,0 +1,42 @@
+//! From the fields of a body to where passages are looked for.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use hearth_domain::{documents::Collection, error::Result};
+
+use super::OwnedDocuments;
+use crate::{
+    retrieval::search::Lookup,
+    wire::lookup::{LookupBody, Wait},
+};
+
+impl OwnedDocuments {
+    /// Where a body means to look, once what it waits for has been read.
+    ///
+    /// # Errors
+    /// 404 for a collection or a document that is not there, 409 while documents are being read, and 504 after `deadline`.
+    pub async fn lookup(&self, body: &LookupBody, deadline: Option<Instant>) -> Result<Arc<Lookup>> {
+        let patience = match body.wait {
+            Wait::Refuse => Some(Duration::ZERO),
+            Wait::For(patience) => Some(patience),
+            Wait::Never => None,
+        };
+        let collections = self.scope(&body.collections, &body.document_ids, patience, deadline).await?;
+        Ok(lookup_in(collections, body))
+    }
+}
+
+/// What a body means where the collections are known.
+pub fn lookup_in(collections: Vec<Collection>, body: &LookupBody) -> Arc<Lookup> {
+    Arc::new(Lookup {
+        collections,
+        filter: body.restriction(),
+        top_k: body.top_k,
+        min_similarity: body.min_similarity,
+        mode: body.mode,
+        rerank: body.rerank,
+    })
+}
