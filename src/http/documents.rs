@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use super::{context::Caller, error::ApiError, extract::QueryParameters, state::AppState, upload::UploadForm};
 use crate::{
-    service::documents::{DEFAULT_COLLECTION, OwnedDocuments, reindex::REINDEX},
+    service::documents::{DEFAULT_COLLECTION, OwnedDocuments},
     store::{Job, JobState},
     wire::documents::{
         Attributes, CollectionAnswer, CollectionList, DocumentAnswer, DocumentDeleted, DocumentList, DocumentListQuery,
@@ -121,11 +121,9 @@ pub(super) async fn reindex(
 pub(super) async fn reindex_state(
     State(state): State<AppState>,
     caller: Caller,
-    Path((_name, job_id)): Path<(String, String)>,
+    Path((name, job_id)): Path<(String, String)>,
 ) -> Result<Json<ReindexAnswer>, ApiError> {
-    let jobs = state.documents.jobs().of(caller.owner());
-    let job = jobs.find(REINDEX, &job_id).await?;
-    let last = jobs.events(&job_id, 0).await?.pop().map(|(_, event)| event);
+    let (job, last) = caller.documents(&state).reindexing(&name, &job_id).await?;
     Ok(Json(reindex_answer(job, last)))
 }
 

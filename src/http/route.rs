@@ -62,6 +62,8 @@ pub(super) struct BodyDescription {
     pub(super) media_type: &'static str,
     pub(super) name: &'static str,
     pub(super) schema: fn() -> Value,
+    /// The part of a form that is JSON.
+    pub(super) encoding: Option<&'static str>,
 }
 
 /// One kind of answer.
@@ -124,13 +126,17 @@ impl Route {
     }
 
     pub(super) fn takes<B: RequestBody>(mut self) -> Self {
-        self.body = Some(BodyDescription { media_type: "application/json", name: B::NAME, schema: B::schema });
+        self.body =
+            Some(BodyDescription { media_type: "application/json", name: B::NAME, schema: B::schema, encoding: None });
         self
     }
 
     /// A form whose file is written to the disk as it comes, so that the limit of other bodies is not its.
     pub(super) fn takes_form<B: RequestBody>(mut self) -> Self {
-        self.body = Some(BodyDescription { media_type: "multipart/form-data", name: B::NAME, schema: B::schema });
+        let has_attributes = B::FIELDS.iter().copied().flatten().any(|field| field.name == "attributes");
+        let encoding = has_attributes.then_some("attributes");
+        self.body =
+            Some(BodyDescription { media_type: "multipart/form-data", name: B::NAME, schema: B::schema, encoding });
         self.handler = self.handler.layer(DefaultBodyLimit::disable());
         self
     }

@@ -29,7 +29,7 @@ use crate::wire::{
     embeddings::{EmbeddingList, EmbeddingsRequest},
     files::{Deleted, FileListQuery, FileObject, FileUpload},
     health::{DeepHealth, HealthSummary, Liveness},
-    lists::{List, ListQuery},
+    lists::List,
     me::Me,
     models::{Model, ModelList},
     quote::{QuoteAnswer, QuoteRequest},
@@ -41,7 +41,7 @@ use crate::wire::{
     },
     vector_store_request::{
         FileBatchRequest, VectorStoreCreate, VectorStoreFileListQuery, VectorStoreFileRequest, VectorStoreFileUpdate,
-        VectorStoreSearchRequest, VectorStoreUpdate,
+        VectorStoreListQuery, VectorStoreSearchRequest, VectorStoreUpdate,
     },
     vector_store_response::{
         FileBatchObject, FileContentPage, SearchResultsPage, VectorStoreFileObject, VectorStoreObject,
@@ -244,7 +244,7 @@ fn files_and_vector_stores() -> Vec<Route> {
             .answers::<VectorStoreObject>("The vector store."),
         get("/v1/vector_stores", Documents, vector_stores::list_vector_stores)
             .described("listVectorStores", "Vector stores")
-            .query::<ListQuery>()
+            .query::<VectorStoreListQuery>()
             .answers::<List<VectorStoreObject>>("A page of them."),
         get("/v1/vector_stores/{id}", Documents, vector_stores::retrieve_vector_store)
             .described("getVectorStore", "One vector store")

@@ -92,6 +92,10 @@ async fn read_form(form: &mut Multipart, length: u64, state: &AppState) -> Resul
     let mut fields = BTreeMap::new();
     while let Some(field) = next_field(form, state).await? {
         let name = field.name().unwrap_or_default().to_owned();
+        if !is_field_name(&name) {
+            let message = "A field's name must be 1 to 64 letters, digits, `_`, `-`, `.`, `[` or `]`.";
+            return Err(Error::new(ErrorKind::InvalidRequest, message).with_code("invalid_multipart"));
+        }
         if name == "file" {
             let filename = filename(&field)?;
             if file.is_some() {
@@ -108,6 +112,12 @@ async fn read_form(form: &mut Multipart, length: u64, state: &AppState) -> Resul
     let missing = || Error::invalid("file", "The form has no field `file` with the file in it.");
     let (file, filename) = file.ok_or_else(|| missing().with_code("missing_required_parameter"))?;
     Ok(UploadForm { file, filename, fields })
+}
+
+/// Whether it is one as [`crate::wire::body::FORM_FIELD_NAME`] has it.
+fn is_field_name(name: &str) -> bool {
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.[]".contains(&byte);
+    (1..=64).contains(&name.len()) && name.bytes().all(is_part)
 }
 
 /// The file's own name: browsers of old sent the whole path, and a path is nobody's business.

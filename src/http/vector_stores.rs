@@ -25,10 +25,10 @@ use crate::{
     wire::{
         Parsed,
         files::{self, Deleted},
-        lists::{List, ListQuery, PAGE},
+        lists::List,
         vector_store_request::{
             FileBatchRequest, ID_PREFIX, VectorStoreCreate, VectorStoreFileListQuery, VectorStoreFileRequest,
-            VectorStoreFileUpdate, VectorStoreSearchRequest, VectorStoreUpdate,
+            VectorStoreFileUpdate, VectorStoreListQuery, VectorStoreSearchRequest, VectorStoreUpdate,
         },
         vector_store_response::{
             FileBatchObject, FileContentPage, SearchResult, SearchResultsPage, VectorStoreFileObject, VectorStoreObject,
@@ -75,10 +75,10 @@ pub(super) async fn create_vector_store(
 pub(super) async fn list_vector_stores(
     State(state): State<AppState>,
     caller: Caller,
-    QueryParameters(mut parameters): Parameters,
+    QueryParameters(parameters): Parameters,
 ) -> Result<Json<List<VectorStoreObject>>, ApiError> {
     let documents = caller.documents(&state);
-    let query = ListQuery::take(&mut parameters, PAGE)?;
+    let query = VectorStoreListQuery::read(parameters)?.page;
     let mut collections = documents.collections().await?;
     collections.reverse();
     let (collections, has_more) = query.page(collections, ID_PREFIX, |collection| &collection.id)?;

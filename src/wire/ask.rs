@@ -25,7 +25,7 @@ const GROUNDING: FieldSpec = honoured(
 
 /// Further fields of `/ask`.
 const ASK_FIELDS: &[FieldSpec] = &[
-    honoured("question", r#"{"type":"string","minLength":1,"maxLength":2000}"#, "What to answer."),
+    honoured("question", r#"{"type":"string","pattern":"\\S","maxLength":2000}"#, "What to answer."),
     GROUNDING,
     honoured("model", STRING, "A served chat model. Default the first."),
     honoured("max_tokens", r#"{"type":"integer","minimum":1,"maximum":4096}"#, "Of what a model writes. Default 512."),
@@ -42,7 +42,7 @@ const ASK_FIELDS: &[FieldSpec] = &[
 const CHAT_FIELDS: &[FieldSpec] = &[
     honoured(
         "messages",
-        r#"{"type":"array","minItems":1,"maxItems":1000,"items":{"type":"object","required":["role","content"],"properties":{"role":{"enum":["system","user","assistant"]},"content":{"type":"string","minLength":1,"maxLength":10000}}}}"#,
+        r#"{"type":"array","minItems":1,"maxItems":1000,"items":{"type":"object","required":["role","content"],"properties":{"role":{"enum":["system","user","assistant"]},"content":{"type":"string","pattern":"\\S","maxLength":10000}}}}"#,
         "The conversation; the last message is the user's.",
     ),
     GROUNDING,
@@ -55,11 +55,11 @@ const CHAT_FIELDS: &[FieldSpec] = &[
 
 /// Further fields of `/generate`, beside those of [`GENERATION`].
 const GENERATE_FIELDS: &[FieldSpec] =
-    &[honoured("prompt", r#"{"type":"string","minLength":1}"#, "Answered as a conversation of one turn.")];
+    &[honoured("prompt", r#"{"type":"string","pattern":"\\S"}"#, "Answered as a conversation of one turn.")];
 
 /// Further fields of `/api/v1/search`.
 const SEARCH_FIELDS: &[FieldSpec] =
-    &[honoured("query", r#"{"type":"string","minLength":1,"maxLength":10000}"#, "What to look for.")];
+    &[honoured("query", r#"{"type":"string","pattern":"\\S","maxLength":10000}"#, "What to look for.")];
 
 pub(super) const QUESTION_CHARS_MAX: usize = 2000;
 const CONTENT_CHARS_MAX: usize = 10_000;

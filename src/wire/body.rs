@@ -21,6 +21,10 @@ pub trait RequestBody {
     const FIELDS: &'static [&'static [FieldSpec]];
     /// Fields that must be there, with a value.
     const REQUIRED: &'static [&'static str];
+    /// What holds between fields, as the texts of JSON Schemas that all hold.
+    const RULES: &'static [&'static str] = &[];
+    /// Whether it is a form, which has no null.
+    const IS_FORM: bool = false;
 
     /// Decides about what the reader did not take; returns the names of the fields that have no effect.
     ///
@@ -33,9 +37,19 @@ pub trait RequestBody {
     /// Its JSON Schema.
     fn schema() -> Value {
         let fields = Self::FIELDS.iter().copied().flatten();
-        let property =
-            |field: &FieldSpec| (field.name.to_owned(), field.property(Self::REQUIRED.contains(&field.name)));
-        json!({"type": "object", "required": Self::REQUIRED, "properties": fields.map(property).collect::<Map<_, _>>()})
+        let property = |field: &FieldSpec| {
+            (field.name.to_owned(), field.property(Self::IS_FORM || Self::REQUIRED.contains(&field.name)))
+        };
+        let properties: Map<String, Value> = fields.map(property).collect();
+        let mut schema = json!({"type": "object", "required": Self::REQUIRED, "properties": properties});
+        let rules: Vec<Value> = Self::RULES.iter().map(|rule| parse(rule)).collect();
+        if !rules.is_empty() {
+            schema["allOf"] = Value::Array(rules);
+        }
+        if Self::IS_FORM {
+            schema["propertyNames"] = json!({"pattern": FORM_FIELD_NAME});
+        }
+        schema
     }
 }
 
@@ -72,14 +86,12 @@ pub struct FieldSpec {
 impl FieldSpec {
     /// The field as a parameter of a query, which has no null.
     pub fn parameter(&self) -> Value {
-        let schema = serde_json::from_str::<Value>(self.schema).unwrap_or_else(|_| json!({}));
+        let schema = parse(self.schema);
         json!({"name": self.name, "in": "query", "description": self.note, "schema": schema})
     }
 
     /// Its JSON Schema, with its description.
-    fn property(&self, is_required: bool) -> Value {
-        // The schemas are constants; a test parses each.
-        let parse = |text: &str| serde_json::from_str::<Value>(text).unwrap_or_else(|_| json!({}));
+    fn property(&self, is_never_null: bool) -> Value {
         let (schema, description) = match self.treatment {
             FieldTreatment::Honoured => (parse(self.schema), self.note.to_owned()),
             FieldTreatment::Ignored => (json!({}), format!("Changes nothing. {}", self.note)),
@@ -89,12 +101,19 @@ impl FieldSpec {
                 (schema, format!("Any other value is refused. {}", self.note))
             }
         };
-        let takes_null =
-            is_required || schema.as_object().is_none_or(Map::is_empty) || schema == json!({"type": "null"});
-        let mut property = if takes_null { schema } else { json!({"anyOf": [schema, {"type": "null"}]}) };
+        let stays = is_never_null || schema.as_object().is_none_or(Map::is_empty) || schema == json!({"type": "null"});
+        let mut property = if stays { schema } else { json!({"anyOf": [schema, {"type": "null"}]}) };
         property["description"] = Value::String(description);
         property
     }
+}
+
+/// Names of a form's fields, as a JSON Schema pattern.
+pub const FORM_FIELD_NAME: &str = r"^[A-Za-z0-9_.\[\]-]{1,64}$";
+
+/// The schemas are constants; a test compiles each.
+fn parse(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_default()
 }
 
 pub const fn honoured(name: &'static str, schema: &'static str, note: &'static str) -> FieldSpec {
@@ -114,11 +133,8 @@ pub const COUNT: &str = r#"{"type":"integer","minimum":0,"maximum":2147483647}"#
 pub const FRACTION: &str = r#"{"type":"number","minimum":0,"maximum":1}"#;
 pub const STRING: &str = r#"{"type":"string"}"#;
 /// Seconds.
-pub const TIMEOUT: FieldSpec = honoured(
-    "timeout",
-    r#"{"type":"number","exclusiveMinimum":0}"#,
-    "Seconds after which the server ends the request.",
-);
+pub const TIMEOUT: FieldSpec =
+    honoured("timeout", r#"{"type":"number","minimum":0.000001}"#, "Seconds after which the server ends the request.");
 
 /// Applies the tables to what no reader took; returns the names that have no effect.
 fn apply(rest: Map<String, Value>, tables: &[&[FieldSpec]], strict: bool) -> Result<Vec<String>> {

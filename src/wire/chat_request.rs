@@ -13,6 +13,9 @@ use super::{
     tools,
 };
 
+/// A choice that asks for a call has tools to choose from.
+pub(super) const CHOICE_NEEDS_TOOLS: &str = r#"{"anyOf":[{"properties":{"tool_choice":{"enum":["auto","none",null]}}},{"required":["tools"],"properties":{"tools":{"type":"array","minItems":1}}}]}"#;
+
 /// Fields that become the prompt.
 pub(super) const PROMPT_FIELDS: &[FieldSpec] = &[
     honoured(
@@ -93,6 +96,10 @@ impl RequestBody for ChatCompletionRequest {
     const NAME: &'static str = "ChatRequest";
     const FIELDS: &'static [&'static [FieldSpec]] = &[generation::FIELDS, PROMPT_FIELDS, FIELDS];
     const REQUIRED: &'static [&'static str] = &["model", "messages"];
+    const RULES: &'static [&'static str] = &[
+        r#"{"anyOf":[{"properties":{"top_logprobs":{"type":"null"}}},{"required":["logprobs"],"properties":{"logprobs":{"const":true}}}]}"#,
+        CHOICE_NEEDS_TOOLS,
+    ];
 }
 
 impl ChatCompletionRequest {

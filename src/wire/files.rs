@@ -11,7 +11,7 @@ use super::{
     Parsed,
     body::{FieldSpec, RequestBody, RequestQuery, STRING, honoured, ignored},
     fields::{Fields, bad_value, shortened},
-    lists::{AFTER, BEFORE, FILES_PAGE, ListQuery, ORDER, take},
+    lists::{FILES_PAGE, ListQuery, ORDER, after, before, take},
 };
 
 pub(super) const EXPIRES_AFTER: FieldSpec =
@@ -21,6 +21,8 @@ pub(super) const FILE: FieldSpec = honoured("file", r#"{"type":"string","format"
 
 /// Ids of files begin with it.
 pub const ID_PREFIX: &str = "file-";
+/// A cursor of a list of files.
+pub(super) const ID: &str = r#"{"type":"string","pattern":"^(file-|$)"}"#;
 const PURPOSES: [&str; 6] = ["assistants", "batch", "fine-tune", "vision", "user_data", "evals"];
 
 /// The fields of an upload beside the file.
@@ -41,6 +43,7 @@ impl RequestBody for FileUpload {
         EXPIRES_AFTER,
     ]];
     const REQUIRED: &'static [&'static str] = &["file", "purpose"];
+    const IS_FORM: bool = true;
 }
 
 impl FileUpload {
@@ -76,8 +79,8 @@ impl RequestQuery for FileListQuery {
             "Entries of a page at most. Default 10,000.",
         ),
         ORDER,
-        AFTER,
-        BEFORE,
+        after(ID),
+        before(ID),
         honoured("purpose", STRING, "Files of this purpose only."),
     ];
 }

@@ -15,6 +15,9 @@ use super::{
     fields::{Fields, bad_value, wrong_type},
 };
 
+/// Probabilities are divided by it: it is no zero, and nothing that division would make infinite.
+const REPETITION_MIN: f64 = 1e-6;
+
 const PENALTY: &str = r#"{"type":"number","minimum":-2,"maximum":2}"#;
 
 /// Fields that `/v1/chat/completions` and `/v1/completions` have in common.
@@ -38,12 +41,12 @@ pub const FIELDS: &[FieldSpec] = &[
     honoured("typical_p", FRACTION, "Locally typical sampling. Default 1, off."),
     honoured(
         "repetition_penalty",
-        r#"{"type":"number","exclusiveMinimum":0,"maximum":100}"#,
+        r#"{"type":"number","minimum":0.000001,"maximum":100}"#,
         "Over prompt and answer. Default 1, off.",
     ),
     honoured(
         "repeat_penalty",
-        r#"{"type":"number","exclusiveMinimum":0,"maximum":100}"#,
+        r#"{"type":"number","minimum":0.000001,"maximum":100}"#,
         "llama-server's name for `repetition_penalty`.",
     ),
     honoured("frequency_penalty", PENALTY, "Per occurrence in the answer. Default 0."),
@@ -229,9 +232,8 @@ impl Common {
 
 fn read_sampling(fields: &mut Fields) -> Result<SamplingParams> {
     let default = SamplingParams::default();
-    let positive = f64::from(f32::MIN_POSITIVE);
-    let repetition = fields.float("repetition_penalty", positive, 100.0)?;
-    let repeat = fields.float("repeat_penalty", positive, 100.0)?;
+    let repetition = fields.float("repetition_penalty", REPETITION_MIN, 100.0)?;
+    let repeat = fields.float("repeat_penalty", REPETITION_MIN, 100.0)?;
     Ok(SamplingParams {
         temperature: fields.float("temperature", 0.0, 2.0)?.unwrap_or(default.temperature),
         top_k: fields

@@ -8,7 +8,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::{
-    body::{FieldSpec, RequestQuery, STRING, honoured},
+    body::{FieldSpec, honoured},
     fields::{bad_value, shortened},
 };
 use hearth_domain::error::Result;
@@ -38,11 +38,14 @@ pub const LIMIT: FieldSpec =
     honoured("limit", r#"{"type":"integer","minimum":1,"maximum":100}"#, "Entries of a page at most. Default 20.");
 pub const ORDER: FieldSpec =
     honoured("order", r#"{"enum":["asc","desc"]}"#, "By age; `desc`, the newest first, is the default.");
-pub const AFTER: FieldSpec = honoured("after", STRING, "The page that begins behind this id.");
-pub const BEFORE: FieldSpec = honoured("before", STRING, "The page that ends before this id.");
 
-impl RequestQuery for ListQuery {
-    const PARAMETERS: &'static [FieldSpec] = &[LIMIT, ORDER, AFTER, BEFORE];
+/// The cursors of a list, whose ids match a pattern as JSON Schema has it.
+pub const fn after(id: &'static str) -> FieldSpec {
+    honoured("after", id, "The page that begins behind this id.")
+}
+
+pub const fn before(id: &'static str) -> FieldSpec {
+    honoured("before", id, "The page that ends before this id.")
 }
 
 impl ListQuery {
@@ -95,7 +98,7 @@ impl ListQuery {
 
 /// The entries of a page.
 pub(super) fn take_limit(parameters: &mut BTreeMap<String, String>, sizes: PageSizes) -> Result<usize> {
-    let Some(text) = take(parameters, "limit") else { return Ok(sizes.default) };
+    let Some(text) = parameters.remove("limit") else { return Ok(sizes.default) };
     text.parse().ok().filter(|limit| (1..=sizes.largest).contains(limit)).ok_or_else(|| {
         let found = shortened(&Value::String(text));
         bad_value("limit", format!("`limit` must be an integer between 1 and {}, but is {found}.", sizes.largest))
@@ -109,7 +112,7 @@ pub fn take(parameters: &mut BTreeMap<String, String>, name: &str) -> Option<Str
 
 /// A parameter that has one of these values.
 pub fn take_one_of(parameters: &mut BTreeMap<String, String>, name: &str, allowed: &[&str]) -> Result<Option<String>> {
-    let Some(value) = take(parameters, name) else { return Ok(None) };
+    let Some(value) = parameters.remove(name) else { return Ok(None) };
     if allowed.contains(&&*value) {
         return Ok(Some(value));
     }

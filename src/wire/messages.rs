@@ -14,13 +14,41 @@ use super::{
 /// The component that bodies with messages refer to.
 pub const COMPONENT: Component = (
     "ChatMessage",
-    r##"{"type":"object","required":["role"],"properties":{
-        "role":{"enum":["system","developer","user","assistant","tool","function"]},
-        "content":{"anyOf":[{"type":["string","null"]},{"type":"array","items":{"type":"object","required":["type","text"],"properties":{"type":{"const":"text"},"text":{"type":"string"}}}}]},
-        "name":{"type":["string","null"]},
-        "tool_calls":{"type":["array","null"],"items":{"type":"object","required":["function"],"properties":{"id":{"type":["string","null"]},"type":{"const":"function"},"function":{"type":"object","required":["name"],"properties":{"name":{"type":"string"},"arguments":{"description":"JSON text, or the object itself."}}}}}},
-        "tool_call_id":{"type":["string","null"]}
-    }}"##,
+    r##"{"anyOf":[
+        {"type":"object","required":["role","content"],"properties":{
+            "role":{"enum":["system","developer","user","tool"]},
+            "content":{"$ref":"#/components/schemas/MessageContent"},
+            "name":{"type":["string","null"]},
+            "tool_call_id":{"type":["string","null"],"description":"Of `tool` messages: the call that this is the result of."}
+        }},
+        {"type":"object","required":["role"],"properties":{
+            "role":{"const":"assistant"},
+            "content":{"anyOf":[{"$ref":"#/components/schemas/MessageContent"},{"type":"null"}]},
+            "name":{"type":["string","null"]},
+            "refusal":{"type":["string","null"]},
+            "reasoning_content":{"type":["string","null"]},
+            "reasoning":{"type":["string","null"]},
+            "audio":{"type":"null"},
+            "function_call":{"type":"null"},
+            "tool_calls":{"anyOf":[{"type":"null"},{"type":"array","items":{"type":"object","required":["function"],"properties":{
+                "id":{"type":["string","null"]},
+                "type":{"enum":["function",null]},
+                "function":{"type":"object","required":["name"],"properties":{
+                    "name":{"type":"string"},
+                    "arguments":{"type":["string","object","null"],"description":"JSON text, or the object itself."}
+                }}
+            }}}]}
+        }}
+    ]}"##,
+);
+
+/// The component that messages refer to.
+pub const CONTENT_COMPONENT: Component = (
+    "MessageContent",
+    r#"{"anyOf":[{"type":"string"},{"type":"array","items":{"anyOf":[
+        {"type":"object","required":["type","text"],"properties":{"type":{"enum":["text","input_text","output_text"]},"text":{"type":"string"}}},
+        {"type":"object","required":["type","refusal"],"properties":{"type":{"const":"refusal"},"refusal":{"type":"string"}}}
+    ]}}]}"#,
 );
 use hearth_domain::error::Result;
 

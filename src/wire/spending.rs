@@ -49,15 +49,18 @@ pub struct UsageParameters {
     pub caller: Option<String>,
 }
 
+const MOMENT: &str = r#"{"anyOf":[{"type":"string","format":"date"},{"type":"string","format":"date-time"},{"type":"string","pattern":"^[0-9]{1,10}$"}]}"#;
+const GROUPS: &str = r#"{"type":"string","pattern":"^(day|caller|model|provider)(,(day|caller|model|provider))*$"}"#;
+
 impl RequestQuery for UsageParameters {
     const PARAMETERS: &'static [FieldSpec] = &[
         honoured(
             "from",
-            STRING,
+            MOMENT,
             "A date, a time as RFC 3339 writes it, or Unix seconds. Default: 30 days before `to`.",
         ),
-        honoured("to", STRING, "The same; a date is counted in. Default: now."),
-        honoured("group_by", STRING, "`day`, `caller`, `model` and `provider`, with commas. Default `day`."),
+        honoured("to", MOMENT, "The same; a date is counted in. Default: now."),
+        honoured("group_by", GROUPS, "`day`, `caller`, `model` and `provider`, with commas. Default `day`."),
         honoured("caller", STRING, "Of this caller only; any but oneself needs the scope `admin`."),
     ];
 }

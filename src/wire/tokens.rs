@@ -155,6 +155,7 @@ impl RequestBody for ApplyTemplateRequest {
         ],
     ];
     const REQUIRED: &'static [&'static str] = &["messages"];
+    const RULES: &'static [&'static str] = &[chat_request::CHOICE_NEEDS_TOOLS];
 }
 
 impl ApplyTemplateRequest {

@@ -12,7 +12,7 @@ use super::{
 pub const COMPONENT: Component = (
     "Tool",
     r#"{"type":"object","required":["type","function"],"properties":{"type":{"const":"function"},"function":{"type":"object","required":["name"],"properties":{
-        "name":{"type":"string","minLength":1},
+        "name":{"type":"string","pattern":"^[A-Za-z0-9_.-]{1,64}$"},
         "description":{"type":["string","null"]},
         "parameters":{"type":["object","null"],"description":"JSON Schema of the arguments."},
         "strict":{"type":["boolean","null"]}

@@ -13,8 +13,8 @@ use super::{
     body::{FieldSpec, RequestBody, RequestQuery, STRING, honoured, ignored, refused},
     documents::{Attributes, FILTER, read_attributes, read_filter},
     fields::{Fields, bad_value, shortened, wrong_type},
-    files::EXPIRES_AFTER,
-    lists::{AFTER, BEFORE, LIMIT, ListQuery, ORDER, PAGE, take_one_of},
+    files::{self, EXPIRES_AFTER},
+    lists::{LIMIT, ListQuery, ORDER, PAGE, after, before, take_one_of},
     vector_store_response::status_name,
 };
 
@@ -29,8 +29,7 @@ const RESULTS_DEFAULT: usize = 10;
 pub const STATUSES: [&str; 4] = ["in_progress", "completed", "failed", "cancelled"];
 
 const NAME: &str = r#"{"type":"string","maxLength":256}"#;
-const METADATA: &str =
-    r#"{"type":"object","maxProperties":16,"additionalProperties":{"type":["string","number","boolean","null"]}}"#;
+const METADATA: &str = r#"{"type":"object","maxProperties":16,"propertyNames":{"minLength":1,"maxLength":64},"additionalProperties":{"type":["string","number","boolean","null"],"maxLength":512}}"#;
 const FILE_IDS: &str = r#"{"type":"array","maxItems":2000,"items":{"type":"string"}}"#;
 const CHUNKING_STRATEGY: FieldSpec = refused(
     "chunking_strategy",
@@ -184,6 +183,8 @@ impl RequestBody for VectorStoreFileUpdate {
     const FIELDS: &'static [&'static [FieldSpec]] =
         &[&[honoured("attributes", METADATA, "Take the place of the old ones; null or `{}` removes them.")]];
     const REQUIRED: &'static [&'static str] = &[];
+    // Null is a value here.
+    const RULES: &'static [&'static str] = &[r#"{"required":["attributes"]}"#];
 }
 
 impl VectorStoreFileUpdate {
@@ -212,13 +213,17 @@ impl RequestBody for FileBatchRequest {
         honoured("file_ids", FILE_IDS, "Uploaded files; up to 2000."),
         honoured(
             "files",
-            r#"{"type":"array","maxItems":2000,"items":{"type":"object","required":["file_id"],"properties":{"file_id":{"type":"string"},"attributes":{"type":["object","null"]}}}}"#,
+            r#"{"type":"array","maxItems":2000,"items":{"type":"object","required":["file_id"],"properties":{"file_id":{"type":"string"},"attributes":{"type":["object","null"],"maxProperties":16,"propertyNames":{"minLength":1,"maxLength":64},"additionalProperties":{"type":["string","number","boolean","null"],"maxLength":512}}}}}"#,
             "Instead of `file_ids`: files with attributes of their own.",
         ),
         honoured("attributes", METADATA, "Of all `file_ids`."),
         CHUNKING_STRATEGY,
     ]];
     const REQUIRED: &'static [&'static str] = &[];
+    const RULES: &'static [&'static str] = &[r#"{"oneOf":[
+        {"required":["file_ids"],"properties":{"file_ids":{"type":"array","minItems":1},"files":{"type":"null"}}},
+        {"required":["files"],"properties":{"files":{"type":"array","minItems":1},"file_ids":{"type":"null"}}}
+    ]}"#];
 }
 
 impl FileBatchRequest {
@@ -257,6 +262,27 @@ impl FileBatchRequest {
     }
 }
 
+/// Which vector stores are listed.
+#[derive(Debug)]
+pub struct VectorStoreListQuery {
+    pub page: ListQuery,
+}
+
+impl RequestQuery for VectorStoreListQuery {
+    const PARAMETERS: &'static [FieldSpec] = &[
+        LIMIT,
+        ORDER,
+        after(r#"{"type":"string","pattern":"^(vs_|$)"}"#),
+        before(r#"{"type":"string","pattern":"^(vs_|$)"}"#),
+    ];
+}
+
+impl VectorStoreListQuery {
+    pub fn read(mut parameters: BTreeMap<String, String>) -> Result<Self> {
+        Ok(Self { page: ListQuery::take(&mut parameters, PAGE)? })
+    }
+}
+
 /// Which files of a vector store are listed.
 #[derive(Debug)]
 pub struct VectorStoreFileListQuery {
@@ -269,8 +295,8 @@ impl RequestQuery for VectorStoreFileListQuery {
     const PARAMETERS: &'static [FieldSpec] = &[
         LIMIT,
         ORDER,
-        AFTER,
-        BEFORE,
+        after(files::ID),
+        before(files::ID),
         honoured(
             "filter",
             r#"{"enum":["in_progress","completed","failed","cancelled"]}"#,
@@ -307,14 +333,14 @@ impl RequestBody for VectorStoreSearchRequest {
     const FIELDS: &'static [&'static [FieldSpec]] = &[&[
         honoured(
             "query",
-            r#"{"anyOf":[{"type":"string","minLength":1},{"type":"array","minItems":1,"maxItems":16,"items":{"type":"string","minLength":1}}]}"#,
+            r#"{"anyOf":[{"type":"string","pattern":"\\S"},{"type":"array","minItems":1,"maxItems":16,"items":{"type":"string","pattern":"\\S"}}]}"#,
             "What to look for; several ask for what is near to any of them.",
         ),
         honoured("filters", FILTER, "Over attributes: `{type, key, value}`, or `{type: \"and\" | \"or\", filters}`."),
         honoured("max_num_results", r#"{"type":"integer","minimum":1,"maximum":50}"#, "Passages at most. Default 10."),
         honoured(
             "ranking_options",
-            r#"{"type":"object","properties":{"ranker":{"enum":["none","auto","default-2024-11-15",null]},"score_threshold":{"type":["number","null"],"minimum":0,"maximum":1}}}"#,
+            r#"{"type":"object","properties":{"ranker":{"enum":["none","auto","default-2024-11-15","default_2024_08_21",null]},"score_threshold":{"type":["number","null"],"minimum":0,"maximum":1}}}"#,
             "`score_threshold`: passages below it are left out. `ranker` `none` looks by meaning only, any other by words, too.",
         ),
         ignored("rewrite_query", "The query is searched as it stands."),

@@ -28,7 +28,9 @@ pub(super) fn document() -> Value {
     });
     let mut generator = settings.into_generator();
     let mut bodies = Map::new();
-    for (name, schema) in [messages::COMPONENT, tools::COMPONENT, documents::FILTER_COMPONENT] {
+    for (name, schema) in
+        [messages::COMPONENT, messages::CONTENT_COMPONENT, tools::COMPONENT, documents::FILTER_COMPONENT]
+    {
         // The schemas are constants; a test parses the whole document.
         bodies.insert(name.to_owned(), serde_json::from_str(schema).unwrap_or_default());
     }
@@ -86,7 +88,11 @@ fn operation(route: &Route, generator: &mut SchemaGenerator) -> Value {
     }
     if let Some(body) = route.body {
         let schema = json!({"$ref": format!("#{COMPONENTS}/{}", body.name)});
-        operation["requestBody"] = json!({"required": true, "content": {body.media_type: {"schema": schema}}});
+        let mut content = json!({"schema": schema});
+        if let Some(encoding) = body.encoding {
+            content["encoding"] = json!({encoding: {"contentType": "application/json"}});
+        }
+        operation["requestBody"] = json!({"required": true, "content": {body.media_type: content}});
     }
     if route.rules.access == Access::Public {
         operation["security"] = json!([]);
@@ -116,9 +122,18 @@ fn content(answer: &AnswerDescription, generator: &mut SchemaGenerator) -> Value
     if answer.media_type != "text/event-stream" {
         return json!({"schema": schema});
     }
-    // As OpenAI's own document has it: the schema is that of one event's data.
+    // The schema is that of one event, as OpenAPI 3.2 has it for this media type.
     let failed: Value = generator.subschema_for::<ErrorBody>().into();
-    json!({"schema": {"description": answer.description, "anyOf": [schema, failed]}})
+    json!({"schema": {
+        "type": "object",
+        "description": answer.description,
+        "required": ["data"],
+        "properties": {"data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"anyOf": [schema, failed]},
+        }},
+    }})
 }
 
 /// The statuses of refusals and failures, which follow from what the route takes and does.
@@ -129,7 +144,8 @@ fn errors(route: &Route, has_path_parameters: bool) -> BTreeSet<u16> {
         errors.insert(401);
     }
     if has_path_parameters {
-        errors.insert(404);
+        // 405 where the path becomes another one, as with an empty part.
+        errors.extend([404, 405]);
     }
     if route.body.is_some() {
         errors.extend([404, 408, 413, 415]);

@@ -169,6 +169,22 @@ impl OwnedDocuments {
         self.documents.jobs.of(self.owner()).enqueue(reindex::REINDEX, payload).await
     }
 
+    /// A reindexing of a collection, and what it said last.
+    ///
+    /// # Errors
+    /// 404 where this collection has no such job.
+    pub async fn reindexing(&self, id_or_name: &str, job_id: &str) -> Result<(Job, Option<serde_json::Value>)> {
+        let collection = self.collection(id_or_name).await?;
+        let jobs = self.documents.jobs.of(self.owner());
+        let job = jobs.find(reindex::REINDEX, job_id).await?;
+        if job.payload["collection_id"] != collection.id.as_str() {
+            let message = format!("The collection {} has no job {job_id}.", collection.name);
+            return Err(Error::new(ErrorKind::NotFound, message));
+        }
+        let last = jobs.events(job_id, 0).await?.pop().map(|(_, event)| event);
+        Ok((job, last))
+    }
+
     // --- files ---
 
     /// Keeps a file that has been received whole.
