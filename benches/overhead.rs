@@ -24,7 +24,7 @@ use hearth::{
     providers::scripted::ScriptedChat,
     service::callers::CallerSettings,
 };
-use hearth_domain::{CallerLimits, account::NoBooks};
+use hearth_domain::{CallerLimits, usage::NoSink};
 use scripted_server::ScriptedServer;
 
 const REQUESTS_DEFAULT: usize = 20_000;
@@ -53,7 +53,7 @@ fn with_all() -> ScriptedServer {
 
 fn without() -> ScriptedServer {
     let chat = ScriptedChat::saying("tiny", "A");
-    ScriptedServer::with_books(chat, CallerSettings::default(), |_, _| Arc::new(NoBooks))
+    ScriptedServer::with_books(chat, CallerSettings::default(), |_, _| Arc::new(NoSink))
 }
 
 async fn timed(server: &ScriptedServer) -> Duration {

@@ -19,9 +19,9 @@ use hearth::{
 use hearth_domain::{
     Account, ChatPrompt, EmbedInput, EmbedInputType, EmbedRequest, FinishReason, GenerateEvent, GenerateRequest,
     Prompt, SamplingParams, Usage,
-    account::Receipt,
     documents::EmbeddingIdentity,
     error::{Error, ErrorKind},
+    usage::Receipt,
 };
 use serde_json::{Value, json};
 
@@ -63,7 +63,7 @@ fn chat(upstream: &Arc<Upstream>) -> HostedChat {
     HostedChat::new(upstream.clone(), "theirs".to_owned(), model.info("served"))
 }
 
-/// What a caller got, and what stands in the books.
+/// What a caller got, and what stands in the usage_sink.
 #[derive(Debug)]
 struct Outcome {
     events: Vec<GenerateEvent>,
@@ -168,7 +168,7 @@ async fn a_refused_connection_is_tried_again_and_nothing_leaves_the_machine() {
     let upstream = Upstream::new(settings(&format!("http://127.0.0.1:{port}/v1"))).unwrap();
     let outcome = ask(&chat(&upstream), request()).await;
     outcome.failed(ErrorKind::UpstreamFailed, "", 3);
-    assert_eq!((outcome.receipt.bytes_out, outcome.receipt.legs.len()), (0, 0));
+    assert_eq!((outcome.receipt.bytes_out, outcome.receipt.models.len()), (0, 0));
 }
 
 #[tokio::test]
@@ -243,7 +243,7 @@ async fn too_many_requests_are_waited_for_as_long_as_the_upstream_asks() {
     let (outcome, upstream) = against(vec![busy, good()]).await;
     outcome.is_hello();
     assert!(started.elapsed() >= Duration::from_millis(40), "{:?}", started.elapsed());
-    assert_eq!((outcome.receipt.attempts, outcome.tokens(), outcome.receipt.legs.len()), (2, (11, 2), 1));
+    assert_eq!((outcome.receipt.attempts, outcome.tokens(), outcome.receipt.models.len()), (2, (11, 2), 1));
     let sent: usize = upstream.requests().iter().map(|request| request.body_bytes).sum();
     assert_eq!(outcome.receipt.bytes_out, sent as u64, "both attempts left the machine");
 
@@ -515,7 +515,7 @@ async fn a_caller_who_leaves_is_noticed_by_the_upstream_and_pays_for_what_came()
     upstream.was_left().await;
     let receipt = account.receipt();
     assert_eq!(receipt.completion_tokens(), 2);
-    assert!(receipt.prompt_tokens() > 0 && receipt.legs[0].decode > Duration::ZERO, "{receipt:?}");
+    assert!(receipt.prompt_tokens() > 0 && receipt.models[0].decode > Duration::ZERO, "{receipt:?}");
     assert_eq!(client.breaker("theirs").state(), BreakerState::Closed, "no fault of the upstream's");
 }
 

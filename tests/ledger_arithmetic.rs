@@ -26,9 +26,9 @@ use hearth::{
     store::{GroupBy, LedgerTotals, Store, UsageQuery},
 };
 use hearth_domain::{
-    Caller, EmbedInput, EmbedInputType, EmbedRequest,
-    account::{Account, Books, Opening, Outcome, ServedBy},
+    Account, Caller, EmbedInput, EmbedInputType, EmbedRequest, RequestContext,
     error::{Error, ErrorKind, Result},
+    usage::{Outcome, ServedBy, UsageSink},
 };
 use hearth_kernels::device::DeviceChoice;
 use hearth_models::batch::Batch;
@@ -62,7 +62,7 @@ impl StepModel for Faulty {
 }
 
 struct House {
-    books: Arc<Metering>,
+    usage_sink: Arc<Metering>,
     engine: Engine,
     embedder: LocalEmbedder,
 }
@@ -71,31 +71,33 @@ impl House {
     /// One request, from its account to its end.
     async fn serve(&self, number: u64) {
         let mut random = StdRng::seed_from_u64(number);
-        let opening = Opening {
+        let opening = RequestContext {
             request_id: format!("r{number}"),
             route: "POST /test".to_owned(),
             caller: Arc::new(Caller { id: format!("c{}", number % CALLERS), ..Caller::local() }),
-            turn: format!("c{}", number % CALLERS),
+            fairness_key: format!("c{}", number % CALLERS),
             policy: None,
             is_recorded: true,
+            cache_use: hearth_domain::CacheUse::default(),
+            is_local_only: false,
         };
-        let books: Arc<dyn Books> = self.books.clone();
-        let account = Account::open(books, opening);
+        let usage_sink: Arc<dyn UsageSink> = self.usage_sink.clone();
+        let account = Account::open(usage_sink, opening);
         let outcome = match number % 20 {
             0 => Err(Error::new(ErrorKind::InvalidRequest, "a field is wrong")),
             1 | 2 => self.embed(&account, &mut random).await,
             3 => {
-                let leg = account.leg("hosted", ServedBy::Upstream("up".to_owned()));
-                leg.prompt(random.random_range(0..1000), random.random_range(0..1000));
-                (0..random.random_range(0..50)).for_each(|_| leg.generated());
+                let record = account.begin_record("hosted", ServedBy::Upstream("up".to_owned()));
+                record.set_prompt_tokens(random.random_range(0..1000), random.random_range(0..1000));
+                (0..random.random_range(0..50)).for_each(|_| record.count_token());
                 Ok(true)
             }
             _ => self.generate(&account, &mut random).await,
         };
         match outcome {
-            Ok(true) => account.ended(Outcome::Finished, None),
+            Ok(true) => account.set_outcome(Outcome::Finished, None),
             Ok(false) => {}
-            Err(error) => account.ended(Outcome::from(&error), error.code()),
+            Err(error) => account.set_outcome(Outcome::from(&error), error.code()),
         }
     }
 
@@ -118,8 +120,8 @@ impl House {
             SequenceRequest::new((0..random.random_range(1..40)).map(|_| random.random_range(0..32)).collect());
         request.max_new_tokens = Some(random.random_range(0..12));
         request.n = if random.random_bool(0.1) { 3 } else { 1 };
-        request.caller = account.turn().to_owned();
-        request.leg = account.leg("m", ServedBy::Local { device: "cpu".to_owned() });
+        request.caller = account.fairness_key().to_owned();
+        request.record = account.begin_record("m", ServedBy::Local { device: "cpu".to_owned() });
         if random.random_bool(0.05) {
             request.deadline = Some(Instant::now() + Duration::from_micros(random.random_range(0..3000)));
         }
@@ -157,7 +159,7 @@ async fn rows_are_the_requests_and_sums_are_the_rows() {
     // Fewer places than requests at a time, so that some wait, and some late ones end in the queue.
     let config = EngineConfig { max_running_sequences: 16, max_waiting: AT_ONCE, ..EngineConfig::default() };
     let house = Arc::new(House {
-        books: Arc::new(Metering::new(Arc::new(prices), ledger.clone(), limits)),
+        usage_sink: Arc::new(Metering::new(Arc::new(prices), ledger.clone(), limits)),
         engine: Engine::start(Box::new(Faulty { steps: 0 }), config).expect("a valid configuration"),
         embedder: LocalEmbedder::load(&model, settings).expect("the fixture loads"),
     });

@@ -17,7 +17,7 @@ use hearth::{
     config::Settings,
     providers::{
         ChatModel,
-        fallback::{Candidate, FallbackChat, Place, Policies},
+        fallback::{Candidate, FallbackChat, LocalSlot, Policies},
         scripted::ScriptedChat,
     },
     service::health::ServerStatus,
@@ -34,13 +34,13 @@ use crate::support::{
 struct Routed {
     server: ScriptedServer,
     hosted: Arc<ScriptedChat>,
-    place: Arc<Place<dyn ChatModel>>,
+    place: Arc<LocalSlot<dyn ChatModel>>,
 }
 
 fn routed() -> Routed {
     let server = ScriptedServer::hello();
     let hosted = Arc::new(ScriptedChat::saying("big", "From afar."));
-    let place = Place::loading();
+    let place = LocalSlot::loading();
     let candidates = vec![
         Candidate::Local(place.clone()),
         Candidate::Hosted { name: "up/big".to_owned(), model: hosted.clone() as Arc<dyn ChatModel> },

@@ -18,7 +18,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use hearth_domain::{account::Books, error::sentence};
+use hearth_domain::{error::sentence, usage::UsageSink};
 use hearth_text::{
     chunker::{ChunkOptions, Chunker},
     extract::sandbox::{self, Sandbox},
@@ -62,7 +62,7 @@ pub struct Server {
     router: Arc<Router>,
     documents: Arc<Documents>,
     callers: Arc<Callers>,
-    books: Arc<dyn Books>,
+    usage_sink: Arc<dyn UsageSink>,
     ledger: Arc<Ledger>,
     state: Arc<ServerState>,
 }
@@ -78,7 +78,7 @@ const LAST_ROWS: Duration = Duration::from_secs(15);
 /// Ends a server that runs, without any grace. It outlives [`Server::run`].
 pub struct CutOff {
     state: Arc<ServerState>,
-    books: Arc<dyn Books>,
+    usage_sink: Arc<dyn UsageSink>,
     ledger: Arc<Ledger>,
 }
 
@@ -93,13 +93,13 @@ impl CutOff {
     pub async fn at_once(self) {
         // A step of a large model may take longer than this; its result is not used any more.
         let _ended = tokio::time::timeout(AT_ONCE, self.state.drain(Duration::ZERO)).await;
-        close_books(&self.books, self.ledger, LAST_ROWS).await;
+        close_books(&self.usage_sink, self.ledger, LAST_ROWS).await;
     }
 }
 
 /// Writes a row for every request, also for those that are still being worked on.
-async fn close_books(books: &Arc<dyn Books>, ledger: Arc<Ledger>, patience: Duration) {
-    books.close();
+async fn close_books(usage_sink: &Arc<dyn UsageSink>, ledger: Arc<Ledger>, patience: Duration) {
+    usage_sink.close();
     let flushed = tokio::task::spawn_blocking(move || ledger.flush(patience)).await;
     if !matches!(flushed, Ok(true)) {
         tracing::error!("the ledger was not written to its end");
@@ -144,9 +144,10 @@ impl Server {
         }
         let ledger = Ledger::open(store.clone())?;
         let limits = Limits::open(config.limits, &store, Now::since(Instant::now()))?;
-        let books: Arc<dyn Books> = Arc::new(Metering::new(config.prices.clone(), ledger.clone(), limits));
+        let usage_sink: Arc<dyn UsageSink> = Arc::new(Metering::new(config.prices.clone(), ledger.clone(), limits));
         let quota = config.limits.caller.storage;
-        let documents = Documents::new(store.clone(), config.documents.graphs, callers.clone(), books.clone(), quota);
+        let documents =
+            Documents::new(store.clone(), config.documents.graphs, callers.clone(), usage_sink.clone(), quota);
         let scheme = if config.http.tls.is_some() { "https" } else { "http" };
         let url = format!("{scheme}://{}\n", listener.local_addr()?);
         if let Err(error) = store.write_note(URL_FILE, url.as_bytes()) {
@@ -159,7 +160,7 @@ impl Server {
         state.watch(move || vec![stores.report()]);
         state.watch(move || vec![ledgers.report()]);
         state.watch(move || jobs.parts());
-        Ok(Self { config, listener, models, router, documents, callers, books, ledger, state })
+        Ok(Self { config, listener, models, router, documents, callers, usage_sink, ledger, state })
     }
 
     /// The address that is listened on, with the port that port 0 became.
@@ -178,7 +179,7 @@ impl Server {
 
     /// What ends it without grace while it runs.
     pub fn cut_off(&self) -> CutOff {
-        CutOff { state: self.state.clone(), books: self.books.clone(), ledger: self.ledger.clone() }
+        CutOff { state: self.state.clone(), usage_sink: self.usage_sink.clone(), ledger: self.ledger.clone() }
     }
 
     /// Serves until `shutdown` resolves and what is running has ended or had its grace.
@@ -186,7 +187,7 @@ impl Server {
     /// # Errors
     /// If no model could be loaded, or the listener fails.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
-        let Self { config, listener, models, router, documents, callers, books, ledger, state } = self;
+        let Self { config, listener, models, router, documents, callers, usage_sink, ledger, state } = self;
         let metrics = telemetry::init_metrics()?;
         engine::metrics::describe();
         hosted::describe_metrics();
@@ -200,7 +201,7 @@ impl Server {
             documents: documents.clone(),
             analyses: analyses.clone(),
             callers,
-            books: books.clone(),
+            usage_sink: usage_sink.clone(),
             ledger: ledger.clone(),
             health: state.clone(),
             metrics: Some(metrics),
@@ -235,7 +236,7 @@ impl Server {
         };
         let http_settings = HttpSettings { shutdown_grace: grace.min(LAST_WORDS), ..config.http };
         let served = http::serve(listener, http::router(app), &http_settings, until).await;
-        close_books(&books, ledger, LAST_WORDS).await;
+        close_books(&usage_sink, ledger, LAST_WORDS).await;
         // A task that still holds the store would keep its log from being taken into the database.
         if let Err(error) = tokio::task::spawn_blocking(move || store.close()).await {
             tracing::error!(%error, "closing the store failed");

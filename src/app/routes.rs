@@ -18,7 +18,7 @@ use crate::{
     config::{Config, Route, Target},
     providers::{
         ChatModel, Embedder,
-        fallback::{Candidate, FallbackChat, FallbackEmbedder, Obstacle, Place, Policies, Reason},
+        fallback::{Candidate, FallbackChat, FallbackEmbedder, LocalSlot, Obstacle, Policies, Reason},
         hosted::{HostedChat, HostedEmbedder, HostedModel, Upstream},
         local::LocalChat,
         local_embedder::LocalEmbedder,
@@ -30,8 +30,8 @@ use crate::{
 pub(super) struct Router {
     models: Arc<Models>,
     upstreams: BTreeMap<String, Arc<Upstream>>,
-    chat: Arc<Place<dyn ChatModel>>,
-    embedder: Arc<Place<dyn Embedder>>,
+    chat: Arc<LocalSlot<dyn ChatModel>>,
+    embedder: Arc<LocalSlot<dyn Embedder>>,
     /// Those that compare vectors with the local embedding model's, which they learn when it is there.
     learners: Vec<Arc<FallbackEmbedder>>,
     has_hosted: bool,
@@ -55,8 +55,8 @@ impl Router {
         let mut router = Self {
             models,
             upstreams,
-            chat: Place::loading(),
-            embedder: Place::loading(),
+            chat: LocalSlot::loading(),
+            embedder: LocalSlot::loading(),
             learners: Vec::new(),
             has_hosted,
         };

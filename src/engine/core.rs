@@ -2,8 +2,8 @@
 //!
 //! It runs on the one thread that owns the model and everything that this file names, so nothing is locked.
 //! A step that fails, by an error or by a panic, fails its own requests; their blocks are free again and the
-//! loop goes on. A panic anywhere else may have left the books wrong: every request ends with an error, and the loop begins
-//! again with new books over the same model, unless it has done so too often. Before each step, requests whose
+//! loop goes on. A panic anywhere else may have left the usage_sink wrong: every request ends with an error, and the loop begins
+//! again with new usage_sink over the same model, unless it has done so too often. Before each step, requests whose
 //! reader is gone or whose deadline has passed are reaped.
 
 use std::{
@@ -103,7 +103,7 @@ impl Core {
 
     /// After a panic that no step has caught: which blocks are whose is not certain any more. Every request ends with an
     /// error, and nothing is known of any. What the model's cache still holds is never read, for a block is read only
-    /// after it was written, by the new books.
+    /// after it was written, by the new usage_sink.
     pub(super) fn begin_again(&mut self) {
         for request in mem::take(&mut self.requests).into_values() {
             let error = Error::internal(anyhow::anyhow!("the engine's loop panicked while this request was open"));

@@ -8,8 +8,8 @@ use std::{
 
 use hearth_domain::{
     FinishReason, Timings,
-    account::Leg,
     error::{Error, Result},
+    usage::UsageRecord,
 };
 
 use super::{
@@ -46,7 +46,7 @@ pub(super) struct OpenRequest {
     first_token: Option<Instant>,
     last_token: Option<Instant>,
     compute: Duration,
-    leg: Leg,
+    record: UsageRecord,
 }
 
 impl OpenRequest {
@@ -80,7 +80,7 @@ impl OpenRequest {
             first_token: None,
             last_token: None,
             compute: Duration::ZERO,
-            leg: request.leg,
+            record: request.record,
         }
     }
 
@@ -119,14 +119,14 @@ impl OpenRequest {
         }
         self.admitted = Some(now);
         self.cached_tokens = cached_tokens;
-        self.leg.prompt(self.prompt.len(), cached_tokens);
+        self.record.set_prompt_tokens(self.prompt.len(), cached_tokens);
         metrics::queued(now.duration_since(self.submitted));
         true
     }
 
     pub(super) fn took_part(&mut self, share: Duration) {
         self.compute += share;
-        self.leg.computed(share);
+        self.record.record_compute(share);
     }
 
     /// The whole prompt has been computed. True the first time, which is when the other choices may start.
@@ -156,7 +156,7 @@ impl OpenRequest {
         self.output.send(TokenEvent::Token { choice, id: sampled.token, logprob: sampled.logprob, top: sampled.top });
         let state = &mut self.choices[choice];
         state.num_generated += 1;
-        self.leg.generated();
+        self.record.count_token();
         if sampled.completes {
             self.finish(choice, FinishReason::Stop, None);
             None
@@ -183,7 +183,7 @@ impl OpenRequest {
     /// Sends the last event. Returns how long the request held the engine.
     pub(super) fn done(self, now: Instant) -> Duration {
         let timings = self.timings(now);
-        self.leg.took(&timings);
+        self.record.set_timings(&timings);
         metrics::finished(timings.decode);
         self.output.send(TokenEvent::Done { timings });
         timings.prefill + timings.decode

@@ -19,8 +19,8 @@ use std::{
 use futures_util::Stream;
 use hearth_domain::{
     FinishReason, SamplingParams, Timings, TokenConstraint,
-    account::Leg,
     error::{Error, ErrorKind, Result},
+    usage::UsageRecord,
 };
 use parking_lot::Mutex;
 use thiserror::Error as ThisError;
@@ -55,7 +55,7 @@ pub struct SequenceRequest {
     /// Requests of one scope share the KV blocks of equal beginnings.
     pub prefix_scope: Arc<str>,
     /// Where the request's share of each step, and its tokens, are written down.
-    pub leg: Leg,
+    pub record: UsageRecord,
     /// The request ends with an error at this instant, wherever it is.
     pub deadline: Option<Instant>,
     /// Choices, at least 1. The prompt is computed once and its blocks are shared.
@@ -78,7 +78,7 @@ impl SequenceRequest {
             constraints: Vec::new(),
             caller: String::new(),
             prefix_scope: Arc::from(""),
-            leg: Leg::default(),
+            record: UsageRecord::default(),
             deadline: None,
             n: 1,
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
-use hearth_domain::account::Allowance;
+use hearth_domain::usage::Allowance;
 
 /// The names of the headers that [`write`] writes.
 pub(super) const HEADERS: [&str; 6] = [

@@ -16,7 +16,7 @@ use hearth_domain::error::{Error, ErrorKind};
 use serde_json::{Value, json};
 
 use super::{
-    context::Caller,
+    context::RequestCaller,
     error::ApiError,
     extract::{JsonBody, QueryParameters},
     ignored::name_ignored,
@@ -37,12 +37,12 @@ const CLOSING: Duration = Duration::from_secs(5);
 
 pub(super) async fn create(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let envelope = caller.envelope(&state, false);
     let Parsed { request, ignored } = AnalysisBody::read(body.clone(), &envelope)?;
-    state.chat_or_first(caller.may(), request.model.as_deref())?;
+    state.chat_or_first(caller.principal(), request.model.as_deref())?;
     let job = state.analyses.submit(&request, body, caller.account()).await?;
     let location = HeaderValue::try_from(format!("/analysis/{}", job.job_id)).map_err(Error::internal)?;
     let response = (StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(job)).into_response();
@@ -51,7 +51,7 @@ pub(super) async fn create(
 
 pub(super) async fn list(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     QueryParameters(parameters): QueryParameters<BTreeMap<String, String>>,
 ) -> Result<Json<AnalysisList>, ApiError> {
     let query = AnalysisListQuery::read(parameters)?;
@@ -60,7 +60,7 @@ pub(super) async fn list(
 
 pub(super) async fn cancel(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<AnalysisJob>, ApiError> {
     Ok(Json(state.analyses.cancel(caller.owner(), &job_id(id)?).await?))
@@ -69,7 +69,7 @@ pub(super) async fn cancel(
 /// The job as it is, or, to who asks for a WebSocket, all that it says to its end.
 pub(super) async fn retrieve(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     id: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,

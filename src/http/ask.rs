@@ -14,7 +14,7 @@ use hearth_domain::{Account, GenerateEvent, GenerateRequest, Timings, Usage, doc
 use serde::Serialize;
 
 use super::{
-    context::Caller,
+    context::RequestCaller,
     error::ApiError,
     extract::JsonBody,
     ignored::name_ignored,
@@ -35,7 +35,7 @@ use crate::{
         findings::Findings,
     },
     wire::{
-        self, Envelope, Parsed,
+        self, Parsed,
         ask::{
             AppEvent, AskAnswer, AskBody, Binding, ChatAnswer, ChatBody, Citation, FirstCitations, FirstSources,
             FoundPassage, GenerateAnswer, GenerateBody, SearchAnswer, SearchBody, Source,
@@ -45,31 +45,34 @@ use crate::{
     },
 };
 
-pub(super) async fn ask(state: State<AppState>, caller: Caller, body: JsonBody) -> Result<Response, ApiError> {
+pub(super) async fn ask(state: State<AppState>, caller: RequestCaller, body: JsonBody) -> Result<Response, ApiError> {
     answer_question(state, caller, body, false).await
 }
 
-pub(super) async fn ask_stream(state: State<AppState>, caller: Caller, body: JsonBody) -> Result<Response, ApiError> {
+pub(super) async fn ask_stream(
+    state: State<AppState>,
+    caller: RequestCaller,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
     answer_question(state, caller, body, true).await
 }
 
 async fn answer_question(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     JsonBody(body): JsonBody,
     streams: bool,
 ) -> Result<Response, ApiError> {
     let began = Instant::now();
     let envelope = caller.envelope(&state, streams);
     let Parsed { request, ignored } = AskBody::read(body, &envelope)?;
-    let model = state.chat_to_answer(caller.may(), request.model.as_deref(), request.grounding)?;
+    let model = state.chat_to_answer(caller.principal(), request.model.as_deref(), request.grounding)?;
     let lookup = caller.documents(&state).lookup(&request.lookup, request.deadline).await?;
     let asked = service::ask::ask(
         &state.models,
         model.as_ref(),
         state.documents.retriever()?,
         AskRequest {
-            account: envelope.account,
             question: request.question,
             history: Vec::new(),
             lookup,
@@ -95,7 +98,7 @@ async fn answer_question(
 
 pub(super) async fn chat(
     state: State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let streams = body.get("stream") == Some(&serde_json::Value::Bool(true));
@@ -104,7 +107,7 @@ pub(super) async fn chat(
 
 pub(super) async fn chat_stream(
     state: State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     answer_conversation(state, caller, body, true).await
@@ -112,14 +115,14 @@ pub(super) async fn chat_stream(
 
 async fn answer_conversation(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     body: serde_json::Value,
     streams: bool,
 ) -> Result<Response, ApiError> {
     let began = Instant::now();
     let envelope = caller.envelope(&state, streams);
     let Parsed { request, ignored } = ChatBody::read(body, &envelope)?;
-    let asked = converse(&state, &caller, &envelope, request).await?;
+    let asked = converse(&state, &caller, request).await?;
     let citations = asked.sources.iter().map(citation).collect();
     let shape = ChatShape { began, account: caller.account().clone(), known: Known::of(&asked), citations };
     let grounding = asked.grounding;
@@ -128,17 +131,11 @@ async fn answer_conversation(
 }
 
 /// Answers the last message from documents, or, without them, continues the conversation.
-async fn converse(
-    state: &AppState,
-    caller: &Caller,
-    envelope: &Envelope,
-    request: ChatBody,
-) -> Result<Asked, ApiError> {
+async fn converse(state: &AppState, caller: &RequestCaller, request: ChatBody) -> Result<Asked, ApiError> {
     let ChatBody { mut messages, deadline, .. } = request;
     let name = request.model.as_deref();
     let question = messages.pop().and_then(|last| last["content"].as_str().map(str::to_owned)).unwrap_or_default();
     let asked = |lookup| AskRequest {
-        account: envelope.account.clone(),
         question,
         history: messages,
         lookup,
@@ -149,22 +146,26 @@ async fn converse(
         deadline,
     };
     if !request.use_rag {
-        let model = state.chat_or_first(caller.may(), name)?;
-        let nowhere = lookup_in(Vec::new(), &request.lookup);
+        let model = state.chat_or_first(caller.principal(), name)?;
+        let nowhere = lookup_in(caller.account(), Vec::new(), &request.lookup);
         return Ok(asked(nowhere).without_documents(&state.models, &model).await?);
     }
-    let model = state.chat_to_answer(caller.may(), name, request.grounding)?;
+    let model = state.chat_to_answer(caller.principal(), name, request.grounding)?;
     let lookup = caller.documents(state).lookup(&request.lookup, deadline).await?;
     Ok(service::ask::ask(&state.models, model.as_ref(), state.documents.retriever()?, asked(lookup)).await?)
 }
 
-pub(super) async fn generate(state: State<AppState>, caller: Caller, body: JsonBody) -> Result<Response, ApiError> {
+pub(super) async fn generate(
+    state: State<AppState>,
+    caller: RequestCaller,
+    body: JsonBody,
+) -> Result<Response, ApiError> {
     continue_prompt(state, caller, body, false).await
 }
 
 pub(super) async fn generate_stream(
     state: State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     body: JsonBody,
 ) -> Result<Response, ApiError> {
     continue_prompt(state, caller, body, true).await
@@ -172,14 +173,14 @@ pub(super) async fn generate_stream(
 
 async fn continue_prompt(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     JsonBody(body): JsonBody,
     streams: bool,
 ) -> Result<Response, ApiError> {
     let began = Instant::now();
     let partial = asks_for_partial(&body);
     let Parsed { request, ignored } = GenerateBody::read(body, &caller.envelope(&state, streams))?;
-    let model = state.chat_or_first(caller.may(), request.model.as_deref())?;
+    let model = state.chat_or_first(caller.principal(), request.model.as_deref())?;
     let generation: GenerateRequest = request.generation;
     let events = start(&model, generation).await?;
     let shape = GenerateShape { began, account: caller.account().clone(), model: model.info().id.clone() };
@@ -189,18 +190,14 @@ async fn continue_prompt(
 
 pub(super) async fn search(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let began = Instant::now();
     let envelope = caller.envelope(&state, false);
     let Parsed { request, ignored } = SearchBody::read(body, &envelope)?;
     let lookup = caller.documents(&state).lookup(&request.lookup, request.deadline).await?;
-    let search = state.documents.retriever()?.search(SearchRequest {
-        query: request.query.clone(),
-        lookup,
-        account: envelope.account,
-    });
+    let search = state.documents.retriever()?.search(SearchRequest { query: request.query.clone(), lookup });
     let passages = deadline::within(request.deadline, search).await?;
     let found = |passage: &Passage| FoundPassage {
         source: source(passage),

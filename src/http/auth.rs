@@ -17,7 +17,7 @@ use hearth_domain::{Caller, LOCAL};
 pub(super) struct Authenticated {
     pub(super) caller: Arc<Caller>,
     /// `None`: the peer's address.
-    pub(super) turn: Option<String>,
+    pub(super) fairness_key: Option<String>,
 }
 
 /// Lets a request pass that carries a key or token which holds, or all as long as nobody is asked for one.
@@ -27,8 +27,8 @@ pub(super) async fn require_api_key(State(state): State<AppState>, mut request: 
     }
     match state.callers.authenticate(presented_key(request.headers())).await {
         Ok(caller) => {
-            let turn = if caller.id == LOCAL { caller.key_id.clone() } else { Some(caller.id.clone()) };
-            request.extensions_mut().insert(Authenticated { caller, turn });
+            let fairness_key = if caller.id == LOCAL { caller.key_id.clone() } else { Some(caller.id.clone()) };
+            request.extensions_mut().insert(Authenticated { caller, fairness_key });
             next.run(request).await
         }
         Err(error) => ApiError(error).into_response(),

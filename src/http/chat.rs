@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{
     chat_stream::ChatStreamWriter,
-    context::Caller,
+    context::RequestCaller,
     error::ApiError,
     extract::JsonBody,
     ignored::name_ignored,
@@ -33,13 +33,13 @@ use crate::{
 
 pub(super) async fn create_chat_completion(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let partial = asks_for_partial(&body);
     let envelope = caller.envelope(&state, asks_for_stream(&body));
     let Parsed { request, ignored } = ChatCompletionRequest::read(body, &envelope)?;
-    let model = state.chat(caller.may(), request.model.as_deref())?;
+    let model = state.chat(caller.principal(), request.model.as_deref())?;
     let num_choices = request.generation.n;
     let with_logprobs = request.generation.logprobs.is_some();
     let events = chat::complete(&state.models, &model, request.generation).await?;

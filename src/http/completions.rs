@@ -9,7 +9,7 @@ use hearth_domain::{FinishReason, GenerateEvent, TokenLogprob};
 
 use super::{
     chat::{AnswerIdentity, asks_for_stream, system_fingerprint},
-    context::Caller,
+    context::RequestCaller,
     error::ApiError,
     extract::JsonBody,
     ignored::name_ignored,
@@ -29,13 +29,13 @@ use crate::{
 
 pub(super) async fn create_completion(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let partial = asks_for_partial(&body);
     let envelope = caller.envelope(&state, asks_for_stream(&body));
     let Parsed { request, ignored } = CompletionRequest::read(body, &envelope)?;
-    let model = state.chat(caller.may(), request.model.as_deref())?;
+    let model = state.chat(caller.principal(), request.model.as_deref())?;
     let num_choices = request.generations.iter().map(|generation| generation.n).sum();
     let with_logprobs = request.generations.iter().any(|generation| generation.logprobs.is_some());
     let events = completions::start_all(&model, request.generations).await?;

@@ -39,7 +39,7 @@ pub fn describe_metrics() {
 
 /// What is known of a request beside its body.
 #[derive(Clone, Debug)]
-pub(super) struct RequestContext {
+pub(super) struct Arrival {
     request_id: String,
     /// The peer's address.
     peer: String,
@@ -47,7 +47,7 @@ pub(super) struct RequestContext {
     received: Instant,
 }
 
-impl RequestContext {
+impl Arrival {
     pub(super) fn request_id(&self) -> &str {
         &self.request_id
     }
@@ -59,19 +59,19 @@ impl RequestContext {
 
 /// Everything a handler needs to build an [`Envelope`].
 #[derive(Debug)]
-pub(super) struct Caller {
-    context: RequestContext,
+pub(super) struct RequestCaller {
+    arrival: Arrival,
     account: Arc<Account>,
 }
 
-impl Caller {
+impl RequestCaller {
     /// `streams`: an SDK's read timeout bounds the wait for each chunk then, and not the whole answer.
     pub(super) fn envelope(&self, state: &AppState, streams: bool) -> Envelope {
-        let hint = self.context.read_timeout.filter(|_| !streams);
+        let hint = self.arrival.read_timeout.filter(|_| !streams);
         let limit = [state.settings.request_deadline, hint].into_iter().flatten().min();
         Envelope {
             account: self.account.clone(),
-            deadline: limit.map(|limit| self.context.received + limit),
+            deadline: limit.map(|limit| self.arrival.received + limit),
             strict: state.settings.strict,
         }
     }
@@ -86,8 +86,8 @@ impl Caller {
         &self.account.caller().id
     }
 
-    /// What whoever calls is allowed.
-    pub(super) fn may(&self) -> &hearth_domain::Caller {
+    /// The caller's permissions.
+    pub(super) fn principal(&self) -> &hearth_domain::Caller {
         self.account.caller()
     }
 
@@ -96,14 +96,14 @@ impl Caller {
     }
 }
 
-impl FromRequestParts<AppState> for Caller {
+impl FromRequestParts<AppState> for RequestCaller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _state: &AppState) -> Result<Self, ApiError> {
-        let context = parts.extensions.get::<RequestContext>().cloned();
+        let arrival = parts.extensions.get::<Arrival>().cloned();
         let account = parts.extensions.get::<Arc<Account>>().cloned();
-        match (context, account) {
-            (Some(context), Some(account)) => Ok(Self { context, account }),
+        match (arrival, account) {
+            (Some(arrival), Some(account)) => Ok(Self { arrival, account }),
             _ => Err(Error::internal(anyhow::anyhow!("the route lacks the layers of context and account")).into()),
         }
     }
@@ -122,7 +122,7 @@ pub(super) async fn with_context(State(_state): State<AppState>, mut request: Re
     let route =
         request.extensions().get::<MatchedPath>().map_or("unmatched".to_owned(), |path| path.as_str().to_owned());
     let read_timeout = read_timeout_hint(request.headers());
-    request.extensions_mut().insert(RequestContext { request_id: request_id.clone(), peer, read_timeout, received });
+    request.extensions_mut().insert(Arrival { request_id: request_id.clone(), peer, read_timeout, received });
 
     let span = tracing::info_span!("request", request_id, method, route);
     let mut response = next.run(request).instrument(span.clone()).await;

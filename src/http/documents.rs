@@ -12,7 +12,7 @@ use hearth_domain::{
 };
 use serde_json::Value;
 
-use super::{context::Caller, error::ApiError, extract::QueryParameters, state::AppState, upload::UploadForm};
+use super::{context::RequestCaller, error::ApiError, extract::QueryParameters, state::AppState, upload::UploadForm};
 use crate::{
     service::documents::{DEFAULT_COLLECTION, OwnedDocuments},
     store::{Job, JobState},
@@ -29,7 +29,7 @@ const PURPOSE: &str = "assistants";
 /// document whose place it takes).
 pub(super) async fn upload(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     form: UploadForm,
 ) -> Result<Json<DocumentAnswer>, ApiError> {
     let own = caller.documents(&state);
@@ -47,26 +47,23 @@ pub(super) async fn upload(
 
 pub(super) async fn list(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     QueryParameters(parameters): QueryParameters<BTreeMap<String, String>>,
 ) -> Result<Json<DocumentList>, ApiError> {
     let own = caller.documents(&state);
-    let query = DocumentListQuery::read(parameters);
-    let collections = match query.collection {
-        Some(name) => vec![own.collection(&name).await?],
-        None => own.collections().await?,
+    let query = DocumentListQuery::read(parameters)?;
+    let collection = match query.collection {
+        Some(name) => Some(own.collection(&name).await?.id),
+        None => None,
     };
-    let mut documents = Vec::new();
-    for collection in collections {
-        let found = own.documents(&collection.id).await?;
-        documents.extend(found.into_iter().map(|document| DocumentAnswer::new(document, None)));
-    }
-    Ok(Json(DocumentList { total: documents.len(), documents }))
+    let (page, total) = own.documents_of_files(collection, query.after, query.limit).await?;
+    let documents = page.entries.into_iter().map(|document| DocumentAnswer::new(document, None)).collect();
+    Ok(Json(DocumentList { documents, total, has_more: page.has_more }))
 }
 
 pub(super) async fn retrieve(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     Path(id): Path<String>,
 ) -> Result<Json<DocumentAnswer>, ApiError> {
     let own = caller.documents(&state);
@@ -84,7 +81,7 @@ async fn first_of_file(own: &OwnedDocuments, id: &str) -> Result<Document, Error
 /// Deletes the document with its file, in every collection.
 pub(super) async fn delete(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     Path(id): Path<String>,
 ) -> Result<Json<DocumentDeleted>, ApiError> {
     let own = caller.documents(&state);
@@ -95,7 +92,7 @@ pub(super) async fn delete(
 
 pub(super) async fn collections(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
 ) -> Result<Json<CollectionList>, ApiError> {
     let collections = caller.documents(&state).collections().await?;
     Ok(Json(CollectionList { collections: collections.into_iter().map(CollectionAnswer::from).collect() }))
@@ -103,7 +100,7 @@ pub(super) async fn collections(
 
 pub(super) async fn delete_collection(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     Path(name): Path<String>,
 ) -> Result<Json<CollectionAnswer>, ApiError> {
     Ok(Json(caller.documents(&state).delete_collection(&name).await?.into()))
@@ -111,7 +108,7 @@ pub(super) async fn delete_collection(
 
 pub(super) async fn reindex(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     Path(name): Path<String>,
 ) -> Result<Json<ReindexAnswer>, ApiError> {
     let job = caller.documents(&state).reindex(&name).await?;
@@ -120,7 +117,7 @@ pub(super) async fn reindex(
 
 pub(super) async fn reindex_state(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     Path((name, job_id)): Path<(String, String)>,
 ) -> Result<Json<ReindexAnswer>, ApiError> {
     let (job, last) = caller.documents(&state).reindexing(&name, &job_id).await?;

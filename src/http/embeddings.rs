@@ -6,7 +6,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{context::Caller, error::ApiError, extract::JsonBody, ignored::name_ignored, state::AppState};
+use super::{context::RequestCaller, error::ApiError, extract::JsonBody, ignored::name_ignored, state::AppState};
 use crate::{
     service::embed,
     wire::{
@@ -18,11 +18,11 @@ use crate::{
 
 pub(super) async fn create_embeddings(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let Parsed { request, ignored } = EmbeddingsRequest::read(body, &caller.envelope(&state, false))?;
-    let model = state.embedder(caller.may(), request.model.as_deref())?;
+    let model = state.embedder(caller.principal(), request.model.as_deref())?;
     let answer = embed::embed(&model, request.request).await?;
     let (name, receipt) = (model.info().id.clone(), Receipt::of(caller.account()));
     let list = EmbeddingList::new(answer.embeddings, request.encoding_format, name, answer.prompt_tokens, receipt);

@@ -12,8 +12,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use hearth_domain::{
-    account::Outcome,
     error::{Error, ErrorKind},
+    usage::Outcome,
 };
 
 use crate::wire::error::{ErrorBody, ErrorDetail};

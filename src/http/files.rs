@@ -14,12 +14,12 @@ use hearth_domain::error::{Error, ErrorKind};
 use tokio::io::AsyncReadExt;
 
 use super::{
-    context::Caller, error::ApiError, extract::QueryParameters, ignored::name_ignored, state::AppState,
+    context::RequestCaller, error::ApiError, extract::QueryParameters, ignored::name_ignored, state::AppState,
     upload::UploadForm,
 };
 use crate::wire::{
     Parsed,
-    files::{Deleted, FileListQuery, FileObject, FileUpload, ID_PREFIX},
+    files::{Deleted, FileListQuery, FileObject, FileUpload},
     lists::List,
 };
 
@@ -34,7 +34,7 @@ pub(super) fn members<T>(path: Result<Path<T>, PathRejection>) -> Result<T, ApiE
 
 pub(super) async fn upload_file(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     form: UploadForm,
 ) -> Result<Response, ApiError> {
     let Parsed { request, ignored } = FileUpload::read(form.fields, state.settings.strict)?;
@@ -44,20 +44,18 @@ pub(super) async fn upload_file(
 
 pub(super) async fn list_files(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     QueryParameters(parameters): QueryParameters<BTreeMap<String, String>>,
 ) -> Result<Json<List<FileObject>>, ApiError> {
     let query = FileListQuery::read(parameters)?;
-    let mut files = caller.documents(&state).files().await?;
-    files.retain(|file| query.purpose.as_ref().is_none_or(|purpose| *purpose == file.purpose));
-    let (files, has_more) = query.page.page(files, ID_PREFIX, |file| &file.id)?;
-    let objects = files.into_iter().map(FileObject::from).collect();
-    Ok(Json(List::new(objects, has_more, |file| &file.id)))
+    let page = caller.documents(&state).files(query.purpose, query.page).await?;
+    let objects = page.entries.into_iter().map(FileObject::from).collect();
+    Ok(Json(List::new(objects, page.has_more, |file| &file.id)))
 }
 
 pub(super) async fn retrieve_file(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<FileObject>, ApiError> {
     Ok(Json(caller.documents(&state).file(&members(id)?).await?.into()))
@@ -65,7 +63,7 @@ pub(super) async fn retrieve_file(
 
 pub(super) async fn delete_file(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Deleted>, ApiError> {
     let id = members(id)?;
@@ -76,7 +74,7 @@ pub(super) async fn delete_file(
 /// The bytes as they came, of a type that no browser runs.
 pub(super) async fn file_content(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Response, ApiError> {
     let (file, opened) = caller.documents(&state).open_file(&members(id)?).await?;

@@ -2,12 +2,12 @@
 
 use axum::{Json, extract::State};
 
-use super::{context::Caller, state::AppState};
+use super::{context::RequestCaller, state::AppState};
 use crate::wire::me::{Features, Me};
 
-pub(super) async fn me(State(state): State<AppState>, caller: Caller) -> Json<Me> {
-    let may = caller.may();
+pub(super) async fn me(State(state): State<AppState>, caller: RequestCaller) -> Json<Me> {
+    let may = caller.principal();
     let has = |kind| state.models.list().iter().any(|(info, _)| info.kind == kind);
     let features = Features::of(has, state.documents.retriever().is_ok());
-    Json(Me::new(may, &state.books.standing(may), features))
+    Json(Me::new(may, &state.usage_sink.standing(may), features))
 }

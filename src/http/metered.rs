@@ -19,16 +19,16 @@ use axum::{
 };
 use bytes::Bytes;
 use hearth_domain::{
-    Policy,
-    account::{Account, CacheUse, Opening, Outcome},
+    Account, CacheUse, Policy, RequestContext,
     error::{Error, Result},
+    usage::Outcome,
 };
 use http_body::{Frame, SizeHint};
 
 use super::{
     allowance,
     auth::Authenticated,
-    context::RequestContext,
+    context::Arrival,
     error::{ApiError, Ended},
     receipt,
     route::{Metering, rules_of},
@@ -41,8 +41,8 @@ const POLICY: HeaderName = HeaderName::from_static("x-hearth-policy");
 /// The layer itself.
 pub(super) async fn with_account(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     let extensions = request.extensions();
-    let (Some(authenticated), Some(context)) =
-        (extensions.get::<Authenticated>().cloned(), extensions.get::<RequestContext>().cloned())
+    let (Some(authenticated), Some(arrival)) =
+        (extensions.get::<Authenticated>().cloned(), extensions.get::<Arrival>().cloned())
     else {
         // A probe or a page of documentation.
         return next.run(request).await;
@@ -52,27 +52,28 @@ pub(super) async fn with_account(State(state): State<AppState>, mut request: Req
     // Where there is no route, nothing is computed.
     let metering = rules_of(request.method(), path).map_or(Metering::Free, |rules| rules.metering);
     let policy = asked_policy(request.headers());
-    let opening = Opening {
-        request_id: context.request_id().to_owned(),
+    let context = RequestContext {
+        request_id: arrival.request_id().to_owned(),
         route: format!("{} {path}", request.method()),
         caller: caller.clone(),
-        turn: authenticated.turn.unwrap_or_else(|| context.peer().to_owned()),
+        fairness_key: authenticated.fairness_key.unwrap_or_else(|| arrival.peer().to_owned()),
         policy: policy.as_ref().ok().copied().flatten(),
         is_recorded: metering == Metering::Recorded,
+        cache_use: cache_use(request.headers()),
+        is_local_only: false,
     };
-    let account = Account::open(state.books.clone(), opening);
-    account.use_caches(cache_use(request.headers()));
+    let account = Account::open(state.usage_sink.clone(), context);
     request.extensions_mut().insert(account.clone());
     let admitted = policy.and_then(|_| if metering == Metering::Free { Ok(()) } else { account.admit() });
     let mut response = match admitted {
         Ok(()) => next.run(request).await,
         Err(refused) => {
             let Ended { outcome, code } = Ended::by(&refused);
-            account.ended(outcome, code);
+            account.set_outcome(outcome, code);
             ApiError(refused).into_response()
         }
     };
-    allowance::write(response.headers_mut(), &state.books.allowance(&caller));
+    allowance::write(response.headers_mut(), &state.usage_sink.allowance(&caller));
     if account.is_recorded() {
         let is_stream = response.body().size_hint().exact().is_none();
         receipt::write(response.headers_mut(), &account, is_stream);
@@ -133,7 +134,7 @@ impl HttpBody for AccountBody {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let polled = Pin::new(&mut self.body).poll_frame(context);
         if matches!(polled, Poll::Ready(None)) || (polled.is_ready() && self.body.is_end_stream()) {
-            self.account.ended(self.ended.outcome, self.ended.code);
+            self.account.set_outcome(self.ended.outcome, self.ended.code);
         }
         polled
     }
@@ -151,7 +152,7 @@ impl Drop for AccountBody {
     /// A body without bytes is never polled.
     fn drop(&mut self) {
         if self.body.is_end_stream() {
-            self.account.ended(self.ended.outcome, self.ended.code);
+            self.account.set_outcome(self.ended.outcome, self.ended.code);
         }
     }
 }

@@ -4,7 +4,7 @@ use axum::{
     http::{HeaderName, HeaderValue},
     response::Response,
 };
-use hearth_domain::{Account, account::Outcome, error::Error};
+use hearth_domain::{Account, error::Error, usage::Outcome};
 use serde_json::Value;
 
 use super::error::Ended;
@@ -31,7 +31,7 @@ pub(super) async fn whole(
     if partial { gather_partial(events, num_choices, account).await } else { gather(events, num_choices).await }
 }
 
-/// Says of a partial answer that it is one, in its head and in the books.
+/// Says of a partial answer that it is one, in its head and in the usage_sink.
 pub(super) fn marked(mut response: Response, is_partial: bool) -> Response {
     if is_partial {
         response.headers_mut().insert(PARTIAL, HeaderValue::from_static("true"));

@@ -2,7 +2,7 @@
 
 use axum::{Json, extract::State};
 
-use super::{context::Caller, error::ApiError, extract::JsonBody, state::AppState};
+use super::{context::RequestCaller, error::ApiError, extract::JsonBody, state::AppState};
 use crate::{
     service::quote::{self, Priced},
     wire::quote::{QuoteAnswer, QuoteRequest, QuotedRange, QuotedSide},
@@ -10,11 +10,11 @@ use crate::{
 
 pub(super) async fn quote(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     JsonBody(body): JsonBody,
 ) -> Result<Json<QuoteAnswer>, ApiError> {
     let request = QuoteRequest::read(body, &caller.envelope(&state, false))?;
-    let model = state.chat(caller.may(), request.model.as_deref())?;
+    let model = state.chat(caller.principal(), request.model.as_deref())?;
     let sides = quote::quote(model.clone(), caller.account().clone(), request.generations).await?;
     let would_serve = sides.iter().find(|side| side.quote.refusal.is_none());
     Ok(Json(QuoteAnswer {

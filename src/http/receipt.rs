@@ -44,8 +44,8 @@ pub(super) fn write(headers: &mut HeaderMap, account: &Account, is_stream: bool)
         }
     };
     set(SERVED_BY, receipt.served_by());
-    if let Some(leg) = receipt.main_leg() {
-        set(MODEL, &leg.model);
+    if let Some(record) = receipt.main_model() {
+        set(MODEL, &record.model);
     }
     if let Some(reason) = &receipt.fallback_reason {
         set(FALLBACK_REASON, reason);
@@ -59,7 +59,7 @@ pub(super) fn write(headers: &mut HeaderMap, account: &Account, is_stream: bool)
         set(UNENFORCED, &listed(&unenforced));
     }
     if !is_stream {
-        set(QUEUE_MS, &milliseconds(receipt.legs.iter().map(|leg| leg.queue).sum()).to_string());
+        set(QUEUE_MS, &milliseconds(receipt.models.iter().map(|record| record.queue).sum()).to_string());
         set(COMPUTE_MS, &milliseconds(receipt.compute()).to_string());
         set(COST_USD, &dollars(receipt.cost_micro_usd));
     }

@@ -6,7 +6,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{context::Caller, error::ApiError, extract::JsonBody, ignored::name_ignored, state::AppState};
+use super::{context::RequestCaller, error::ApiError, extract::JsonBody, ignored::name_ignored, state::AppState};
 use crate::{
     service::rerank,
     wire::{
@@ -18,11 +18,11 @@ use crate::{
 
 pub(super) async fn rerank(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let Parsed { request: body, ignored } = RerankBody::read(body, &caller.envelope(&state, false))?;
-    let model = state.reranker(caller.may(), body.model.as_deref())?;
+    let model = state.reranker(caller.principal(), body.model.as_deref())?;
     let documents = body.return_documents.then(|| body.request.documents.clone());
     let answer = rerank::rerank(&model, body.request).await?;
     let receipt = Receipt::of(caller.account());

@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{accept::names, context::Caller, error::ApiError, extract::QueryParameters, state::AppState};
+use super::{accept::names, context::RequestCaller, error::ApiError, extract::QueryParameters, state::AppState};
 use crate::{
     service::spending,
     wire::spending::{UsageParameters, UsageReport},
@@ -32,7 +32,7 @@ fn wants_text(headers: &HeaderMap) -> bool {
 
 pub(super) async fn usage(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     QueryParameters(parameters): QueryParameters<UsageParameters>,
 ) -> Result<Json<UsageReport>, ApiError> {
     Ok(Json(spending::usage(&state.ledger, caller.account().caller(), parameters).await?))

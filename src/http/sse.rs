@@ -13,11 +13,7 @@ use axum::{
 };
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, stream};
-use hearth_domain::{
-    GenerateEvent,
-    account::{Account, Outcome},
-    error::Error,
-};
+use hearth_domain::{Account, GenerateEvent, error::Error, usage::Outcome};
 use serde::Serialize;
 
 use super::error::{Ended, error_body, log_failure};
@@ -109,7 +105,7 @@ impl<W: EventWriter> EventBody<W> {
                     if self.ended {
                         frames.push_raw(W::LAST);
                         // Many clients leave at the last frame, and do not wait for the end of the body.
-                        self.account.ended(Outcome::Finished, None);
+                        self.account.set_outcome(Outcome::Finished, None);
                     }
                 }
                 Ok(Ok(Some(Err(error)))) => self.fail(error, &mut frames),
@@ -123,7 +119,7 @@ impl<W: EventWriter> EventBody<W> {
     fn fail(&mut self, error: Error, frames: &mut Frames) {
         log_failure(&error);
         let Ended { outcome, code } = Ended::by(&error);
-        self.account.ended(outcome, code);
+        self.account.set_outcome(outcome, code);
         frames.push(&error_body(&error));
         self.ended = true;
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hearth_domain::{Caller, ModelKind, account::Books, documents::Grounding, error::Error};
+use hearth_domain::{Caller, ModelKind, documents::Grounding, error::Error, usage::UsageSink};
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::{error::ApiError, settings::HttpSettings};
@@ -26,7 +26,7 @@ pub struct AppState {
     pub analyses: Arc<Analyses>,
     pub callers: Arc<Callers>,
     /// Where what requests use is written down.
-    pub books: Arc<dyn Books>,
+    pub usage_sink: Arc<dyn UsageSink>,
     pub ledger: Arc<Ledger>,
     pub health: Arc<dyn Health>,
     /// `None`: Prometheus' text of `/metrics` is empty.

@@ -7,7 +7,7 @@ use axum::{Json, extract::State};
 use hearth_domain::error::Error;
 use hearth_text::work::off_the_async_threads;
 
-use super::{context::Caller, error::ApiError, extract::JsonBody, state::AppState};
+use super::{context::RequestCaller, error::ApiError, extract::JsonBody, state::AppState};
 use crate::providers::{ChatModel, PromptTokenizer};
 use crate::wire::tokens::{
     ApplyTemplateRequest, ApplyTemplateResponse, DetokenizeRequest, DetokenizeResponse, Piece, TokenPiece,
@@ -28,11 +28,11 @@ fn tokenizer_of(model: &dyn ChatModel) -> Result<&dyn PromptTokenizer, Error> {
 
 pub(super) async fn tokenize(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     JsonBody(body): JsonBody,
 ) -> Result<Json<TokenizeResponse>, ApiError> {
     let request = TokenizeRequest::read(body)?;
-    let model = state.chat_or_first(caller.may(), request.model.as_deref())?;
+    let model = state.chat_or_first(caller.principal(), request.model.as_deref())?;
     let bytes_of = |part: &TokenizePart| if let TokenizePart::Text(text) = part { text.len() } else { 0 };
     let answer = off_the_async_threads(request.content.iter().map(bytes_of).sum(), move |wanted| {
         let tokenizer = tokenizer_of(&*model)?;
@@ -59,11 +59,11 @@ pub(super) async fn tokenize(
 
 pub(super) async fn detokenize(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     JsonBody(body): JsonBody,
 ) -> Result<Json<DetokenizeResponse>, ApiError> {
     let request = DetokenizeRequest::read(body)?;
-    let model = state.chat_or_first(caller.may(), request.model.as_deref())?;
+    let model = state.chat_or_first(caller.principal(), request.model.as_deref())?;
     let bytes = size_of_val(request.tokens.as_slice());
     let content = off_the_async_threads(bytes, move |_| tokenizer_of(&*model)?.detokenize(&request.tokens)).await?;
     Ok(Json(DetokenizeResponse { content }))
@@ -71,11 +71,11 @@ pub(super) async fn detokenize(
 
 pub(super) async fn apply_template(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     JsonBody(body): JsonBody,
 ) -> Result<Json<ApplyTemplateResponse>, ApiError> {
     let request = ApplyTemplateRequest::read(body)?;
-    let model = state.chat_or_first(caller.may(), request.model.as_deref())?;
+    let model = state.chat_or_first(caller.principal(), request.model.as_deref())?;
     let prompt =
         off_the_async_threads(request.prompt.bytes(), move |_| tokenizer_of(&*model)?.render(&request.prompt)).await?;
     Ok(Json(ApplyTemplateResponse { prompt }))

@@ -11,7 +11,7 @@ use axum::{
 use hearth_domain::documents::{Collection, Document, DocumentStatus, SearchMode};
 
 use super::{
-    context::Caller,
+    context::RequestCaller,
     error::ApiError,
     extract::{JsonBody, QueryParameters},
     files::members,
@@ -24,10 +24,10 @@ use crate::{
     store::{Batch, Member},
     wire::{
         Parsed,
-        files::{self, Deleted},
+        files::Deleted,
         lists::List,
         vector_store_request::{
-            FileBatchRequest, ID_PREFIX, VectorStoreCreate, VectorStoreFileListQuery, VectorStoreFileRequest,
+            FileBatchRequest, VectorStoreCreate, VectorStoreFileListQuery, VectorStoreFileRequest,
             VectorStoreFileUpdate, VectorStoreListQuery, VectorStoreSearchRequest, VectorStoreUpdate,
         },
         vector_store_response::{
@@ -54,13 +54,13 @@ fn refuse_unless_read(state: &AppState) -> Result<(), ApiError> {
 }
 
 async fn described(documents: &OwnedDocuments, collection: Collection) -> Result<VectorStoreObject, ApiError> {
-    let members = documents.documents(&collection.id).await?;
-    Ok(VectorStoreObject::new(collection, &members))
+    let counts = documents.document_counts(vec![collection.id.clone()]).await?;
+    Ok(VectorStoreObject::new(collection, counts.first().copied().unwrap_or_default()))
 }
 
 pub(super) async fn create_vector_store(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let documents = caller.documents(&state);
@@ -74,24 +74,20 @@ pub(super) async fn create_vector_store(
 
 pub(super) async fn list_vector_stores(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     QueryParameters(parameters): Parameters,
 ) -> Result<Json<List<VectorStoreObject>>, ApiError> {
     let documents = caller.documents(&state);
-    let query = VectorStoreListQuery::read(parameters)?.page;
-    let mut collections = documents.collections().await?;
-    collections.reverse();
-    let (collections, has_more) = query.page(collections, ID_PREFIX, |collection| &collection.id)?;
-    let mut objects = Vec::with_capacity(collections.len());
-    for collection in collections {
-        objects.push(described(&documents, collection).await?);
-    }
-    Ok(Json(List::new(objects, has_more, |store| &store.id)))
+    let query = VectorStoreListQuery::read(parameters)?;
+    let page = documents.vector_stores(query.page).await?;
+    let counts = documents.document_counts(page.entries.iter().map(|store| store.id.clone()).collect()).await?;
+    let objects = page.entries.into_iter().zip(counts).map(|(store, counts)| VectorStoreObject::new(store, counts));
+    Ok(Json(List::new(objects.collect(), page.has_more, |store| &store.id)))
 }
 
 pub(super) async fn retrieve_vector_store(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     id: Id,
 ) -> Result<Json<VectorStoreObject>, ApiError> {
     let documents = caller.documents(&state);
@@ -101,7 +97,7 @@ pub(super) async fn retrieve_vector_store(
 
 pub(super) async fn update_vector_store(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     id: Id,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
@@ -113,7 +109,7 @@ pub(super) async fn update_vector_store(
 
 pub(super) async fn delete_vector_store(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     id: Id,
 ) -> Result<Json<Deleted>, ApiError> {
     let documents = caller.documents(&state);
@@ -124,7 +120,7 @@ pub(super) async fn delete_vector_store(
 
 pub(super) async fn search_vector_store(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     id: Id,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
@@ -132,8 +128,10 @@ pub(super) async fn search_vector_store(
     let Parsed { request, ignored } = VectorStoreSearchRequest::read(body, state.settings.strict)?;
     let collection = documents.vector_store(&members(id)?).await?;
     refuse_unless_read(&state)?;
+    let collections = vec![collection];
     let lookup = Lookup {
-        collections: vec![collection],
+        account: Lookup::account_for(caller.account(), &collections),
+        collections,
         filter: request.filter,
         top_k: request.max_num_results,
         min_similarity: request.score_threshold,
@@ -172,7 +170,7 @@ fn file_list(documents: Vec<Document>, has_more: bool) -> Json<List<VectorStoreF
 
 pub(super) async fn create_vector_store_file(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     id: Id,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
@@ -186,22 +184,20 @@ pub(super) async fn create_vector_store_file(
 
 pub(super) async fn list_vector_store_files(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     id: Id,
     QueryParameters(parameters): Parameters,
 ) -> Result<Json<List<VectorStoreFileObject>>, ApiError> {
     let own = caller.documents(&state);
     let query = VectorStoreFileListQuery::read(parameters)?;
     let collection = own.vector_store(&members(id)?).await?;
-    let mut documents = own.documents(&collection.id).await?;
-    documents.retain(|document| query.admits(document));
-    let (documents, has_more) = query.page.page(documents, files::ID_PREFIX, |document| &document.file_id)?;
-    Ok(file_list(documents, has_more))
+    let page = own.documents(&collection.id, None, query.status, query.page).await?;
+    Ok(file_list(page.entries, page.has_more))
 }
 
 pub(super) async fn retrieve_vector_store_file(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     ids: Ids,
 ) -> Result<Response, ApiError> {
     let documents = caller.documents(&state);
@@ -212,7 +208,7 @@ pub(super) async fn retrieve_vector_store_file(
 
 pub(super) async fn update_vector_store_file(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     ids: Ids,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
@@ -226,7 +222,7 @@ pub(super) async fn update_vector_store_file(
 
 pub(super) async fn delete_vector_store_file(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     ids: Ids,
 ) -> Result<Json<Deleted>, ApiError> {
     let documents = caller.documents(&state);
@@ -238,7 +234,7 @@ pub(super) async fn delete_vector_store_file(
 
 pub(super) async fn vector_store_file_content(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     ids: Ids,
 ) -> Result<Json<FileContentPage>, ApiError> {
     let documents = caller.documents(&state);
@@ -260,7 +256,7 @@ fn batch_answer(batch: Batch) -> Response {
 
 pub(super) async fn create_file_batch(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     id: Id,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
@@ -275,7 +271,7 @@ pub(super) async fn create_file_batch(
 
 pub(super) async fn retrieve_file_batch(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     ids: Ids,
 ) -> Result<Response, ApiError> {
     let documents = caller.documents(&state);
@@ -286,7 +282,7 @@ pub(super) async fn retrieve_file_batch(
 
 pub(super) async fn cancel_file_batch(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     ids: Ids,
 ) -> Result<Response, ApiError> {
     let documents = caller.documents(&state);
@@ -297,7 +293,7 @@ pub(super) async fn cancel_file_batch(
 
 pub(super) async fn list_file_batch_files(
     State(state): State<AppState>,
-    caller: Caller,
+    caller: RequestCaller,
     ids: Ids,
     QueryParameters(parameters): Parameters,
 ) -> Result<Json<List<VectorStoreFileObject>>, ApiError> {
@@ -305,8 +301,7 @@ pub(super) async fn list_file_batch_files(
     let query = VectorStoreFileListQuery::read(parameters)?;
     let (id, batch_id) = members(ids)?;
     let collection = own.vector_store(&id).await?;
-    let mut documents = own.batch(&collection.id, &batch_id).await?.documents;
-    documents.retain(|document| query.admits(document));
-    let (documents, has_more) = query.page.page(documents, files::ID_PREFIX, |document| &document.file_id)?;
-    Ok(file_list(documents, has_more))
+    let batch = own.batch(&collection.id, &batch_id).await?;
+    let page = own.documents(&collection.id, Some(batch.id), query.status, query.page).await?;
+    Ok(file_list(page.entries, page.has_more))
 }

@@ -17,8 +17,8 @@ use std::{
 };
 
 use hearth_domain::{
-    account::{Account, LegReceipt, Outcome, Receipt},
     part::{Part, panic_message},
+    usage::{ModelUsage, Outcome, Receipt, UsageMeter},
 };
 use parking_lot::{Condvar, Mutex};
 
@@ -261,34 +261,34 @@ fn microseconds(duration: Duration) -> u64 {
 }
 
 /// The row that a request leaves.
-pub fn row(account: &Account, receipt: &Receipt) -> LedgerRow {
-    let main = receipt.main_leg();
+pub fn row(request: &UsageMeter, receipt: &Receipt) -> LedgerRow {
+    let main = receipt.main_model();
     let sum =
-        |figure: fn(&LegReceipt) -> u64| receipt.legs.iter().map(figure).fold(0, u64::saturating_add).min(FIGURE_MAX);
-    let time = |figure: fn(&LegReceipt) -> Duration| {
-        microseconds(receipt.legs.iter().map(figure).fold(Duration::ZERO, Duration::saturating_add))
+        |figure: fn(&ModelUsage) -> u64| receipt.models.iter().map(figure).fold(0, u64::saturating_add).min(FIGURE_MAX);
+    let time = |figure: fn(&ModelUsage) -> Duration| {
+        microseconds(receipt.models.iter().map(figure).fold(Duration::ZERO, Duration::saturating_add))
     };
     let began = receipt.began.duration_since(UNIX_EPOCH).unwrap_or_default();
     LedgerRow {
-        request_id: account.request_id().to_owned(),
-        caller: account.caller().id.clone(),
-        key_id: account.caller().key_id.clone(),
-        route: account.route().to_owned(),
-        model: main.map(|leg| leg.model.clone()).unwrap_or_default(),
+        request_id: request.context().request_id.clone(),
+        caller: request.context().caller.id.clone(),
+        key_id: request.context().caller.key_id.clone(),
+        route: request.context().route.clone(),
+        model: main.map(|record| record.model.clone()).unwrap_or_default(),
         served_by: receipt.served_by().to_owned(),
         fallback_reason: receipt.fallback_reason.clone(),
         attempts: receipt.attempts,
         cache: receipt.cache.map(str::to_owned),
         outcome: receipt.outcome.unwrap_or(Outcome::Cancelled).as_str(),
         error_code: receipt.error_code.clone(),
-        prompt_tokens: sum(|leg| leg.prompt_tokens),
-        cached_tokens: sum(|leg| leg.cached_tokens),
-        completion_tokens: sum(|leg| leg.completion_tokens),
-        reasoning_tokens: sum(|leg| leg.reasoning_tokens),
-        queue_us: time(|leg| leg.queue),
-        prefill_us: time(|leg| leg.prefill),
-        decode_us: time(|leg| leg.decode),
-        compute_us: time(|leg| leg.compute),
+        prompt_tokens: sum(|record| record.prompt_tokens),
+        cached_tokens: sum(|record| record.cached_tokens),
+        completion_tokens: sum(|record| record.completion_tokens),
+        reasoning_tokens: sum(|record| record.reasoning_tokens),
+        queue_us: time(|record| record.queue),
+        prefill_us: time(|record| record.prefill),
+        decode_us: time(|record| record.decode),
+        compute_us: time(|record| record.compute),
         latency_us: microseconds(receipt.latency),
         bytes_out: receipt.bytes_out.min(FIGURE_MAX),
         cost_micro_usd: receipt.cost_micro_usd.min(FIGURE_MAX),
@@ -301,7 +301,7 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use hearth_domain::{Usage, account::ServedBy, part::RESTARTS_MAX};
+    use hearth_domain::{Account, Usage, part::RESTARTS_MAX, usage::ServedBy};
 
     fn open() -> (tempfile::TempDir, Arc<Store>) {
         let directory = tempfile::tempdir().unwrap();
@@ -403,10 +403,10 @@ mod tests {
     #[test]
     fn what_an_upstream_claims_cannot_overflow_the_sums() {
         let account = Account::unrecorded();
-        let leg = account.leg("m", ServedBy::Upstream("up".into()));
+        let record = account.begin_record("m", ServedBy::Upstream("up".into()));
         let usage = Usage { prompt_tokens: usize::MAX, completion_tokens: usize::MAX, ..Usage::default() };
-        leg.used(&usage);
-        account.leg("m", ServedBy::Upstream("up".into())).used(&usage);
+        record.set_usage(&usage);
+        account.begin_record("m", ServedBy::Upstream("up".into())).set_usage(&usage);
         let row = row(&account, &account.receipt());
         assert_eq!((row.prompt_tokens, row.completion_tokens), (FIGURE_MAX, FIGURE_MAX));
         assert_eq!(row.served_by, "up");

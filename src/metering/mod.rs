@@ -13,8 +13,8 @@ use std::{
 
 use hearth_domain::{
     Caller, Standing,
-    account::{Account, Allowance, Books, LegReceipt, Place, Receipt},
     error::Result,
+    usage::{Allowance, ModelUsage, Permit, Receipt, UsageMeter, UsageSink},
 };
 use parking_lot::{Condvar, Mutex};
 
@@ -24,7 +24,7 @@ use self::{
     prices::Prices,
 };
 
-/// The books of a server.
+/// The usage_sink of a server.
 #[derive(Debug)]
 pub struct Metering {
     prices: Arc<Prices>,
@@ -32,17 +32,17 @@ pub struct Metering {
     limits: Limits,
     started: Instant,
     /// The accounts that will leave a row, by their addresses.
-    open: Mutex<HashMap<usize, Weak<Account>>>,
+    open: Mutex<HashMap<usize, Weak<UsageMeter>>>,
     /// The last of them has its row.
     none_open: Condvar,
 }
 
-/// How long [`Books::close`] waits for accounts that other threads are settling at that moment.
+/// How long [`UsageSink::close`] waits for accounts that other threads are settling at that moment.
 const CLOSING: Duration = Duration::from_millis(200);
 
 /// Tells an account from all others while it is there.
-fn address(account: &Account) -> usize {
-    ptr::from_ref(account).addr()
+fn address(request: &UsageMeter) -> usize {
+    ptr::from_ref(request).addr()
 }
 
 impl Metering {
@@ -63,15 +63,15 @@ impl Metering {
     }
 }
 
-impl Books for Metering {
-    fn opened(&self, account: &Arc<Account>) {
-        if account.is_recorded() {
-            self.open.lock().insert(address(account), Arc::downgrade(account));
+impl UsageSink for Metering {
+    fn opened(&self, request: &Arc<UsageMeter>) {
+        if request.context().is_recorded {
+            self.open.lock().insert(address(request), Arc::downgrade(request));
         }
     }
 
-    fn admit(&self, account: &Account) -> Result<Place> {
-        self.limits.admit(account.caller(), self.now())
+    fn admit(&self, request: &UsageMeter) -> Result<Permit> {
+        self.limits.admit(&request.context().caller, self.now())
     }
 
     fn allowance(&self, caller: &Caller) -> Allowance {
@@ -82,20 +82,20 @@ impl Books for Metering {
         self.limits.standing(caller, self.now())
     }
 
-    fn reserve(&self, account: &Account, tokens: u64) -> Result<()> {
-        self.limits.reserve(account, tokens, self.now())
+    fn reserve(&self, request: &UsageMeter, tokens: u64) -> Result<()> {
+        self.limits.reserve(request, tokens, self.now())
     }
 
-    fn price(&self, leg: &LegReceipt) -> u64 {
-        self.prices.of(leg)
+    fn price(&self, record: &ModelUsage) -> u64 {
+        self.prices.of(record)
     }
 
-    fn settle(&self, account: &Account, receipt: Receipt) {
-        self.limits.settle(account, &receipt, self.now());
-        if account.is_recorded() {
-            self.ledger.record(ledger::row(account, &receipt));
+    fn settle(&self, request: &UsageMeter, receipt: Receipt) {
+        self.limits.settle(request, &receipt, self.now());
+        if request.context().is_recorded {
+            self.ledger.record(ledger::row(request, &receipt));
             let mut open = self.open.lock();
-            open.remove(&address(account));
+            open.remove(&address(request));
             if open.is_empty() {
                 self.none_open.notify_all();
             }
@@ -104,8 +104,8 @@ impl Books for Metering {
 
     fn close(&self) {
         // Settling takes the lock.
-        let open: Vec<Arc<Account>> = self.open.lock().values().filter_map(Weak::upgrade).collect();
-        open.iter().for_each(|account| account.cut_off());
+        let open: Vec<Arc<UsageMeter>> = self.open.lock().values().filter_map(Weak::upgrade).collect();
+        open.iter().for_each(|request| request.settle_early());
         drop(open);
         // An account that could not be upgraded is being settled by the thread that dropped it.
         let until = Instant::now() + CLOSING;
@@ -118,16 +118,18 @@ impl Books for Metering {
 mod tests {
     use super::*;
     use crate::{metering::limits::LimitSettings, store::Store};
-    use hearth_domain::account::{Opening, ServedBy};
+    use hearth_domain::{Account, CacheUse, RequestContext, usage::ServedBy};
 
-    fn opening(request_id: &str, is_recorded: bool) -> Opening {
-        Opening {
+    fn opening(request_id: &str, is_recorded: bool) -> RequestContext {
+        RequestContext {
             request_id: request_id.to_owned(),
             route: "POST /ask".to_owned(),
             caller: Arc::new(Caller::local()),
-            turn: String::new(),
+            fairness_key: String::new(),
             policy: None,
             is_recorded,
+            cache_use: CacheUse::default(),
+            is_local_only: false,
         }
     }
 
@@ -137,17 +139,17 @@ mod tests {
         let ledger = Ledger::open(Arc::new(Store::open(directory.path()).unwrap())).unwrap();
         let limits = Limits::new(LimitSettings::default());
         let metering = Arc::new(Metering::new(Arc::default(), ledger.clone(), limits));
-        let books: Arc<dyn Books> = metering.clone();
-        let open = |id: &str, is_recorded| Account::open(books.clone(), opening(id, is_recorded));
+        let usage_sink: Arc<dyn UsageSink> = metering.clone();
+        let open = |id: &str, is_recorded| Account::open(usage_sink.clone(), opening(id, is_recorded));
         drop(open("over", true));
         let (works, unrecorded) = (open("works", true), open("looks", false));
-        let leg = works.leg("m", ServedBy::Local { device: "cpu".to_owned() });
-        leg.prompt(7, 0);
-        leg.generated();
-        books.close();
-        leg.generated();
-        books.close();
-        drop((works, leg, unrecorded));
+        let record = works.begin_record("m", ServedBy::Local { device: "cpu".to_owned() });
+        record.set_prompt_tokens(7, 0);
+        record.count_token();
+        usage_sink.close();
+        record.count_token();
+        usage_sink.close();
+        drop((works, record, unrecorded));
         assert!(metering.open.lock().is_empty());
         assert!(ledger.flush(Duration::from_secs(60)));
         let rows = ledger.store().ledger_rows(0, 9).unwrap();

@@ -1,7 +1,7 @@
 //! What work costs, in whole millionths of a US dollar.
 //!
-//! Work on this machine is priced by the time that the device spent on it, an upstream's by tokens. Each leg of a
-//! request is rounded once, half up, and a request costs the sum of its legs: whatever is added up is a whole number,
+//! Work on this machine is priced by the time that the device spent on it, an upstream's by tokens. Each record of a
+//! request is rounded once, half up, and a request costs the sum of its records: whatever is added up is a whole number,
 //! so every sum over requests, callers or days is the sum of its parts. Answers from a cache cost nothing.
 
 use std::{
@@ -11,7 +11,7 @@ use std::{
 
 use parking_lot::Mutex;
 
-use hearth_domain::account::{LegReceipt, ServedBy};
+use hearth_domain::usage::{ModelUsage, ServedBy};
 
 const NANOSECONDS_PER_HOUR: u128 = 3_600_000_000_000;
 const TOKENS_PER_PRICE: u128 = 1_000_000;
@@ -76,15 +76,15 @@ impl Prices {
         models.get(model).or_else(|| models.get(ANY_MODEL)).copied()
     }
 
-    /// What a leg costs.
-    pub fn of(&self, leg: &LegReceipt) -> u64 {
-        match &leg.served_by {
-            ServedBy::Local { device } => self.of_compute(device, leg.compute),
+    /// What a record costs.
+    pub fn of(&self, record: &ModelUsage) -> u64 {
+        match &record.served_by {
+            ServedBy::Local { device } => self.of_compute(device, record.compute),
             ServedBy::Cache(_) => 0,
-            ServedBy::Upstream(upstream) => match self.of_upstream(upstream, &leg.model) {
-                Some(price) => price.of(leg.prompt_tokens, leg.cached_tokens, leg.completion_tokens),
+            ServedBy::Upstream(upstream) => match self.of_upstream(upstream, &record.model) {
+                Some(price) => price.of(record.prompt_tokens, record.cached_tokens, record.completion_tokens),
                 None => {
-                    self.say_unpriced(upstream, &leg.model);
+                    self.say_unpriced(upstream, &record.model);
                     0
                 }
             },
@@ -115,8 +115,8 @@ fn rounded(amount: u128, unit: u128) -> u64 {
 mod tests {
     use super::*;
 
-    fn leg(served_by: ServedBy) -> LegReceipt {
-        LegReceipt {
+    fn record(served_by: ServedBy) -> ModelUsage {
+        ModelUsage {
             model: "m".to_owned(),
             served_by,
             prompt_tokens: 1000,
@@ -134,12 +134,12 @@ mod tests {
     fn local_work_costs_time_and_an_upstreams_tokens() {
         let price = TokenPrice { input: 150_000, cached_input: 75_000, output: 600_000 };
         let prices = Prices::default().with_compute_hour("cpu", 500_000).with_tokens("up", "m", price);
-        assert_eq!(prices.of(&leg(ServedBy::Local { device: "cpu".into() })), 5_000, "a hundredth of an hour");
-        assert_eq!(prices.of(&leg(ServedBy::Local { device: "cuda".into() })), 0, "no price");
+        assert_eq!(prices.of(&record(ServedBy::Local { device: "cpu".into() })), 5_000, "a hundredth of an hour");
+        assert_eq!(prices.of(&record(ServedBy::Local { device: "cuda".into() })), 0, "no price");
         // 600 at 0.15, 400 at 0.075 and 10 at 0.6 dollars a million: 90 + 30 + 6.
-        assert_eq!(prices.of(&leg(ServedBy::Upstream("up".into()))), 126);
-        assert_eq!(prices.of(&leg(ServedBy::Upstream("other".into()))), 0);
-        assert_eq!(prices.of(&leg(ServedBy::Cache("exact"))), 0);
+        assert_eq!(prices.of(&record(ServedBy::Upstream("up".into()))), 126);
+        assert_eq!(prices.of(&record(ServedBy::Upstream("other".into()))), 0);
+        assert_eq!(prices.of(&record(ServedBy::Cache("exact"))), 0);
     }
 
     #[test]

@@ -12,10 +12,10 @@ use anyhow::Context;
 use futures_util::future::{BoxFuture, FutureExt};
 use hearth_domain::{
     EmbedInput, EmbedInputType, EmbedRequest, EmbedResponse, ModelInfo, ModelKind, Timings,
-    account::ServedBy,
     documents::EmbeddingIdentity,
     error::{Error, ErrorKind, Result},
     part::Part,
+    usage::ServedBy,
 };
 use hearth_kernels::device::{DeviceChoice, device_name, open_device};
 use hearth_models::encoder::{Encoder, EncoderSource, package::Prompts, pooling::truncate_dimensions};
@@ -195,10 +195,10 @@ impl LocalEmbedder {
         }
         let token_counts: Vec<usize> = texts.iter().map(Vec::len).collect();
         let prompt_tokens = token_counts.iter().sum();
-        let leg = account.leg(&self.info.id, ServedBy::Local { device: self.device.to_owned() });
-        leg.prompt(prompt_tokens, 0);
-        let (caller, priority) = (account.turn().to_owned(), self.priority);
-        let request = EncodeRequest { texts, priority, caller, leg: leg.clone(), deadline };
+        let record = account.begin_record(&self.info.id, ServedBy::Local { device: self.device.to_owned() });
+        record.set_prompt_tokens(prompt_tokens, 0);
+        let (caller, priority) = (account.fairness_key().to_owned(), self.priority);
+        let request = EncodeRequest { texts, priority, caller, record: record.clone(), deadline };
         let encoded = self.encoder.submit(request)?.await?;
         let mut embeddings = encoded.vectors;
         if let Some(dimensions) = dimensions {
@@ -212,7 +212,7 @@ impl LocalEmbedder {
             decode: Duration::ZERO,
             compute: encoded.compute,
         };
-        leg.took(&timings);
+        record.set_timings(&timings);
         Ok(EmbedResponse { embeddings, prompt_tokens, token_counts, timings })
     }
 }

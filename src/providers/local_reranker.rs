@@ -11,9 +11,9 @@ use anyhow::{Context, ensure};
 use futures_util::future::{BoxFuture, FutureExt};
 use hearth_domain::{
     ModelInfo, ModelKind, RerankRequest, RerankResponse,
-    account::ServedBy,
     error::{Error, ErrorKind, Result},
     part::Part,
+    usage::ServedBy,
 };
 use hearth_kernels::device::{device_name, open_device};
 use hearth_models::encoder::{EncoderSource, cross_encoder::CrossEncoder};
@@ -128,10 +128,10 @@ impl LocalReranker {
         let pair = move |_index, document: String, wanted: &Wanted| pairs.pair(&front, &document, wanted);
         let texts = each_off_the_async_threads(documents, String::len, pair).await?;
         let prompt_tokens = texts.iter().map(Vec::len).sum();
-        let leg = account.leg(&self.info.id, ServedBy::Local { device: self.device.to_owned() });
-        leg.prompt(prompt_tokens, 0);
-        let caller = account.turn().to_owned();
-        let request = EncodeRequest { texts, priority: Priority::Interactive, caller, leg, deadline };
+        let record = account.begin_record(&self.info.id, ServedBy::Local { device: self.device.to_owned() });
+        record.set_prompt_tokens(prompt_tokens, 0);
+        let caller = account.fairness_key().to_owned();
+        let request = EncodeRequest { texts, priority: Priority::Interactive, caller, record, deadline };
         let encoded = self.encoder.submit(request)?.await?;
         let sigmoid = |logit: f32| 1.0 / (1.0 + (-logit).exp());
         let scores: Vec<f32> = encoded.vectors.iter().flatten().map(|logit| sigmoid(*logit)).collect();

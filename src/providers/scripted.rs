@@ -13,12 +13,12 @@ use std::{
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
 use hearth_domain::{
-    ChatPrompt, EmbedInput, EmbedRequest, EmbedResponse, FinishReason, GenerateEvent, GenerateRequest, ModelInfo,
-    ModelKind, Prompt, Timings, TokenLogprob, TopLogprob, Usage,
-    account::{Account, Leg, ServedBy},
+    Account, ChatPrompt, EmbedInput, EmbedRequest, EmbedResponse, FinishReason, GenerateEvent, GenerateRequest,
+    ModelInfo, ModelKind, Prompt, Timings, TokenLogprob, TopLogprob, Usage,
     documents::EmbeddingIdentity,
     error::{Error, Result},
     quote::Quote,
+    usage::{ServedBy, UsageRecord},
 };
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -207,18 +207,20 @@ fn logprob_of(request: &GenerateRequest, character: char) -> TokenLogprob {
 struct Running {
     counts: Arc<Counts>,
     completed: bool,
-    leg: Leg,
+    record: UsageRecord,
 }
 
 /// What an event says of what was used.
-fn write_down(leg: &Leg, event: &GenerateEvent) {
+fn write_down(record: &UsageRecord, event: &GenerateEvent) {
     match event {
-        GenerateEvent::Prefilled { prompt_tokens, cached_tokens } => leg.prompt(*prompt_tokens, *cached_tokens),
-        GenerateEvent::Delta { .. } => leg.generated(),
+        GenerateEvent::Prefilled { prompt_tokens, cached_tokens } => {
+            record.set_prompt_tokens(*prompt_tokens, *cached_tokens)
+        }
+        GenerateEvent::Delta { .. } => record.count_token(),
         GenerateEvent::Done { usage, timings } => {
-            leg.used(usage);
-            leg.took(timings);
-            leg.computed(timings.compute);
+            record.set_usage(usage);
+            record.set_timings(timings);
+            record.record_compute(timings.compute);
         }
         _ => {}
     }
@@ -245,11 +247,11 @@ impl ChatModel for ScriptedChat {
     fn generate(&self, request: GenerateRequest) -> BoxFuture<'_, Result<GenerateStream>> {
         async move {
             let steps = (self.script)(&request)?;
-            let leg = request.account.leg(&self.info.id, ServedBy::Local { device: "scripted".to_owned() });
+            let record = request.account.begin_record(&self.info.id, ServedBy::Local { device: "scripted".to_owned() });
             // What is kept must not hold the account open.
             self.requests.lock().push(GenerateRequest { account: Account::unrecorded(), ..request });
             self.counts.started.fetch_add(1, Ordering::SeqCst);
-            let running = Running { counts: Arc::clone(&self.counts), completed: false, leg };
+            let running = Running { counts: Arc::clone(&self.counts), completed: false, record };
             let events = stream::unfold((steps.into_iter(), running), |(mut steps, mut running)| async move {
                 loop {
                     match steps.next() {
@@ -265,7 +267,7 @@ impl ChatModel for ScriptedChat {
                         }
                         Some(Step::Event(event)) => {
                             running.completed = matches!(event, GenerateEvent::Done { .. });
-                            write_down(&running.leg, &event);
+                            write_down(&running.record, &event);
                             return Some((Ok(event), (steps, running)));
                         }
                     }
@@ -369,8 +371,8 @@ impl Embedder for ScriptedEmbedder {
             })
             .collect();
         let prompt_tokens = token_counts.iter().sum();
-        let leg = request.account.leg(&self.info.id, ServedBy::Local { device: "scripted".to_owned() });
-        leg.prompt(prompt_tokens, 0);
+        let record = request.account.begin_record(&self.info.id, ServedBy::Local { device: "scripted".to_owned() });
+        record.set_prompt_tokens(prompt_tokens, 0);
         async move { Ok(EmbedResponse { embeddings, prompt_tokens, token_counts, timings: Timings::default() }) }
             .boxed()
     }

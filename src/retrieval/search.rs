@@ -34,6 +34,8 @@ const CANDIDATES_MIN: usize = 40;
 /// Where to look for passages, and how.
 #[derive(Clone, Debug)]
 pub struct Lookup {
+    /// The request as it goes on from here: what collections keep on this machine stays on it.
+    pub account: Arc<Account>,
     pub collections: Vec<Collection>,
     pub filter: Option<AttributeFilter>,
     /// Passages at most.
@@ -45,12 +47,18 @@ pub struct Lookup {
     pub rerank: bool,
 }
 
+impl Lookup {
+    /// The request as it goes on where these collections are looked into.
+    pub fn account_for(account: &Arc<Account>, collections: &[Collection]) -> Arc<Account> {
+        if collections.iter().any(Collection::is_local_only) { account.kept_local() } else { account.clone() }
+    }
+}
+
 /// What to look for, and where.
 #[derive(Clone, Debug)]
 pub struct SearchRequest {
     pub query: String,
     pub lookup: Arc<Lookup>,
-    pub account: Arc<Account>,
 }
 
 /// A chunk that a search found.
@@ -151,7 +159,7 @@ impl Retriever {
         let rated = reranker.rerank(RerankRequest {
             query: request.query.clone(),
             documents: passages.iter().map(|passage| passage.text.clone()).collect(),
-            account: request.account.clone(),
+            account: request.lookup.account.clone(),
             deadline: None,
         });
         for (passage, score) in passages.iter_mut().zip(rated.await?.scores) {
@@ -170,7 +178,7 @@ impl Retriever {
         let embedded = self
             .embedder
             .embed(EmbedRequest {
-                account: request.account.clone(),
+                account: request.lookup.account.clone(),
                 inputs: vec![EmbedInput::Text(request.query.clone())],
                 input_type: EmbedInputType::Query,
                 dimensions: None,

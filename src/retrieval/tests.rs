@@ -80,6 +80,7 @@ impl House {
         let request = SearchRequest {
             query: query.to_owned(),
             lookup: Arc::new(Lookup {
+                account: Account::unrecorded(),
                 collections: collections.iter().map(|name| self.store.of(LOCAL).collection(name).unwrap()).collect(),
                 filter,
                 top_k: 3,
@@ -87,7 +88,6 @@ impl House {
                 mode,
                 rerank: false,
             }),
-            account: Account::unrecorded(),
         };
         Ok(retriever.search(request).await?.into_iter().map(|passage| passage.text).collect())
     }

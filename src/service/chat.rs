@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use hearth_domain::{
-    Account, ChatPrompt, FinishReason, GenerateEvent, GenerateRequest, Prompt, Timings, TokenLogprob, Usage,
-    account::CacheUse,
+    Account, CacheUse, ChatPrompt, FinishReason, GenerateEvent, GenerateRequest, Prompt, Timings, TokenLogprob, Usage,
     error::{Error, ErrorKind, Result},
 };
 
@@ -167,14 +166,19 @@ impl Generation {
             choice.finish_reason.get_or_insert(FinishReason::Length);
         }
         let count = |tokens: u64| usize::try_from(tokens).unwrap_or(usize::MAX);
-        if let Some(leg) = account.receipt().main_leg() {
+        if let Some(record) = account.receipt().main_model() {
             self.usage = Usage {
-                prompt_tokens: count(leg.prompt_tokens),
-                completion_tokens: count(leg.completion_tokens),
-                cached_tokens: count(leg.cached_tokens),
-                reasoning_tokens: count(leg.reasoning_tokens),
+                prompt_tokens: count(record.prompt_tokens),
+                completion_tokens: count(record.completion_tokens),
+                cached_tokens: count(record.cached_tokens),
+                reasoning_tokens: count(record.reasoning_tokens),
             };
-            self.timings = Timings { queue: leg.queue, prefill: leg.prefill, decode: leg.decode, compute: leg.compute };
+            self.timings = Timings {
+                queue: record.queue,
+                prefill: record.prefill,
+                decode: record.decode,
+                compute: record.compute,
+            };
         }
     }
 

@@ -10,9 +10,10 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use futures_util::future::{BoxFuture, FutureExt, join_all};
 use hearth_domain::{
-    account::{Account, Books, Opening, Outcome},
+    Account, CacheUse, RequestContext,
     error::{Error, ErrorKind, Result},
     part::{Part, PartReport, panic_message},
+    usage::{Outcome, UsageSink},
 };
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -105,7 +106,7 @@ pub struct Jobs {
     parts: Mutex<Vec<Arc<Part>>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     callers: Arc<Callers>,
-    books: Arc<dyn Books>,
+    usage_sink: Arc<dyn UsageSink>,
     new_work: Notify,
     /// Counts changes of any job, so that whoever waits for one can look again.
     changed: watch::Sender<u64>,
@@ -119,11 +120,11 @@ impl std::fmt::Debug for Jobs {
 }
 
 impl Jobs {
-    pub fn new(store: Arc<Store>, callers: Arc<Callers>, books: Arc<dyn Books>) -> Arc<Self> {
+    pub fn new(store: Arc<Store>, callers: Arc<Callers>, usage_sink: Arc<dyn UsageSink>) -> Arc<Self> {
         let (changed, _) = watch::channel(0);
         let (stopping, _) = watch::channel(false);
         let (leases, parts, tasks) = (Leases::default(), Mutex::default(), Mutex::default());
-        Arc::new(Self { store, leases, parts, tasks, callers, books, new_work: Notify::new(), changed, stopping })
+        Arc::new(Self { store, leases, parts, tasks, callers, usage_sink, new_work: Notify::new(), changed, stopping })
     }
 
     /// The jobs that are done in this caller's name.
@@ -250,7 +251,7 @@ impl Jobs {
             () = self.is_lost(&job) => None,
             outcome = work => Some(outcome.unwrap_or_else(|panic| Err(Failure::Passing(panic_reason(&*panic))))),
         };
-        account.ended(outcome.as_ref().map_or(Outcome::Cancelled, how_it_ended), None);
+        account.set_outcome(outcome.as_ref().map_or(Outcome::Cancelled, how_it_ended), None);
         let ended = match outcome {
             // It has ended, or another worker holds it: nothing is written.
             None => Ok(false),
@@ -298,15 +299,17 @@ impl Jobs {
 
     /// Each attempt has an account of its own, in the name of the job's owner.
     async fn open_account(&self, job: &Job) -> Arc<Account> {
-        let opening = Opening {
+        let opening = RequestContext {
             request_id: job.id.clone(),
             route: format!("job {}", job.kind),
             caller: self.callers.of_id(&job.owner).await,
-            turn: job.kind.clone(),
+            fairness_key: job.kind.clone(),
             policy: None,
             is_recorded: true,
+            cache_use: CacheUse::default(),
+            is_local_only: false,
         };
-        Account::open(self.books.clone(), opening)
+        Account::open(self.usage_sink.clone(), opening)
     }
 
     /// Stores how an attempt ended. `false` if the job was not this worker's any more.

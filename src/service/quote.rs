@@ -2,12 +2,7 @@
 
 use std::sync::Arc;
 
-use hearth_domain::{
-    GenerateRequest,
-    account::{Account, LegReceipt},
-    error::Result,
-    quote::Quote,
-};
+use hearth_domain::{Account, GenerateRequest, error::Result, quote::Quote, usage::ModelUsage};
 use hearth_text::work::off_the_async_threads;
 
 use crate::providers::ChatModel;
@@ -59,7 +54,7 @@ fn add(side: &mut Quote, quote: Quote) {
 
 fn priced(account: &Account, quote: Quote) -> Priced {
     let price = |completion_tokens: usize, compute| {
-        account.price(&LegReceipt {
+        account.price(&ModelUsage {
             model: quote.model.clone(),
             served_by: quote.served_by.clone(),
             prompt_tokens: quote.prompt_tokens as u64,

@@ -11,7 +11,7 @@
 
 use std::sync::Arc;
 
-use hearth_domain::{Account, EmbedInput, EmbedInputType, EmbedRequest, GenerateEvent, account::CacheUse};
+use hearth_domain::{Account, CacheUse, EmbedInput, EmbedInputType, EmbedRequest, GenerateEvent};
 
 use super::{deadline, findings::Findings};
 use crate::{

@@ -1,14 +1,15 @@
 //! Collections: made, listed, bound to an embedding model, deleted with all that is in them.
 
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params, types::Value as Sql};
 
 use super::{
     Owned, Result, StoreError,
     attributes::{Attributes, from_json, to_json},
     documents::cancel_ingest,
     new_id, now_ms,
+    pages::{Listing, page},
 };
-use hearth_domain::documents::{Collection, EmbeddingIdentity};
+use hearth_domain::documents::{Collection, DocumentCounts, EmbeddingIdentity, Page, PageRequest};
 
 pub(super) const COLUMNS: &str = "id, name, metadata, embedding, dimensions, created";
 
@@ -93,6 +94,59 @@ impl Owned<'_> {
             let all = format!("SELECT {COLUMNS} FROM collections WHERE owner = ? ORDER BY created, id");
             let mut query = connection.prepare(&all)?;
             Ok(query.query_map([self.owner], read_row)?.collect::<rusqlite::Result<_>>()?)
+        })
+    }
+
+    /// A page of the collections.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn collections_page(&self, request: &PageRequest) -> Result<Page<Collection>> {
+        self.store.read(|connection| {
+            let listing = Listing {
+                sql: format!("SELECT {COLUMNS} FROM collections WHERE owner = ?"),
+                parameters: vec![Sql::Text(self.owner.to_owned())],
+                created: "created",
+                id: "id",
+            };
+            let created_of = |id: &str| {
+                let created = "SELECT created FROM collections WHERE id = ? AND owner = ?";
+                Ok(connection.query_row(created, [id, self.owner], |row| row.get(0)).optional()?)
+            };
+            page(connection, listing, request, created_of, read_row)
+        })
+    }
+
+    /// How many documents each of these collections has, in their order.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn document_counts(&self, ids: &[String]) -> Result<Vec<DocumentCounts>> {
+        self.store.read(|connection| {
+            let mut query = connection.prepare(
+                "SELECT documents.status, count(*), total(files.bytes * EXISTS (
+                    SELECT 1 FROM chunks WHERE chunks.collection_id = documents.collection_id AND
+                        chunks.file_id = documents.file_id))
+                 FROM documents
+                    JOIN files ON files.id = documents.file_id
+                    JOIN collections ON collections.id = documents.collection_id
+                 WHERE collections.owner = ? AND documents.collection_id = ? GROUP BY documents.status",
+            )?;
+            let mut counts_of = |id: &String| {
+                let mut counts = DocumentCounts::default();
+                let mut rows = query.query([self.owner, id])?;
+                while let Some(row) = rows.next()? {
+                    *match &*row.get::<_, String>(0)? {
+                        "ready" => &mut counts.ready,
+                        "failed" => &mut counts.failed,
+                        "cancelled" => &mut counts.cancelled,
+                        _ => &mut counts.processing,
+                    } = row.get(1)?;
+                    counts.searched_bytes += row.get::<_, f64>(2)? as u64;
+                }
+                Ok(counts)
+            };
+            ids.iter().map(&mut counts_of).collect()
         })
     }
 

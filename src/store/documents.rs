@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params, types::Value as Sql};
 use serde_json::json;
 
 use super::{
@@ -12,8 +12,9 @@ use super::{
     files::bury,
     jobs, now_ms,
     owned::refuse_documents_over,
+    pages::{Listing, page},
 };
-use hearth_domain::documents::{Document, DocumentStatus, NewChunk};
+use hearth_domain::documents::{Document, DocumentStatus, NewChunk, Page, PageRequest};
 
 /// The kind of the jobs that read documents; `collection_id`, `file_id` and `supersedes` are in their payload.
 pub const INGEST: &str = "ingest";
@@ -427,13 +428,84 @@ impl Owned<'_> {
         })
     }
 
-    /// All documents of a collection, the newest first.
-    pub fn documents(&self, collection_id: &str) -> Result<Vec<Document>> {
+    /// A page of a collection's documents: all, or those of a batch or in a status.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn documents_page(
+        &self,
+        collection_id: &str,
+        batch_id: Option<&str>,
+        status: Option<&str>,
+        request: &PageRequest,
+    ) -> Result<Page<Document>> {
         self.store.read(|connection| {
-            let order = "ORDER BY documents.created DESC, documents.file_id DESC";
-            let sql = format!("{SELECT} WHERE collections.owner = ? AND documents.collection_id = ? {order}");
+            let mut listing = Listing {
+                sql: format!("{SELECT} WHERE collections.owner = ? AND documents.collection_id = ?"),
+                parameters: vec![Sql::Text(self.owner.to_owned()), Sql::Text(collection_id.to_owned())],
+                created: "documents.created",
+                id: "documents.file_id",
+            };
+            if let Some(batch_id) = batch_id {
+                let of_batch = " AND documents.file_id IN (SELECT file_id FROM batch_documents WHERE batch_id = ?)";
+                listing.sql.push_str(of_batch);
+                listing.parameters.push(Sql::Text(batch_id.to_owned()));
+            }
+            if let Some(status) = status {
+                listing.sql.push_str(" AND documents.status = ?");
+                listing.parameters.push(Sql::Text(status.to_owned()));
+            }
+            let created_of = |id: &str| {
+                let created = "SELECT created FROM documents WHERE collection_id = ? AND file_id = ?";
+                Ok(connection.query_row(created, [collection_id, id], |row| row.get(0)).optional()?)
+            };
+            page(connection, listing, request, created_of, read_row)
+        })
+    }
+
+    /// The documents of up to `limit` files behind a file, the newest first, in one collection or in all. A file that is in
+    /// several collections has all its documents on one page.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn documents_of_files(
+        &self,
+        collection_id: Option<&str>,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Page<Document>> {
+        self.store.read(|connection| {
+            let of_owner = "collections.owner = ?1 AND (?2 IS NULL OR documents.collection_id = ?2)";
+            let sql = format!(
+                "{SELECT} WHERE {of_owner} AND documents.file_id IN (
+                    SELECT DISTINCT documents.file_id FROM documents
+                        JOIN collections ON collections.id = documents.collection_id
+                    WHERE {of_owner} AND (?3 IS NULL OR documents.file_id < ?3)
+                    ORDER BY documents.file_id DESC LIMIT ?4)
+                 ORDER BY documents.file_id DESC, documents.collection_id"
+            );
             let mut query = connection.prepare(&sql)?;
-            Ok(query.query_map([self.owner, collection_id], read_row)?.collect::<rusqlite::Result<_>>()?)
+            let rows = query.query_map(params![self.owner, collection_id, after, limit + 1], read_row)?;
+            let mut entries: Vec<Document> = rows.collect::<rusqlite::Result<_>>()?;
+            let mut files: Vec<&str> = entries.iter().map(|document| &*document.file_id).collect();
+            files.dedup();
+            let more = files.get(limit).map(|&file| file.to_owned());
+            if let Some(more) = &more {
+                entries.retain(|document| document.file_id != *more);
+            }
+            Ok(Page { entries, has_more: more.is_some() })
+        })
+    }
+
+    /// How many documents the owner has, in one collection or in all.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn num_documents(&self, collection_id: Option<&str>) -> Result<usize> {
+        self.store.read(|connection| {
+            let count = "SELECT count(*) FROM documents JOIN collections ON collections.id = documents.collection_id
+                WHERE collections.owner = ?1 AND (?2 IS NULL OR documents.collection_id = ?2)";
+            Ok(connection.query_row(count, params![self.owner, collection_id], |row| row.get(0))?)
         })
     }
 

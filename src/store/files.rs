@@ -13,14 +13,19 @@ use std::{
     sync::atomic::Ordering,
 };
 
-use rusqlite::{Connection, OptionalExtension, Row, params};
+use rusqlite::{Connection, OptionalExtension, Row, params, types::Value as Sql};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Owned, Result, Store, StoreError, disk::Disk, documents::cancel_ingest, named, new_id, now_ms,
-    owned::refuse_bytes_over, private,
+    Owned, Result, Store, StoreError,
+    disk::Disk,
+    documents::cancel_ingest,
+    named, new_id, now_ms,
+    owned::refuse_bytes_over,
+    pages::{Listing, page},
+    private,
 };
-use hearth_domain::documents::StoredFile;
+use hearth_domain::documents::{Page, PageRequest, StoredFile};
 
 pub(super) const FOLDER: &str = "files";
 pub(super) const INCOMPLETE: &str = "incomplete";
@@ -330,12 +335,27 @@ impl Owned<'_> {
         found.ok_or_else(|| StoreError::NotFound { what: "file", id: id.to_owned() })
     }
 
-    /// All files, the newest first.
-    pub fn files(&self) -> Result<Vec<StoredFile>> {
+    /// A page of the files, of those with a purpose or of all.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn files_page(&self, purpose: Option<&str>, request: &PageRequest) -> Result<Page<StoredFile>> {
         self.store.read(|connection| {
-            let all = format!("SELECT {COLUMNS} FROM files WHERE owner = ? ORDER BY created DESC, id DESC");
-            let mut query = connection.prepare(&all)?;
-            Ok(query.query_map([self.owner], read_row)?.collect::<rusqlite::Result<_>>()?)
+            let mut listing = Listing {
+                sql: format!("SELECT {COLUMNS} FROM files WHERE owner = ?"),
+                parameters: vec![Sql::Text(self.owner.to_owned())],
+                created: "created",
+                id: "id",
+            };
+            if let Some(purpose) = purpose {
+                listing.sql.push_str(" AND purpose = ?");
+                listing.parameters.push(Sql::Text(purpose.to_owned()));
+            }
+            let created_of = |id: &str| {
+                let created = "SELECT created FROM files WHERE id = ? AND owner = ?";
+                Ok(connection.query_row(created, [id, self.owner], |row| row.get(0)).optional()?)
+            };
+            page(connection, listing, request, created_of, read_row)
         })
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rusqlite::{Row, params, params_from_iter, types::Value as Sql};
 
 use super::{Result, Store};
-use hearth_domain::account::Outcome;
+use hearth_domain::usage::Outcome;
 
 /// What one request came to. Money is in millionths of a US dollar, durations in microseconds, times in milliseconds
 /// since 1970.
@@ -17,7 +17,7 @@ pub struct LedgerRow {
     pub caller: String,
     pub key_id: Option<String>,
     pub route: String,
-    /// Of the leg that the answer is of; empty where no model worked.
+    /// Of the record that the answer is of; empty where no model worked.
     pub model: String,
     /// `local`, an upstream's name, `cache`, or `none` where nobody served.
     pub served_by: String,

@@ -17,6 +17,7 @@ mod keys;
 mod ledger;
 mod opening;
 mod owned;
+mod pages;
 mod private;
 mod recover;
 mod reembedded;

@@ -68,6 +68,12 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use hearth_domain::documents::PageRequest;
+
+    fn all() -> PageRequest {
+        PageRequest { limit: 100, ascending: false, after: None, before: None }
+    }
+
     use crate::store::{DATABASE, INGEST, Job, JobState, Leases, Member, NewJob, Upload, configure, recover, schema};
 
     fn file(own: Owned<'_>, name: &str, bytes: &[u8]) -> StoredFile {
@@ -110,13 +116,18 @@ mod tests {
         let (leased, _lease) = store.lease_job("analysis", &leases).unwrap().unwrap();
         store.add_job_event(&leased, &json!({"step": 0})).unwrap();
         let of_a = || {
-            let documents = a.documents(&docs.id).unwrap();
-            (a.collections().unwrap(), documents, a.files().unwrap(), a.batch(&docs.id, &batch.id).unwrap())
+            let documents = a.documents_page(&docs.id, None, None, &all()).unwrap().entries;
+            (
+                a.collections().unwrap(),
+                documents,
+                a.files_page(None, &all()).unwrap().entries,
+                a.batch(&docs.id, &batch.id).unwrap(),
+            )
         };
         let before = of_a();
 
-        assert_eq!((b.collections().unwrap(), b.files().unwrap()), (Vec::new(), Vec::new()));
-        assert_eq!(b.documents(&docs.id).unwrap(), []);
+        assert_eq!((b.collections().unwrap(), b.files_page(None, &all()).unwrap().entries), (Vec::new(), Vec::new()));
+        assert_eq!(b.documents_page(&docs.id, None, None, &all()).unwrap().entries, []);
         assert_eq!(b.documents_of_file(&stored.id).unwrap(), []);
         assert_eq!(b.jobs("analysis", 9).unwrap(), []);
         assert_eq!(b.job_events(&job.id, 0).unwrap(), []);
@@ -209,7 +220,10 @@ mod tests {
         let (leased, _lease) = store.lease_job(INGEST, &Leases::default()).unwrap().unwrap();
         assert_eq!((&leased.id[..], &leased.owner[..]), ("job_1", LOCAL));
         own.replace_chunks("vs_1", "file-1", vec![chunk()], &[]).unwrap();
-        assert_eq!((other.collections().unwrap(), other.files().unwrap()), (Vec::new(), Vec::new()));
+        assert_eq!(
+            (other.collections().unwrap(), other.files_page(None, &all()).unwrap().entries),
+            (Vec::new(), Vec::new())
+        );
         absent(other.document("vs_1", "file-1"), "document");
         absent(other.job("job_2"), "job");
     }
@@ -232,10 +246,13 @@ mod tests {
         let store = Store::open(directory.path()).unwrap();
         for (owner, collection, stored) in made {
             let own = store.of(owner);
-            assert_eq!((own.collections().unwrap(), own.files().unwrap()), (vec![collection.clone()], vec![stored]));
-            assert_eq!(own.documents(&collection.id).unwrap().len(), 1);
+            assert_eq!(
+                (own.collections().unwrap(), own.files_page(None, &all()).unwrap().entries),
+                (vec![collection.clone()], vec![stored])
+            );
+            assert_eq!(own.documents_page(&collection.id, None, None, &all()).unwrap().entries.len(), 1);
         }
-        let unknown = store.of(LOCAL).files().unwrap();
+        let unknown = store.of(LOCAL).files_page(None, &all()).unwrap().entries;
         assert_eq!(unknown.iter().map(|file| &file.id[..]).collect::<Vec<_>>(), ["file-unknown"]);
         let leases = Leases::default();
         let taken: Vec<_> = std::iter::from_fn(|| store.lease_job(INGEST, &leases).unwrap()).collect();

@@ -11,8 +11,16 @@ use tempfile::TempDir;
 use super::*;
 use hearth_domain::{
     LOCAL,
-    documents::{AttributeFilter, AttributeValue, Comparison, DocumentStatus, EmbeddingIdentity, NewChunk, StoredFile},
+    documents::{
+        AttributeFilter, AttributeValue, Comparison, DocumentStatus, EmbeddingIdentity, NewChunk, PageRequest,
+        StoredFile,
+    },
 };
+
+/// A page with all that these tests have.
+fn all() -> PageRequest {
+    PageRequest { limit: 100, ascending: false, after: None, before: None }
+}
 
 fn open(directory: &TempDir) -> Store {
     Store::open(directory.path()).unwrap()
@@ -405,7 +413,7 @@ fn a_batch_outlives_the_process_and_is_cancelled_as_one() {
     let refused = store.of(LOCAL).create_batch(&id, vec![member(&files[0]), unknown]);
     assert!(matches!(refused, Err(StoreError::NotFound { what: "file", .. })));
     assert!(
-        store.of(LOCAL).documents(&id).unwrap().is_empty()
+        store.of(LOCAL).documents_page(&id, None, None, &all()).unwrap().entries.is_empty()
             && store.lease_job(INGEST, &Leases::default()).unwrap().is_none()
     );
     let batch = store.of(LOCAL).create_batch(&id, files.iter().map(member).collect()).unwrap();

@@ -13,8 +13,8 @@ use serde_json::{Map, Value};
 use super::{
     body::{Component, FieldSpec, RequestBody, RequestQuery, STRING, honoured},
     fields::{Fields, bad_value, shortened, wrong_type},
-    files::FILE,
-    lists::take,
+    files::{self, FILE},
+    lists::{PageSizes, after, take, take_page},
 };
 
 /// OpenAI's own bounds.
@@ -199,21 +199,36 @@ impl DocumentUpload {
     }
 }
 
+/// Files whose documents are on a page of `GET /api/v1/documents`, unless fewer are asked for.
+const DOCUMENTS_PAGE: PageSizes = PageSizes { largest: 1000, default: 1000 };
+
 /// The query of `GET /api/v1/documents`.
 #[derive(Debug)]
 pub struct DocumentListQuery {
     /// A collection's name or id; all if there is none.
     pub collection: Option<String>,
+    pub limit: usize,
+    /// The id of the document that the page begins behind.
+    pub after: Option<String>,
 }
 
 impl RequestQuery for DocumentListQuery {
-    const PARAMETERS: &'static [FieldSpec] =
-        &[honoured("collection", STRING, "Of this collection only; its name or id.")];
+    const PARAMETERS: &'static [FieldSpec] = &[
+        honoured("collection", STRING, "Of this collection only; its name or id."),
+        honoured(
+            "limit",
+            r#"{"type":"integer","minimum":1,"maximum":1000}"#,
+            "Documents of a page at most; one that is in several collections counts once. Default 1000.",
+        ),
+        after(files::ID),
+    ];
 }
 
 impl DocumentListQuery {
-    pub fn read(mut parameters: BTreeMap<String, String>) -> Self {
-        Self { collection: take(&mut parameters, "collection") }
+    pub fn read(mut parameters: BTreeMap<String, String>) -> Result<Self> {
+        let collection = take(&mut parameters, "collection");
+        let page = take_page(&mut parameters, DOCUMENTS_PAGE, files::ID_PREFIX)?;
+        Ok(Self { collection, limit: page.limit, after: page.after })
     }
 }
 
@@ -275,7 +290,10 @@ impl DocumentAnswer {
 #[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct DocumentList {
     pub documents: Vec<DocumentAnswer>,
+    /// Of all pages together.
     pub total: usize,
+    /// Whether there are more behind the last one.
+    pub has_more: bool,
 }
 
 /// What became of a deletion.

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use hearth_domain::{documents::StoredFile, error::Result};
+use hearth_domain::{
+    documents::{PageRequest, StoredFile},
+    error::Result,
+};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -11,7 +14,7 @@ use super::{
     Parsed,
     body::{FieldSpec, RequestBody, RequestQuery, STRING, honoured, ignored},
     fields::{Fields, bad_value, shortened},
-    lists::{FILES_PAGE, ListQuery, ORDER, after, before, take},
+    lists::{FILES_PAGE, ORDER, after, before, take, take_page},
 };
 
 pub(super) const EXPIRES_AFTER: FieldSpec =
@@ -67,7 +70,7 @@ impl FileUpload {
 /// Which files are listed.
 #[derive(Debug)]
 pub struct FileListQuery {
-    pub page: ListQuery,
+    pub page: PageRequest,
     pub purpose: Option<String>,
 }
 
@@ -87,7 +90,7 @@ impl RequestQuery for FileListQuery {
 
 impl FileListQuery {
     pub fn read(mut parameters: BTreeMap<String, String>) -> Result<Self> {
-        let page = ListQuery::take(&mut parameters, FILES_PAGE)?;
+        let page = take_page(&mut parameters, FILES_PAGE, ID_PREFIX)?;
         Ok(Self { page, purpose: take(&mut parameters, "purpose") })
     }
 }

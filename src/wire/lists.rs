@@ -11,7 +11,7 @@ use super::{
     body::{FieldSpec, honoured},
     fields::{bad_value, shortened},
 };
-use hearth_domain::error::Result;
+use hearth_domain::{documents::PageRequest, error::Result};
 
 /// How many entries a page has: what is asked for at most, and what unasked.
 #[derive(Clone, Copy, Debug)]
@@ -23,15 +23,6 @@ pub struct PageSizes {
 pub const PAGE: PageSizes = PageSizes { largest: 100, default: 20 };
 /// OpenAI's list of files differs.
 pub const FILES_PAGE: PageSizes = PageSizes { largest: 10_000, default: 10_000 };
-
-/// Which page of a list is asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ListQuery {
-    limit: usize,
-    ascending: bool,
-    after: Option<String>,
-    before: Option<String>,
-}
 
 /// The parameters of a list whose pages have the sizes of [`PAGE`].
 pub const LIMIT: FieldSpec =
@@ -48,52 +39,21 @@ pub const fn before(id: &'static str) -> FieldSpec {
     honoured("before", id, "The page that ends before this id.")
 }
 
-impl ListQuery {
-    /// Takes what it knows out of the query's parameters.
-    pub fn take(parameters: &mut BTreeMap<String, String>, sizes: PageSizes) -> Result<Self> {
-        let limit = take_limit(parameters, sizes)?;
-        let ascending = take_one_of(parameters, "order", &["asc", "desc"])?.as_deref() == Some("asc");
-        Ok(Self { limit, ascending, after: take(parameters, "after"), before: take(parameters, "before") })
-    }
-
-    /// The page of `entries`, which come the newest first; `id` is that of an entry.
-    ///
-    /// A cursor that is not in the list any more, as when each entry is deleted once it has been seen, stands where its
-    /// id would: ids sort by their time.
-    ///
-    /// # Errors
-    /// 400 for a cursor that never was an id of such a list.
-    pub fn page<T>(&self, mut entries: Vec<T>, prefix: &str, id: impl Fn(&T) -> &str) -> Result<(Vec<T>, bool)> {
-        if self.ascending {
-            entries.reverse();
+/// Takes out of a query's parameters which page of a list is asked for; ids of the list begin with `prefix`.
+///
+/// # Errors
+/// 400 for a cursor that never was an id of such a list, and for other values that make no sense.
+pub fn take_page(parameters: &mut BTreeMap<String, String>, sizes: PageSizes, prefix: &str) -> Result<PageRequest> {
+    let limit = take_limit(parameters, sizes)?;
+    let ascending = take_one_of(parameters, "order", &["asc", "desc"])?.as_deref() == Some("asc");
+    let mut cursor = |name: &str| match take(parameters, name) {
+        Some(cursor) if !cursor.starts_with(prefix) => {
+            let found = shortened(&Value::String(cursor));
+            Err(bad_value(name, format!("`{name}` must be an id of this list, but is {found}.")))
         }
-        // The entries that go before the cursor, and with it those up to it.
-        let place = |name: &str, cursor: &str| -> Result<(usize, usize)> {
-            if !cursor.starts_with(prefix) {
-                let found = shortened(&Value::String(cursor.to_owned()));
-                return Err(bad_value(name, format!("`{name}` must be an id of this list, but is {found}.")));
-            }
-            if let Some(index) = entries.iter().position(|entry| id(entry) == cursor) {
-                return Ok((index, index + 1));
-            }
-            let goes_before = |entry: &&T| if self.ascending { id(entry) < cursor } else { id(entry) > cursor };
-            let index = entries.iter().take_while(goes_before).count();
-            Ok((index, index))
-        };
-        let first = self.after.as_deref().map(|after| place("after", after)).transpose()?.map_or(0, |(_, next)| next);
-        let end = self.before.as_deref().map(|before| place("before", before)).transpose()?;
-        let end = end.map_or(entries.len(), |(index, _)| index).max(first);
-        // Backwards, the page is the one that ends at the cursor.
-        let (from, to) = if self.before.is_some() && self.after.is_none() {
-            (end.saturating_sub(self.limit).max(first), end)
-        } else {
-            (first, end.min(first + self.limit))
-        };
-        let has_more = to - from < end - first;
-        entries.truncate(to);
-        entries.drain(..from);
-        Ok((entries, has_more))
-    }
+        cursor => Ok(cursor),
+    };
+    Ok(PageRequest { limit, ascending, after: cursor("after")?, before: cursor("before")? })
 }
 
 /// The entries of a page.
@@ -143,37 +103,21 @@ impl<T> List<T> {
 mod tests {
     use super::*;
 
-    fn page(query: &[(&str, &str)]) -> Result<(Vec<&'static str>, bool)> {
-        let mut parameters = query.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        ListQuery::take(&mut parameters, PAGE)?.page(vec!["x9", "x7", "x5", "x3", "x1"], "x", |entry| entry)
-    }
-
-    #[test]
-    fn pages_go_both_ways_from_a_cursor() {
-        for (query, expected, has_more) in [
-            (&[][..], &["x9", "x7", "x5", "x3", "x1"][..], false),
-            (&[("limit", "2")], &["x9", "x7"], true),
-            (&[("limit", "2"), ("after", "x7")], &["x5", "x3"], true),
-            (&[("limit", "2"), ("after", "x3")], &["x1"], false),
-            (&[("limit", "2"), ("before", "x3")], &["x7", "x5"], true),
-            (&[("limit", "2"), ("before", "x7")], &["x9"], false),
-            (&[("limit", "2"), ("order", "asc")], &["x1", "x3"], true),
-            (&[("order", "asc"), ("after", "x3")], &["x5", "x7", "x9"], false),
-            (&[("after", "x9"), ("before", "x3")], &["x7", "x5"], false),
-            (&[("after", "x1")], &[], false),
-            // Deleted meanwhile.
-            (&[("limit", "1"), ("after", "x6")], &["x5"], true),
-            (&[("order", "asc"), ("after", "x6")], &["x7", "x9"], false),
-        ] {
-            let (found, more) = page(query).unwrap();
-            assert_eq!((&found[..], more), (expected, has_more), "{query:?}");
-        }
-    }
-
     #[test]
     fn what_is_wrong_is_named() {
-        for (name, value) in [("limit", "0"), ("limit", "101"), ("limit", "x"), ("order", "up"), ("after", "y1")] {
-            assert_eq!(page(&[(name, value)]).unwrap_err().param(), Some(name));
+        for (name, value) in [
+            ("limit", "0"),
+            ("limit", "101"),
+            ("limit", "x"),
+            ("limit", ""),
+            ("order", "up"),
+            ("after", "y1"),
+            ("before", "y"),
+        ] {
+            let mut parameters = BTreeMap::from([(name.to_owned(), value.to_owned())]);
+            assert_eq!(take_page(&mut parameters, PAGE, "x").unwrap_err().param(), Some(name));
         }
+        let mut parameters = BTreeMap::from([("after".to_owned(), String::new())]);
+        assert_eq!(take_page(&mut parameters, PAGE, "x").unwrap().after, None);
     }
 }

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use hearth_domain::{Budget, Caller, ModelKind, Standing, account::Remaining};
+use hearth_domain::{Budget, Caller, ModelKind, Standing, usage::Remaining};
 
 #[derive(Debug, JsonSchema, Serialize)]
 pub struct Me {

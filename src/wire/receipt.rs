@@ -15,7 +15,7 @@ pub struct Receipt {
     pub request_id: String,
     /// `local`, an upstream's name or `cache`; `none` where no model was needed.
     pub served_by: String,
-    /// Of the leg that the answer is of.
+    /// Of the record that the answer is of.
     pub model: Option<String>,
     /// Why another one than the first choice served.
     pub fallback_reason: Option<String>,
@@ -53,22 +53,22 @@ impl Receipt {
     /// What stands in the account now.
     pub fn of(account: &Account) -> Self {
         let receipt = account.receipt();
-        let legs = || receipt.legs.iter();
-        let main = receipt.main_leg();
+        let records = || receipt.models.iter();
+        let main = receipt.main_model();
         Self {
             request_id: account.request_id().to_owned(),
             served_by: receipt.served_by().to_owned(),
-            model: main.map(|leg| leg.model.clone()),
+            model: main.map(|record| record.model.clone()),
             fallback_reason: receipt.fallback_reason.clone(),
             attempts: receipt.attempts,
             cache: receipt.cache,
             grounding: None,
             prompt_tokens: receipt.prompt_tokens(),
-            cached_tokens: legs().map(|leg| leg.cached_tokens).fold(0, u64::saturating_add),
+            cached_tokens: records().map(|record| record.cached_tokens).fold(0, u64::saturating_add),
             completion_tokens: receipt.completion_tokens(),
-            queue_ms: milliseconds(legs().map(|leg| leg.queue).sum()),
-            prefill_ms: milliseconds(legs().map(|leg| leg.prefill).sum()),
-            decode_ms: milliseconds(legs().map(|leg| leg.decode).sum()),
+            queue_ms: milliseconds(records().map(|record| record.queue).sum()),
+            prefill_ms: milliseconds(records().map(|record| record.prefill).sum()),
+            decode_ms: milliseconds(records().map(|record| record.decode).sum()),
             compute_ms: milliseconds(receipt.compute()),
             latency_ms: milliseconds(receipt.latency),
             cost_usd: usd(receipt.cost_micro_usd),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use hearth_domain::{
-    documents::{AttributeFilter, AttributeValue, Document, LOCAL_ONLY},
+    documents::{AttributeFilter, AttributeValue, LOCAL_ONLY, PageRequest},
     error::Result,
 };
 use serde_json::Value;
@@ -14,8 +14,7 @@ use super::{
     documents::{Attributes, FILTER, read_attributes, read_filter},
     fields::{Fields, bad_value, shortened, wrong_type},
     files::{self, EXPIRES_AFTER},
-    lists::{LIMIT, ListQuery, ORDER, PAGE, after, before, take_one_of},
-    vector_store_response::status_name,
+    lists::{LIMIT, ORDER, PAGE, after, before, take_one_of, take_page},
 };
 
 pub const ID_PREFIX: &str = "vs_";
@@ -265,7 +264,7 @@ impl FileBatchRequest {
 /// Which vector stores are listed.
 #[derive(Debug)]
 pub struct VectorStoreListQuery {
-    pub page: ListQuery,
+    pub page: PageRequest,
 }
 
 impl RequestQuery for VectorStoreListQuery {
@@ -279,16 +278,16 @@ impl RequestQuery for VectorStoreListQuery {
 
 impl VectorStoreListQuery {
     pub fn read(mut parameters: BTreeMap<String, String>) -> Result<Self> {
-        Ok(Self { page: ListQuery::take(&mut parameters, PAGE)? })
+        Ok(Self { page: take_page(&mut parameters, PAGE, ID_PREFIX)? })
     }
 }
 
 /// Which files of a vector store are listed.
 #[derive(Debug)]
 pub struct VectorStoreFileListQuery {
-    pub page: ListQuery,
-    /// OpenAI's name of a status.
-    status: Option<String>,
+    pub page: PageRequest,
+    /// The store's name of a status.
+    pub status: Option<&'static str>,
 }
 
 impl RequestQuery for VectorStoreFileListQuery {
@@ -307,12 +306,15 @@ impl RequestQuery for VectorStoreFileListQuery {
 
 impl VectorStoreFileListQuery {
     pub fn read(mut parameters: BTreeMap<String, String>) -> Result<Self> {
-        let page = ListQuery::take(&mut parameters, PAGE)?;
-        Ok(Self { page, status: take_one_of(&mut parameters, "filter", &STATUSES)? })
-    }
-
-    pub fn admits(&self, document: &Document) -> bool {
-        self.status.as_deref().is_none_or(|status| status == status_name(&document.status))
+        let page = take_page(&mut parameters, PAGE, files::ID_PREFIX)?;
+        let status = take_one_of(&mut parameters, "filter", &STATUSES)?;
+        let status = status.map(|status| match &*status {
+            "in_progress" => "processing",
+            "completed" => "ready",
+            "failed" => "failed",
+            _ => "cancelled",
+        });
+        Ok(Self { page, status })
     }
 }
 

@@ -1,6 +1,6 @@
 //! What `/v1/vector_stores` answers.
 
-use hearth_domain::documents::{Chunk, Collection, Document, DocumentStatus};
+use hearth_domain::documents::{Chunk, Collection, Document, DocumentCounts, DocumentStatus};
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use super::documents::{Attributes, write_attributes};
 
 /// What OpenAI calls a document's status.
-pub(super) fn status_name(status: &DocumentStatus) -> &'static str {
+fn status_name(status: &DocumentStatus) -> &'static str {
     match status {
         DocumentStatus::Processing => "in_progress",
         DocumentStatus::Ready => "completed",
@@ -64,14 +64,20 @@ pub struct VectorStoreObject {
 }
 
 impl VectorStoreObject {
-    pub fn new(collection: Collection, documents: &[Document]) -> Self {
-        let file_counts = FileCounts::new(documents);
+    pub fn new(collection: Collection, counts: DocumentCounts) -> Self {
+        let file_counts = FileCounts {
+            in_progress: counts.processing,
+            completed: counts.ready,
+            failed: counts.failed,
+            cancelled: counts.cancelled,
+            total: counts.processing + counts.ready + counts.failed + counts.cancelled,
+        };
         Self {
             id: collection.id,
             object: "vector_store",
             created_at: collection.created_ms / 1000,
             name: collection.name,
-            usage_bytes: documents.iter().map(usage_bytes).sum(),
+            usage_bytes: counts.searched_bytes,
             file_counts,
             status: if file_counts.in_progress > 0 { "in_progress" } else { "completed" },
             expires_after: None,

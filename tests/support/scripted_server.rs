@@ -31,7 +31,7 @@ use hearth::{
     },
     store::Store,
 };
-use hearth_domain::{StorageQuota, account::Books, part::PartReport};
+use hearth_domain::{StorageQuota, part::PartReport, usage::UsageSink};
 use hearth_kernels::index::GraphParameters;
 use http_body_util::BodyExt;
 use parking_lot::Mutex;
@@ -130,7 +130,7 @@ impl ScriptedServer {
     /// Over a data directory that is there already, with its keys.
     pub fn with_data(data: tempfile::TempDir, callers: CallerSettings) -> Self {
         let chat = ScriptedChat::saying("tiny", "Hello!");
-        Self::over(data, chat, HttpSettings::default(), callers, false, books)
+        Self::over(data, chat, HttpSettings::default(), callers, false, usage_sink)
     }
 
     pub fn new(chat: ScriptedChat, settings: HttpSettings, accept_any_model: bool) -> Self {
@@ -143,16 +143,16 @@ impl ScriptedServer {
         callers: CallerSettings,
         accept_any_model: bool,
     ) -> Self {
-        Self::over(temporary(), chat, settings, callers, accept_any_model, books)
+        Self::over(temporary(), chat, settings, callers, accept_any_model, usage_sink)
     }
 
-    /// A server whose requests are written down, and limited, by these books.
+    /// A server whose requests are written down, and limited, by these usage_sink.
     pub fn with_books(
         chat: ScriptedChat,
         callers: CallerSettings,
-        books: impl FnOnce(&Arc<Store>, &Arc<Ledger>) -> Arc<dyn Books>,
+        usage_sink: impl FnOnce(&Arc<Store>, &Arc<Ledger>) -> Arc<dyn UsageSink>,
     ) -> Self {
-        Self::over(temporary(), chat, HttpSettings::default(), callers, false, books)
+        Self::over(temporary(), chat, HttpSettings::default(), callers, false, usage_sink)
     }
 
     fn over(
@@ -161,7 +161,7 @@ impl ScriptedServer {
         settings: HttpSettings,
         callers: CallerSettings,
         accept_any_model: bool,
-        books: impl FnOnce(&Arc<Store>, &Arc<Ledger>) -> Arc<dyn Books>,
+        usage_sink: impl FnOnce(&Arc<Store>, &Arc<Ledger>) -> Arc<dyn UsageSink>,
     ) -> Self {
         let chat = Arc::new(chat);
         let models = Models::new(accept_any_model);
@@ -184,15 +184,20 @@ impl ScriptedServer {
         let store = Arc::new(Store::open(data.path()).expect("a new store"));
         let callers = Callers::with_settings(store.clone(), &callers).expect("usable settings");
         let ledger = Ledger::open(store.clone()).expect("a new ledger");
-        let books = books(&store, &ledger);
-        let documents =
-            Documents::new(store, GraphParameters::default(), callers.clone(), books.clone(), StorageQuota::default());
+        let usage_sink = usage_sink(&store, &ledger);
+        let documents = Documents::new(
+            store,
+            GraphParameters::default(),
+            callers.clone(),
+            usage_sink.clone(),
+            StorageQuota::default(),
+        );
         let router = hearth::http::router(AppState {
             analyses: Analyses::new(documents.clone(), models.clone(), WebhookSettings::default()),
             models: models.clone(),
             documents,
             callers: callers.clone(),
-            books,
+            usage_sink,
             ledger: ledger.clone(),
             health: health.clone(),
             metrics: None,
@@ -263,8 +268,8 @@ impl ScriptedServer {
     }
 }
 
-/// Books without limits.
-fn books(store: &Arc<Store>, ledger: &Arc<Ledger>) -> Arc<dyn Books> {
+/// UsageSink without limits.
+fn usage_sink(store: &Arc<Store>, ledger: &Arc<Ledger>) -> Arc<dyn UsageSink> {
     let limits = Limits::open(LimitSettings::default(), store, Now::since(Instant::now())).expect("no limits");
     let prices = Prices::default().with_compute_hour("scripted", 3_600_000_000);
     Arc::new(Metering::new(Arc::new(prices), ledger.clone(), limits))

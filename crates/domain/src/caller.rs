@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use crate::account::Allowance;
+use crate::usage::Allowance;
 
 /// The caller of a server without authentication, and of commands on this machine.
 pub const LOCAL: &str = "local";

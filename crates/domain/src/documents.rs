@@ -68,6 +68,36 @@ pub struct Document {
     pub updated_ms: i64,
 }
 
+/// Which page of a list is asked for. Cursors are ids of entries, which are not part of the page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PageRequest {
+    /// Entries at most.
+    pub limit: usize,
+    /// The oldest first.
+    pub ascending: bool,
+    pub after: Option<String>,
+    pub before: Option<String>,
+}
+
+/// A page of a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page<T> {
+    pub entries: Vec<T>,
+    /// Whether the list goes on behind the page.
+    pub has_more: bool,
+}
+
+/// How many documents of a collection are in each status.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DocumentCounts {
+    pub processing: usize,
+    pub ready: usize,
+    pub failed: usize,
+    pub cancelled: usize,
+    /// Bytes of the files of those that are searched.
+    pub searched_bytes: u64,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DocumentStatus {
     /// Waiting or being read; an earlier version stays searchable meanwhile.

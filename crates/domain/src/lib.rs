@@ -6,12 +6,14 @@
 
 #![forbid(unsafe_code)]
 
-pub mod account;
+mod account;
 mod caller;
 pub mod documents;
 pub mod error;
 pub mod part;
 pub mod quote;
+mod request_context;
+pub mod usage;
 
 use std::{
     sync::Arc,
@@ -23,6 +25,7 @@ use serde_json::Value;
 pub use self::{
     account::Account,
     caller::{Budget, Caller, CallerLimits, LOCAL, Policy, Scope, Standing, StorageQuota},
+    request_context::{CacheUse, RequestContext},
 };
 
 /// One generation, before any text is tokenized. Fields that may be large and are the same for all prompts and choices

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{ModelInfo, account::ServedBy};
+use super::{ModelInfo, usage::ServedBy};
 
 /// The quote of one backend that could serve a request.
 #[derive(Clone, Debug)]

@@ -271,7 +271,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::extract::Place;
+    use crate::extract::SourceLocation;
 
     /// Each byte of a text is one token, so no tokenizer gives a character more tokens.
     fn bytes_as_tokens() -> Tokenizer {
@@ -311,7 +311,7 @@ mod tests {
     }
 
     fn block(kind: BlockKind, text: &str) -> Block {
-        Block { kind, text: text.to_owned(), place: Place::default() }
+        Block { kind, text: text.to_owned(), place: SourceLocation::default() }
     }
 
     fn heading(level: u8, text: &str) -> Block {
@@ -361,7 +361,11 @@ mod tests {
 
     #[test]
     fn chunks_know_their_pages_and_lines() {
-        let place = |page, first, last| Place { page: Some(page), sheet: None, lines: Some(LineRange { first, last }) };
+        let place = |page, first, last| SourceLocation {
+            page: Some(page),
+            sheet: None,
+            lines: Some(LineRange { first, last }),
+        };
         let code = BlockKind::Code { language: Some(Arc::from("rust")) };
         let blocks = [
             Block { kind: code, text: "first line 1\nsecond line\nthird line 3".to_owned(), place: place(1, 10, 12) },

@@ -207,7 +207,7 @@ impl LongTexts {
     ///
     /// # Errors
     /// 503 with the time until a place is expected, if the pool is full.
-    pub fn admit(&'static self, bytes: usize) -> Result<Place> {
+    pub fn admit(&'static self, bytes: usize) -> Result<WorkPermit> {
         let one_more = |requests: usize| (requests < self.max_requests).then_some(requests + 1);
         if self.requests.fetch_update(Ordering::AcqRel, Ordering::Acquire, one_more).is_err() {
             let message = format!(
@@ -218,7 +218,7 @@ impl LongTexts {
             return Err(Error::new(ErrorKind::Overloaded, message).with_retry_after(self.estimated_wait()));
         }
         self.bytes.fetch_add(bytes, Ordering::AcqRel);
-        Ok(Place { pool: self, bytes })
+        Ok(WorkPermit { pool: self, bytes })
     }
 
     /// When a place is expected to become free: an even share of the current bytes, at the pace so far.
@@ -237,19 +237,19 @@ impl LongTexts {
 
 /// A request's place in the pool.
 #[derive(Debug)]
-pub struct Place {
+pub struct WorkPermit {
     pool: &'static LongTexts,
     bytes: usize,
 }
 
-impl Drop for Place {
+impl Drop for WorkPermit {
     fn drop(&mut self) {
         self.pool.bytes.fetch_sub(self.bytes, Ordering::AcqRel);
         self.pool.requests.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-impl Place {
+impl WorkPermit {
     /// Runs one piece of work, over `bytes` of the request's bytes, behind the pieces that other requests submitted
     /// earlier. Dropping the future abandons it.
     ///

@@ -44,10 +44,9 @@ async fn list(client: &Client, json: bool) -> anyhow::Result<()> {
     let collections = answer["collections"].as_array().map(Vec::as_slice).unwrap_or_default();
     for collection in collections {
         let text = |key: &str| collection[key].as_str().unwrap_or_default().to_owned();
-        let documents = client.get(&format!("/api/v1/documents?collection={}", text("id"))).await?;
-        let documents = documents["documents"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let failed = documents.iter().filter(|document| document["status"] == "failed").count();
-        let others = documents.len() - failed;
+        let store = client.get(&format!("/v1/vector_stores/{}", text("id"))).await?;
+        let count = |status: &str| store["file_counts"][status].as_u64().unwrap_or_default();
+        let (failed, others) = (count("failed"), count("total") - count("failed"));
         table.add_row([text("name"), text("id"), others.to_string(), failed.to_string(), text("embedding")]);
     }
     if collections.is_empty() {

@@ -19,8 +19,9 @@ use reqwest::{
 use serde_json::{Value, json};
 
 use super::{
-    LOOK_AGAIN, documents_of,
+    LOOK_AGAIN, all_documents, documents_of,
     files::{FileReader, Found, FoundFile, is_there},
+    id_of,
 };
 use crate::{
     cli::client::{Client, with_server},
@@ -90,11 +91,9 @@ async fn delete_gone(client: &Client, collection: &str, named: &[PathBuf], found
 
 /// In how many collections each document is.
 async fn collections_of_each(client: &Client) -> anyhow::Result<HashMap<String, usize>> {
-    let all = client.get("/api/v1/documents").await?;
     let mut counts = HashMap::new();
-    for id in all["documents"].as_array().into_iter().flatten().filter_map(|document| document["document_id"].as_str())
-    {
-        *counts.entry(id.to_owned()).or_default() += 1;
+    for document in all_documents(client, None).await? {
+        *counts.entry(id_of(&document)).or_default() += 1;
     }
     Ok(counts)
 }

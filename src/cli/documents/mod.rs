@@ -22,16 +22,35 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// The documents of a collection by their ids; none if it is not there yet.
 pub(super) async fn documents_of(client: &Client, collection: &str) -> anyhow::Result<HashMap<String, Value>> {
-    let request = client.request(Method::GET, "/api/v1/documents").query(&[("collection", collection)]);
-    let answer = request.send().await.context("asking for the documents")?;
-    if answer.status() == StatusCode::NOT_FOUND {
-        return Ok(HashMap::new());
+    let documents = all_documents(client, Some(collection)).await?;
+    Ok(documents.into_iter().map(|document| (id_of(&document), document)).collect())
+}
+
+fn id_of(document: &Value) -> String {
+    document["document_id"].as_str().unwrap_or_default().to_owned()
+}
+
+/// The documents of a collection or of all, page by page; none if the collection is not there.
+pub(super) async fn all_documents(client: &Client, collection: Option<&str>) -> anyhow::Result<Vec<Value>> {
+    let mut documents: Vec<Value> = Vec::new();
+    loop {
+        let mut query: Vec<(&str, String)> =
+            collection.map(|name| ("collection", name.to_owned())).into_iter().collect();
+        query.extend(documents.last().map(|last| ("after", id_of(last))));
+        let answer = client.request(Method::GET, "/api/v1/documents").query(&query).send().await;
+        let answer = answer.context("asking for the documents")?;
+        if answer.status() == StatusCode::NOT_FOUND {
+            return Ok(documents);
+        }
+        ensure!(answer.status().is_success(), "asking for the documents: {}", answer.text().await.unwrap_or_default());
+        let mut answer: Value = answer.json().await?;
+        let Value::Array(page) = answer["documents"].take() else { return Ok(documents) };
+        let is_last = page.is_empty() || answer["has_more"] != true;
+        documents.extend(page);
+        if is_last {
+            return Ok(documents);
+        }
     }
-    ensure!(answer.status().is_success(), "asking for the documents: {}", answer.text().await.unwrap_or_default());
-    let mut answer: Value = answer.json().await?;
-    let Value::Array(documents) = answer["documents"].take() else { return Ok(HashMap::new()) };
-    let by_id = |document: Value| (document["document_id"].as_str().unwrap_or_default().to_owned(), document);
-    Ok(documents.into_iter().map(by_id).collect())
 }
 
 /// Where to look, on the command line.

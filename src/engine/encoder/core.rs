@@ -15,9 +15,9 @@ use std::{
 };
 
 use hearth_domain::{
-    account::Leg,
     error::{Error, ErrorKind, Result},
     part::panic_message,
+    usage::UsageRecord,
 };
 use hearth_kernels::device::{Aside, threads};
 use tokio::sync::oneshot;
@@ -55,7 +55,7 @@ struct Open {
     submitted: Instant,
     started: Option<Instant>,
     compute: Duration,
-    leg: Leg,
+    record: UsageRecord,
     places: OpenTexts,
 }
 
@@ -165,7 +165,7 @@ impl Core {
                     submitted,
                     started: None,
                     compute: Duration::ZERO,
-                    leg: request.leg,
+                    record: request.record,
                     places,
                 };
                 self.open.insert(id, open);
@@ -239,7 +239,7 @@ impl Core {
             if let Some(open) = self.open.get_mut(&member.request) {
                 let share = elapsed.mul_f64(*length as f64 / tokens.len().max(1) as f64);
                 open.compute += share;
-                open.leg.computed(share);
+                open.record.record_compute(share);
             }
         }
 

@@ -23,9 +23,9 @@ use std::{
 };
 
 use hearth_domain::{
-    account::Leg,
     error::{Error, ErrorKind, Result},
     part::Part,
+    usage::UsageRecord,
 };
 use hearth_models::encoder::Encoder;
 use tokio::sync::oneshot;
@@ -74,7 +74,7 @@ pub struct EncodeRequest {
     /// Whose turn it is: callers share the model fairly.
     pub caller: String,
     /// Where the request's share of each batch is written down.
-    pub leg: Leg,
+    pub record: UsageRecord,
     /// The request ends with an error at this instant, unless its last batch is being computed.
     pub deadline: Option<Instant>,
 }

@@ -17,7 +17,7 @@ use super::{
     bucket::{Bucket, Rate},
     spending::{Spending, Spent, UsedUp},
 };
-use hearth_domain::{Budget, account::Remaining};
+use hearth_domain::{Budget, usage::Remaining};
 
 /// What whoever finds all places taken is told to wait, before it is known how long requests take.
 const WAIT_UNKNOWN: Duration = Duration::from_secs(1);

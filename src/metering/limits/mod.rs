@@ -23,8 +23,8 @@ use std::{
 
 use hearth_domain::{
     Budget, Caller, CallerLimits, Standing,
-    account::{Account, Allowance, Place, Receipt, Remaining, ServedBy},
     error::Result,
+    usage::{Allowance, Permit, Receipt, Remaining, ServedBy, UsageMeter},
 };
 use parking_lot::RwLock;
 
@@ -117,7 +117,7 @@ impl Limits {
     ///
     /// # Errors
     /// If a budget is spent or a limit reached; what was taken before that is given back.
-    pub fn admit(&self, caller: &Caller, now: Now) -> Result<Place> {
+    pub fn admit(&self, caller: &Caller, now: Now) -> Result<Permit> {
         let parties = self.parties(caller, now);
         for Party { whose, meter, limits } in &parties {
             if let Some(used_up) = meter.used_up(now.wall, &limits.daily, &limits.monthly) {
@@ -140,16 +140,16 @@ impl Limits {
                 return Err(refusal::requests(*whose, rate.per_minute(), wait));
             }
         }
-        Ok(Place::held_by(places))
+        Ok(Permit::held_by(places))
     }
 
     /// Sets tokens aside.
     ///
     /// # Errors
     /// If there are not that many, or never will be.
-    pub fn reserve(&self, account: &Account, tokens: u64, now: Now) -> Result<()> {
-        let parties = self.parties(account.caller(), now);
-        if !account.is_admitted() {
+    pub fn reserve(&self, request: &UsageMeter, tokens: u64, now: Now) -> Result<()> {
+        let parties = self.parties(&request.context().caller, now);
+        if !request.is_admitted() {
             // A job: its request was let in long ago.
             for Party { whose, meter, limits } in &parties {
                 if let Some(used_up) = meter.used_up(now.wall, &limits.daily, &limits.monthly) {
@@ -160,7 +160,7 @@ impl Limits {
         for (index, Party { whose, meter, limits }) in parties.iter().enumerate() {
             let Some(rate) = Rate::of(limits.tokens_per_minute) else { continue };
             // All of a request's reservations must fit together, or it would be told to wait for nothing.
-            let taken = match account.reserved().saturating_add(tokens) {
+            let taken = match request.reserved().saturating_add(tokens) {
                 all if all > u64::from(rate.per_minute()) => Err(Short::TooLarge),
                 _ => meter.tokens.take(rate, tokens, now.ns),
             };
@@ -170,7 +170,7 @@ impl Limits {
                         before.meter.tokens.give_back(rate, tokens);
                     }
                 }
-                return Err(refusal::tokens(*whose, rate.per_minute(), account.reserved() + tokens, short));
+                return Err(refusal::tokens(*whose, rate.per_minute(), request.reserved() + tokens, short));
             }
         }
         Ok(())
@@ -178,19 +178,21 @@ impl Limits {
 
     /// Writes down what a request has used, and corrects what was set aside for it. What a job uses without having set
     /// it aside, such as the vectors of documents, counts for budgets and not for the minute.
-    pub fn settle(&self, account: &Account, receipt: &Receipt, now: Now) {
+    pub fn settle(&self, request: &UsageMeter, receipt: &Receipt, now: Now) {
         let spent = Spent { micro_usd: receipt.cost_micro_usd, compute: receipt.compute() };
-        let (is_admitted, reserved) = (account.is_admitted(), account.reserved());
+        let (is_admitted, reserved) = (request.is_admitted(), request.reserved());
         if !is_admitted && reserved == 0 && spent == Spent::default() {
             return;
         }
         let used: u64 = receipt
-            .legs
+            .models
             .iter()
-            .filter(|leg| !matches!(leg.served_by, ServedBy::Cache(_)))
+            .filter(|record| !matches!(record.served_by, ServedBy::Cache(_)))
             // An upstream says how many they were, and may say anything.
-            .fold(0, |sum: u64, leg| sum.saturating_add(leg.prompt_tokens).saturating_add(leg.completion_tokens));
-        for Party { meter, limits, .. } in self.parties(account.caller(), now) {
+            .fold(0, |sum: u64, record| {
+                sum.saturating_add(record.prompt_tokens).saturating_add(record.completion_tokens)
+            });
+        for Party { meter, limits, .. } in self.parties(&request.context().caller, now) {
             meter.spend(now.wall, spent);
             if is_admitted {
                 meter.took(receipt.latency);

@@ -2,9 +2,11 @@
 
 use super::*;
 use crate::store::LedgerRow;
+use hearth_domain::Account;
 use hearth_domain::{
-    account::{Books, LegReceipt, NoBooks, Opening},
+    RequestContext,
     error::{Error, ErrorKind},
+    usage::{ModelUsage, NoSink, UsageSink},
 };
 
 /// Noon of a day in the middle of a month, and so much after it.
@@ -17,20 +19,22 @@ fn caller(id: &str, limits: CallerLimits) -> Arc<Caller> {
     Arc::new(Caller { id: id.to_owned(), limits, ..Caller::local() })
 }
 
-fn opening(caller: &Arc<Caller>) -> Opening {
-    Opening {
+fn opening(caller: &Arc<Caller>) -> RequestContext {
+    RequestContext {
         request_id: "req_1".to_owned(),
         route: "POST /v1/chat/completions".to_owned(),
         caller: caller.clone(),
-        turn: String::new(),
+        fairness_key: String::new(),
         policy: None,
         is_recorded: true,
+        cache_use: hearth_domain::CacheUse::default(),
+        is_local_only: false,
     }
 }
 
 /// What a request comes to that used these tokens, this money and this time.
 fn receipt(tokens: u64, micro_usd: u64, compute: Duration) -> Receipt {
-    let leg = LegReceipt {
+    let record = ModelUsage {
         model: "m".to_owned(),
         served_by: ServedBy::Local { device: "cpu".to_owned() },
         prompt_tokens: tokens / 2,
@@ -42,27 +46,27 @@ fn receipt(tokens: u64, micro_usd: u64, compute: Duration) -> Receipt {
         decode: Duration::ZERO,
         compute,
     };
-    let empty = Account::open(Arc::new(NoBooks), opening(&caller("nobody", CallerLimits::default()))).receipt();
-    Receipt { legs: vec![leg], cost_micro_usd: micro_usd, latency: Duration::from_secs(4), ..empty }
+    let empty = Account::open(Arc::new(NoSink), opening(&caller("nobody", CallerLimits::default()))).receipt();
+    Receipt { models: vec![record], cost_micro_usd: micro_usd, latency: Duration::from_secs(4), ..empty }
 }
 
-/// Books on a clock that stands still: limits without the rest of metering.
+/// UsageSink on a clock that stands still: limits without the rest of metering.
 struct Frozen(Arc<Limits>, Now);
 
-impl Books for Frozen {
-    fn admit(&self, account: &Account) -> Result<Place> {
-        self.0.admit(account.caller(), self.1)
+impl UsageSink for Frozen {
+    fn admit(&self, account: &UsageMeter) -> Result<Permit> {
+        self.0.admit(&account.context().caller, self.1)
     }
 
-    fn reserve(&self, account: &Account, tokens: u64) -> Result<()> {
+    fn reserve(&self, account: &UsageMeter, tokens: u64) -> Result<()> {
         self.0.reserve(account, tokens, self.1)
     }
 
-    fn price(&self, _: &LegReceipt) -> u64 {
+    fn price(&self, _: &ModelUsage) -> u64 {
         0
     }
 
-    fn settle(&self, account: &Account, receipt: Receipt) {
+    fn settle(&self, account: &UsageMeter, receipt: Receipt) {
         self.0.settle(account, &receipt, self.1);
     }
 }
@@ -144,10 +148,10 @@ fn a_place_is_given_back_when_the_account_is_settled() {
     assert_eq!((error.kind(), milliseconds(&error)), (ErrorKind::RateLimited, 1000), "{error}");
     let left = limits.allowance(&caller, now(0.0)).requests.expect("a limit");
     assert_eq!(left.remaining, 98, "who found no place used no request");
-    let leg = first.leg("m", ServedBy::Cache("exact"));
+    let record = first.begin_record("m", ServedBy::Cache("exact"));
     drop(first);
     assert!(third.admit().is_err(), "somebody works for it still");
-    drop(leg);
+    drop(record);
     third.admit().expect("a place came back");
 }
 
@@ -190,7 +194,7 @@ fn tokens_are_set_aside_and_settled() {
     let again = account(&limits, &caller, now(60.0));
     again.reserve(500).expect("a minute later");
     let mut cached = receipt(400, 0, Duration::ZERO);
-    cached.legs[0].served_by = ServedBy::Cache("exact");
+    cached.models[0].served_by = ServedBy::Cache("exact");
     limits.settle(&again, &cached, now(60.0));
     assert_eq!(left(now(60.0)), 1000);
 }
@@ -202,9 +206,9 @@ fn an_account_that_is_dropped_gives_back_what_it_set_aside() {
     let request = account(&limits, &caller, now(0.0));
     request.admit().expect("no limit on requests");
     request.reserve(1000).expect("a full bucket");
-    let leg = request.leg("m", ServedBy::Local { device: "cpu".to_owned() });
-    (0..30).for_each(|_| leg.generated());
-    drop((request, leg));
+    let record = request.begin_record("m", ServedBy::Local { device: "cpu".to_owned() });
+    (0..30).for_each(|_| record.count_token());
+    drop((request, record));
     assert_eq!(limits.allowance(&caller, now(0.0)).tokens.map(|left| left.remaining), Some(970));
 }
 

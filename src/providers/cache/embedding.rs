@@ -8,10 +8,10 @@ use std::{sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, future::BoxFuture};
 use hearth_domain::{
-    EmbedInput, EmbedRequest, EmbedResponse, ModelInfo, Timings,
-    account::{CacheUse, ServedBy},
+    CacheUse, EmbedInput, EmbedRequest, EmbedResponse, ModelInfo, Timings,
     documents::EmbeddingIdentity,
     error::{Error, ErrorKind, Result},
+    usage::ServedBy,
 };
 
 use super::{
@@ -95,10 +95,10 @@ impl CachedEmbedder {
             return Ok(computed);
         }
         let hit_tokens: usize = known.iter().flatten().map(|kept| kept.tokens).sum();
-        let leg = request.account.leg(&self.model.info().id, ServedBy::Cache(EMBEDDING));
-        leg.prompt(hit_tokens, 0);
+        let record = request.account.begin_record(&self.model.info().id, ServedBy::Cache(EMBEDDING));
+        record.set_prompt_tokens(hit_tokens, 0);
         if missing.is_empty() {
-            request.account.served_from_cache(EMBEDDING);
+            request.account.set_cache(EMBEDDING);
         }
         let EmbedResponse { embeddings, prompt_tokens, token_counts, timings } = computed;
         let (mut computed, mut counts) = (embeddings.into_iter(), token_counts.into_iter());

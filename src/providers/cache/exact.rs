@@ -7,12 +7,12 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, future::BoxFuture};
-use hearth_domain::{Account, GenerateRequest, ModelInfo, account::CacheUse, error::Result, quote::Quote};
+use hearth_domain::{Account, CacheUse, GenerateRequest, ModelInfo, error::Result, quote::Quote};
 
 use super::{
     EXACT,
     bounded::BoundedMap,
-    flight::{Flights, Lead, Place},
+    flight::{FlightOutcome, Flights, Lead},
     key::{Key, generation_key},
     metrics,
     recorded::{Progress, Recorded, Recorder, Watched},
@@ -117,13 +117,13 @@ impl CachedChat {
                 return Ok(self.replay(answer, &request));
             }
             match self.cache.flights.join(key, request.deadline, self.cache.patience).await? {
-                Place::Answered(answer) => return Ok(self.replay(answer, &request)),
-                Place::Again => {}
-                Place::Alone => {
+                FlightOutcome::Answered(answer) => return Ok(self.replay(answer, &request)),
+                FlightOutcome::Again => {}
+                FlightOutcome::Alone => {
                     metrics::looked_up(EXACT, 0, 1);
                     return self.model.generate(request).await;
                 }
-                Place::Leads(lead) => {
+                FlightOutcome::Leads(lead) => {
                     // The leader before this one may have ended between the look and the lead.
                     if let Some(answer) = self.cache.answers.get(&key) {
                         return Ok(self.replay(answer, &request));

@@ -40,7 +40,7 @@ enum Landed {
 
 /// Where a request finds itself.
 #[derive(Debug)]
-pub enum Place {
+pub enum FlightOutcome {
     /// It computes for all who come until it ends.
     Leads(Lead),
     /// It waited, and here is the answer.
@@ -70,7 +70,12 @@ impl Flights {
     ///
     /// # Errors
     /// If the deadline passes.
-    pub async fn join(self: &Arc<Self>, key: Key, deadline: Option<Instant>, patience: Duration) -> Result<Place> {
+    pub async fn join(
+        self: &Arc<Self>,
+        key: Key,
+        deadline: Option<Instant>,
+        patience: Duration,
+    ) -> Result<FlightOutcome> {
         let mut flight = {
             let mut flights = self.0.lock();
             match flights.get(&key) {
@@ -79,7 +84,7 @@ impl Flights {
                     let (end, receiver) = watch::channel(None);
                     let events = Arc::<AtomicUsize>::default();
                     flights.insert(key, Flight { end: receiver, events: events.clone() });
-                    return Ok(Place::Leads(Lead { flights: self.clone(), key, end, events }));
+                    return Ok(FlightOutcome::Leads(Lead { flights: self.clone(), key, end, events }));
                 }
             }
         };
@@ -90,13 +95,13 @@ impl Flights {
             match timeout_at(until.into(), flight.end.wait_for(Option::is_some)).await {
                 Ok(Ok(landed)) => {
                     return Ok(match &*landed {
-                        Some(Landed::Answer(answer)) => Place::Answered(answer.clone()),
-                        Some(Landed::TooLong) | None => Place::Alone,
+                        Some(Landed::Answer(answer)) => FlightOutcome::Answered(answer.clone()),
+                        Some(Landed::TooLong) | None => FlightOutcome::Alone,
                     });
                 }
-                Ok(Err(_the_leader_let_go)) => return Ok(Place::Again),
+                Ok(Err(_the_leader_let_go)) => return Ok(FlightOutcome::Again),
                 Err(_elapsed) if deadline.is_some_and(|deadline| deadline <= Instant::now()) => return Err(passed()),
-                Err(_elapsed) if flight.events.load(Relaxed) == seen => return Ok(Place::Alone),
+                Err(_elapsed) if flight.events.load(Relaxed) == seen => return Ok(FlightOutcome::Alone),
                 Err(_elapsed) => {}
             }
         }

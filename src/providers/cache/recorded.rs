@@ -9,8 +9,8 @@ use std::{
 use futures_util::{Stream, StreamExt, stream};
 use hearth_domain::{
     Account, GenerateEvent, Timings, TokenLogprob, Usage,
-    account::{Leg, ServedBy},
     error::Result,
+    usage::{ServedBy, UsageRecord},
 };
 
 use crate::providers::GenerateStream;
@@ -33,16 +33,16 @@ impl Recorded {
     /// The same events again, on `account`, whose receipt says that they come from `cache`. They took no time of any
     /// device, and do not claim to have.
     pub fn replay(self: Arc<Self>, account: &Arc<Account>, model: &str, cache: &'static str) -> GenerateStream {
-        account.served_from_cache(cache);
-        let leg = account.leg(model, ServedBy::Cache(cache));
-        leg.used(&self.usage);
-        let state = (self, 0, leg);
-        stream::unfold(state, |(recorded, place, leg): (Arc<Self>, usize, Leg)| async move {
+        account.set_cache(cache);
+        let record = account.begin_record(model, ServedBy::Cache(cache));
+        record.set_usage(&self.usage);
+        let state = (self, 0, record);
+        stream::unfold(state, |(recorded, place, record): (Arc<Self>, usize, UsageRecord)| async move {
             let mut event = recorded.events.get(place)?.clone();
             if let GenerateEvent::Done { timings, .. } = &mut event {
                 *timings = Timings::default();
             }
-            Some((Ok(event), (recorded, place + 1, leg)))
+            Some((Ok(event), (recorded, place + 1, record)))
         })
         .boxed()
     }

@@ -15,7 +15,7 @@ use hearth_domain::{
 };
 use tokio::sync::Mutex;
 
-use super::{Candidate, Embedder, Place, Policies, Search, Side, give_up};
+use super::{Candidate, Embedder, LocalSlot, Policies, Search, Side, give_up};
 
 /// What both sides embed: words, figures, marks and other scripts, so that a tokenizer, a casing or a pooling of another
 /// kind shows.
@@ -70,7 +70,7 @@ impl FallbackEmbedder {
         }
     }
 
-    fn place(&self) -> Option<&Arc<Place<dyn Embedder>>> {
+    fn place(&self) -> Option<&Arc<LocalSlot<dyn Embedder>>> {
         self.candidates.iter().find_map(|candidate| match candidate {
             Candidate::Local(place) => Some(place),
             Candidate::Hosted { .. } => None,

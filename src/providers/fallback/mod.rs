@@ -10,7 +10,7 @@
 
 mod chat;
 mod embedder;
-mod place;
+mod local_slot;
 #[cfg(test)]
 mod tests;
 
@@ -24,7 +24,7 @@ use hearth_domain::{
 pub use self::{
     chat::FallbackChat,
     embedder::FallbackEmbedder,
-    place::{Obstacle, Place, Readiness},
+    local_slot::{LocalSlot, Obstacle, Readiness},
 };
 use super::{ChatModel, Embedder};
 
@@ -100,7 +100,7 @@ pub enum Side {
 
 /// One of those that can serve a name.
 pub enum Candidate<T: ?Sized> {
-    Local(Arc<Place<T>>),
+    Local(Arc<LocalSlot<T>>),
     Hosted {
         /// `upstream/model`, for errors and the log.
         name: String,
@@ -277,7 +277,7 @@ impl<T: ?Sized> Search<T> {
         if let Some(first) = self.failures.first()
             && first.candidate != candidate.name()
         {
-            account.fell_back(first.reason.as_str());
+            account.set_fallback_reason(first.reason.as_str());
             metrics::counter!(FALLBACKS_TOTAL, "reason" => first.reason.as_str()).increment(1);
             tracing::info!(
                 request_id = account.request_id(),

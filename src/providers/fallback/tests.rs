@@ -11,8 +11,7 @@ use std::{
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use hearth_domain::{
     Caller, EmbedInput, EmbedInputType, EmbedRequest, EmbedResponse, GenerateEvent, GenerateRequest, ModelInfo, Prompt,
-    account::{NoBooks, Opening},
-    documents::EmbeddingIdentity,
+    RequestContext, documents::EmbeddingIdentity, usage::NoSink,
 };
 use parking_lot::Mutex;
 
@@ -77,7 +76,7 @@ fn scripted(id: &'static str, condition: Condition, asked: Arc<Mutex<Vec<&'stati
 }
 
 fn local(condition: Condition, asked: &Arc<Mutex<Vec<&'static str>>>) -> Candidate<dyn ChatModel> {
-    let place = Place::loading();
+    let place = LocalSlot::loading();
     match condition {
         Loading => {}
         LoadFailed => place.failed("LoadFailed".to_owned()),
@@ -100,15 +99,17 @@ fn hosted(id: &'static str, condition: Condition, asked: &Arc<Mutex<Vec<&'static
 fn account(policy: Option<Policy>, key: impl FnOnce(&mut Caller)) -> Arc<Account> {
     let mut caller = Caller::local();
     key(&mut caller);
-    let opening = Opening {
+    let opening = RequestContext {
         request_id: String::new(),
         route: String::new(),
         caller: Arc::new(caller),
-        turn: String::new(),
+        fairness_key: String::new(),
         policy,
         is_recorded: false,
+        cache_use: hearth_domain::CacheUse::default(),
+        is_local_only: false,
     };
-    Account::open(Arc::new(NoBooks), opening)
+    Account::open(Arc::new(NoSink), opening)
 }
 
 fn request(account: &Arc<Account>) -> GenerateRequest {
@@ -262,7 +263,7 @@ async fn what_has_begun_is_never_begun_again() {
         Ok(steps)
     });
     let candidates = vec![
-        Candidate::Local(Place::of(Arc::new(breaks) as Arc<dyn ChatModel>, || None)),
+        Candidate::Local(LocalSlot::of(Arc::new(breaks) as Arc<dyn ChatModel>, || None)),
         hosted("hosted", Well, &asked),
     ];
     let model = FallbackChat::new("name", candidates, Policies::default());
@@ -278,7 +279,7 @@ async fn dropping_the_answer_drops_the_candidates_stream() {
         steps.push(Step::Hang);
         Ok(steps)
     }));
-    let place = Place::of(local.clone() as Arc<dyn ChatModel>, || None);
+    let place = LocalSlot::of(local.clone() as Arc<dyn ChatModel>, || None);
     let candidates = vec![Candidate::Local(place), hosted("hosted", Well, &Arc::default())];
     let model = FallbackChat::new("name", candidates, Policies::default());
     let mut events = model.generate(request(&account(None, |_| {}))).await.expect("admitted");
@@ -305,8 +306,7 @@ async fn who_decides() {
     assert_eq!(say(local_first, None, request).await, "hosted", "the request over the key");
     let bound = account(Some(Policy::HostedOnly), |caller| caller.local_only = true);
     assert_eq!(say(hosted_first, None, bound).await, "local", "what is local only over all");
-    let reads_local_collection = account(Some(Policy::HostedOnly), |_| {});
-    reads_local_collection.keep_local();
+    let reads_local_collection = account(Some(Policy::HostedOnly), |_| {}).kept_local();
     assert_eq!(say(hosted_first, None, reads_local_collection).await, "local");
     let asks_to_go_out = account(Some(Policy::HostedOnly), |_| {});
     assert_eq!(say(Policy::LocalOnly, None, asks_to_go_out).await, "local", "a server that is local only");
@@ -326,7 +326,7 @@ async fn a_side_that_a_model_does_not_have_is_refused_by_name() {
 
 #[tokio::test]
 async fn a_model_has_one_name_whoever_serves_and_each_candidate_its_own() {
-    let place = Place::loading();
+    let place = LocalSlot::loading();
     let hosted = Arc::new(ScriptedChat::saying("big-model", "hosted"));
     let candidates = vec![
         Candidate::Local(place.clone()),
@@ -395,7 +395,7 @@ fn texts(account: &Arc<Account>) -> EmbedRequest {
 /// Local, which refuses where the flag says so, and hosted.
 fn embedder(hosted: &Arc<Counting>, is_busy: &Arc<AtomicUsize>) -> FallbackEmbedder {
     let is_busy = is_busy.clone();
-    let place = Place::of(Counting::new(|_| {}) as Arc<dyn Embedder>, move || {
+    let place = LocalSlot::of(Counting::new(|_| {}) as Arc<dyn Embedder>, move || {
         (is_busy.load(Ordering::SeqCst) > 0).then(|| Obstacle {
             reason: Reason::QueueWait,
             error: Error::new(ErrorKind::Overloaded, "busy"),
@@ -453,7 +453,7 @@ async fn another_vector_space_is_an_error() {
 async fn without_a_comparison_an_upstream_does_not_stand_in() {
     let hosted = Counting::new(|_| {});
     let candidates: Vec<Candidate<dyn Embedder>> = vec![
-        Candidate::Local(Place::loading()),
+        Candidate::Local(LocalSlot::loading()),
         Candidate::Hosted { name: "up/embed".to_owned(), model: hosted.clone() },
     ];
     let model = FallbackEmbedder::new("name", candidates, Policies::default());
@@ -464,7 +464,7 @@ async fn without_a_comparison_an_upstream_does_not_stand_in() {
 #[tokio::test]
 async fn without_a_local_model_one_upstream_embeds_and_its_identity_counts() {
     let (first, second) = (Counting::new(|_| {}), Counting::new(|_| {}));
-    let place = Place::<dyn Embedder>::loading();
+    let place = LocalSlot::<dyn Embedder>::loading();
     place.stays_empty();
     let candidates: Vec<Candidate<dyn Embedder>> = vec![
         Candidate::Local(place),

@@ -13,7 +13,7 @@ use super::{
     tool_calls::ToolCalls,
 };
 use hearth_domain::{
-    FinishReason, GenerateEvent, GenerateRequest, Timings, TokenLogprob, TopLogprob, Usage, account::Leg,
+    FinishReason, GenerateEvent, GenerateRequest, Timings, TokenLogprob, TopLogprob, Usage, usage::UsageRecord,
 };
 
 /// What ends a stream in OpenAI's contract.
@@ -33,7 +33,7 @@ pub(super) enum Fault {
 pub(super) struct Translator {
     upstream: String,
     /// Where what is used is written down as it comes.
-    leg: Leg,
+    record: UsageRecord,
     choices: Vec<Choice>,
     wants_echo: bool,
     most_tokens: Option<usize>,
@@ -52,12 +52,12 @@ struct Choice {
 }
 
 impl Translator {
-    pub(super) fn new(request: &GenerateRequest, upstream: &str, leg: Leg, sent_at: Instant) -> Self {
+    pub(super) fn new(request: &GenerateRequest, upstream: &str, record: UsageRecord, sent_at: Instant) -> Self {
         let prompt_tokens = request.prompt.estimated_tokens();
-        leg.prompt(prompt_tokens, 0);
+        record.set_prompt_tokens(prompt_tokens, 0);
         Self {
             upstream: upstream.to_owned(),
-            leg,
+            record,
             choices: (0..request.n).map(|_| Choice::default()).collect(),
             wants_echo: request.echo,
             most_tokens: request.max_tokens.map(|tokens| tokens.saturating_mul(request.n)),
@@ -91,7 +91,7 @@ impl Translator {
             chunk.choices.unwrap_or_default().into_iter().try_for_each(|choice| self.push_choice(choice, events));
         if self.first_event_at.is_none() && events.len() > already {
             self.first_event_at = Some(Instant::now());
-            self.leg.took(&self.timings());
+            self.record.set_timings(&self.timings());
             let prompt_tokens = self.counted.prompt_tokens;
             events.push_front(GenerateEvent::Prefilled { prompt_tokens, cached_tokens: 0 });
         }
@@ -120,7 +120,7 @@ impl Translator {
             choice.has_begun = true;
             self.counted.completion_tokens += 1;
             self.counted.reasoning_tokens += 1;
-            self.leg.generated();
+            self.record.count_token();
             events.push_back(GenerateEvent::Reasoning { choice: index, text: thought });
         }
         if !said.is_empty() || !logprobs.is_empty() || !token_ids.is_empty() {
@@ -132,14 +132,14 @@ impl Translator {
                 // A chunk is a token, unless it says that it is several.
                 let tokens = token_ids.len().max(logprobs.len()).max(1);
                 self.counted.completion_tokens += tokens;
-                (0..tokens).for_each(|_| self.leg.generated());
+                (0..tokens).for_each(|_| self.record.count_token());
                 events.push_back(GenerateEvent::Delta { choice: index, text: said, logprobs, token_ids });
             }
         }
         for call in calls {
             choice.has_begun = true;
             self.counted.completion_tokens += 1;
-            self.leg.generated();
+            self.record.count_token();
             choice.calls.push(index, call, events).map_err(Fault::Malformed)?;
         }
         if let Some(reason) = finish_reason
@@ -162,8 +162,8 @@ impl Translator {
     pub(super) fn done(&self) -> GenerateEvent {
         let usage = self.usage();
         let timings = self.timings();
-        self.leg.used(&usage);
-        self.leg.took(&timings);
+        self.record.set_usage(&usage);
+        self.record.set_timings(&timings);
         GenerateEvent::Done { usage, timings }
     }
 
@@ -205,13 +205,13 @@ impl Translator {
 }
 
 impl Drop for Translator {
-    /// Of a stream that broke off or was left, the time so far stands in the books; its tokens do already.
+    /// Of a stream that broke off or was left, the time so far stands in the usage_sink; its tokens do already.
     fn drop(&mut self) {
         if self.first_event_at.is_none() {
             // Nothing came, so there is nothing to pay for.
-            self.leg.prompt(0, 0);
+            self.record.set_prompt_tokens(0, 0);
         } else if !self.is_whole() {
-            self.leg.took(&self.timings());
+            self.record.set_timings(&self.timings());
         }
     }
 }

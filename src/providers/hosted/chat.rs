@@ -6,9 +6,9 @@ use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use hearth_domain::{
     GenerateRequest, ModelInfo, Prompt,
-    account::{Leg, ServedBy},
     error::Result,
     quote::Quote,
+    usage::{ServedBy, UsageRecord},
 };
 
 use super::{
@@ -45,13 +45,14 @@ impl HostedChat {
         request: &GenerateRequest,
         path: &str,
         body: Bytes,
-        leg: &parking_lot::Mutex<Option<Leg>>,
+        record: &parking_lot::Mutex<Option<UsageRecord>>,
     ) -> Result<Answer, Failure> {
         let sent_at = Instant::now();
         let response = self.upstream.send(path, body, &request.account).await?;
         let served_by = ServedBy::Upstream(self.upstream.name().to_owned());
-        let leg = leg.lock().get_or_insert_with(|| request.account.leg(&self.info.id, served_by)).clone();
-        let translator = Translator::new(request, self.upstream.name(), leg, sent_at);
+        let record =
+            record.lock().get_or_insert_with(|| request.account.begin_record(&self.info.id, served_by)).clone();
+        let translator = Translator::new(request, self.upstream.name(), record, sent_at);
         Answer::begin(self.upstream.clone(), response, translator).await
     }
 }
@@ -67,10 +68,10 @@ impl ChatModel for HostedChat {
             let translated = request::generation(&request, &self.upstream_model, self.upstream.dialect())?;
             let body = Bytes::from(translated.body.to_string());
             // However often it is tried, it is one model's work.
-            let leg = parking_lot::Mutex::default();
+            let record = parking_lot::Mutex::default();
             let (answer, permit) =
                 with_retries(&self.upstream, &self.upstream_model, &request.account, request.deadline, || {
-                    self.attempt(&request, translated.path, body.clone(), &leg)
+                    self.attempt(&request, translated.path, body.clone(), &record)
                 })
                 .await?;
             Ok(answer.into_stream(permit))

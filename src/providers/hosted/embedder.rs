@@ -6,8 +6,8 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use hearth_domain::{
-    EmbedInput, EmbedRequest, EmbedResponse, ModelInfo, Timings, Usage, account::ServedBy,
-    documents::EmbeddingIdentity, error::Result,
+    EmbedInput, EmbedRequest, EmbedResponse, ModelInfo, Timings, Usage, documents::EmbeddingIdentity, error::Result,
+    usage::ServedBy,
 };
 use serde::Deserialize;
 use serde_json::Value;
@@ -55,9 +55,9 @@ impl HostedEmbedder {
             request.inputs.iter().map(EmbedInput::estimated_tokens).sum()
         });
         let timings = Timings { prefill: sent_at.elapsed(), ..Timings::default() };
-        let leg = request.account.leg(&self.info.id, ServedBy::Upstream(self.upstream.name().to_owned()));
-        leg.used(&Usage { prompt_tokens, ..Usage::default() });
-        leg.took(&timings);
+        let record = request.account.begin_record(&self.info.id, ServedBy::Upstream(self.upstream.name().to_owned()));
+        record.set_usage(&Usage { prompt_tokens, ..Usage::default() });
+        record.set_timings(&timings);
         Ok(EmbedResponse { embeddings, prompt_tokens, token_counts: Vec::new(), timings })
     }
 }

@@ -37,7 +37,7 @@ where
             Ok(permit) => permit,
             Err(wait) => return Err(earlier.unwrap_or_else(|| left_alone(upstream.name(), wait))),
         };
-        account.attempted();
+        account.count_attempt();
         metrics::attempted(upstream.name());
         let outcome = match deadline {
             Some(deadline) => match tokio::time::timeout_at(deadline.into(), attempt()).await {

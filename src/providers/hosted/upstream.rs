@@ -185,7 +185,7 @@ impl HttpBody for CountedBody {
     fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let Some(bytes) = self.bytes.take() else { return Poll::Ready(None) };
         let sent = bytes.len() as u64;
-        self.account.sent_out(sent);
+        self.account.add_bytes_out(sent);
         metrics::sent(&self.upstream, sent);
         Poll::Ready(Some(Ok(Frame::data(bytes))))
     }

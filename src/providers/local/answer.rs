@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures_util::{Stream, StreamExt};
-use hearth_domain::{FinishReason, GenerateEvent, TokenLogprob, Usage, account::Leg, error::Result};
+use hearth_domain::{FinishReason, GenerateEvent, TokenLogprob, Usage, error::Result, usage::UsageRecord};
 use hearth_text::tokenizer::Tokenizer;
 
 use super::choice::{Choice, scored};
@@ -29,7 +29,7 @@ pub(super) struct PromptFacts {
     pub(super) echo: Option<Echo>,
     pub(super) tokenizer: Tokenizer,
     /// Where the final counts are written down.
-    pub(super) leg: Leg,
+    pub(super) record: UsageRecord,
 }
 
 /// The prompt, to be repeated before the answer.
@@ -71,7 +71,7 @@ impl Answer {
                     cached_tokens: self.cached_tokens,
                     reasoning_tokens: self.choices.iter().map(|choice| choice.reasoning_tokens).sum(),
                 };
-                self.prompt.leg.used(&usage);
+                self.prompt.record.set_usage(&usage);
                 self.ready.push_back(GenerateEvent::Done { usage, timings });
             }
         }

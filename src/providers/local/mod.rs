@@ -14,9 +14,9 @@ use std::{sync::Arc, time::Duration};
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use hearth_domain::{
     ChatPrompt, GenerateRequest, ModelInfo, Prompt, TokenConstraint, ToolChoice,
-    account::ServedBy,
     error::{Error, Result},
     quote::Quote,
+    usage::ServedBy,
 };
 use hearth_kernels::kv::KvType;
 use hearth_text::{
@@ -134,12 +134,12 @@ impl Parts {
         let constraints = self.constraints(&request, thinking, thinking_tokens)?;
         let choices =
             (0..request.n).map(|index| self.choice(index, &request, thinking, tokens.last().copied())).collect();
-        let leg = request.account.leg(&self.info.id, ServedBy::Local { device: self.device.to_owned() });
+        let record = request.account.begin_record(&self.info.id, ServedBy::Local { device: self.device.to_owned() });
         let prompt = answer::PromptFacts {
             num_tokens: tokens.len(),
             echo: request.echo.then(|| answer::Echo { text, token_ids: tokens.clone() }),
             tokenizer: self.tokenizer.clone(),
-            leg: leg.clone(),
+            record: record.clone(),
         };
         let sequence = SequenceRequest {
             prompt: tokens,
@@ -152,9 +152,9 @@ impl Parts {
             logprobs: request.logprobs,
             prompt_logprobs: request.echo && request.logprobs.is_some(),
             constraints,
-            caller: request.account.turn().to_owned(),
+            caller: request.account.fairness_key().to_owned(),
             prefix_scope: if self.callers_share_prefixes { "" } else { &request.account.caller().id }.into(),
-            leg,
+            record,
             deadline: request.deadline,
             n: request.n,
         };
@@ -184,7 +184,7 @@ impl Parts {
             (None, None) => Ok(None),
         }?;
         let Some(compiled) = compiled else { return Ok(Vec::new()) };
-        request.account.left_unenforced(compiled.unenforced());
+        request.account.add_unenforced(compiled.unenforced());
         Ok(compiled.answers(request.n))
     }
 

@@ -25,6 +25,7 @@ use super::{
     webhook::WebhookSettings,
 };
 use crate::{
+    retrieval::search::Lookup,
     store::{Job, JobState, NewJob},
     wire::analysis::{AnalysisBody, AnalysisJob},
 };
@@ -98,14 +99,16 @@ impl Analyses {
         }
         self.documents.retriever()?;
         let documents = self.documents.of(account);
-        documents.scope(&request.lookup.collections, &request.lookup.document_ids, None, None).await?;
+        let lookup = &request.lookup;
+        let collections = documents.scope(&lookup.collections, &lookup.document_ids, None, None).await?;
+        let is_local_only = Lookup::account_for(account, &collections).policy() == Some(Policy::LocalOnly);
         let (all, own) = self.jobs().num_unended(ANALYSIS, &account.caller().id).await?;
         if all >= UNENDED_MAX || own >= UNENDED_OWN_MAX {
             let whose = if own >= UNENDED_OWN_MAX { format!("{own} of your") } else { format!("{all}") };
             let message = format!("{whose} analyses wait already. Come back later, or cancel some.");
             return Err(Error::new(ErrorKind::Overloaded, message).with_retry_after(RETRY_FULL));
         }
-        let payload = Payload { body, is_local_only: account.policy() == Some(Policy::LocalOnly) };
+        let payload = Payload { body, is_local_only };
         let job = NewJob {
             kind: ANALYSIS.to_owned(),
             payload: serde_json::to_value(payload).map_err(Error::internal)?,

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use super::{ANALYSIS, Payload, WEBHOOK, state_of};
 use crate::{
+    retrieval::search::Lookup,
     service::{
         documents::Documents,
         jobs::{Failure, Progress, Worker},
@@ -89,11 +90,14 @@ impl Notify {
     async fn is_kept(&self, analysis: &Job, account: &Arc<Account>) -> bool {
         let Ok(Payload { body, is_local_only }) = serde_json::from_value(analysis.payload.clone()) else { return true };
         let envelope = Envelope { account: account.clone(), deadline: None, strict: false };
-        if let Ok(Parsed { request, .. }) = AnalysisBody::read(body, &envelope) {
-            let lookup = &request.lookup;
-            // What is there no more said what it had to say when the analysis was asked for.
-            let _ = self.documents.of(account).scope(&lookup.collections, &lookup.document_ids, None, None).await;
-        }
-        is_local_only || account.policy() == Some(Policy::LocalOnly)
+        let collections = match AnalysisBody::read(body, &envelope) {
+            Ok(Parsed { request: AnalysisBody { lookup, .. }, .. }) => {
+                self.documents.of(account).scope(&lookup.collections, &lookup.document_ids, None, None).await
+            }
+            Err(error) => Err(error),
+        };
+        // The payload says what a collection said that has been deleted since.
+        let collections = collections.unwrap_or_default();
+        is_local_only || Lookup::account_for(account, &collections).policy() == Some(Policy::LocalOnly)
     }
 }

@@ -115,11 +115,10 @@ fn failure(job: &Job, error: &Error) -> Failure {
 impl Analyst {
     async fn analyse(&self, job: &Job, progress: &Progress) -> Result<Value, Error> {
         let Payload { body, is_local_only } = serde_json::from_value(job.payload.clone()).map_err(Error::internal)?;
-        if is_local_only {
-            progress.account().keep_local();
-        }
+        let account = progress.account();
+        let account = if is_local_only { account.kept_local() } else { account.clone() };
         let deadline = Some(Instant::now() + ATTEMPT_MAX);
-        let envelope = Envelope { account: progress.account().clone(), deadline, strict: false };
+        let envelope = Envelope { account: account.clone(), deadline, strict: false };
         let Parsed { request, .. } = AnalysisBody::read(body, &envelope)?;
         let caller = progress.account().caller();
         if !caller.scopes.contains(&Scope::Chat) {
@@ -130,10 +129,9 @@ impl Analyst {
         let retriever = self.documents.retriever()?;
         let collections = self.searchable(&request, progress).await?;
         let asked = AskRequest {
-            account: envelope.account,
             question: about(&request.company_name, &request.question),
             history: Vec::new(),
-            lookup: lookup_in(collections, &request.lookup),
+            lookup: lookup_in(&account, collections, &request.lookup),
             // A summary is written.
             grounding: Some(Grounding::Free),
             max_tokens: request.max_tokens,
@@ -217,8 +215,7 @@ async fn search(
     queries: &[String],
     progress: &Progress,
 ) -> Result<Vec<Passage>, Error> {
-    let request =
-        SearchRequest { query: asked.question.clone(), lookup: asked.lookup.clone(), account: asked.account.clone() };
+    let request = SearchRequest { query: asked.question.clone(), lookup: asked.lookup.clone() };
     let mut searches = Vec::with_capacity(queries.len());
     for query in queries {
         progress.report(&AnalysisEvent::Searching { query }).await;

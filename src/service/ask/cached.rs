@@ -6,8 +6,7 @@
 use std::sync::Arc;
 
 use hearth_domain::{
-    Account,
-    account::CacheUse,
+    Account, CacheUse,
     documents::{Collection, Grounding},
 };
 
@@ -25,10 +24,11 @@ pub(super) async fn slot<'w>(
     retriever: &Retriever,
     request: &AskRequest,
 ) -> Option<(&'w Arc<dyn ChatModel>, SemanticSlot)> {
-    let may_be_another = !request.confidence && request.account.cache_use() != CacheUse::Off;
+    let may_be_another = !request.confidence && request.lookup.account.cache_use() != CacheUse::Off;
     let (writer, semantic) = (writer?, models.semantic().filter(|_| may_be_another)?);
     let scope = scope(writer, retriever, request);
-    let slot = SemanticSlot::find(semantic, &request.account, request.deadline, scope, &request.question).await?;
+    let slot =
+        SemanticSlot::find(semantic, &request.lookup.account, request.deadline, scope, &request.question).await?;
     Some((writer, slot))
 }
 
@@ -58,18 +58,9 @@ pub(super) fn recorded(slot: SemanticSlot, asked: Asked) -> Asked {
 /// All that an answer depends on beside the question. The collections' versions stand for what is in them; they are read before
 /// the collections are searched.
 fn scope(model: &Arc<dyn ChatModel>, retriever: &Retriever, request: &AskRequest) -> KeyWriter {
-    let AskRequest {
-        account,
-        question: _,
-        history,
-        lookup,
-        max_tokens,
-        temperature,
-        confidence,
-        grounding,
-        deadline: _,
-    } = request;
-    let Lookup { collections, filter, mode, rerank, top_k, min_similarity } = &**lookup;
+    let AskRequest { question: _, history, lookup, max_tokens, temperature, confidence, grounding, deadline: _ } =
+        request;
+    let Lookup { account, collections, filter, mode, rerank, top_k, min_similarity } = &**lookup;
     let versions = retriever.versions(collections);
     let mut scope = KeyWriter::new("semantic ask");
     scope.model(model.info()).account(account);

@@ -29,7 +29,7 @@ const QUOTED_WITHIN: f32 = 0.1;
 /// If the sentences cannot be embedded.
 pub(super) async fn answer(retriever: &Retriever, request: AskRequest, passages: Vec<Passage>) -> Result<Asked> {
     let (sentences, usage, timings) =
-        retriever.rate_sentences(&request.question, &passages, &request.account, request.deadline).await?;
+        retriever.rate_sentences(&request.question, &passages, &request.lookup.account, request.deadline).await?;
     let model = answering(Grounding::Extract, None, retriever);
     let Some(best) = sentences.first().filter(|best| is_answer(best.score)) else {
         return Ok(nothing_found(Grounding::Extract, model, &request, usage, timings));

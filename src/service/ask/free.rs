@@ -65,7 +65,7 @@ pub(super) async fn answer(
                 if let Some(rating) = rating {
                     let _ = findings.confidence.set(rating.await?);
                 }
-                match retriever.unsupported(&text, &sources, &request.account, request.deadline).await {
+                match retriever.unsupported(&text, &sources, &request.lookup.account, request.deadline).await {
                     Ok(unsupported) => {
                         let _ = findings.unsupported.set(unsupported);
                     }

@@ -16,7 +16,7 @@ use std::{sync::Arc, time::Instant};
 
 use futures_util::{StreamExt, stream};
 use hearth_domain::{
-    Account, ChatPrompt, FinishReason, GenerateEvent, GenerateRequest, Prompt, SamplingParams, Timings, Usage,
+    ChatPrompt, FinishReason, GenerateEvent, GenerateRequest, Prompt, SamplingParams, Timings, Usage,
     documents::Grounding,
     error::{Error, ErrorKind, Result},
 };
@@ -47,7 +47,6 @@ const WRITES_FROM_PARAMETERS: u64 = 1_000_000_000;
 /// A question and where to look for its answer.
 #[derive(Clone, Debug)]
 pub struct AskRequest {
-    pub account: Arc<Account>,
     pub question: String,
     /// Earlier turns of the conversation, as the chat template sees them.
     pub history: Vec<Value>,
@@ -108,7 +107,7 @@ impl AskRequest {
 
     /// How an answer of this model is bound to its sources; decided once, as models may be loaded meanwhile.
     pub fn settle_grounding(&mut self, model: Option<&dyn ChatModel>) -> Grounding {
-        let of_size = || match model.map(|model| model.parameters_for(&self.account)) {
+        let of_size = || match model.map(|model| model.parameters_for(&self.lookup.account)) {
             // How large a hosted model is only its upstream knows.
             Some(0 | WRITES_FROM_PARAMETERS..) => Grounding::Free,
             Some(_) | None => Grounding::Extract,
@@ -135,7 +134,7 @@ pub async fn ask(
     let Some((writer, slot)) = cached::slot(models, writer, retriever, &request).await else {
         return search_and_answer(model, retriever, request).await;
     };
-    if let Some(asked) = cached::earlier(&slot, writer, &request.account) {
+    if let Some(asked) = cached::earlier(&slot, writer, &request.lookup.account) {
         return Ok(asked);
     }
     Ok(cached::recorded(slot, search_and_answer(model, retriever, request).await?))
@@ -146,11 +145,7 @@ async fn search_and_answer(
     retriever: &Retriever,
     request: AskRequest,
 ) -> Result<Asked> {
-    let search = retriever.search(SearchRequest {
-        query: request.question.clone(),
-        lookup: request.lookup.clone(),
-        account: request.account.clone(),
-    });
+    let search = retriever.search(SearchRequest { query: request.question.clone(), lookup: request.lookup.clone() });
     let passages = deadline::within(request.deadline, search).await?;
     ask_over(model, retriever, request, passages).await
 }
@@ -241,7 +236,7 @@ fn generation(request: &AskRequest, messages: Vec<Value>) -> GenerateRequest {
         sampling: SamplingParams { temperature: request.temperature, ..SamplingParams::default() },
         max_tokens: Some(request.max_tokens),
         deadline: request.deadline,
-        ..GenerateRequest::new(request.account.clone(), Prompt::Chat(chat_prompt(messages)))
+        ..GenerateRequest::new(request.lookup.account.clone(), Prompt::Chat(chat_prompt(messages)))
     }
 }
 

@@ -51,7 +51,7 @@ pub(super) async fn answer(
     passages: Vec<Passage>,
 ) -> Result<Asked> {
     let (mut sentences, embedded, timings) =
-        retriever.rate_sentences(&request.question, &passages, &request.account, request.deadline).await?;
+        retriever.rate_sentences(&request.question, &passages, &request.lookup.account, request.deadline).await?;
     sentences.truncate(CANDIDATES);
     let name = model.info().id.clone();
     let (sentences, passages, asked) = fitted(model, &request.question, sentences, passages).await?;

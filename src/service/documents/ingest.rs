@@ -21,7 +21,7 @@ use hearth_text::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{SERVER_ERROR, heed, set_failed};
+use super::{SERVER_ERROR, set_failed};
 use crate::{
     providers::Embedder,
     retrieval::indexes::Indexes,
@@ -87,7 +87,7 @@ impl Ingest {
         let Payload { collection_id, file_id, supersedes } = payload;
         let begun = Instant::now();
         progress.report(&json!({"stage": "extracting"})).await;
-        let (extracted, chunks) = self.extract(owner, &collection_id, &file_id, progress.account()).await?;
+        let (extracted, chunks) = self.extract(owner, &collection_id, &file_id).await?;
         let vectors = self.embed(&extracted, &chunks, progress).await?;
         progress.report(&json!({"stage": "indexing"})).await;
         let chunks: Vec<NewChunk> =
@@ -118,14 +118,13 @@ impl Ingest {
         owner: &str,
         collection_id: &str,
         file_id: &str,
-        account: &Arc<Account>,
     ) -> Result<(Extracted, Vec<Chunk>), Failure> {
-        let (store, account) = (self.store.clone(), account.clone());
+        let store = self.store.clone();
         let (of_whom, collection, id) = (owner.to_owned(), collection_id.to_owned(), file_id.to_owned());
         let (sandbox, limits, chunker) = (self.sandbox.clone(), self.limits.clone(), self.chunker.clone());
         let extracted = tokio::task::spawn_blocking(move || {
             let own = store.of(&of_whom);
-            heed(&own.collection(&collection).map_err(not_found_or_passing)?, &account);
+            own.collection(&collection).map_err(not_found_or_passing)?;
             let file = own.file(&id).map_err(not_found_or_passing)?;
             let extracted = extract(&store.file_path(&id), &file.filename, &limits, &sandbox);
             Ok(extracted.and_then(|extracted| {

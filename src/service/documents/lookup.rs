@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hearth_domain::{documents::Collection, error::Result};
+use hearth_domain::{Account, documents::Collection, error::Result};
 
 use super::OwnedDocuments;
 use crate::{
@@ -25,13 +25,14 @@ impl OwnedDocuments {
             Wait::Never => None,
         };
         let collections = self.scope(&body.collections, &body.document_ids, patience, deadline).await?;
-        Ok(lookup_in(collections, body))
+        Ok(lookup_in(&self.account, collections, body))
     }
 }
 
 /// What a body means where the collections are known.
-pub fn lookup_in(collections: Vec<Collection>, body: &LookupBody) -> Arc<Lookup> {
+pub fn lookup_in(account: &Arc<Account>, collections: Vec<Collection>, body: &LookupBody) -> Arc<Lookup> {
     Arc::new(Lookup {
+        account: Lookup::account_for(account, &collections),
         collections,
         filter: body.restriction(),
         top_k: body.top_k,

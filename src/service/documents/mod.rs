@@ -17,10 +17,10 @@ use std::{
 };
 
 use hearth_domain::{
-    StorageQuota,
-    account::{Account, Books},
-    documents::{AttributeValue, Collection},
+    Account, StorageQuota,
+    documents::AttributeValue,
     error::{Error, ErrorKind, Result},
+    usage::UsageSink,
 };
 use hearth_kernels::index::GraphParameters;
 
@@ -60,11 +60,11 @@ impl Documents {
         store: Arc<Store>,
         graphs: GraphParameters,
         callers: Arc<Callers>,
-        books: Arc<dyn Books>,
+        usage_sink: Arc<dyn UsageSink>,
         quota: StorageQuota,
     ) -> Arc<Self> {
         let indexes = Arc::new(Indexes::new(store.clone(), graphs));
-        let jobs = Jobs::new(store.clone(), callers, books);
+        let jobs = Jobs::new(store.clone(), callers, usage_sink);
         Arc::new(Self { store, indexes, jobs, quota, retriever: OnceLock::new() })
     }
 
@@ -129,13 +129,6 @@ impl Documents {
                            fetch one with `hearth pull`.";
             Error::new(ErrorKind::Unavailable, message).with_code("no_embedding_model")
         })
-    }
-}
-
-/// What is done with a collection that is to stay on this machine stays there, too.
-fn heed(collection: &Collection, account: &Account) {
-    if collection.is_local_only() {
-        account.keep_local();
     }
 }
 

@@ -11,11 +11,11 @@ use std::{
 
 use hearth_domain::{
     Account,
-    documents::{Collection, Document, DocumentStatus, StoredFile},
+    documents::{Collection, Document, DocumentStatus, Page, PageRequest, StoredFile},
     error::{Error, ErrorKind, Result},
 };
 
-use super::{Attributes, DEFAULT_COLLECTION, Documents, RETRY_INDEXING, heed, reindex};
+use super::{Attributes, DEFAULT_COLLECTION, Documents, RETRY_INDEXING, reindex};
 use crate::{
     retrieval::indexes::Indexes,
     service::jobs::blocking,
@@ -42,11 +42,6 @@ impl OwnedDocuments {
         let this = self.clone();
         let quota = self.account.caller().limits.storage.or(self.documents.quota);
         blocking(move || work(this.documents.store.of(this.owner()).within(quota), &this.documents.indexes)).await
-    }
-
-    /// A collection that is to be worked on: if it is to stay on this machine, so is what the request does with it.
-    pub(super) fn heed(&self, collection: &Collection) {
-        heed(collection, &self.account);
     }
 
     // --- collections ---
@@ -80,7 +75,6 @@ impl OwnedDocuments {
             found => found,
         })
         .await
-        .inspect(|found| self.heed(found))
     }
 
     /// These collections, or the default one if none is named.
@@ -196,9 +190,9 @@ impl OwnedDocuments {
         self.stored(move |store, _| store.keep_file(incoming, &filename, &purpose)).await
     }
 
-    /// All files, the newest first.
-    pub async fn files(&self) -> Result<Vec<StoredFile>> {
-        self.stored(move |store, _| store.files()).await
+    /// A page of the files, of those with a purpose or of all.
+    pub async fn files(&self, purpose: Option<String>, page: PageRequest) -> Result<Page<StoredFile>> {
+        self.stored(move |store, _| store.files_page(purpose.as_deref(), &page)).await
     }
 
     /// # Errors
@@ -318,15 +312,29 @@ impl OwnedDocuments {
         .await
     }
 
-    /// The documents of a collection, the newest first.
-    ///
-    /// # Errors
-    /// 404 if there is no such collection.
-    pub async fn documents(&self, collection_id: &str) -> Result<Vec<Document>> {
+    /// A page of a collection's documents: all, or those of a batch or in a status.
+    pub async fn documents(
+        &self,
+        collection_id: &str,
+        batch_id: Option<String>,
+        status: Option<&'static str>,
+        page: PageRequest,
+    ) -> Result<Page<Document>> {
         let collection_id = collection_id.to_owned();
+        self.stored(move |store, _| store.documents_page(&collection_id, batch_id.as_deref(), status, &page)).await
+    }
+
+    /// The documents of up to `limit` files behind a file, the newest first, in one collection or in all; and how many there
+    /// are in all.
+    pub async fn documents_of_files(
+        &self,
+        collection_id: Option<String>,
+        after: Option<String>,
+        limit: usize,
+    ) -> Result<(Page<Document>, usize)> {
         self.stored(move |store, _| {
-            store.collection(&collection_id)?;
-            store.documents(&collection_id)
+            let total = store.num_documents(collection_id.as_deref())?;
+            Ok((store.documents_of_files(collection_id.as_deref(), after.as_deref(), limit)?, total))
         })
         .await
     }
@@ -419,11 +427,12 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::retrieval::search::Lookup;
     use crate::{service::callers::Callers, store::Store};
     use hearth_domain::{
-        Caller, Policy, StorageQuota,
-        account::{NoBooks, Opening},
+        Caller, Policy, RequestContext, StorageQuota,
         documents::{AttributeValue, LOCAL_ONLY},
+        usage::NoSink,
     };
     use hearth_kernels::index::GraphParameters;
 
@@ -433,22 +442,24 @@ mod tests {
             store.clone(),
             GraphParameters::default(),
             Callers::new(store),
-            Arc::new(NoBooks),
+            Arc::new(NoSink),
             StorageQuota::default(),
         )
     }
 
     /// Of a caller who asks for an upstream.
     fn account(id: &str) -> Arc<Account> {
-        let opening = Opening {
+        let opening = RequestContext {
             request_id: String::new(),
             route: String::new(),
             caller: Arc::new(Caller { id: id.to_owned(), ..Caller::local() }),
-            turn: String::new(),
+            fairness_key: String::new(),
             policy: Some(Policy::HostedFirst),
             is_recorded: false,
+            cache_use: hearth_domain::CacheUse::default(),
+            is_local_only: false,
         };
-        Account::open(Arc::new(NoBooks), opening)
+        Account::open(Arc::new(NoSink), opening)
     }
 
     fn metadata(local_only: AttributeValue) -> Attributes {
@@ -473,8 +484,8 @@ mod tests {
         let policy_of = async |names: &[&str]| {
             let account = account("a");
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-            documents.of(&account).scope(&names, &[], None, None).await.unwrap();
-            account.policy().unwrap()
+            let found = documents.of(&account).scope(&names, &[], None, None).await.unwrap();
+            Lookup::account_for(&account, &found).policy().unwrap()
         };
         for names in [&["secret"][..], &["also"], &["misspelt"], &["open", "secret"]] {
             assert_eq!(policy_of(names).await, Policy::LocalOnly, "{names:?}");
@@ -485,15 +496,15 @@ mod tests {
         // As a vector store, and by a document of it.
         let secret = own.collection("secret").await.unwrap();
         let store = account("a");
-        documents.of(&store).vector_store(&secret.id).await.unwrap();
-        assert_eq!(store.policy(), Some(Policy::LocalOnly));
+        let found = documents.of(&store).vector_store(&secret.id).await.unwrap();
+        assert_eq!(Lookup::account_for(&store, &[found]).policy(), Some(Policy::LocalOnly));
         let mut incoming = documents.receive(0).await.unwrap();
         incoming.write(b"mine").unwrap();
         let file = own.keep(incoming, "a.md", "assistants").await.unwrap();
         own.add(&secret.id, &file.id, Attributes::new(), None).await.unwrap();
         let document = account("a");
-        documents.of(&document).scope(&[], &[file.id], None, None).await.unwrap();
-        assert_eq!(document.policy(), Some(Policy::LocalOnly));
+        let found = documents.of(&document).scope(&[], &[file.id], None, None).await.unwrap();
+        assert_eq!(Lookup::account_for(&document, &found).policy(), Some(Policy::LocalOnly));
     }
 
     #[tokio::test]

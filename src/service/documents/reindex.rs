@@ -10,10 +10,7 @@ use futures_util::future::{BoxFuture, FutureExt};
 use hearth_domain::error::Error;
 use serde_json::{Value, json};
 
-use super::{
-    heed,
-    ingest::{embed_passages, embedded_text, not_found_or_passing},
-};
+use super::ingest::{embed_passages, embedded_text, not_found_or_passing};
 use crate::{
     providers::Embedder,
     retrieval::indexes::Indexes,
@@ -66,10 +63,9 @@ impl Reindex {
     async fn reindex(&self, owner: String, id: String, progress: &Progress) -> Result<Value, Failure> {
         let embedding = self.embedder.identity();
         loop {
-            let account = progress.account().clone();
             let (of_whom, collection_id, identity) = (owner.clone(), id.clone(), embedding.clone());
             let next = move |store: &Store| {
-                heed(&store.of(&of_whom).collection(&collection_id)?, &account);
+                store.of(&of_whom).collection(&collection_id)?;
                 store.chunks_to_reembed(&collection_id, &identity, CHUNKS_AT_A_TIME)
             };
             let (chunks, left) = self.store(next).await?;

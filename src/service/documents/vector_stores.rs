@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use hearth_domain::{
-    documents::{Chunk, Collection, Document, StoredFile},
+    documents::{Chunk, Collection, Document, DocumentCounts, Page, PageRequest, StoredFile},
     error::Result,
 };
 
@@ -32,6 +32,16 @@ impl OwnedDocuments {
         Ok(created)
     }
 
+    /// A page of the vector stores.
+    pub async fn vector_stores(&self, page: PageRequest) -> Result<Page<Collection>> {
+        self.stored(move |store, _| store.collections_page(&page)).await
+    }
+
+    /// How many documents each of these has, in their order.
+    pub async fn document_counts(&self, ids: Vec<String>) -> Result<Vec<DocumentCounts>> {
+        self.stored(move |store, _| store.document_counts(&ids)).await
+    }
+
     /// By its id only: nothing is made that is not there, and a shared name means nobody.
     ///
     /// # Errors
@@ -44,7 +54,6 @@ impl OwnedDocuments {
             Err(error) => Err(error),
         })
         .await
-        .inspect(|found| self.heed(found))
     }
 
     /// # Errors
@@ -142,7 +151,7 @@ impl OwnedDocuments {
         let retriever = self.documents.retriever()?;
         let top_k = lookup.top_k;
         let lookup = Arc::new(lookup);
-        let search = |query| SearchRequest { query, lookup: lookup.clone(), account: self.account.clone() };
+        let search = |query| SearchRequest { query, lookup: lookup.clone() };
         let searches = queries.into_iter().map(|query| retriever.search(search(query)));
         let mut found: Vec<Passage> = Vec::new();
         for passage in futures_util::future::try_join_all(searches).await?.into_iter().flatten() {

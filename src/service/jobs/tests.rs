@@ -7,11 +7,11 @@ use tempfile::TempDir;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::*;
-use hearth_domain::{LOCAL, account::NoBooks, part::RESTARTS_MAX};
+use hearth_domain::{LOCAL, part::RESTARTS_MAX, usage::NoSink};
 
 fn open(directory: &TempDir) -> Arc<Jobs> {
     let store = Arc::new(Store::open(directory.path()).unwrap());
-    Jobs::new(store.clone(), Callers::new(store), Arc::new(NoBooks))
+    Jobs::new(store.clone(), Callers::new(store), Arc::new(NoSink))
 }
 
 /// Waits until a job is as expected.

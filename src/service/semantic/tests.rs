@@ -2,8 +2,7 @@
 
 use futures_util::StreamExt;
 use hearth_domain::{
-    Caller, ChatPrompt, Constraint, GenerateRequest, Prompt, SamplingParams, ToolChoice,
-    account::{NoBooks, Opening},
+    Caller, ChatPrompt, Constraint, GenerateRequest, Prompt, RequestContext, SamplingParams, ToolChoice, usage::NoSink,
 };
 use serde_json::json;
 
@@ -34,15 +33,21 @@ fn setup() -> Setup {
 }
 
 fn account(caller: &str) -> Arc<Account> {
-    let opening = Opening {
+    account_with(caller, CacheUse::Full)
+}
+
+fn account_with(caller: &str, cache_use: CacheUse) -> Arc<Account> {
+    let context = RequestContext {
         request_id: "r".into(),
         route: "POST /v1/chat/completions".into(),
         caller: Arc::new(Caller { id: caller.into(), ..Caller::local() }),
-        turn: String::new(),
+        fairness_key: String::new(),
         policy: None,
         is_recorded: true,
+        cache_use,
+        is_local_only: false,
     };
-    Account::open(Arc::new(NoBooks), opening)
+    Account::open(Arc::new(NoSink), context)
 }
 
 fn generation(account: &Arc<Account>, chat: ChatPrompt) -> GenerateRequest {
@@ -100,8 +105,7 @@ async fn what_is_held_against_the_very_question_is_always_computed() {
     let setup = setup();
     let usual = || generation(&account("a"), asking("Be kind.", "?"));
     let with_tools = ChatPrompt { tools: vec![json!({})], tool_choice: ToolChoice::None, ..asking("Be kind.", "?") };
-    let out = account("a");
-    out.use_caches(CacheUse::Off);
+    let out = account_with("a", CacheUse::Off);
     let always = [
         generation(&account("a"), with_tools),
         generation(&out, asking("Be kind.", "?")),
@@ -124,8 +128,7 @@ async fn what_is_held_against_the_very_question_is_always_computed() {
 async fn an_answer_made_anew_takes_the_old_ones_place() {
     let setup = setup();
     setup.computed(generation(&account("a"), asking("Be kind.", "?"))).await;
-    let anew = account("a");
-    anew.use_caches(CacheUse::Refresh);
+    let anew = account_with("a", CacheUse::Refresh);
     assert_eq!(setup.computed(generation(&anew, asking("Be kind.", "?"))).await, 2);
     assert_eq!(setup.computed(generation(&account("a"), asking("Be kind.", "?"))).await, 2);
 }

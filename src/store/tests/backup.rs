@@ -27,7 +27,7 @@ fn a_backup_beside_a_running_server_is_restored_whole() {
 
     restore(&to, &back, &mut quiet).unwrap();
     let store = Store::open(&back).unwrap();
-    let documents = store.of(LOCAL).documents(&collection).unwrap();
+    let documents = store.of(LOCAL).documents_page(&collection, None, None, &all()).unwrap().entries;
     assert_eq!(documents.iter().map(|document| &document.file_id).collect::<Vec<_>>(), [&kept]);
     assert_eq!(fs::read(store.file_path(&kept)).unwrap(), b"alpha");
     assert_eq!(words(&store, &collection, "alpha"), chunks);

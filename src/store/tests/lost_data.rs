@@ -31,7 +31,8 @@ fn refused_and_recovered(directory: &TempDir, ids: &[String]) {
     assert_eq!(uploads(directory), ids);
     recover(directory.path()).unwrap();
     let store = open(directory);
-    let mut found: Vec<String> = store.of(LOCAL).files().unwrap().into_iter().map(|file| file.id).collect();
+    let mut found: Vec<String> =
+        store.of(LOCAL).files_page(None, &all()).unwrap().entries.into_iter().map(|file| file.id).collect();
     found.sort();
     assert_eq!((found, uploads(directory)), (ids.to_vec(), ids.to_vec()));
 }
@@ -119,7 +120,8 @@ fn every_instant_of_a_recovery_leads_to_the_recovered_database_and_all_uploads()
             recover(directory.path()).unwrap_or_else(|error| panic!("{state}: {error}"));
         }
         let store = open(&directory);
-        let mut found: Vec<String> = store.of(LOCAL).files().unwrap().into_iter().map(|file| file.id).collect();
+        let mut found: Vec<String> =
+            store.of(LOCAL).files_page(None, &all()).unwrap().entries.into_iter().map(|file| file.id).collect();
         found.sort();
         assert_eq!((found, uploads(&directory)), (ids.clone(), ids.clone()), "{state}");
     }
@@ -151,7 +153,7 @@ fn what_was_deleted_before_the_bytes_were_unlinked_does_not_come_back() {
     recover(directory.path()).unwrap();
     let store = open(&directory);
     assert!(!path.exists());
-    assert_eq!(store.of(LOCAL).files().unwrap().len(), 1);
+    assert_eq!(store.of(LOCAL).files_page(None, &all()).unwrap().entries.len(), 1);
     drop(store);
     fs::write(&path, &bytes).unwrap();
     open(&directory);

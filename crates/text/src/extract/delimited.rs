@@ -2,7 +2,7 @@
 
 use super::{
     ExtractError, Format,
-    document::{DocumentBuilder, Place, TableRows},
+    document::{DocumentBuilder, SourceLocation, TableRows},
 };
 
 const DELIMITERS: [u8; 4] = [b',', b';', b'\t', b'|'];
@@ -16,7 +16,7 @@ pub(super) fn read(text: &str, format: Format, builder: &mut DocumentBuilder<'_>
         let first = record.position().map_or(1, |position| to_usize(position.line()));
         let cells: Vec<String> = record.iter().map(str::to_owned).collect();
         let inner_lines: usize = cells.iter().map(|cell| cell.matches('\n').count()).sum();
-        table.push(cells, Place::lines(first, first + inner_lines), builder)?;
+        table.push(cells, SourceLocation::lines(first, first + inner_lines), builder)?;
     }
     table.finish(builder)
 }

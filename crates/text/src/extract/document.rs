@@ -24,7 +24,7 @@ pub struct Block {
     pub kind: BlockKind,
     pub text: String,
     #[serde(default)]
-    pub place: Place,
+    pub place: SourceLocation,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -46,7 +46,7 @@ pub enum BlockKind {
 
 /// Where in the file a block is, as far as the format provides it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Place {
+pub struct SourceLocation {
     /// Counted from 1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub page: Option<u32>,
@@ -65,7 +65,7 @@ pub struct LineRange {
     pub last: u32,
 }
 
-impl Place {
+impl SourceLocation {
     pub(super) fn page(page: usize) -> Self {
         Self { page: Some(saturated(page)), ..Self::default() }
     }
@@ -120,7 +120,7 @@ impl<'l> DocumentBuilder<'l> {
     }
 
     /// Adds a block; blank blocks are skipped. A heading is put on one line.
-    pub fn push(&mut self, kind: BlockKind, text: &str, place: Place) -> Result<(), ExtractError> {
+    pub fn push(&mut self, kind: BlockKind, text: &str, place: SourceLocation) -> Result<(), ExtractError> {
         let text = match kind {
             BlockKind::Heading { .. } => one_line(text),
             BlockKind::Code { .. } => cleaned(text).trim_start_matches('\n').trim_end().to_owned(),
@@ -198,7 +198,7 @@ pub(super) fn one_line(text: &str) -> String {
 /// Rows of a table in any format: the first row supplies the column names if it looks like names.
 #[derive(Debug, Default)]
 pub(super) struct TableRows {
-    first: Option<(Vec<String>, Place)>,
+    first: Option<(Vec<String>, SourceLocation)>,
     names: Option<Vec<String>>,
     seen: usize,
 }
@@ -207,7 +207,7 @@ impl TableRows {
     pub fn push(
         &mut self,
         mut cells: Vec<String>,
-        place: Place,
+        place: SourceLocation,
         builder: &mut DocumentBuilder<'_>,
     ) -> Result<(), ExtractError> {
         for cell in &mut cells {

@@ -17,7 +17,7 @@ use quick_xml::{
 use super::{
     ExtractError, Format, Limit,
     archive::{self, OfficeArchive},
-    document::{BlockKind, DocumentBuilder, Place, TableRows},
+    document::{BlockKind, DocumentBuilder, SourceLocation, TableRows},
 };
 
 /// Maximum nesting of paragraphs and tables.
@@ -325,7 +325,7 @@ impl<'b, 'l> Body<'b, 'l> {
                     None if paragraph.is_list_item => BlockKind::ListItem,
                     None => BlockKind::Paragraph,
                 };
-                self.builder.push(kind, &paragraph.text, Place::default())?;
+                self.builder.push(kind, &paragraph.text, SourceLocation::default())?;
             }
             "tc" => {
                 if let Some(table) = self.tables.last_mut() {
@@ -335,7 +335,7 @@ impl<'b, 'l> Body<'b, 'l> {
             }
             "tr" => {
                 if let Some(table) = self.tables.last_mut() {
-                    table.rows.push(std::mem::take(&mut table.cells), Place::default(), self.builder)?;
+                    table.rows.push(std::mem::take(&mut table.cells), SourceLocation::default(), self.builder)?;
                 }
             }
             "tbl" => {
@@ -343,7 +343,7 @@ impl<'b, 'l> Body<'b, 'l> {
                     let mut cells = table.cells;
                     cells.push(table.cell);
                     let mut rows = table.rows;
-                    rows.push(cells, Place::default(), self.builder)?;
+                    rows.push(cells, SourceLocation::default(), self.builder)?;
                     rows.finish(self.builder)?;
                 }
             }

@@ -16,7 +16,7 @@ use html5ever::{
 
 use super::{
     ExtractError,
-    document::{BlockKind, DocumentBuilder, Place, TableRows, one_line},
+    document::{BlockKind, DocumentBuilder, SourceLocation, TableRows, one_line},
 };
 
 /// Maximum nesting of tables; deeper ones are read as text.
@@ -279,7 +279,7 @@ impl<'b, 'l> Page<'b, 'l> {
             return;
         }
         let text = if matches!(kind, BlockKind::Code { .. }) { text } else { without_runs(&text) };
-        let pushed = self.builder.push(kind, &text, Place::lines(self.first_line, self.last_line));
+        let pushed = self.builder.push(kind, &text, SourceLocation::lines(self.first_line, self.last_line));
         self.note(pushed);
     }
 
@@ -295,7 +295,7 @@ impl<'b, 'l> Page<'b, 'l> {
         self.end_cell();
         if let Some(table) = self.tables.last_mut() {
             let cells = std::mem::take(&mut table.cells);
-            let pushed = table.rows.push(cells, Place::lines(table.first_line, self.line), self.builder);
+            let pushed = table.rows.push(cells, SourceLocation::lines(table.first_line, self.line), self.builder);
             self.note(pushed);
         }
     }

@@ -9,7 +9,7 @@ use serde::de::{self, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor
 
 use super::{
     ExtractError, Format,
-    document::{BlockKind, DocumentBuilder, Place},
+    document::{BlockKind, DocumentBuilder, SourceLocation},
 };
 
 /// Whether a text is one JSON document.
@@ -24,13 +24,13 @@ pub(super) fn is_lines(text: &str) -> bool {
 }
 
 pub(super) fn read(text: &str, builder: &mut DocumentBuilder<'_>) -> Result<(), ExtractError> {
-    let mut flattening = Flattening::new(builder, Format::Json, Place::default());
+    let mut flattening = Flattening::new(builder, Format::Json, SourceLocation::default());
     flattening.run(text, true)
 }
 
 pub(super) fn read_lines(text: &str, builder: &mut DocumentBuilder<'_>) -> Result<(), ExtractError> {
     for (index, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-        let place = Place::lines(index + 1, index + 1);
+        let place = SourceLocation::lines(index + 1, index + 1);
         Flattening::new(builder, Format::JsonLines, place).run(line, false)?;
     }
     Ok(())
@@ -39,7 +39,7 @@ pub(super) fn read_lines(text: &str, builder: &mut DocumentBuilder<'_>) -> Resul
 struct Flattening<'b, 'l> {
     builder: &'b mut DocumentBuilder<'l>,
     format: Format,
-    place: Place,
+    place: SourceLocation,
     path: String,
     lines: String,
     /// Why the document was abandoned, if the reason was not invalid JSON.
@@ -47,7 +47,7 @@ struct Flattening<'b, 'l> {
 }
 
 impl<'b, 'l> Flattening<'b, 'l> {
-    fn new(builder: &'b mut DocumentBuilder<'l>, format: Format, place: Place) -> Self {
+    fn new(builder: &'b mut DocumentBuilder<'l>, format: Format, place: SourceLocation) -> Self {
         Self { builder, format, place, path: String::new(), lines: String::new(), refused: None }
     }
 

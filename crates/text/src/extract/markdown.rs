@@ -7,7 +7,7 @@ use pulldown_cmark::{CodeBlockKind, Event, HeadingLevel, Options, Parser, Tag, T
 
 use super::{
     ExtractError,
-    document::{BlockKind, DocumentBuilder, Place, TableRows},
+    document::{BlockKind, DocumentBuilder, SourceLocation, TableRows},
 };
 
 /// Maps byte offsets of a text to lines.
@@ -19,10 +19,10 @@ impl Lines {
     }
 
     /// Lines of a byte range, without trailing blank space.
-    fn place(&self, text: &str, range: &Range<usize>) -> Place {
+    fn place(&self, text: &str, range: &Range<usize>) -> SourceLocation {
         let end = range.start + text[range.clone()].trim_end().len();
         let line = |at: usize| self.0.partition_point(|newline| *newline < at) + 1;
-        Place::lines(line(range.start), line(end.max(range.start + 1) - 1))
+        SourceLocation::lines(line(range.start), line(end.max(range.start + 1) - 1))
     }
 }
 

@@ -36,7 +36,7 @@ use std::{
 
 use self::{document::DocumentBuilder, format::Detected, sandbox::Sandbox};
 pub use self::{
-    document::{Block, BlockKind, Extracted, LineRange, Place},
+    document::{Block, BlockKind, Extracted, LineRange, SourceLocation},
     error::ExtractError,
     format::Format,
     limits::{Limit, Limits},

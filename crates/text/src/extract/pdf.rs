@@ -18,7 +18,7 @@ use pdfboss_text::extract_spans_and_rulings_reporting_cached_with;
 
 use super::{
     ExtractError, Format, Limit,
-    document::{BlockKind, DocumentBuilder, Place},
+    document::{BlockKind, DocumentBuilder, SourceLocation},
 };
 
 /// Bullet characters in front of list items.
@@ -200,7 +200,7 @@ fn read_page(
     let mut after_blank = true;
     let mut lines = text.lines().map(str::trim).peekable();
     while let Some(line) = lines.next() {
-        let place = || Place::page(page + 1);
+        let place = || SourceLocation::page(page + 1);
         let stands_alone = after_blank && lines.peek().is_none_or(|next| next.is_empty());
         let level = outline.level_of(line, page).or_else(|| numbered_level(line).filter(|_| stands_alone));
         let item = line.strip_prefix(BULLETS).filter(|item| item.starts_with(char::is_whitespace));
@@ -222,7 +222,7 @@ fn read_page(
         }
         block.push_str(&unhyphenated(item.unwrap_or(line)));
     }
-    builder.push(kind, &block, Place::page(page + 1))
+    builder.push(kind, &block, SourceLocation::page(page + 1))
 }
 
 /// Rejoins words split at a line end, such as `exam- ple`. `pre- and suffix` stays.

@@ -2,7 +2,7 @@
 
 use super::{
     ExtractError,
-    document::{BlockKind, DocumentBuilder, Place},
+    document::{BlockKind, DocumentBuilder, SourceLocation},
 };
 
 pub(super) fn read(text: &str, builder: &mut DocumentBuilder<'_>) -> Result<(), ExtractError> {
@@ -11,7 +11,7 @@ pub(super) fn read(text: &str, builder: &mut DocumentBuilder<'_>) -> Result<(), 
     let mut last = 0;
     for (index, line) in text.lines().enumerate() {
         if line.trim().is_empty() {
-            builder.push(BlockKind::Paragraph, &paragraph, Place::lines(first, last))?;
+            builder.push(BlockKind::Paragraph, &paragraph, SourceLocation::lines(first, last))?;
             paragraph.clear();
             continue;
         }
@@ -23,5 +23,5 @@ pub(super) fn read(text: &str, builder: &mut DocumentBuilder<'_>) -> Result<(), 
         last = index + 1;
         paragraph.push_str(line.trim_end());
     }
-    builder.push(BlockKind::Paragraph, &paragraph, Place::lines(first, last))
+    builder.push(BlockKind::Paragraph, &paragraph, SourceLocation::lines(first, last))
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{
     ExtractError,
-    document::{BlockKind, DocumentBuilder, Place},
+    document::{BlockKind, DocumentBuilder, SourceLocation},
 };
 
 /// Extensions (or bare file names) of files that are read as code, with the language's name.
@@ -99,7 +99,7 @@ pub(super) fn read(text: &str, language: Option<&str>, builder: &mut DocumentBui
             continue;
         }
         if after_blank && !piece.is_empty() && begins_something(line) {
-            builder.push(kind.clone(), &piece, Place::lines(first, last))?;
+            builder.push(kind.clone(), &piece, SourceLocation::lines(first, last))?;
             piece.clear();
         }
         after_blank = false;
@@ -110,7 +110,7 @@ pub(super) fn read(text: &str, language: Option<&str>, builder: &mut DocumentBui
         piece.push_str(line);
         piece.push('\n');
     }
-    builder.push(kind, &piece, Place::lines(first, last))
+    builder.push(kind, &piece, SourceLocation::lines(first, last))
 }
 
 fn begins_something(line: &str) -> bool {

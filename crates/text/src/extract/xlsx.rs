@@ -10,7 +10,7 @@ use calamine::{DataRef, ExcelDateTime, Reader, Xlsx, XlsxError};
 use super::{
     ExtractError, Format,
     archive::{self, OfficeArchive},
-    document::{BlockKind, DocumentBuilder, LineRange, Place, TableRows},
+    document::{BlockKind, DocumentBuilder, LineRange, SourceLocation, TableRows},
 };
 
 /// Columns read per row; the maximum of a sheet is 16,384.
@@ -52,13 +52,16 @@ fn read_sheet(
         let position = cell.as_ref().map(calamine::Cell::get_position);
         if position.is_none_or(|(number, _)| number != row_number) && !row.is_empty() {
             if !has_heading {
-                let place = Place { sheet: Some(sheet.clone()), ..Place::default() };
+                let place = SourceLocation { sheet: Some(sheet.clone()), ..SourceLocation::default() };
                 builder.push(BlockKind::Heading { level: 2 }, sheet, place).map_err(SheetError::Refused)?;
                 has_heading = true;
             }
             let line = row_number.saturating_add(1);
-            let place =
-                Place { page: None, sheet: Some(sheet.clone()), lines: Some(LineRange { first: line, last: line }) };
+            let place = SourceLocation {
+                page: None,
+                sheet: Some(sheet.clone()),
+                lines: Some(LineRange { first: line, last: line }),
+            };
             table.push(std::mem::take(&mut row), place, builder).map_err(SheetError::Refused)?;
         }
         let (Some(cell), Some((number, column))) = (cell, position) else { break };

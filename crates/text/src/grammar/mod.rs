@@ -55,9 +55,9 @@ const MAX_WEAKENED: usize = 16;
 /// Why a constraint cannot be compiled. The caller wrote it, and is told the location.
 #[derive(Debug, thiserror::Error)]
 pub enum GrammarError {
-    #[error("the schema cannot be enforced: at {}: {message}", Place(pointer))]
+    #[error("the schema cannot be enforced: at {}: {message}", JsonPointer(pointer))]
     Schema { pointer: String, message: String },
-    #[error("the parameters of tool {tool:?} cannot be enforced: at {}: {message}", Place(pointer))]
+    #[error("the parameters of tool {tool:?} cannot be enforced: at {}: {message}", JsonPointer(pointer))]
     Tool { index: usize, tool: String, pointer: String, message: String },
     #[error("tool_choice names {0:?}, which is not among the tools")]
     UnknownTool(String),
@@ -72,9 +72,9 @@ pub enum GrammarError {
 }
 
 /// Displays a JSON pointer for people: the root has no other name.
-struct Place<'a>(&'a str);
+struct JsonPointer<'a>(&'a str);
 
-impl fmt::Display for Place<'_> {
+impl fmt::Display for JsonPointer<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.0.is_empty() { f.write_str("its root") } else { f.write_str(self.0) }
     }

@@ -1,9 +1,6 @@
 //! What is asked of the model and what is not, with a scripted model that keeps its requests.
 
-use hearth_domain::{
-    Account, Caller, EmbedInputType,
-    account::{NoBooks, Opening},
-};
+use hearth_domain::{Account, Caller, EmbedInputType, RequestContext, usage::NoSink};
 use parking_lot::Mutex;
 
 use super::*;
@@ -43,15 +40,21 @@ impl Embedder for Counting {
 }
 
 fn account(caller: &str) -> Arc<Account> {
-    let opening = Opening {
+    account_with(caller, CacheUse::Full)
+}
+
+fn account_with(caller: &str, cache_use: CacheUse) -> Arc<Account> {
+    let context = RequestContext {
         request_id: "r".into(),
         route: "POST /v1/embeddings".into(),
         caller: Arc::new(Caller { id: caller.into(), ..Caller::local() }),
-        turn: String::new(),
+        fairness_key: String::new(),
         policy: None,
         is_recorded: true,
+        cache_use,
+        is_local_only: false,
     };
-    Account::open(Arc::new(NoBooks), opening)
+    Account::open(Arc::new(NoSink), context)
 }
 
 fn request(account: &Arc<Account>, texts: &[&str]) -> EmbedRequest {
@@ -88,8 +91,8 @@ async fn only_what_is_missing_is_computed_and_the_order_is_kept() {
     assert_eq!(*model.asked.lock(), [2, 3]);
     let receipt = own.receipt();
     assert_eq!(receipt.cache, None, "the model had to be asked");
-    let from_cache = receipt.legs.iter().find(|leg| leg.served_by == ServedBy::Cache(EMBEDDING));
-    assert_eq!(from_cache.map(|leg| leg.prompt_tokens), Some(8));
+    let from_cache = receipt.models.iter().find(|record| record.served_by == ServedBy::Cache(EMBEDDING));
+    assert_eq!(from_cache.map(|record| record.prompt_tokens), Some(8));
 
     let own = account("a");
     cached.embed(request(&own, &["two", "one"])).await.expect("vectors");
@@ -125,8 +128,7 @@ async fn callers_share_nothing_and_may_keep_out() {
     }
     assert_eq!(model.asked.lock().len(), 2);
     for (cache_use, asked) in [(CacheUse::Off, 3), (CacheUse::Refresh, 4), (CacheUse::Full, 4)] {
-        let own = account("a");
-        own.use_caches(cache_use);
+        let own = account_with("a", cache_use);
         cached.embed(request(&own, &["one"])).await.expect("vectors");
         assert_eq!(model.asked.lock().len(), asked, "{cache_use:?}");
     }

@@ -4,9 +4,9 @@ use std::{future::Future, pin::Pin, sync::Arc, task::Poll, time::Instant};
 
 use futures_util::{StreamExt, future::poll_immediate};
 use hearth_domain::{
-    Account, Caller, ChatPrompt, GenerateEvent, Prompt, SamplingParams,
-    account::{NoBooks, Opening, ServedBy},
+    Account, Caller, ChatPrompt, GenerateEvent, Prompt, RequestContext, SamplingParams,
     error::{Error, ErrorKind},
+    usage::{NoSink, ServedBy},
 };
 use serde_json::json;
 
@@ -17,15 +17,21 @@ const MIB: usize = 1 << 20;
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn account(caller: &str) -> Arc<Account> {
-    let opening = Opening {
+    account_with(caller, CacheUse::Full)
+}
+
+fn account_with(caller: &str, cache_use: CacheUse) -> Arc<Account> {
+    let context = RequestContext {
         request_id: "r".into(),
         route: "POST /v1/chat/completions".into(),
         caller: Arc::new(Caller { id: caller.into(), ..Caller::local() }),
-        turn: String::new(),
+        fairness_key: String::new(),
         policy: None,
         is_recorded: true,
+        cache_use,
+        is_local_only: false,
     };
-    Account::open(Arc::new(NoBooks), opening)
+    Account::open(Arc::new(NoSink), context)
 }
 
 fn request(account: &Arc<Account>, question: &str) -> GenerateRequest {
@@ -89,9 +95,9 @@ async fn the_same_request_is_answered_by_the_same_events_and_costs_nothing() {
     assert_eq!(setup.model.started(), 1);
     let receipt = own.receipt();
     assert_eq!(receipt.cache, Some(EXACT));
-    assert_eq!(receipt.legs.len(), 1);
-    assert_eq!(receipt.legs[0].served_by, ServedBy::Cache(EXACT));
-    assert_eq!((receipt.legs[0].completion_tokens, receipt.compute()), (6, Duration::ZERO));
+    assert_eq!(receipt.models.len(), 1);
+    assert_eq!(receipt.models[0].served_by, ServedBy::Cache(EXACT));
+    assert_eq!((receipt.models[0].completion_tokens, receipt.compute()), (6, Duration::ZERO));
     assert_eq!(receipt.cost_micro_usd, 0);
 }
 
@@ -121,8 +127,7 @@ async fn what_may_differ_each_time_is_computed_each_time() {
 async fn a_request_may_keep_out_of_the_cache_or_have_it_made_anew() {
     let setup = hello();
     let ask = async |cache_use| {
-        let account = account("a");
-        account.use_caches(cache_use);
+        let account = account_with("a", cache_use);
         whole(setup.cached.generate(request(&account, "?")).await.expect("an answer")).await;
         setup.model.started()
     };

@@ -2,10 +2,7 @@
 
 use std::{collections::HashSet, sync::Arc, time::Instant};
 
-use hearth_domain::{
-    Caller, EmbedInput,
-    account::{NoBooks, Opening},
-};
+use hearth_domain::{Caller, EmbedInput, RequestContext, usage::NoSink};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -13,15 +10,17 @@ use super::*;
 use crate::providers::{ChatModel, scripted::ScriptedChat};
 
 fn account(caller: Caller, policy: Option<Policy>) -> Arc<Account> {
-    let opening = Opening {
+    let opening = RequestContext {
         request_id: "r".into(),
         route: "POST /v1/chat/completions".into(),
         caller: Arc::new(caller),
-        turn: String::new(),
+        fairness_key: String::new(),
         policy,
         is_recorded: false,
+        cache_use: hearth_domain::CacheUse::default(),
+        is_local_only: false,
     };
-    Account::open(Arc::new(NoBooks), opening)
+    Account::open(Arc::new(NoSink), opening)
 }
 
 fn caller(id: &str) -> Caller {

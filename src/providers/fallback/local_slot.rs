@@ -33,7 +33,7 @@ impl<F: Fn() -> Option<Obstacle> + Send + Sync> Readiness for F {
 }
 
 /// See the module's documentation.
-pub struct Place<T: ?Sized> {
+pub struct LocalSlot<T: ?Sized> {
     taken: OnceLock<Taken<T>>,
     vacancy: Mutex<Vacancy>,
 }
@@ -52,16 +52,16 @@ enum Vacancy {
     Failed(String),
 }
 
-impl<T: ?Sized> std::fmt::Debug for Place<T> {
+impl<T: ?Sized> std::fmt::Debug for LocalSlot<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Place")
+        f.debug_struct("LocalSlot")
             .field("is_taken", &self.taken.get().is_some())
             .field("vacancy", &self.vacancy)
             .finish_non_exhaustive()
     }
 }
 
-impl<T: ?Sized> Place<T> {
+impl<T: ?Sized> LocalSlot<T> {
     /// A model is being loaded.
     pub fn loading() -> Arc<Self> {
         Arc::new(Self { taken: OnceLock::new(), vacancy: Mutex::new(Vacancy::Loading) })
