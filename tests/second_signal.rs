@@ -96,7 +96,7 @@ async fn a_second_signal_writes_down_what_it_cuts_off() {
     rows.sort_by_key(|row| ids.iter().position(|id| *id == row.request_id));
     assert_eq!(rows.iter().map(|row| &row.request_id).collect::<Vec<_>>(), ids.iter().collect::<Vec<_>>());
     for row in &rows {
-        assert_eq!((row.outcome, row.error_code.as_deref()), ("failed", Some("draining")), "{row:?}");
+        assert_eq!((row.outcome.as_str(), row.error_code.as_deref()), ("failed", Some("draining")), "{row:?}");
         assert!(row.prompt_tokens > 0 && row.completion_tokens > 0 && row.compute_us > 0, "{row:?}");
     }
     drop(unread);

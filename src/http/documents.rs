@@ -6,10 +6,7 @@ use axum::{
     Json,
     extract::{Path, State},
 };
-use hearth_domain::{
-    documents::Document,
-    error::{Error, ErrorKind},
-};
+use hearth_domain::{documents::Document, error::Error};
 use serde_json::Value;
 
 use super::{context::RequestCaller, error::ApiError, extract::QueryParameters, state::AppState, upload::UploadForm};
@@ -17,7 +14,7 @@ use crate::{
     service::documents::{DEFAULT_COLLECTION, OwnedDocuments},
     store::{Job, JobState},
     wire::documents::{
-        Attributes, CollectionAnswer, CollectionList, DocumentAnswer, DocumentDeleted, DocumentList, DocumentListQuery,
+        CollectionAnswer, CollectionList, DocumentAnswer, DocumentDeleted, DocumentList, DocumentListQuery,
         DocumentUpload, ReindexAnswer,
     },
 };
@@ -36,10 +33,7 @@ pub(super) async fn upload(
     let UploadForm { file, filename, fields } = form;
     let DocumentUpload { collection, attributes, replaces } = DocumentUpload::read(fields)?;
     let name = collection.as_deref().unwrap_or(DEFAULT_COLLECTION);
-    let collection = match own.collection(name).await {
-        Err(error) if error.kind() == ErrorKind::NotFound => own.create_collection(name, Attributes::new()).await?,
-        found => found?,
-    };
+    let collection = own.collection_or_new(name).await?;
     let file = own.keep(file, &filename, PURPOSE).await?;
     let document = own.add_uploaded(&collection, &file, attributes, replaces).await?;
     Ok(Json(DocumentAnswer::new(document, None)))

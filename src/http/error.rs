@@ -43,6 +43,7 @@ fn contract(kind: ErrorKind) -> (StatusCode, &'static str, Option<&'static str>)
         ErrorKind::Unauthorized => (StatusCode::UNAUTHORIZED, INVALID, Some("invalid_api_key")),
         ErrorKind::Forbidden => (StatusCode::FORBIDDEN, "permission_error", Some("forbidden")),
         ErrorKind::NotFound => (StatusCode::NOT_FOUND, INVALID, Some("not_found")),
+        ErrorKind::ModelForbidden => (StatusCode::FORBIDDEN, "permission_error", Some("model_not_allowed")),
         ErrorKind::ModelNotFound => (StatusCode::NOT_FOUND, INVALID, Some("model_not_found")),
         ErrorKind::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, INVALID, Some("method_not_allowed")),
         ErrorKind::Conflict => (StatusCode::CONFLICT, INVALID, Some("conflict")),
@@ -59,6 +60,9 @@ fn contract(kind: ErrorKind) -> (StatusCode, &'static str, Option<&'static str>)
         ErrorKind::QuotaExceeded => (StatusCode::TOO_MANY_REQUESTS, "insufficient_quota", Some("insufficient_quota")),
         ErrorKind::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("overloaded")),
         ErrorKind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("unavailable")),
+        ErrorKind::ModelLoading => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("model_loading")),
+        ErrorKind::ModelFailed => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("model_failed")),
+        ErrorKind::BreakerOpen => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("upstream_unavailable")),
         ErrorKind::Draining => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("draining")),
         ErrorKind::OutOfMemory => (StatusCode::SERVICE_UNAVAILABLE, SERVER, Some("out_of_memory")),
         ErrorKind::InsufficientStorage => (StatusCode::INSUFFICIENT_STORAGE, SERVER, Some("insufficient_storage")),
@@ -106,7 +110,7 @@ pub(super) fn log_failure(error: &Error) {
     }
     let cause = error.internal_source().map(|source| format!("{source:#}")).unwrap_or_default();
     let code = error.code().or(code);
-    if error.code() == Some("model_loading") || error.kind() == ErrorKind::Draining {
+    if matches!(error.kind(), ErrorKind::ModelLoading | ErrorKind::Draining) {
         // A probe asks often while the server starts or stops.
         tracing::debug!(code, "request refused: {error}");
     } else if error.kind() == ErrorKind::Internal {
@@ -126,7 +130,7 @@ impl IntoResponse for ApiError {
         let headers = response.headers_mut();
         let passes = status == StatusCode::CONFLICT && error.retry_after().is_some();
         if passes || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
-            let permanent = error.is_lasting() || error.code() == Some("model_failed");
+            let permanent = error.is_lasting() || error.kind() == ErrorKind::ModelFailed;
             // What no wait mends gets no time to come back at, but a budget has its next day or month.
             let wait = error.retry_after().or((!error.is_lasting()).then_some(RETRY_AFTER_DEFAULT));
             // Rounded up: a moment too early is refused again. Decimal digits are always a valid header value.

@@ -2,7 +2,12 @@
 
 use std::sync::Arc;
 
-use hearth_domain::{Caller, ModelKind, documents::Grounding, error::Error, usage::UsageSink};
+use hearth_domain::{
+    Caller, ModelKind,
+    documents::Grounding,
+    error::{Error, ErrorKind},
+    usage::UsageSink,
+};
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::{error::ApiError, settings::HttpSettings};
@@ -79,7 +84,7 @@ impl AppState {
         }
         match self.chat_or_first(caller, name) {
             // A caller that may name no chat model gets sentences.
-            Err(ApiError(error)) if may_extract && error.code() == Some("model_not_allowed") => Ok(None),
+            Err(ApiError(error)) if may_extract && error.kind() == ErrorKind::ModelForbidden => Ok(None),
             found => found.map(Some),
         }
     }

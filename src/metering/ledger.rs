@@ -182,7 +182,7 @@ impl Shared {
     }
 
     fn record(&self, row: LedgerRow) {
-        metrics::counter!(ROWS_TOTAL, "outcome" => row.outcome).increment(1);
+        metrics::counter!(ROWS_TOTAL, "outcome" => row.outcome.as_str()).increment(1);
         metrics::counter!(COST_MICRO_USD_TOTAL).increment(row.cost_micro_usd);
         let mut state = self.state.lock();
         if state.waiting.len() + state.taken >= self.rows_waiting_max {
@@ -279,7 +279,7 @@ pub fn row(request: &UsageMeter, receipt: &Receipt) -> LedgerRow {
         fallback_reason: receipt.fallback_reason.clone(),
         attempts: receipt.attempts,
         cache: receipt.cache.map(str::to_owned),
-        outcome: receipt.outcome.unwrap_or(Outcome::Cancelled).as_str(),
+        outcome: receipt.outcome.unwrap_or(Outcome::Cancelled),
         error_code: receipt.error_code.clone(),
         prompt_tokens: sum(|record| record.prompt_tokens),
         cached_tokens: sum(|record| record.cached_tokens),
@@ -310,7 +310,7 @@ mod tests {
     }
 
     fn finished(cost_micro_usd: u64) -> LedgerRow {
-        LedgerRow { outcome: "finished", cost_micro_usd, latency_us: 3, ..LedgerRow::default() }
+        LedgerRow { outcome: Outcome::Finished, cost_micro_usd, latency_us: 3, ..LedgerRow::default() }
     }
 
     #[test]

@@ -155,7 +155,7 @@ mod tests {
         let rows = ledger.store().ledger_rows(0, 9).unwrap();
         let said: Vec<_> = rows
             .iter()
-            .map(|row| (&row.request_id[..], row.outcome, row.prompt_tokens, row.completion_tokens))
+            .map(|row| (&row.request_id[..], row.outcome.as_str(), row.prompt_tokens, row.completion_tokens))
             .collect();
         assert_eq!(said, [("over", "cancelled", 0, 0), ("works", "failed", 7, 1)]);
     }

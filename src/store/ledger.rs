@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use rusqlite::{Row, params, params_from_iter, types::Value as Sql};
+use rusqlite::{Row, params, params_from_iter, types::Type, types::Value as Sql};
 
 use super::{Result, Store};
 use hearth_domain::usage::Outcome;
@@ -24,7 +24,7 @@ pub struct LedgerRow {
     pub fallback_reason: Option<String>,
     pub attempts: u32,
     pub cache: Option<String>,
-    pub outcome: &'static str,
+    pub outcome: Outcome,
     pub error_code: Option<String>,
     pub prompt_tokens: u64,
     pub cached_tokens: u64,
@@ -44,12 +44,11 @@ const COLUMNS: &str = "request_id, caller, key_id, route, model, served_by, fall
      error_code, prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens, queue_us, prefill_us, decode_us, \
      compute_us, latency_us, bytes_out, cost_micro_usd, began";
 
-const OUTCOMES: [Outcome; 5] =
-    [Outcome::Finished, Outcome::Refused, Outcome::Failed, Outcome::Cancelled, Outcome::TimedOut];
-
 fn read_row(row: &Row<'_>) -> rusqlite::Result<LedgerRow> {
     let outcome: String = row.get(9)?;
-    let known = OUTCOMES.into_iter().map(Outcome::as_str).find(|name| *name == outcome);
+    let unknown = || format!("a row of the ledger ended as {outcome:?}, which this version does not know").into();
+    let known = Outcome::ALL.into_iter().find(|known| known.as_str() == outcome);
+    let outcome = known.ok_or_else(|| rusqlite::Error::FromSqlConversionFailure(9, Type::Text, unknown()))?;
     Ok(LedgerRow {
         request_id: row.get(0)?,
         caller: row.get(1)?,
@@ -60,7 +59,7 @@ fn read_row(row: &Row<'_>) -> rusqlite::Result<LedgerRow> {
         fallback_reason: row.get(6)?,
         attempts: row.get(7)?,
         cache: row.get(8)?,
-        outcome: known.unwrap_or_default(),
+        outcome,
         error_code: row.get(10)?,
         prompt_tokens: row.get(11)?,
         cached_tokens: row.get(12)?,
@@ -100,11 +99,11 @@ impl LedgerTotals {
     pub fn add(&mut self, row: &LedgerRow) {
         self.requests += 1;
         let ended = match row.outcome {
-            "finished" => &mut self.finished,
-            "refused" => &mut self.refused,
-            "failed" => &mut self.failed,
-            "cancelled" => &mut self.cancelled,
-            _ => &mut self.timed_out,
+            Outcome::Finished => &mut self.finished,
+            Outcome::Refused => &mut self.refused,
+            Outcome::Failed => &mut self.failed,
+            Outcome::Cancelled => &mut self.cancelled,
+            Outcome::TimedOut => &mut self.timed_out,
         };
         *ended += 1;
         self.prompt_tokens += row.prompt_tokens;
@@ -229,7 +228,7 @@ impl Store {
                     row.fallback_reason,
                     row.attempts,
                     row.cache,
-                    row.outcome,
+                    row.outcome.as_str(),
                     row.error_code,
                     row.prompt_tokens,
                     row.cached_tokens,
@@ -305,7 +304,7 @@ mod tests {
             caller: caller.to_owned(),
             model: model.to_owned(),
             served_by: "local".to_owned(),
-            outcome: "finished",
+            outcome: Outcome::Finished,
             prompt_tokens: 7,
             cost_micro_usd,
             began_ms: day * DAY_MS + 5,
@@ -318,7 +317,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::open(directory.path()).unwrap();
         assert_eq!(store.ledger_totals().unwrap(), LedgerTotals::default());
-        let cancelled = LedgerRow { outcome: "cancelled", ..row("a", "m", 1, 0) };
+        let cancelled = LedgerRow { outcome: Outcome::Cancelled, ..row("a", "m", 1, 0) };
         let rows = vec![row("a", "m", 0, 1), row("a", "n", 1, 2), row("b", "m", 1, 4), cancelled];
         let mut expected = LedgerTotals::default();
         rows.iter().for_each(|row| expected.add(row));

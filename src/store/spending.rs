@@ -46,7 +46,7 @@ mod tests {
             began_ms,
             cost_micro_usd: micro_usd,
             compute_us: micro_usd * 10,
-            outcome: "finished",
+            outcome: hearth_domain::usage::Outcome::Finished,
             ..LedgerRow::default()
         };
         let rows = [("a", 10, 1), ("a", 20, 2), ("b", 20, 4), ("a", 30, 8)].map(row);

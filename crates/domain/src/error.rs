@@ -37,6 +37,8 @@ pub enum ErrorKind {
     NotFound,
     /// No such model. 404
     ModelNotFound,
+    /// The caller may not use the model. 403
+    ModelForbidden,
     /// The route exists, the method does not. 405
     MethodNotAllowed,
     /// The resource is not in a state that allows the request. 409
@@ -57,8 +59,14 @@ pub enum ErrorKind {
     QuotaExceeded,
     /// The queue is full. 503, retry
     Overloaded,
-    /// The model is still loading or failed to load. 503
+    /// Something that the request needs does not work. 503
     Unavailable,
+    /// The model is still loading. 503, retry
+    ModelLoading,
+    /// The model could not be loaded, or has failed. 503, and no wait helps
+    ModelFailed,
+    /// A hosted upstream failed so often that it is not asked for now. 503, retry
+    BreakerOpen,
     /// The server is shutting down. 503
     Draining,
     /// Not enough memory for this request now. 503
@@ -131,14 +139,13 @@ impl Error {
 
     /// The model will be available soon.
     pub fn model_loading() -> Self {
-        Self::new(ErrorKind::Unavailable, "The model is still loading; try again shortly.")
-            .with_code("model_loading")
+        Self::new(ErrorKind::ModelLoading, "The model is still loading; try again shortly.")
             .with_retry_after(Duration::from_secs(2))
     }
 
     /// The model cannot be used, for this reason.
     pub fn model_failed(reason: &str) -> Self {
-        Self::new(ErrorKind::Unavailable, format!("The model cannot be used: {reason}")).with_code("model_failed")
+        Self::new(ErrorKind::ModelFailed, format!("The model cannot be used: {reason}"))
     }
 
     /// Appends a sentence for the caller.

@@ -135,8 +135,9 @@ impl ServedBy {
 }
 
 /// How a request ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Outcome {
+    #[default]
     Finished,
     /// Not admitted, or an error of the caller's: a 4xx.
     Refused,
@@ -147,6 +148,8 @@ pub enum Outcome {
 }
 
 impl Outcome {
+    pub const ALL: [Self; 5] = [Self::Finished, Self::Refused, Self::Failed, Self::Cancelled, Self::TimedOut];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Finished => "finished",
@@ -508,6 +511,9 @@ impl From<&Error> for Outcome {
             ErrorKind::DeadlineExceeded | ErrorKind::RequestTimeout | ErrorKind::UpstreamTimeout => Self::TimedOut,
             ErrorKind::Overloaded
             | ErrorKind::Unavailable
+            | ErrorKind::ModelLoading
+            | ErrorKind::ModelFailed
+            | ErrorKind::BreakerOpen
             | ErrorKind::Draining
             | ErrorKind::OutOfMemory
             | ErrorKind::UpstreamFailed

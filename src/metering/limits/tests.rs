@@ -298,7 +298,7 @@ fn what_was_spent_before_a_restart_is_spent() {
         caller: "a".to_owned(),
         began_ms: 1_797_336_000_000 - hours_ago * 3_600_000,
         cost_micro_usd: micro_usd,
-        outcome: "finished",
+        outcome: hearth_domain::usage::Outcome::Finished,
         ..LedgerRow::default()
     };
     // At noon of the 15th: today, yesterday, last month.

@@ -28,9 +28,6 @@ pub use self::{
 };
 use super::{ChatModel, Embedder};
 
-/// The code of the error of a breaker that is open.
-pub const BREAKER_OPEN: &str = "upstream_unavailable";
-
 /// Why another candidate than the first choice served. Written down in the account and told in the receipt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
@@ -75,7 +72,10 @@ impl Reason {
     fn of(side: Side, error: &Error) -> Option<Self> {
         match (side, error.kind()) {
             (_, ErrorKind::ContextLengthExceeded) => Some(Self::ContextLength),
-            (Side::Local, ErrorKind::Unavailable) => Some(Self::NotReady),
+            (Side::Local, ErrorKind::Unavailable | ErrorKind::ModelLoading | ErrorKind::ModelFailed) => {
+                Some(Self::NotReady)
+            }
+            (Side::Hosted, ErrorKind::BreakerOpen) => Some(Self::BreakerOpen),
             (Side::Local, ErrorKind::Overloaded) => Some(Self::QueueWait),
             (Side::Local, ErrorKind::OutOfMemory) => Some(Self::OutOfMemory),
             (
@@ -85,7 +85,7 @@ impl Reason {
                 | ErrorKind::Unavailable
                 | ErrorKind::Overloaded
                 | ErrorKind::OutOfMemory,
-            ) => Some(if error.code() == Some(BREAKER_OPEN) { Self::BreakerOpen } else { Self::UpstreamError }),
+            ) => Some(Self::UpstreamError),
             _ => None,
         }
     }

@@ -53,7 +53,7 @@ impl Condition {
             NoMemory => error(ErrorKind::OutOfMemory),
             Broken => error(ErrorKind::UpstreamFailed),
             TimesOut => error(ErrorKind::UpstreamTimeout),
-            Self::BreakerOpen => error(ErrorKind::UpstreamFailed).with_code(BREAKER_OPEN),
+            Self::BreakerOpen => error(ErrorKind::BreakerOpen),
             CallersMistake => Error::invalid("messages", "CallersMistake"),
             OverTheLimit => error(ErrorKind::RateLimited),
             Internal => Error::internal(anyhow::anyhow!("Internal")),

@@ -91,7 +91,7 @@ fn wait_before(number: u32, failure: &Failure, retries: Retries, deadline: Optio
 
 fn left_alone(upstream: &str, wait: Duration) -> Error {
     let message = format!("The hosted upstream `{upstream}` has failed several times and is left alone for now.");
-    Error::new(ErrorKind::Unavailable, message).with_code("upstream_unavailable").with_retry_after(wait)
+    Error::new(ErrorKind::BreakerOpen, message).with_retry_after(wait)
 }
 
 fn out_of_time(upstream: &str) -> Error {

@@ -99,10 +99,13 @@ fn failure(job: &Job, error: &Error) -> Failure {
     match error.kind() {
         ErrorKind::Draining => Failure::Interrupted,
         // No embedding model is served; there will be none before the server is started anew.
-        ErrorKind::Unavailable if error.code() == Some("no_embedding_model") => Failure::Lasting(reason),
+        _ if error.is_lasting() => Failure::Lasting(reason),
         ErrorKind::Overloaded
         | ErrorKind::OutOfMemory
         | ErrorKind::Unavailable
+        | ErrorKind::ModelLoading
+        | ErrorKind::ModelFailed
+        | ErrorKind::BreakerOpen
         | ErrorKind::RateLimited
         | ErrorKind::TokensLimited
         | ErrorKind::Internal => Failure::Passing(reason),

@@ -27,7 +27,7 @@ impl Models {
         let known = allowed.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
         let known = if known.is_empty() { "none".to_owned() } else { known };
         let message = format!("Your key does not allow the model `{id}`. Allowed: {known}.");
-        Err(Error::new(ErrorKind::Forbidden, message).with_param("model").with_code("model_not_allowed"))
+        Err(Error::new(ErrorKind::ModelForbidden, message).with_param("model"))
     }
 
     /// The chat model for a route where naming one is optional: the first that the caller may use.

@@ -127,7 +127,7 @@ impl Documents {
         self.retriever.get().ok_or_else(|| {
             let message = "There is no embedding model to search documents with: name one with --embedding-model, or \
                            fetch one with `hearth pull`.";
-            Error::new(ErrorKind::Unavailable, message).with_code("no_embedding_model")
+            Error::new(ErrorKind::Unavailable, message).with_code("no_embedding_model").lasting()
         })
     }
 }

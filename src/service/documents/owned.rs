@@ -63,15 +63,24 @@ impl OwnedDocuments {
     /// # Errors
     /// 404
     pub async fn collection(&self, id_or_name: &str) -> Result<Collection> {
+        if id_or_name == DEFAULT_COLLECTION {
+            return self.collection_or_new(id_or_name).await;
+        }
+        let id_or_name = id_or_name.to_owned();
+        self.stored(move |store, _| store.collection(&id_or_name)).await
+    }
+
+    /// By id or name; made if it is not there, by whichever of several requests comes first.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn collection_or_new(&self, id_or_name: &str) -> Result<Collection> {
         let id_or_name = id_or_name.to_owned();
         self.stored(move |store, _| match store.collection(&id_or_name) {
-            Err(StoreError::NotFound { .. }) if id_or_name == DEFAULT_COLLECTION => {
-                match store.create_collection(DEFAULT_COLLECTION, Attributes::new()) {
-                    // Somebody else was first.
-                    Err(StoreError::NameTaken(name)) => store.collection(&name),
-                    made => made,
-                }
-            }
+            Err(StoreError::NotFound { .. }) => match store.create_collection(&id_or_name, Attributes::new()) {
+                Err(StoreError::NameTaken(name)) => store.collection(&name),
+                made => made,
+            },
             found => found,
         })
         .await

@@ -168,8 +168,8 @@ macro_rules! for_row_groups {
                 3 => for_row_groups!(@one $m, 3, $call),
                 4 if <$lanes>::ROWS >= 4 => for_row_groups!(@one $m, 4, $call),
                 5 if <$lanes>::ROWS >= 5 => for_row_groups!(@one $m, 5, $call),
-                _ if <$lanes>::ROWS >= 6 => for_row_groups!(@one $m, 6, $call),
-                _ => {}
+                6 if <$lanes>::ROWS >= 6 => for_row_groups!(@one $m, 6, $call),
+                other => unreachable!("a group of {other} rows, where {} is the most", <$lanes>::ROWS),
             }
         }
     }};
@@ -245,8 +245,7 @@ fn int_unit<L: Lanes>(
                     (false, false, _) if L::COLUMNS > 1 => {
                         microkernel::blocks::<L, M, 2, false>(lanes, &scratch, blocks, here, minimum, y);
                     }
-                    // One tile at a time where two do not fit the registers.
-                    _ => {}
+                    _ => unreachable!("{tiles} tiles, where {} is the most", L::COLUMNS),
                 }
             }
         });
@@ -282,8 +281,7 @@ fn float_unit<L: Lanes>(
                 match tiles {
                     1 => microkernel::floats::<L, M, 1>(lanes, &scratch, columns, x, y),
                     _ if L::COLUMNS > 1 => microkernel::floats::<L, M, 2>(lanes, &scratch, columns, x, y),
-                    // One tile at a time where two do not fit the registers.
-                    _ => {}
+                    _ => unreachable!("{tiles} tiles, where {} is the most", L::COLUMNS),
                 }
             }
         });
