@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whoever read our output has enough, as `head` does; that is not a failure.
+/// The reader of our output has enough, as `head` does; that is not a failure.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error
         .chain()

@@ -1,14 +1,14 @@
-//! Logs and metrics: how they are set up, and the names they use.
+//! Logs and metrics: their setup, and the names they use.
 //!
-//! Logs go to standard error, so that standard output stays an answer. Prompts and answers are never
-//! logged. Metric names are constants, so that what is written, described and scraped is one word.
+//! Logs go to standard error, so that standard output carries only results. Prompts and answers are never logged.
+//! Metric names are constants, so that what is written, described and scraped has one name.
 
 use std::io::IsTerminal;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
@@ -44,11 +44,11 @@ pub fn init_logs(filter: &str, format: LogFormat) -> anyhow::Result<()> {
 const LATENCY_BUCKETS: [f64; 16] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 
-/// Installs the process-wide recorder and returns what renders it. A second call renders a recorder of its
-/// own, which nothing writes to: the first one keeps the process's metrics.
+/// Installs the process-wide recorder and returns its renderer. A second call returns the renderer of a separate
+/// recorder that nothing writes to: the first one keeps the process's metrics.
 ///
 /// # Errors
-/// If the buckets are refused, which would be a bug.
+/// If the buckets are rejected, which would be a bug.
 pub fn init_metrics() -> anyhow::Result<PrometheusHandle> {
     let recorder = PrometheusBuilder::new()
         .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &LATENCY_BUCKETS)?

@@ -541,7 +541,7 @@ async fn the_breaker_opens_for_streams_that_break() {
     assert!(model.breaker().is_open());
     assert!(!client.breaker("another").is_open(), "its other models are not to blame");
     let outcome = ask(&model, request()).await;
-    outcome.failed(ErrorKind::Unavailable, "", 0);
+    outcome.failed(ErrorKind::BreakerOpen, "", 0);
     assert!(outcome.error.unwrap().retry_after().is_some());
     assert_eq!(upstream.requests().len(), 2);
 }

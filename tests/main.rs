@@ -1,5 +1,6 @@
 //! Tests through the public boundary, in one binary: one module an area.
 
+mod adversarial_input;
 mod analysis;
 mod architecture;
 mod ask;
@@ -9,11 +10,11 @@ mod callers;
 mod chat_templates;
 mod contract;
 mod decoder_files;
+mod disconnects;
 mod document_commands;
 mod documents;
 mod durability;
 mod embeddings;
-mod endings;
 mod engine_decoder;
 mod files;
 mod fuzz_corpus;
@@ -23,10 +24,10 @@ mod hosted_faults;
 mod ledger;
 mod ledger_arithmetic;
 mod limits;
+mod local_hosted_parity;
 mod logits;
 mod malformed;
 mod metrics;
-mod one_contract;
 mod openapi;
 mod owners;
 mod pull;
@@ -42,6 +43,5 @@ mod streaming;
 mod support;
 mod tokenizers;
 mod tokens;
-mod unkind_input;
 mod vector_stores;
 mod web_pages;

@@ -1,4 +1,4 @@
-//! Models from files: which file a configuration means, and what is made of it.
+//! Loads models from files: which file a configuration means, and what is built from it.
 //!
 //! The server, `hearth chat` and `hearth bench` share these functions, so that what is measured and tried is what is
 //! served.
@@ -172,7 +172,7 @@ fn default_model(config: &Config, kind: Kind) -> anyhow::Result<Option<PathBuf>>
     found.with_context(|| format!("looking for a model in {}", config.models.places()))
 }
 
-/// What to tell someone who has no chat model.
+/// What to tell a user who has no chat model.
 pub fn no_chat_model(config: &Config) -> String {
     format!(
         "there is no chat model in {}: name a GGUF file with -m, or fetch one with `hearth pull`",
@@ -207,7 +207,7 @@ fn chat_template(config: &Config, gguf: &Gguf, tokenizer: &Tokenizer) -> anyhow:
     }
 }
 
-/// The chat model's file; `None` if none is named and none is there.
+/// The chat model's file; `None` if none is configured and none is found.
 ///
 /// # Errors
 /// If the models directory cannot be read.
@@ -218,7 +218,8 @@ pub fn chat_model_path(config: &Config) -> anyhow::Result<Option<PathBuf>> {
     }
 }
 
-/// Opens the model files that would be loaded, so that one that is none is said before the server says where it listens.
+/// Opens the model files that would be loaded, so that an invalid one is reported before the server announces its
+/// address.
 ///
 /// # Errors
 /// If the header of a GGUF file cannot be read.
@@ -238,7 +239,7 @@ fn embedding_model_path(config: &Config) -> anyhow::Result<Option<PathBuf>> {
     }
 }
 
-/// A model's name: its file's, without the extension and without what marks a part of a split file.
+/// A model's name: its file name without the extension and the suffix of a split file's part.
 pub(super) fn file_name(path: &Path) -> String {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     // A directory's name may have a dot in it: bge-small-en-v1.5.

@@ -1,8 +1,7 @@
-//! The composition root: these files name concrete models, engines and providers. `load` makes them of files, `state`
-//! is what the server knows of itself, and [`Server`] puts all before its callers.
+//! The composition root: these files name concrete models, engines and providers. `load` builds them from files,
+//! `state` is what the server knows about itself, and [`Server`] serves them all to callers.
 //!
-//! The server listens before its models are loaded: probes get an answer, and requests a 503 that says when to come
-//! back.
+//! The server listens before its models are loaded: probes get an answer, and requests a 503 that says when to retry.
 
 mod load;
 mod routes;
@@ -51,7 +50,7 @@ use crate::{
     telemetry,
 };
 
-/// The file of a data directory in which the server that has it says where it listens, for commands that need it.
+/// The file in a data directory in which its server records its address, for commands that need it.
 pub const URL_FILE: &str = "server-url";
 
 /// A server whose port is bound.
@@ -67,15 +66,15 @@ pub struct Server {
     state: Arc<ServerState>,
 }
 
-/// After the grace every answer has its end, and all that is left is to deliver it: whoever does not read holds the
-/// process no longer than this.
+/// After the grace period every answer has ended and only needs delivery: a client that does not read holds the process
+/// no longer than this.
 const LAST_WORDS: Duration = Duration::from_secs(5);
-/// How long a server that is told to stop at once may take to end its requests.
+/// How long a server told to stop at once may take to end its requests.
 const AT_ONCE: Duration = Duration::from_secs(1);
-/// How long it may take to write their rows: they wait for the change that is being made, such as that of a large document.
+/// How long writing their rows may take: they wait for the change in progress, such as that of a large document.
 const LAST_ROWS: Duration = Duration::from_secs(15);
 
-/// Ends a server that runs, without any grace. It outlives [`Server::run`].
+/// Ends a running server without a grace period. It outlives [`Server::run`].
 pub struct CutOff {
     state: Arc<ServerState>,
     usage_sink: Arc<dyn UsageSink>,
@@ -89,15 +88,15 @@ impl std::fmt::Debug for CutOff {
 }
 
 impl CutOff {
-    /// Ends what runs with an error, where it can be told, and writes down what it has used.
+    /// Ends running requests with an error, where the client can still be told, and records what they used.
     pub async fn at_once(self) {
-        // A step of a large model may take longer than this; its result is not used any more.
+        // A step of a large model may take longer than this; its result is discarded.
         let _ended = tokio::time::timeout(AT_ONCE, self.state.drain(Duration::ZERO)).await;
         close_books(&self.usage_sink, self.ledger, LAST_ROWS).await;
     }
 }
 
-/// Writes a row for every request, also for those that are still being worked on.
+/// Writes a row for every request, including those still in progress.
 async fn close_books(usage_sink: &Arc<dyn UsageSink>, ledger: Arc<Ledger>, patience: Duration) {
     usage_sink.close();
     let flushed = tokio::task::spawn_blocking(move || ledger.flush(patience)).await;
@@ -113,14 +112,14 @@ impl std::fmt::Debug for Server {
 }
 
 impl Server {
-    /// Takes the port and the data directory. Models are loaded by [`Server::run`].
+    /// Takes the port and the data directory. [`Server::run`] loads the models.
     ///
     /// # Errors
-    /// If the address cannot be listened on, or would be open to anybody, the TLS files or those that tokens are checked
-    /// with cannot be used, or the data directory is in use, damaged or of a newer version.
+    /// If the address cannot be listened on, or would be open to anyone, the TLS files or the files for checking tokens
+    /// cannot be used, or the data directory is in use, damaged or of a newer version.
     pub fn bind(config: Config) -> anyhow::Result<Self> {
         http::check_tls(&config.http)?;
-        // A server that upstreams serve for starts without its own models.
+        // A server with upstreams starts without its own models.
         if config.upstreams.is_empty() {
             load::check_files(&config)?;
         }
@@ -163,12 +162,12 @@ impl Server {
         Ok(Self { config, listener, models, router, documents, callers, usage_sink, ledger, state })
     }
 
-    /// The address that is listened on, with the port that port 0 became.
+    /// The listen address, with the port that port 0 became.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Serves this model, which is loaded already, instead of what the configuration names.
+    /// Serves this loaded model instead of the configured one.
     #[must_use]
     pub fn with_chat(self, chat: LocalChat) -> Self {
         self.state.set_chat(&chat);
@@ -177,12 +176,12 @@ impl Server {
         self
     }
 
-    /// What ends it without grace while it runs.
+    /// The handle that ends the running server without a grace period.
     pub fn cut_off(&self) -> CutOff {
         CutOff { state: self.state.clone(), usage_sink: self.usage_sink.clone(), ledger: self.ledger.clone() }
     }
 
-    /// Serves until `shutdown` resolves and what is running has ended or had its grace.
+    /// Serves until `shutdown` resolves and running requests have ended or used up their grace period.
     ///
     /// # Errors
     /// If no model could be loaded, or the listener fails.
@@ -220,7 +219,7 @@ impl Server {
                 if outcome.is_ok() {
                     analyses.begin();
                 }
-                // The receiver is gone when the server has ended already: nobody waits for a load to end.
+                // The receiver is gone if the server has already ended: it does not wait for a load to end.
                 drop(loaded.send(outcome));
             });
         }
@@ -237,7 +236,7 @@ impl Server {
         let http_settings = HttpSettings { shutdown_grace: grace.min(LAST_WORDS), ..config.http };
         let served = http::serve(listener, http::router(app), &http_settings, until).await;
         close_books(&usage_sink, ledger, LAST_WORDS).await;
-        // A task that still holds the store would keep its log from being taken into the database.
+        // A task that still holds the store would keep its log from being merged into the database.
         if let Err(error) = tokio::task::spawn_blocking(move || store.close()).await {
             tracing::error!(%error, "closing the store failed");
         }
@@ -249,7 +248,7 @@ impl Server {
     }
 }
 
-/// Resolves when the server is to stop: with an error if that is because the models did not load.
+/// Resolves when the server is to stop, with an error if the models failed to load.
 async fn told_or_failed(
     shutdown: impl Future<Output = ()>,
     loaded: tokio::sync::oneshot::Receiver<anyhow::Result<()>>,
@@ -270,7 +269,7 @@ async fn told_or_failed(
     }
 }
 
-/// A store that cannot be opened, with what helps where the directory cannot be used.
+/// The error of a store that cannot be opened, with advice if the directory cannot be used.
 fn with_advice(error: StoreError, data_dir: &Path) -> anyhow::Error {
     let is_of_directory = matches!(&error, StoreError::Io { .. });
     let error = anyhow::Error::new(error);
@@ -296,21 +295,21 @@ fn cannot_listen(address: SocketAddr, kind: ErrorKind) -> String {
     format!("cannot listen on {address}: {advice}")
 }
 
-/// What could not be loaded is not missed where upstreams serve; the server says that it is not as it should be.
+/// A model that failed to load is not fatal if upstreams serve; the server reports the failure.
 fn serve_without(error: anyhow::Error, router: &Router, state: &ServerState) -> anyhow::Result<()> {
     if !router.has_hosted() {
         return Err(error);
     }
     let reason = sentence(&error);
     tracing::error!("the local models could not be loaded, upstreams serve alone: {reason}");
-    // Health routes say it to anybody, and the cause has paths in it.
+    // Health routes show this to anyone, and the cause contains paths.
     let told = "it could not be loaded; the server's log has the cause, and `hearth doctor` finds it.";
     router.failed(told);
     state.failed(told.to_owned());
     Ok(())
 }
 
-/// Loads what the configuration asks for and puts it before the callers.
+/// Loads the configured models and serves them to callers.
 fn load_all(
     config: &Config,
     models: &Models,
@@ -361,7 +360,7 @@ fn load_all(
 /// The process that reads one document.
 ///
 /// # Errors
-/// If the system does not say where this program is.
+/// If the system does not report the path of this program.
 pub fn reader(config: &Config) -> anyhow::Result<Sandbox> {
     let sandbox = match &config.documents.reader {
         Some(program) => Sandbox::of_program(program, [sandbox::CHILD_COMMAND]),
@@ -370,8 +369,7 @@ pub fn reader(config: &Config) -> anyhow::Result<Sandbox> {
     Ok(sandbox.with_library_path(config.documents.library_path.clone()))
 }
 
-/// Begins to read and search documents with this embedding model, and to put what is found in order with that rerank
-/// model.
+/// Starts reading and searching documents with this embedding model, and reranking results with that rerank model.
 fn read_documents(
     config: &Config,
     models: &Models,
@@ -399,7 +397,7 @@ fn read_documents(
     Ok(())
 }
 
-/// Chunks that the model reads whole, with room for the headings above them.
+/// Chunks that fit the model whole, with room for the headings above them.
 fn chunk_options(embedder: &LocalEmbedder) -> ChunkOptions {
     let usual = ChunkOptions::default();
     let room = embedder.info().context_length * 4 / 5;

@@ -1,8 +1,7 @@
 //! The model router: the names under which models are served, and who may serve each.
 //!
 //! A name is a route of the file, a name of the local model, or a model of an upstream; the first of these that has it
-//! gives its meaning. Names that an upstream may serve are there before the local models are loaded; the others when
-//! they are.
+//! defines it. Names that an upstream may serve exist before the local models are loaded; the others once they are.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -32,19 +31,19 @@ pub(super) struct Router {
     upstreams: BTreeMap<String, Arc<Upstream>>,
     chat: Arc<LocalSlot<dyn ChatModel>>,
     embedder: Arc<LocalSlot<dyn Embedder>>,
-    /// Those that compare vectors with the local embedding model's, which they learn when it is there.
+    /// Embedders that compare vectors with the local embedding model's, which they receive once it is loaded.
     learners: Vec<Arc<FallbackEmbedder>>,
     has_hosted: bool,
 }
 
 impl Router {
-    /// Puts before the callers what upstreams may serve.
+    /// Serves callers the models that upstreams may serve.
     ///
     /// # Errors
-    /// If an upstream cannot be used as it is configured, or the models directory not be read.
+    /// If an upstream's configuration cannot be used, or the models directory cannot be read.
     pub(super) fn new(config: &Config, models: Arc<Models>) -> anyhow::Result<Self> {
         let mut upstreams = BTreeMap::new();
-        // What is never to be asked is not even opened.
+        // An upstream that must never be asked is not even opened.
         if config.policy != Policy::LocalOnly {
             for upstream in &config.upstreams {
                 let opened = Upstream::new(upstream.settings.clone())?;
@@ -75,7 +74,7 @@ impl Router {
         self.has_hosted
     }
 
-    /// The local chat model under its own names, with an upstream as its fallback, if there is one to take for it.
+    /// The local chat model under its own names, with an upstream as its fallback if one is available.
     fn add_local_name(&self, config: &Config) -> anyhow::Result<()> {
         let Some(path) = chat_model_path(config)? else { return Ok(()) };
         let names = unclaimed(config, local_names(config, &file_name(&path)));
@@ -116,7 +115,7 @@ impl Router {
         }
     }
 
-    /// The upstreams' models under the names that their tables give them, where nothing else has these.
+    /// The upstreams' models under the names in their tables, unless a name is taken.
     fn add_hosted_names(&self, config: &Config) {
         let policies = Policies { server: config.policy, route: None };
         for upstream in &config.upstreams {
@@ -145,7 +144,7 @@ impl Router {
         self.upstreams.get(name).with_context(|| format!("there is no upstream {name}"))
     }
 
-    /// `served` is the name that callers use, and that receipts show.
+    /// `served` is the name that callers use and receipts show.
     fn hosted_chat(
         &self,
         served: &str,
@@ -172,7 +171,7 @@ impl Router {
         Ok(Candidate::Hosted { name, model: Arc::new(embedder) })
     }
 
-    /// The local chat model has been loaded: it takes its place, and its names that only it serves are there.
+    /// The local chat model has been loaded: it takes its place, and the names that only it serves become available.
     pub(super) fn take_chat(&self, config: &Config, chat: LocalChat) {
         let mut names = unclaimed(config, local_names(config, &chat.info().id));
         let chat: Arc<dyn ChatModel> = {
@@ -200,14 +199,14 @@ impl Router {
         self.models.add_chat(Arc::new(chat), aliases);
     }
 
-    /// Whether the route is the local model alone.
+    /// Whether the local model alone serves the route.
     fn is_local(&self, route: &Route, kind: ModelKind) -> bool {
         route.kind == kind
             && route.targets.contains(&Target::Local)
             && (!self.has_hosted || route.targets.iter().all(|target| *target == Target::Local))
     }
 
-    /// The local embedding model has been loaded. Waits until those who compare with it know its vectors.
+    /// The local embedding model has been loaded. Waits until the embedders that compare with it know its vectors.
     pub(super) fn take_embedder(&self, config: &Config, embedder: LocalEmbedder) {
         let embedder: Arc<dyn Embedder> = Arc::new(embedder);
         // Its own queue refuses what it cannot take.
@@ -234,7 +233,7 @@ impl Router {
         }
     }
 
-    /// All that will ever be loaded has been: places that are empty stay so.
+    /// Loading is complete: empty places stay empty.
     pub(super) fn all_loaded(&self) {
         self.chat.stays_empty();
         self.embedder.stays_empty();
@@ -259,14 +258,14 @@ fn local_names(config: &Config, own: &str) -> Vec<String> {
     names
 }
 
-/// Those that no route has.
+/// The names that no route has.
 fn unclaimed(config: &Config, names: Vec<String>) -> Vec<String> {
     let is_free = |name: &String| config.routes.iter().all(|route| route.name != *name);
     names.into_iter().filter(is_free).collect()
 }
 
-/// Which upstream's chat model stands in for the local one where no route says so: the one of the same name, or the only
-/// one that there is.
+/// The upstream chat model that stands in for the local one if no route says so: the one of the same name, or the only
+/// one.
 fn usual_fallback<'a>(config: &'a Config, names: &[String]) -> Option<(&'a str, &'a HostedModel)> {
     let mut chats = config.upstreams.iter().flat_map(|upstream| {
         let models = upstream.models.iter().filter(|(_, model)| model.kind == ModelKind::Chat);

@@ -1,4 +1,4 @@
-//! What the server knows of its own state: what probes are told, and what is ended when it stops.
+//! What the server knows about its own state: what probes report, and what ends when it stops.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use crate::{
     service::health::{EngineReport, Health, HealthReport, ServerStatus},
 };
 
-/// What the server knows of its own state.
+/// What the server knows about its own state.
 #[derive(Debug)]
 pub(super) struct ServerState {
     device_asked: DeviceChoice,
@@ -31,7 +31,7 @@ struct Inner {
     watched: Vec<Watched>,
 }
 
-/// What says how some parts of the server are.
+/// Reports the state of some parts of the server.
 struct Watched(Box<dyn Fn() -> Vec<PartReport> + Send + Sync>);
 
 impl std::fmt::Debug for Watched {
@@ -69,7 +69,7 @@ impl ServerState {
         Self { device_asked, started: Instant::now(), inner: RwLock::new(inner) }
     }
 
-    /// Readiness asks for these parts from now on.
+    /// Readiness depends on these parts from now on.
     pub(super) fn watch(&self, parts: impl Fn() -> Vec<PartReport> + Send + Sync + 'static) {
         self.inner.write().watch(parts);
     }
@@ -98,7 +98,7 @@ impl ServerState {
 
     pub(super) fn ready(&self) {
         let mut inner = self.inner.write();
-        // A server that was told to stop while it loaded does not come back.
+        // A server that was told to stop while loading does not become ready.
         if inner.status == ServerStatus::Loading {
             inner.status = ServerStatus::Ready;
         }

@@ -68,7 +68,7 @@ pub fn restore(args: &RestoreArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a terminal shows meanwhile.
+/// The progress that a terminal shows.
 struct Bar(ProgressBar);
 
 impl Bar {

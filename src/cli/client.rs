@@ -1,5 +1,5 @@
-//! How a command asks a server: the one that has the data directory, or, if none runs, one of this process that ends with
-//! the command. They speak HTTP as any client does, so that there is one way to do a thing.
+//! How a command asks a server: the one that owns the data directory or, if none runs, one in this process that ends
+//! with the command. Commands speak HTTP like any client, so that there is one way to do a thing.
 
 use std::{future::Future, io::Write, path::Path, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::{
     telemetry,
 };
 
-/// A server, and what it needs to know of its caller.
+/// A server, and what it needs to know about its caller.
 #[derive(Clone, Debug)]
 pub(super) struct Client {
     http: reqwest::Client,
@@ -26,9 +26,9 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// The server at an address, as the caller of the first key that is configured.
+    /// The server at an address, called with the first configured key.
     pub(super) fn at(url: String, config: &Config) -> Self {
-        // Without a connection there is no server; an answer may take as long as a model does.
+        // Without a connection there is no server, but an answer may take as long as a model does.
         let http = reqwest::Client::builder().connect_timeout(Duration::from_secs(5)).build().unwrap_or_default();
         Self { http, url, api_key: config.callers.api_keys.first().cloned() }
     }
@@ -46,7 +46,7 @@ impl Client {
         }
     }
 
-    /// Sends a request; an answer that is an error becomes the server's own words.
+    /// Sends a request; an error response becomes an error with the server's own message.
     async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
         let answer = request.send().await.with_context(|| format!("the server at {}", self.url))?;
         if answer.status().is_success() {
@@ -75,7 +75,7 @@ impl Client {
         self.json(self.request(Method::POST, path).json(body)).await
     }
 
-    /// The events of a streamed answer. An event that says what went wrong is an error in the server's own words.
+    /// The events of a streamed answer. An error event becomes an error with the server's own message.
     pub(super) async fn events(
         &self,
         path: &str,
@@ -102,13 +102,13 @@ impl Client {
     }
 }
 
-/// Runs `work` with a server: the one that has the data directory, or one of this process.
+/// Runs `work` with a server: the one that owns the data directory, or one in this process.
 pub(super) fn with_server<F, W>(mut settings: Settings, work: W) -> anyhow::Result<()>
 where
     F: Future<Output = anyhow::Result<()>>,
     W: FnOnce(Client) -> F,
 {
-    // What fails is said by the command, in its own words and with the file's name.
+    // The command reports failures itself, with the file's name.
     settings.log.get_or_insert_with(|| "warn,hearth::service::jobs=off".to_owned());
     let mut config = Config::load(settings)?;
     telemetry::init_logs(&config.log_filter, config.log_format)?;
@@ -153,7 +153,7 @@ where
     })
 }
 
-/// The server that has the data directory; `None` if it has not said where it listens.
+/// The server that owns the data directory; `None` if it has not published its address.
 pub(super) fn running_server(config: &Config) -> anyhow::Result<Option<Client>> {
     let Some(url) = url_of_running(&config.data_dir) else { return Ok(None) };
     writeln!(std::io::stderr(), "Asking the server at {url}, which has the data.")?;
@@ -170,8 +170,8 @@ pub(super) fn served_models(config: &Config) -> anyhow::Result<(Client, Value)> 
     served.with_context(|| format!("no server runs on {}; `hearth serve` starts one", config.data_dir.display()))
 }
 
-/// The server that runs on the data directory, and the models that it serves. A server that was killed has left its address
-/// there, and does not answer.
+/// The server that runs on the data directory, and the models that it serves. A server that was killed leaves its
+/// address behind and does not answer.
 pub(super) async fn find_running(config: &Config) -> anyhow::Result<Option<(Client, Value)>> {
     let Some(url) = url_of_running(&config.data_dir) else { return Ok(None) };
     let client = Client::at(url, config);
@@ -183,10 +183,10 @@ pub(super) async fn find_running(config: &Config) -> anyhow::Result<Option<(Clie
     }
 }
 
-/// Where the server that has this data directory listens, as it says there.
+/// The address that the server of this data directory published there.
 fn url_of_running(data_dir: &Path) -> Option<String> {
     let url = std::fs::read_to_string(data_dir.join(URL_FILE)).ok()?;
-    // A server that listens on all addresses is asked on this machine's own.
+    // A server that listens on all addresses is called on loopback.
     let url = url.trim().replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:");
     (!url.is_empty()).then_some(url)
 }

@@ -1,7 +1,7 @@
-//! `hearth connect NAME`: the settings with which a client uses the running server, to be copied into the client's own.
+//! `hearth connect NAME`: the settings a client needs to use the running server, to copy into the client's own.
 //!
-//! The formats are those of each client's documentation in November 2026. Nothing of a client is changed here: its settings may
-//! hold more than these.
+//! The formats follow each client's documentation in November 2026. The command changes nothing in a client, whose
+//! settings may hold more than these.
 
 use std::io::Write;
 
@@ -20,17 +20,17 @@ pub struct Args {
     settings: Settings,
 }
 
-/// A server as a client needs to know it.
+/// What a client needs to know about a server.
 struct Target {
     /// Ends in `/v1`.
     base_url: String,
-    /// A key must be given to clients that insist on one.
+    /// Clients that insist on a key must be given one.
     api_key: String,
     chat: Option<(String, u64)>,
     embedding: Option<String>,
 }
 
-/// Where the settings go, and what they are.
+/// Where the settings go, and their text.
 struct Recipe {
     place: &'static str,
     text: String,
@@ -51,7 +51,7 @@ const CLIENTS: [(&str, Writer); 9] = [
     ("zed", zed),
 ];
 
-/// Clients that speak a dialect which this server does not.
+/// Clients whose dialect this server does not speak.
 const NOT_YET: [(&str, &str); 2] = [("claude", "Anthropic's messages"), ("codex", "OpenAI's responses")];
 
 pub fn run(args: Args) -> anyhow::Result<()> {

@@ -1,8 +1,8 @@
 //! `hearth doctor`: what the machine is, what would run on it and how, and what is wrong.
 //!
-//! It loads what `hearth serve` would load with the same settings, says how much memory that takes, and ends
-//! with status 1 if something would not work. With `--health` it asks a running server instead, which is what
-//! a container's health check does where there is no curl.
+//! It loads what `hearth serve` would load with the same settings, reports how much memory that takes, and exits with
+//! status 1 if something would not work. With `--health` it asks a running server instead, as a container's health
+//! check does where there is no curl.
 
 use std::{fmt::Display, io::Write, time::Duration};
 
@@ -29,7 +29,7 @@ pub struct Args {
     settings: Settings,
 }
 
-/// A server that takes longer to say that it is ready is not.
+/// A server that takes longer to report that it is ready is not.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -52,7 +52,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     report.finish()
 }
 
-/// Does the server say at this URL that it is well?
+/// Does the server report at this URL that it is healthy?
 async fn ask(url: &str) -> anyhow::Result<()> {
     let client = reqwest::Client::builder().timeout(HEALTH_TIMEOUT).build()?;
     let response = client.get(url).send().await.with_context(|| format!("asking {url}"))?;
@@ -160,7 +160,7 @@ fn report_chat(config: &Config, chat: &LocalChat, available: u64, report: &mut R
     }
 }
 
-/// What this build can use beside the CPU.
+/// What this build can use besides the CPU.
 fn features() -> &'static str {
     match (cfg!(feature = "cuda"), cfg!(feature = "metal")) {
         (true, _) => "built for CPU and CUDA",

@@ -1,7 +1,7 @@
-//! `hearth embed`: the vectors of texts, as JSON, one line a text.
+//! `hearth embed`: the vectors of texts, as JSON, one line per text.
 //!
-//! Texts are the arguments, or else the lines of standard input. The same provider as behind the server, so
-//! that vectors made here and there may be mixed.
+//! Texts are the arguments, or else the lines of standard input. The provider is the server's, so vectors made here and
+//! there may be mixed.
 
 use std::io::{BufRead, IsTerminal, Write};
 
@@ -37,7 +37,7 @@ pub struct Args {
     settings: Settings,
 }
 
-/// Texts embedded at a time: enough to fill the batches, few enough that output begins soon.
+/// Texts embedded at a time: enough to fill the batches, few enough for output to start soon.
 const TEXTS_AT_A_TIME: usize = 256;
 
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -64,7 +64,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let mut out = std::io::stdout().lock();
     for texts in texts.chunks(TEXTS_AT_A_TIME) {
-        // An empty line has no meaning to embed; it keeps its place, so that lines of output are lines of input.
+        // An empty line has no meaning to embed; it keeps its place, so that output lines match input lines.
         let inputs = texts.iter().filter(|text| !text.is_empty()).cloned().map(EmbedInput::Text).collect();
         let response = runtime.block_on(embedder.embed(EmbedRequest {
             account: Account::unrecorded(),

@@ -5,7 +5,7 @@ use std::io;
 
 use hearth_text::extract::sandbox;
 
-/// Answers the request on standard input on standard output.
+/// Answers the request on standard input to standard output.
 pub fn run() -> anyhow::Result<()> {
     Ok(sandbox::serve_one(io::stdin().lock(), io::BufWriter::new(io::stdout().lock()))?)
 }

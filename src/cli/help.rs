@@ -1,5 +1,5 @@
-//! Help in two lengths: `--help` shows a command's own flags and the settings that most people need, `--help-all` every setting.
-//! Hidden flags work all the same.
+//! Help in two lengths: `--help` shows a command's own flags and the settings that most people need, `--help-all` every
+//! setting. Hidden flags still work.
 
 use std::{collections::HashSet, ffi::OsString};
 
@@ -32,7 +32,7 @@ const OF_SERVE: [&str; 16] = [
 /// Settings that the other commands show.
 const OF_OTHERS: [&str; 7] = ["model", "embedding_model", "models_dir", "ctx_size", "threads", "data_dir", "api_key"];
 
-/// The arguments with `--help` for `--help-all`, and whether that was asked for.
+/// The arguments with `--help` in place of `--help-all`, and whether that was requested.
 pub(super) fn wants_all(arguments: Vec<OsString>) -> (Vec<OsString>, bool) {
     let end = arguments.iter().position(|argument| argument == "--").unwrap_or(arguments.len());
     let mut wants_all = false;
@@ -47,7 +47,7 @@ pub(super) fn wants_all(arguments: Vec<OsString>) -> (Vec<OsString>, bool) {
     (replaced, wants_all)
 }
 
-/// The command with only the most used settings in its help, and a word on the others.
+/// The command with only the most used settings in its help, and a note about the others.
 pub(super) fn shortened(command: Command) -> Command {
     let settings = Settings::augment_args(Command::new("settings"));
     let settings: HashSet<String> = settings.get_arguments().map(|argument| argument.get_id().to_string()).collect();
@@ -56,7 +56,7 @@ pub(super) fn shortened(command: Command) -> Command {
 
 fn shorten(command: Command, settings: &HashSet<String>) -> Command {
     let shown: &[&str] = if command.get_name() == "serve" { &OF_SERVE } else { &OF_OTHERS };
-    // What a setting is called is no name of another command's own flags, except for a few that mean the same.
+    // Other commands' own flags do not share a setting's name, except for a few that mean the same.
     let has_settings =
         command.get_arguments().filter(|argument| settings.contains(argument.get_id().as_str())).count() > shown.len();
     let command = command.mut_subcommands(|subcommand| shorten(subcommand, settings));

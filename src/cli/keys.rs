@@ -1,4 +1,4 @@
-//! `hearth keys`: API keys made, listed and revoked. A server on the same data directory takes notice within a second.
+//! `hearth keys`: creates, lists and revokes API keys. A server on the same data directory notices within a second.
 
 use std::{
     collections::BTreeSet,
@@ -158,7 +158,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 fn create(directory: &Path, wanted: Create, out: &mut dyn Write) -> anyhow::Result<()> {
     let NewKey { id, key } = NewKey::random().context("asking for random numbers")?;
     let caller = wanted.caller.clone().unwrap_or_else(|| id.clone());
-    // A colon is what ids of tokens' callers have.
+    // Ids of tokens' callers contain a colon.
     let is_plain = |character: char| character.is_ascii_alphanumeric() || "._@-".contains(character);
     ensure!(
         (1..=NAME_CHARS_MAX).contains(&caller.len()) && caller.chars().all(is_plain),
@@ -190,7 +190,7 @@ fn create(directory: &Path, wanted: Create, out: &mut dyn Write) -> anyhow::Resu
     } else {
         writeln!(out, "{key}")?;
     }
-    // Standard output is the key alone, for scripts.
+    // Standard output carries the key alone, for scripts.
     writeln!(
         io::stderr(),
         "This is {}, of the caller {}. Keep the key now: it is not stored and cannot be shown again.",
@@ -290,7 +290,7 @@ fn state(key: &StoredKey) -> &'static str {
     }
 }
 
-/// To the second, in UTC.
+/// In UTC, to the second.
 fn time(milliseconds: i64) -> String {
     Timestamp::from_second(milliseconds.div_euclid(1000)).map_or_else(|_| milliseconds.to_string(), |at| at.to_string())
 }
@@ -317,7 +317,7 @@ fn restrictions(rights: &Rights) -> String {
     if said.is_empty() { "none".to_owned() } else { said.join(", ") }
 }
 
-/// All but the key and its hash.
+/// Everything but the key and its hash.
 fn description(key: &StoredKey) -> anyhow::Result<Value> {
     let rights: Value = serde_json::from_str(&key.rights).with_context(|| format!("what {} allows", key.id))?;
     let times = |at: Option<i64>| at.map(time);

@@ -1,5 +1,4 @@
-//! The command line: one subcommand a file. Standard output is the answer; everything else goes to standard
-//! error.
+//! The command line: one subcommand per file. Standard output is the answer; everything else goes to standard error.
 
 mod backup;
 mod bench;
@@ -90,7 +89,7 @@ enum Command {
 }
 
 impl Cli {
-    /// Parses arguments, program name first; prints usage and ends the process on a mistake, as clap does.
+    /// Parses arguments, program name first; on a mistake it prints usage and ends the process, as clap does.
     pub fn parse_arguments(arguments: impl IntoIterator<Item = OsString>) -> Self {
         let (arguments, wants_all) = help::wants_all(arguments.into_iter().map(long_form).collect());
         let command = if wants_all { Self::command() } else { help::shortened(Self::command()) };

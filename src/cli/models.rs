@@ -1,4 +1,4 @@
-//! `hearth models`: what is here, what one is, and bringing one in from a disk.
+//! `hearth models`: lists what is here, shows one, and imports one from disk.
 
 use std::{
     io::{self, Write},
@@ -161,7 +161,7 @@ fn purpose(known: &Manifest) -> String {
     }
 }
 
-/// One line on a model in the directory, or why it is not usable.
+/// One line about a model in the directory, or why it is not usable.
 fn summary(model: &StoredModel) -> String {
     let describe = || -> anyhow::Result<String> {
         let kind = match kind_of(&model.path)? {

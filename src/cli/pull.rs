@@ -17,7 +17,7 @@ use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use super::pull_auto;
 use crate::{app, config::StoreSettings};
 
-/// Instead of a model's name.
+/// Given instead of a model's name.
 const AUTO: &str = "auto";
 
 #[derive(Debug, clap::Args)]
@@ -49,7 +49,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Fetches what a name means, and says what to serve.
+/// Fetches the model that a name means, and reports what to serve.
 pub(super) fn fetch(model: &str, settings: StoreSettings) -> anyhow::Result<PathBuf> {
     fetch_as(request(model, None, None, None)?, settings)
 }
@@ -94,7 +94,7 @@ fn request(
         }
     };
     if revision.is_some() {
-        // Another commit than the manifest's has other bytes.
+        // A commit other than the manifest's has other bytes.
         request.promised = None;
         request.reference.revision = revision;
     }
@@ -102,7 +102,7 @@ fn request(
     Ok(request)
 }
 
-/// What to give to `serve` of files in a plain directory.
+/// The path to give to `serve` for files in a plain directory.
 fn served_path(pulled: &Pulled, directory: &std::path::Path) -> PathBuf {
     match pulled.files.first() {
         Some(first) if first.name.ends_with(".gguf") => first.path.clone(),
@@ -110,7 +110,7 @@ fn served_path(pulled: &Pulled, directory: &std::path::Path) -> PathBuf {
     }
 }
 
-/// A bar for each file in a terminal; a line for each elsewhere.
+/// A bar per file in a terminal; a line per file elsewhere.
 #[derive(Default)]
 struct Bar(Mutex<Option<ProgressBar>>);
 
@@ -148,12 +148,12 @@ impl PullProgress for Bar {
     }
 }
 
-/// Progress that nobody reads is not worth failing for.
+/// A failed progress message is not worth failing for.
 fn line(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
-/// A bar for work outside of a hub.
+/// A bar for copying without a hub.
 pub(super) fn copy_bar(total: u64) -> anyhow::Result<ProgressBar> {
     let style = ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes}").context("the bar's template")?;
     Ok(ProgressBar::new(total).with_style(style))

@@ -1,7 +1,8 @@
 //! `hearth pull auto`: the best chat model that this machine can run well.
 //!
-//! Of the known models whose licence asks for nothing, the largest one that leaves room in memory and whose tokens come fast enough
-//! to read along. To decode a token is to read all weights once, so the speed is bounded by what memory gives: that is measured.
+//! Of the known models whose licence has no conditions, the largest one that leaves room in memory and whose tokens
+//! come fast enough to read along. Decoding a token reads all weights once, so memory bandwidth bounds the speed: it is
+//! measured.
 
 use std::{
     thread,
@@ -12,13 +13,13 @@ use anyhow::Context;
 use hearth_models::manifest::{self, Kind, Manifest};
 use indicatif::{DecimalBytes, HumanBytes};
 
-/// Licences under which anybody may use a model for anything.
+/// Licences under which anyone may use a model for anything.
 const FREE_LICENCES: [&str; 2] = ["Apache-2.0", "MIT"];
-/// Beside the weights: keys and values, an embedding model, the server.
+/// Besides the weights: keys and values, an embedding model, the server.
 const ROOM: u64 = 1 << 30;
-/// About what a person reads, and some.
+/// Somewhat faster than a person reads.
 const TOKENS_PER_SECOND: f64 = 10.0;
-/// What is read to measure, of each thread: far more than a cache holds.
+/// Bytes that each thread reads to measure: far more than a cache holds.
 const MEASURED_BYTES: usize = 64 << 20;
 const MEASURED_FOR: Duration = Duration::from_millis(100);
 
@@ -55,12 +56,12 @@ fn best(known: &[Manifest], memory: u64, bandwidth: f64) -> Option<&Manifest> {
     known.iter().filter(fits).max_by_key(|model| model.bytes)
 }
 
-/// If nothing but memory bounded it.
+/// Tokens per second if memory were the only bound.
 fn tokens_per_second(model: &Manifest, bandwidth: f64) -> f64 {
     bandwidth / model.bytes.unwrap_or(u64::MAX) as f64
 }
 
-/// Bytes a second that all cores together read of memory, of which they take a quarter at most.
+/// Bytes per second that all cores together read from memory; the buffers take a quarter of it at most.
 fn memory_bandwidth(available: u64) -> f64 {
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let share = usize::try_from(available / 4).unwrap_or(usize::MAX) / threads;

@@ -6,7 +6,7 @@ use super::{chat, pull};
 use crate::config::{Config, StoreSettings};
 
 #[derive(Debug, clap::Args)]
-// Its name is that of the arguments within.
+// The flattened arguments have a group of this name.
 #[group(skip)]
 pub struct Args {
     /// A model's name or file, a known name (see `hearth list`), or OWNER/NAME:QUANTIZATION

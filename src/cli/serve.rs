@@ -20,8 +20,8 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     let server = Server::bind(config)?;
     let address = server.address().context("asking for the port")?;
     let cut_off = server.cut_off();
-    // From here on a signal is a request to stop and not the end of the process: whoever reads the line below may
-    // send one at once.
+    // From here on a signal requests a stop instead of ending the process: a program that reads the line below may send
+    // one at once.
     let mut signals = {
         let _runtime = runtime.enter();
         StopSignals::new()?
@@ -38,19 +38,19 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     let served = runtime.block_on(async {
         tokio::select! {
             served = server.run(async { drop(stopped.await) }) => served,
-            // Whoever says it again does not want to wait for the grace.
+            // A second signal means that the sender does not want to wait for the grace period.
             () = told_twice => {
                 cut_off.at_once().await;
                 bail!("told to stop a second time: answers that had not ended are cut off")
             }
         }
     });
-    // Loading a large model cannot be interrupted; nobody waits for it any more.
+    // Loading a large model cannot be interrupted; nothing waits for it any more.
     runtime.shutdown_background();
     served
 }
 
-/// SIGINT and SIGTERM, from its making on.
+/// SIGINT and SIGTERM, caught from construction on.
 #[cfg(unix)]
 struct StopSignals {
     interrupted: Signal,

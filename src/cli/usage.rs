@@ -1,6 +1,6 @@
-//! `hearth usage`: what requests came to, as a table, as JSON, in bars or as a picture.
+//! `hearth usage`: the usage and cost of requests, as a table, as JSON, in bars or as a picture.
 //!
-//! The server that has the data directory is asked; if none runs, the ledger is read from there.
+//! The command asks the server that owns the data directory; if none runs, it reads the ledger there.
 
 use std::{io::Write, path::PathBuf, sync::Arc};
 
@@ -65,7 +65,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The report, from the server that has the data directory or from the directory itself.
+/// The report, from the server that owns the data directory or from the directory itself.
 fn fetch(config: &Config, parameters: UsageParameters) -> anyhow::Result<Value> {
     match Store::open(&config.data_dir) {
         Ok(store) => {
@@ -92,11 +92,11 @@ fn entries(report: &Value) -> &[Value] {
     report["data"].as_array().map(Vec::as_slice).unwrap_or_default()
 }
 
-/// What an entry is of: its keys, one after the other.
+/// An entry's keys, one after the other.
 fn names(report: &Value, entry: &Value) -> Vec<String> {
     let keys = report["group_by"].as_array().map(Vec::as_slice).unwrap_or_default();
     let name = |key: &Value| entry[key.as_str().unwrap_or_default()].as_str().unwrap_or_default().to_owned();
-    // A request that no model worked for has none.
+    // A request that used no model has none.
     keys.iter().map(name).map(|name| if name.is_empty() { "-".to_owned() } else { name }).collect()
 }
 
@@ -139,7 +139,7 @@ fn table(report: &Value) -> Table {
     table
 }
 
-/// The figures of a group; the last is its bar, as long as its share of the `most` requests.
+/// The figures of a group; the last is its bar, scaled to its share of the `most` requests.
 fn figures_of(entry: &Value, most: u64) -> [String; 8] {
     let number = |key: &str| entry[key].as_u64().unwrap_or_default();
     let decimal = |key: &str| entry[key].as_f64().unwrap_or_default();

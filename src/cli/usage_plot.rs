@@ -1,4 +1,4 @@
-//! Usage as a picture: for each group a bar of its requests and one of its cost, each on its own scale.
+//! Usage as a chart: per group a bar for its requests and one for its cost, each on its own scale.
 
 use std::path::Path;
 

@@ -5,7 +5,7 @@ use anyhow::ensure;
 use super::{in_range, seconds, settings::Settings};
 use crate::providers::cache::CacheSettings;
 
-/// Below it, questions have little to do with each other under any embedding model.
+/// Below it, questions have little in common under any embedding model.
 const SIMILARITY_MIN: f32 = 0.5;
 
 /// # Errors

@@ -7,11 +7,11 @@ use anyhow::{Context, bail, ensure};
 use super::{Settings, default_data_dir, read_file};
 use crate::service::callers::{CallerSettings, JwksPlace, JwksSettings, JwtKeys, JwtSettings, SECRET_BYTES_MIN};
 
-/// What goes before a token's `sub`. Ids of other callers have no colon.
+/// Prefix of a token's `sub` in a caller's id. Ids of other callers have no colon.
 const CALLER_PREFIX: &str = "jwt:";
 const LEEWAY: Duration = Duration::from_secs(30);
 const LEEWAY_SECONDS_MAX: u64 = 600;
-/// An issuer is asked for its keys again, because of a key that is not known, this often at most.
+/// Least time between two requests for an issuer's keys because of an unknown key.
 const REFETCH_AFTER: Duration = Duration::from_secs(30);
 
 /// Which data a command is about that does not serve.
@@ -64,7 +64,7 @@ fn tokens(settings: &Settings) -> anyhow::Result<Option<JwtSettings>> {
         audiences.iter().chain(&issuers).all(|name| !name.is_empty()),
         "--jwt-audience and --jwt-issuer must not be empty."
     );
-    // An issuer signs for many, so a signature alone says little.
+    // An issuer signs for many audiences, so a signature alone says little.
     ensure!(
         matches!(keys, JwtKeys::Secret(_)) || (!audiences.is_empty() && !issuers.is_empty()),
         "--jwt-jwks needs --jwt-audience and --jwt-issuer: an issuer's tokens for others must not be good here."

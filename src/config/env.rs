@@ -20,7 +20,7 @@ pub struct StoreSettings {
 }
 
 impl StoreSettings {
-    /// The models directories and the hub's cache that these settings and the environment mean.
+    /// The models directories and the hub's cache that these settings and the environment select.
     pub fn open(self) -> anyhow::Result<(ModelStore, HubSettings)> {
         let mut hub = hub_settings();
         hub.offline |= self.offline;
@@ -36,13 +36,14 @@ pub fn hub_settings() -> HubSettings {
     })
 }
 
-/// Where the loader finds this program's libraries, such as those of a GPU: the process that reads documents needs them to
-/// start, and nothing else of the environment.
+/// Where the loader finds this program's libraries, such as those of a GPU: the process that reads documents needs them
+/// to start, and nothing else from the environment.
 pub(super) fn library_path() -> Option<std::ffi::OsString> {
     std::env::var_os("LD_LIBRARY_PATH")
 }
 
-/// The key of the upstream that the flags describe. It is no flag, as others could read it in the list of processes.
+/// The key of the upstream that the flags describe. It has no flag, since other users could read it in the process
+/// list.
 pub(super) fn upstream_api_key() -> Option<String> {
     std::env::var_os("HEARTH_UPSTREAM_API_KEY").and_then(|key| key.into_string().ok()).filter(|key| !key.is_empty())
 }

@@ -25,7 +25,7 @@ pub(super) fn limits(settings: &Settings) -> anyhow::Result<LimitSettings> {
                 micro_usd: micro_usd("monthly-usd", settings.monthly_usd)?,
                 compute: compute("monthly-compute", settings.monthly_compute)?,
             },
-            // All callers together have the disk, less its reserve.
+            // All callers together may use the disk, less its reserve.
             storage: StorageQuota::default(),
         },
         caller: CallerLimits {

@@ -53,16 +53,16 @@ use crate::{
 /// What `hearth serve` runs on.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The chat model's file, which is there; `None` takes the best one of `models`.
+    /// The chat model's file, which exists; `None` takes the best one of `models`.
     pub model: Option<PathBuf>,
-    /// The embedding model's directory or file, which is there; `None` takes the best one of `models`.
+    /// The embedding model's directory or file, which exists; `None` takes the best one of `models`.
     pub embedding_model: Option<PathBuf>,
     pub rerank_model: Option<PathBuf>,
-    /// Names under which the chat model is served, beside its own.
+    /// Names under which the chat model is served, besides its own.
     pub aliases: Vec<String>,
     /// Any model name in a request means the served one.
     pub accept_any_model: bool,
-    /// Where models are found, and new ones put.
+    /// Where models are found and new ones are stored.
     pub models: ModelStore,
     pub data_dir: PathBuf,
     /// Free bytes on the data directory's disk below which nothing more is stored; `None` is a share of the disk.
@@ -84,9 +84,9 @@ pub struct Config {
     pub upstreams: Vec<UpstreamConfig>,
     /// Names and who may serve them.
     pub routes: Vec<Route>,
-    /// Which side serves, where nobody says otherwise.
+    /// The side that serves by default.
     pub policy: Policy,
-    /// An upstream is asked instead where a request would wait longer in the local queue.
+    /// A request that would wait longer in the local queue goes to an upstream instead.
     pub queue_wait_max: Duration,
     pub address: SocketAddr,
     pub callers: CallerSettings,
@@ -104,7 +104,7 @@ pub struct EngineSettings {
     pub max_running_sequences: usize,
     /// Requests that may wait beyond those; one more is refused with 503.
     pub max_waiting_requests: usize,
-    /// Tokens one step computes at most.
+    /// Most tokens that one step computes.
     pub max_batch_tokens: usize,
     /// Memory for the KV cache in bytes; `None` sizes it from what the context and the sequences need, up to
     /// half of the free memory.
@@ -112,7 +112,7 @@ pub struct EngineSettings {
     /// Storage of keys and values; `None` is F32 for an F32 model and F16 for any other.
     pub kv_type: Option<KvType>,
     pub prefix_cache: bool,
-    /// Callers find the beginnings of one another's prompts there.
+    /// Callers share the prefixes of one another's prompts in it.
     pub callers_share_prefixes: bool,
     /// Texts that may wait to be embedded; more are refused with 503.
     pub max_waiting_embeddings: usize,
@@ -290,13 +290,13 @@ impl Config {
     }
 }
 
-/// Longer than most answers take: whoever waits so long for the first word would rather be served elsewhere.
+/// Longer than most answers take: a client that waits this long for the first word is better served elsewhere.
 const QUEUE_WAIT_MAX: Duration = Duration::from_secs(10);
 
 fn read_file(path: &Path) -> anyhow::Result<Settings> {
     let text = std::fs::read_to_string(path).with_context(|| format!("--config {}", path.display()))?;
     let settings: Settings = toml::from_str(&text).map_err(|error| {
-        // The error's own words take several lines to show the place.
+        // The error's own message takes several lines to show the place.
         let start = error.span().map_or(0, |span| span.start);
         let before = text.get(..start).unwrap_or_default();
         let line = text[before.rfind('\n').map_or(0, |end| end + 1)..].lines().next().unwrap_or_default();
@@ -313,8 +313,8 @@ fn read_file(path: &Path) -> anyhow::Result<Settings> {
     Ok(settings)
 }
 
-/// Of a message that names an unknown key and all that are known, the known one that was probably meant: spelled as a flag is,
-/// or with a letter or two wrong.
+/// From a message that names an unknown key and all known ones, the known key that was probably meant: spelled like a
+/// flag, or with a letter or two wrong.
 fn meant(message: &str) -> Option<&str> {
     let (unknown, known) = message.strip_prefix("unknown field `")?.split_once('`')?;
     let spelled = unknown.trim_start_matches('-').replace('-', "_").to_lowercase();
@@ -332,7 +332,7 @@ fn parse_host(host: &str) -> anyhow::Result<IpAddr> {
     })
 }
 
-/// As browsers send it: they compare letter by letter, so a slash at the end would allow nobody.
+/// As browsers send it: they compare origins character by character, so a trailing slash would match no page.
 fn is_origin(text: &str) -> bool {
     let is_host =
         |host: &str| !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_graphic() && !b"/?#@*".contains(&byte));
@@ -348,7 +348,7 @@ fn in_range(name: &str, value: Option<usize>, range: std::ops::RangeInclusive<us
     Ok(value)
 }
 
-/// The longest timeout anybody may ask for: beyond it, a deadline is no longer a useful instant.
+/// The longest timeout a request may ask for: beyond it, a deadline is no longer a useful instant.
 const LONGEST_TIMEOUT_SECONDS: f64 = 7.0 * 24.0 * 3600.0;
 
 fn seconds(name: &str, value: Option<f64>, default: Duration) -> anyhow::Result<Duration> {
@@ -371,8 +371,8 @@ fn default_data_dir() -> anyhow::Result<PathBuf> {
     }
 }
 
-/// The directory that is named; else `models/` in the data directory, so that what was pulled is found from everywhere, and
-/// beside it the checkout's `models/` where a command is run in one.
+/// The named directory; else `models/` in the data directory, so that pulled models are found from everywhere, and
+/// beside it the checkout's `models/` when a command runs in one.
 fn model_store(named: Option<PathBuf>, data_dir: &Path, hub: HubSettings) -> ModelStore {
     match named {
         Some(directory) => ModelStore::new(directory, hub),

@@ -1,6 +1,6 @@
-//! `[prices]` of the settings file: what an hour of this machine costs, and what upstreams ask for tokens.
+//! `[prices]` of the settings file: what an hour of this machine costs, and what upstreams charge for tokens.
 //!
-//! Amounts are written in dollars, as price lists have them, and kept in millionths.
+//! Amounts are written in dollars, as in price lists, and stored in millionths.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use crate::metering::prices::{Prices, TokenPrice};
 
-/// Dearer than anything that is sold: a larger number is a mistake of the unit.
+/// More than anything on sale costs: a larger number is a mistake of the unit.
 const USD_MAX: f64 = 1e6;
 const MICRO_USD: f64 = 1e6;
 const DEVICES: [&str; 3] = ["cpu", "cuda", "metal"];
@@ -17,26 +17,26 @@ const DEVICES: [&str; 3] = ["cpu", "cuda", "metal"];
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PriceSettings {
-    /// For each device one, instead of `usd_per_compute_hour` for all.
+    /// One per device, instead of `usd_per_compute_hour` for all.
     pub usd_per_compute_hour: BTreeMap<String, f64>,
-    /// By upstream and model; `"*"` is for those that are not named.
+    /// By upstream and model; `"*"` covers the models that are not named.
     pub upstreams: BTreeMap<String, BTreeMap<String, TokenPriceSettings>>,
 }
 
-/// Dollars for a million tokens.
+/// Dollars per million tokens.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TokenPriceSettings {
     pub input: f64,
-    /// Those that the upstream had in its cache; as `input` if it is not said.
+    /// Tokens found in the upstream's cache; defaults to `input`.
     pub cached_input: Option<f64>,
     pub output: f64,
 }
 
-/// The price list that `--usd-per-compute-hour` and the file's section come to.
+/// The price list from `--usd-per-compute-hour` and the file's section.
 ///
 /// # Errors
-/// If an amount is negative or absurd, or a device is none.
+/// If an amount is negative or absurd, or a device is unknown.
 pub fn price_list(all_devices: Option<f64>, section: Option<PriceSettings>) -> anyhow::Result<Prices> {
     let section = section.unwrap_or_default();
     let mut prices = Prices::default();

@@ -13,11 +13,11 @@ use crate::providers::hosted::HostedModel;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RouteTable {
-    /// What callers name.
+    /// The name that callers use.
     pub name: String,
-    /// `local`, or `upstream/model`, where the model is named as in the upstream's `models` or as the upstream does.
+    /// `local`, or `upstream/model`, with the model's name in the upstream's `models` or the upstream's own.
     pub targets: Vec<String>,
-    /// Which side is first, where neither the request nor its key says.
+    /// Which side is first if neither the request nor its key says.
     pub policy: Option<String>,
 }
 
@@ -30,7 +30,7 @@ pub struct Route {
     pub policy: Option<Policy>,
 }
 
-/// One who may serve.
+/// A side that may serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
     /// The local model of the route's kind.
@@ -41,10 +41,10 @@ pub enum Target {
     },
 }
 
-/// The routes that the file asks for, checked against the upstreams that it names.
+/// The routes in the file, checked against the upstreams.
 ///
 /// # Errors
-/// If a route is empty, twice there, of two kinds, or names nobody; the message names the route.
+/// If a route is empty, duplicated, of two kinds, or has an unknown target; the message names the route.
 pub(super) fn resolve(tables: Vec<RouteTable>, upstreams: &[UpstreamConfig]) -> anyhow::Result<Vec<Route>> {
     let mut routes: BTreeMap<String, Route> = BTreeMap::new();
     let mut names = Vec::new();

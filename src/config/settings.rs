@@ -33,7 +33,7 @@ macro_rules! settings {
         }
 
         impl Settings {
-            /// These settings, and the other's where these are silent.
+            /// These settings, with the other's where these are unset.
             pub fn or(self, other: Self) -> Self {
                 Self { $($name: self.$name.or(other.$name),)* }
             }

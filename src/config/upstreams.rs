@@ -1,4 +1,4 @@
-//! Hosted upstreams: the file's `[[upstream]]` tables, and flags for the one that most people have.
+//! Hosted upstreams: the file's `[[upstream]]` tables, and flags for the usual case of one.
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -19,33 +19,33 @@ pub struct UpstreamTable {
     pub name: String,
     /// Such as `https://api.example.com/v1`.
     pub base_url: String,
-    /// `openai`, `compatible`, `vllm`, `llama-server` or `hearth`; by default what the address suggests.
+    /// `openai`, `compatible`, `vllm`, `llama-server` or `hearth`; by default, whatever the address suggests.
     pub kind: Option<String>,
     /// The environment variable that holds the key.
     pub api_key_env: Option<String>,
     /// The file that holds the key.
     pub api_key_file: Option<PathBuf>,
-    /// Sent with every request, beside the key.
+    /// Sent with every request, besides the key.
     #[serde(default)]
     pub headers: BTreeMap<String, String>,
-    /// Certificates to trust beside the system's own, PEM.
+    /// Certificates to trust besides the system's own, PEM.
     pub ca_file: Option<PathBuf>,
     pub models: ModelTable,
-    /// Seconds until the connection stands.
+    /// Seconds until the connection is established.
     pub connect_timeout: Option<f64>,
-    /// Seconds from a request to the head of its answer.
+    /// Seconds from a request to the head of its response.
     pub first_byte_timeout: Option<f64>,
-    /// Seconds between two packets of an answer.
+    /// Seconds between two packets of a response.
     pub idle_timeout: Option<f64>,
     /// Attempts after the first one.
     pub max_retries: Option<u32>,
-    /// Failures in a row after which a model is left alone.
+    /// Consecutive failures after which a model is not tried.
     pub breaker_failures: Option<u32>,
-    /// Seconds for which it is left alone.
+    /// Seconds for which it is not tried.
     pub breaker_rest: Option<f64>,
 }
 
-/// Which models: names that are the upstream's own, or names here with those there.
+/// Which models: the upstream's own names, or a map from names here to the upstream's.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
 pub enum ModelTable {
@@ -53,7 +53,7 @@ pub enum ModelTable {
     Map(BTreeMap<String, ModelEntry>),
 }
 
-/// One model: the upstream's name for it, with more about it if need be.
+/// One model: the upstream's name for it, with more details if needed.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
 pub enum ModelEntry {
@@ -72,7 +72,7 @@ pub struct ModelDetails {
     pub context_length: Option<usize>,
     /// Length of an embedding.
     pub dimensions: Option<usize>,
-    /// What the vectors depend on: that of the local model, if this is the same one.
+    /// What the vectors depend on: the local model's identity, if this is the same model.
     pub identity: Option<String>,
 }
 
@@ -92,7 +92,7 @@ pub struct UpstreamConfig {
     pub models: BTreeMap<String, HostedModel>,
 }
 
-/// The upstreams that the file and the flags ask for, checked.
+/// The upstreams in the file and the flags, checked.
 ///
 /// # Errors
 /// If one is incomplete or contradicts another, or no connection may leave this machine; the message names the upstream
@@ -260,7 +260,7 @@ impl ModelEntry {
     }
 }
 
-/// A name that can stand in a header, a metric and a receipt, and means nothing else there.
+/// A name that is safe in a header, a metric and a receipt, with no special meaning there.
 fn check_name(name: &str) -> anyhow::Result<()> {
     let is_plain = !name.is_empty()
         && name.len() <= 64
@@ -293,7 +293,7 @@ fn read_key(text: &str, place: &str) -> anyhow::Result<ApiKey> {
 }
 
 fn seconds(name: &str, value: Option<f64>, usual: Duration) -> anyhow::Result<Duration> {
-    /// Nobody waits a day for one packet.
+    /// A day: no client waits longer for one packet.
     const LONGEST: f64 = 86_400.0;
     let Some(value) = value else { return Ok(usual) };
     ensure!(value > 0.0 && value <= LONGEST, "{name} = {value}: must be more than 0 and at most {LONGEST} seconds.");

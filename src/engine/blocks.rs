@@ -1,19 +1,19 @@
-//! Which KV blocks are whose, and the prefix cache over them.
+//! The KV block allocator and the prefix cache over it.
 //!
-//! A block holds the keys and values of a fixed number of consecutive tokens. Sequences that begin with the
-//! same tokens share the full blocks of that beginning; a block's reference count says how many sequences
-//! have it in their table. A full block is written once, by the sequence that computed it, and entered into
-//! the index only after the step that completed it has succeeded; so a failed step leaves nothing stale.
+//! A block holds the keys and values of a fixed number of consecutive tokens. Sequences with a common prefix share the
+//! full blocks of that prefix; a block's reference count says how many sequences have it in their table. A full block
+//! is written once, by the sequence that computed it, and indexed only after the step that completed it has succeeded,
+//! so a failed step leaves nothing stale.
 //!
-//! The index key is the block's tokens together with the identity of the block before it, compared in full:
-//! no hash collision can hand one prompt the keys and values of another. Identities are never reused. Before the first block
-//! stands the request's scope, its caller by default: how many tokens were found here is said in the answer, and would tell
+//! The index key is the block's tokens together with the identity of the block before it, compared in full: no hash
+//! collision can hand one prompt the keys and values of another. Identities are never reused. The root of each chain is
+//! the request's scope, its caller by default: the number of cached tokens is reported in the answer, and would tell
 //! one caller what another has sent.
 //!
-//! Blocks that nobody references keep their contents until somebody needs the room. Blocks without contents
-//! go first, then the least recently used; within one sequence the last block goes first, because the blocks
-//! after a missing one cannot be found. The last, partly filled block of a sequence is never shared:
-//! recomputing its few tokens is cheaper than copying blocks on every device.
+//! Unreferenced blocks keep their contents until the allocator needs the room. Blocks without contents go first, then
+//! the least recently used; within one sequence the last block goes first, because the blocks after a missing one
+//! cannot be found. The last, partly filled block of a sequence is never shared: recomputing its few tokens is cheaper
+//! than copying blocks on every device.
 
 use std::{
     collections::{BTreeMap, HashMap, hash_map::Entry},
@@ -23,7 +23,7 @@ use std::{
 /// Names the contents of a full block and of all blocks before it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum ContentId {
-    /// The empty beginning, which the requests of one scope share.
+    /// The empty prefix, which the requests of one scope share.
     Empty(Arc<str>),
     Block(u64),
 }
@@ -82,7 +82,7 @@ impl BlockPool {
         self.blocks.len()
     }
 
-    /// Blocks that [`allocate`](Self::allocate) can still hand out.
+    /// Blocks that [`allocate`](Self::allocate) can still return.
     pub(super) fn num_available(&self) -> usize {
         self.empty.len() + self.reusable.len()
     }
@@ -97,13 +97,13 @@ impl BlockPool {
         self.reusable.len()
     }
 
-    /// An identity of its own: beginnings under it are shared with nobody else.
+    /// A root of its own: no other request shares prefixes under it.
     pub(super) fn private_root(&mut self) -> ContentId {
         self.next_content()
     }
 
-    /// The longest run of indexed blocks that `tokens` begins with, referenced for the caller, and the
-    /// identity of the last of them. At most `max_tokens` tokens.
+    /// The longest run of indexed blocks that is a prefix of `tokens`, referenced for the caller, and the identity of
+    /// the last of them. At most `max_tokens` tokens.
     pub(super) fn acquire_prefix(
         &mut self,
         root: ContentId,
@@ -125,7 +125,7 @@ impl BlockPool {
         (table, content)
     }
 
-    /// A block to write into, referenced once, evicting the least recently used contents if it must.
+    /// A block to write into, referenced once; evicts the least recently used contents if it must.
     pub(super) fn allocate(&mut self) -> Option<u32> {
         let id = match self.empty.pop() {
             Some(id) => id,
@@ -139,14 +139,14 @@ impl BlockPool {
         Some(id)
     }
 
-    /// Gives a sequence's blocks back.
+    /// Releases a sequence's blocks.
     pub(super) fn release(&mut self, table: &[u32]) {
         for &id in table.iter().rev() {
             self.release_one(id);
         }
     }
 
-    /// Gives a sequence's blocks back and forgets the contents of those that no other sequence holds.
+    /// Releases a sequence's blocks and forgets the contents of those that no other sequence holds.
     pub(super) fn discard(&mut self, table: &[u32]) {
         for &id in table.iter().rev() {
             if self.blocks[id as usize].references == 1 {
@@ -156,8 +156,8 @@ impl BlockPool {
         }
     }
 
-    /// Enters a full block, computed after `parent`, into the index. When the same contents are there
-    /// already, the caller's block is given back and the indexed one, referenced, takes its place.
+    /// Indexes a full block, computed after `parent`. If the same contents are indexed already, the caller's block is
+    /// released and the indexed one, referenced, takes its place.
     pub(super) fn register(&mut self, id: u32, parent: ContentId, tokens: Box<[u32]>) -> (u32, ContentId) {
         debug_assert_eq!(tokens.len(), self.block_tokens);
         let content = self.next_content();
@@ -255,7 +255,7 @@ mod tests {
         let (table, _) = pool.acquire_prefix(everybody(), |i| i as u32, 5);
         assert_eq!(table, [a, b]);
         pool.check([&[a, b][..], &table[..]].into_iter());
-        // Four tokens may be taken, but not the last one of four.
+        // Four tokens may be cached, but not the last one of four.
         let (shorter, _) = pool.acquire_prefix(everybody(), |i| i as u32, 3);
         assert_eq!(shorter, [a]);
     }

@@ -1,15 +1,15 @@
 //! How many prompt tokens a step takes.
 //!
-//! While streams are running, a step is the time between two of their tokens, so prompts go in chunks that
-//! keep it near a target; the speed is measured as steps go by. With nobody to disturb, a step takes all the
-//! prompt tokens it may, which is where matrix products are most efficient.
+//! While streams are running, a step is their inter-token latency, so prompts are split into chunks that keep the step
+//! near a target; the speed is measured as steps go by. With no stream running, a step takes all the prompt tokens it
+//! may, which is where matrix products are most efficient.
 
 use std::time::Duration;
 
 /// Fewer prompt tokens than this waste a pass over the weights.
 const MIN_CHUNK_TOKENS: usize = 32;
 
-/// Before anything has been measured.
+/// The chunk size before anything has been measured.
 const FIRST_CHUNK_TOKENS: usize = 128;
 
 /// Steps with fewer tokens say little about prefill speed: they are bound by reading the weights.

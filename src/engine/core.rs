@@ -1,10 +1,10 @@
 //! The loop: schedule, forward, sample, emit.
 //!
-//! It runs on the one thread that owns the model and everything that this file names, so nothing is locked.
-//! A step that fails, by an error or by a panic, fails its own requests; their blocks are free again and the
-//! loop goes on. A panic anywhere else may have left the usage_sink wrong: every request ends with an error, and the loop begins
-//! again with new usage_sink over the same model, unless it has done so too often. Before each step, requests whose
-//! reader is gone or whose deadline has passed are reaped.
+//! It runs on the one thread that owns the model and everything in this file, so nothing is locked. A step that fails,
+//! by an error or by a panic, fails its own requests; their blocks are released and the loop goes on. A panic anywhere
+//! else may have corrupted the bookkeeping: every request ends with an error, and the loop restarts with fresh
+//! bookkeeping over the same model, unless it has panicked too often. Before each step, requests whose reader is gone
+//! or whose deadline has passed are reaped.
 
 use std::{
     collections::BTreeMap,
@@ -36,20 +36,20 @@ use super::{
     stats::EngineStats,
 };
 
-/// The loop comes round at least this often, so that its heartbeat tells idle from dead.
+/// The loop wakes at least this often, so that its heartbeat tells idle from dead.
 const IDLE_TURN: Duration = Duration::from_secs(1);
 
-/// A failing model is reported in the log at the first failure and then once in so many.
+/// A failing model is logged at the first failure and then once per this many failures.
 const LOG_EVERY_FAILURES: u64 = 100;
 
-/// The bounds of what a refused caller is told to wait.
+/// The bounds of the wait that a refused caller is told.
 const ESTIMATED_WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// How a turn of the loop ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Turn {
     Computed,
-    /// There was nothing to compute; the next turn may wait for something.
+    /// There was nothing to compute; the next turn may block on the inbox.
     Idle,
     /// The last turn.
     Drained,
@@ -60,12 +60,12 @@ pub(super) struct Core {
     shared: Arc<Shared>,
     inbox: Receiver<Command>,
     scheduler: Scheduler,
-    /// By the id of their first sequence.
+    /// Keyed by the id of their first sequence.
     requests: BTreeMap<SequenceId, OpenRequest>,
     next_id: u64,
     chunk_size: ChunkSize,
     stats: EngineStats,
-    /// How long a request holds the engine, averaged over the latest.
+    /// How long a request holds the engine, averaged over recent requests.
     service_time: Duration,
 }
 
@@ -90,7 +90,7 @@ impl Core {
     pub(super) fn run(self) {
         // However the thread ends, it must not look like a busy engine, and a shutdown must not wait for it.
         let _end = EndOfThread(self.shared.clone());
-        // Dropped before that.
+        // Dropped before `_end`.
         let mut core = self;
         while let Err(panic) = catch_unwind(AssertUnwindSafe(|| core.run_until_done())) {
             let goes_on = core.shared.part.panicked(&*panic);
@@ -101,9 +101,9 @@ impl Core {
         }
     }
 
-    /// After a panic that no step has caught: which blocks are whose is not certain any more. Every request ends with an
-    /// error, and nothing is known of any. What the model's cache still holds is never read, for a block is read only
-    /// after it was written, by the new usage_sink.
+    /// After a panic outside a step the block tables are suspect. Every request ends with an error, and all bookkeeping
+    /// is reset. The model's cache needs no reset: a block is read only after it was written again under the new
+    /// bookkeeping.
     pub(super) fn begin_again(&mut self) {
         for request in mem::take(&mut self.requests).into_values() {
             let error = Error::internal(anyhow::anyhow!("the engine's loop panicked while this request was open"));
@@ -128,7 +128,7 @@ impl Core {
         self.stop();
     }
 
-    /// What the loop does between two looks at what it has been sent.
+    /// One turn of the loop, between two reads of the inbox.
     pub(super) fn turn(&mut self, now: Instant) -> Turn {
         self.reap(now);
         if self.is_drained(now) {
@@ -139,19 +139,18 @@ impl Core {
         if has_computed { Turn::Computed } else { Turn::Idle }
     }
 
-    /// Takes what has been sent, waiting for it if there is nothing to compute. False when nobody can send
-    /// any more.
+    /// Receives what was sent, waiting for it if there is nothing to compute. False when all senders are gone.
     pub(super) fn receive(&mut self, idle: bool) -> bool {
         if idle {
             match self.inbox.recv_timeout(self.idle_time(Instant::now())) {
-                Ok(command) => self.obey(command),
+                Ok(command) => self.handle(command),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return false,
             }
         }
         loop {
             match self.inbox.try_recv() {
-                Ok(command) => self.obey(command),
+                Ok(command) => self.handle(command),
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
             }
@@ -165,10 +164,10 @@ impl Core {
         next.map_or(IDLE_TURN, |instant| instant.saturating_duration_since(now).min(IDLE_TURN))
     }
 
-    fn obey(&mut self, command: Command) {
+    fn handle(&mut self, command: Command) {
         match command {
             Command::Submit(submission) => self.enqueue(*submission),
-            // Before the loop looks at anything: what changes from now on is worth another one.
+            // Cleared before the loop looks at anything: a later change needs another wake-up.
             Command::Wake => drop(self.shared.wake_sent.swap(false, Ordering::AcqRel)),
         }
     }
@@ -193,9 +192,8 @@ impl Core {
         self.requests.insert(first, request);
     }
 
-    /// Takes away requests whose reader is gone or whose deadline has passed, ends choices whose reader has seen
-    /// enough, and pauses those whose reader
-    /// has fallen behind.
+    /// Removes requests whose reader is gone or whose deadline has passed, ends choices whose reader has seen enough,
+    /// and pauses those whose reader has fallen behind.
     fn reap(&mut self, now: Instant) {
         let mut cancelled = Vec::new();
         let mut expired = Vec::new();
@@ -230,7 +228,7 @@ impl Core {
         (first.0..first.0 + request.choices.len() as u64).map(SequenceId)
     }
 
-    /// Removes a request, wherever it is.
+    /// Removes a request, whatever its state.
     fn take(&mut self, first: SequenceId) -> Option<OpenRequest> {
         let request = self.requests.remove(&first)?;
         for id in Self::sequences(first, &request) {
@@ -274,7 +272,7 @@ impl Core {
         match self.forward(&step) {
             Ok(logits) => {
                 self.computed(&step, logits, now);
-                // A step that failed says nothing of how long one takes.
+                // A failed step says nothing about step times.
                 self.chunk_size.observe(step.num_tokens(), now.elapsed());
             }
             Err(error) => {
@@ -295,8 +293,8 @@ impl Core {
     fn forward(&mut self, step: &ScheduledStep) -> Result<Vec<f32>, StepError> {
         let batch = self.scheduler.batch(step);
         let expected = batch.num_logits() * self.shared.vocab_size;
-        // The model's state after a panic is the KV cache; blocks of this step's sequences are given back below
-        // and nothing of what it wrote was entered into the prefix cache.
+        // The model's state after a panic is the KV cache; this step's blocks are released below, and none of what it
+        // wrote has entered the prefix cache.
         let logits = catch_unwind(AssertUnwindSafe(|| self.model.forward(&batch)))
             .unwrap_or_else(|panic| Err(StepError::Failed(format!("the step panicked: {}", panic_message(&*panic)))))?;
         if logits.len() == expected {
@@ -319,7 +317,7 @@ impl Core {
             );
         }
         for scheduled in &step.sequences {
-            // Another choice's failure may have taken the request already.
+            // Another choice's failure may have removed the request already.
             if self.scheduler.get(scheduled.id).is_none() {
                 continue;
             }
@@ -347,14 +345,14 @@ impl Core {
         let now = Instant::now();
         self.charge(step, now - began);
         for (scheduled, outcome) in step.sequences.iter().zip(outcomes) {
-            // Another choice's failure may have taken the request already.
+            // Another choice's failure may have removed the request already.
             if self.scheduler.get(scheduled.id).is_some() {
                 self.emit(scheduled.id, scheduled.logits, outcome, now);
             }
         }
     }
 
-    /// Splits a step's time over the requests that took part, by their tokens. All of it is somebody's.
+    /// Splits a step's time over the requests that took part, by tokens, so that all of it is charged.
     fn charge(&mut self, step: &ScheduledStep, elapsed: Duration) {
         let num_tokens = step.num_tokens().max(1) as f64;
         for scheduled in &step.sequences {
@@ -369,7 +367,7 @@ impl Core {
         *rate = if rate.is_zero() { latest } else { (*rate * 7 + latest) / 8 };
     }
 
-    /// Takes one sequence's outcome of a step to its reader.
+    /// Delivers one sequence's outcome of a step to its reader.
     fn emit(&mut self, id: SequenceId, logits: LogitsWanted, outcome: StepOutcome, now: Instant) {
         let (first, request) = Self::request_of(&mut self.requests, id);
         let choice = choice_of(first, id);
@@ -380,8 +378,8 @@ impl Core {
             request.prompt_scores.extend(outcome.prompt_scores.into_iter().skip(known));
         }
         if let Some(Err(error)) = outcome.sampled {
-            // Undefined logits come of undefined keys and values: no later request is to find those in the cache.
-            // Where the caller's own constraint failed, there is nothing wrong with them.
+            // Undefined logits come from undefined keys and values: no later request may find those in the cache. If
+            // the caller's own constraint failed, the keys and values are sound.
             if error.kind() == ErrorKind::Internal {
                 Self::sequences(first, request).for_each(|id| self.scheduler.discard(id));
             }
@@ -433,7 +431,7 @@ impl Core {
 
     fn publish(&mut self) {
         let blocks = self.scheduler.blocks();
-        // Those that the loop has not received yet wait as well.
+        // Requests that the loop has not received yet wait as well.
         let open_requests = self.shared.open_requests.load(Ordering::Acquire);
         let admitted = self.requests.values().filter(|request| !request.is_waiting()).count();
         let waiting_requests = open_requests.saturating_sub(admitted);
@@ -444,7 +442,7 @@ impl Core {
         stats.open_requests = open_requests;
         stats.blocks_used = blocks.num_used();
         stats.blocks_cached = blocks.num_cached();
-        // Half the queue is gone after this long; to retry sooner would mean to be refused again by the others.
+        // Half the queue is gone after this long; an earlier retry would be refused again.
         let per_place = self.service_time / u32::try_from(stats.running_sequences.max(1)).unwrap_or(u32::MAX);
         let half_the_queue = u32::try_from(waiting_requests.div_ceil(2).max(1)).unwrap_or(u32::MAX);
         stats.estimated_wait = per_place.saturating_mul(half_the_queue).clamp(ESTIMATED_WAIT.0, ESTIMATED_WAIT.1);
@@ -495,7 +493,7 @@ fn new_chunk_size(config: &EngineConfig) -> ChunkSize {
     ChunkSize::new(config.target_step, config.max_batch_tokens)
 }
 
-/// Says that the thread is gone, however it ended. Dropped after the [`Core`], so all streams have ended by then.
+/// Marks the thread as gone, however it ended. Dropped after the [`Core`], so all streams have ended by then.
 struct EndOfThread(Arc<Shared>);
 
 impl Drop for EndOfThread {

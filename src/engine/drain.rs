@@ -1,6 +1,6 @@
 //! How the engine is asked to stop.
 //!
-//! Apart from the command channel, so that a full channel cannot keep a shutdown waiting.
+//! Separate from the command channel, so that a full channel cannot delay a shutdown.
 
 use std::{mem, time::Instant};
 
@@ -22,8 +22,8 @@ enum State {
 }
 
 impl DrainRequest {
-    /// Asks the loop to end by `until`; the earliest request counts. The receiver hears when the thread has let
-    /// go of the model. `None` when that is so already.
+    /// Asks the loop to end by `until`; the earliest request counts. The receiver resolves when the thread has dropped
+    /// the model. `None` if it already has.
     pub(super) fn request(&self, until: Instant) -> Option<oneshot::Receiver<()>> {
         let (sender, receiver) = oneshot::channel();
         let state = &mut *self.0.lock();
@@ -50,7 +50,7 @@ impl DrainRequest {
         let state = mem::replace(&mut *self.0.lock(), State::Stopped);
         if let State::Asked { done, .. } = state {
             for sender in done {
-                // Nobody may be waiting any more.
+                // The receiver may have stopped waiting.
                 let _gone = sender.send(());
             }
         }

@@ -1,14 +1,14 @@
-//! Whose turn it is: callers share the engine by the tokens computed for them.
+//! Fair sharing: callers share the engine by the tokens computed for them.
 //!
-//! The caller that has been served least comes first. A caller that comes back after a pause starts no
-//! lower than the least served active one, so that idling earns no right to shut the others out later.
+//! The caller that has been served least comes first. A caller that returns after a pause starts no lower than the
+//! least served active one, so that idling earns no right to shut the others out later.
 
 use std::collections::HashMap;
 
-/// Accounts of absent callers that are remembered, so that leaving and coming back clears no debt.
+/// Accounts of absent callers that are remembered, so that leaving and returning clears no debt.
 const MAX_ABSENT_ACCOUNTS: usize = 4096;
 
-/// Names a caller while it has sequences.
+/// Identifies a caller while it has sequences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct CallerId(u64);
 
@@ -57,7 +57,7 @@ impl Callers {
             return;
         }
         match self.least_served_active() {
-            // Nobody to be fair to: the accounts start anew.
+            // No other caller to be fair to: the accounts are reset.
             None => {
                 self.accounts.clear();
                 self.ids.clear();
@@ -80,7 +80,7 @@ impl Callers {
         self.accounts.values().filter(|account| account.num_sequences > 0).map(|account| account.served).min()
     }
 
-    /// Accounts at or below the floor would start at the floor anyway.
+    /// Accounts at or below the floor would restart at the floor anyway.
     fn forget_absent(&mut self, floor: u64) {
         let absent = self.accounts.values().filter(|account| account.num_sequences == 0).count();
         let keep_debts = absent <= MAX_ABSENT_ACCOUNTS;

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 
 use hearth_domain::SamplingParams;
 
-/// How often tokens have occurred. Nothing is counted that no penalty asks for.
+/// Token counts. Only the counts that a penalty needs are kept.
 #[derive(Debug, Default)]
 pub(super) struct TokenCounts {
     counts_repetition: bool,
@@ -38,7 +38,7 @@ impl TokenCounts {
         }
     }
 
-    /// Each token is changed by itself, so the order in which they come does not matter.
+    /// Each token is changed independently, so their order does not matter.
     pub(super) fn apply(&self, params: &SamplingParams, logits: &mut [f32]) {
         for &token in &self.seen {
             let logit = &mut logits[token as usize];

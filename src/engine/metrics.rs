@@ -25,7 +25,7 @@ pub const KV_BLOCKS_USED: &str = "hearth_kv_blocks_used";
 pub const KV_BLOCKS_CACHED: &str = "hearth_kv_blocks_cached";
 pub const KV_BLOCKS_TOTAL: &str = "hearth_kv_blocks_total";
 
-/// Gives each metric of the engine and the encoder its line of help.
+/// Registers the help text of each metric of the engine and the encoder.
 pub fn describe() {
     describe_histogram!(TIME_TO_FIRST_TOKEN_SECONDS, "From a request's arrival to its first token.");
     describe_histogram!(INTER_TOKEN_SECONDS, "Between two tokens of one choice.");
@@ -73,7 +73,7 @@ pub(super) fn cancelled() {
     counter!(CANCELLED_REQUESTS_TOTAL).increment(1);
 }
 
-/// Brings counters and gauges to what the stats say.
+/// Sets counters and gauges from the stats.
 pub(super) fn publish(stats: &EngineStats) {
     counter!(PROMPT_TOKENS_TOTAL).absolute(stats.prompt_tokens);
     counter!(GENERATED_TOKENS_TOTAL).absolute(stats.generated_tokens);

@@ -1,8 +1,8 @@
 //! A model whose next token is a function of everything before it, read back through the block tables.
 //!
-//! It keeps each token in the block that the batch names for it, as a real model keeps keys and values; so a
-//! wrong block table, a stale cached block, a block written by two sequences or a lost token changes the
-//! output, and a place that was never written is a failed step.
+//! It keeps each token in the block that the batch names for it, as a real model keeps keys and values; so a wrong
+//! block table, a stale cached block, a block written by two sequences or a lost token changes the output, and reading
+//! a slot that was never written fails the step.
 
 use std::sync::{
     Arc,
@@ -15,7 +15,7 @@ use hearth_models::batch::{Batch, LogitsWanted};
 /// Length of the mock's vocabulary.
 pub(super) const VOCAB: usize = 32;
 
-/// What tests tell the model and learn from it while the engine owns it.
+/// How tests control and observe the model while the engine owns it.
 #[derive(Default)]
 pub(super) struct MockControl {
     /// Tokens of the largest batch.
@@ -81,7 +81,7 @@ impl StepModel for MockModel {
 
     fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>, StepError> {
         if let Some(pace) = &self.pace {
-            // A closed channel lets the model run free.
+            // A closed channel lets the model run freely.
             let _free = pace.recv();
         }
         self.control.steps.fetch_add(1, Ordering::SeqCst);
@@ -97,7 +97,7 @@ impl StepModel for MockModel {
             }
         }
         assert!(tokens.next().is_none(), "tokens without a sequence");
-        // After the writes, as a step that dies half way.
+        // After the writes, like a step that fails half way.
         assert!(!self.control.panic_next.swap(false, Ordering::SeqCst), "asked to panic");
         if self.control.out_of_memory_next.swap(false, Ordering::SeqCst) {
             return Err(StepError::OutOfMemory("asked to fail".to_owned()));

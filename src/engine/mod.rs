@@ -1,14 +1,14 @@
 //! The engine: continuous batching of token sequences over one model.
 //!
-//! It speaks token ids; text, templates and stop strings live in the layers above. An [`Engine`] is a
-//! clonable handle on one OS thread that owns the model and its KV cache: nobody else touches either, so
-//! there is no lock around a model and no compute on an async worker. A request goes in through
-//! [`Engine::submit`], which refuses early, and comes back as a [`TokenStream`]; dropping the stream cancels
-//! the request, in the queue, between prefill chunks and between decode steps.
+//! It speaks token ids; text, templates and stop strings live in the layers above. An [`Engine`] is a clonable handle
+//! on one OS thread that owns the model and its KV cache: no other thread touches either, so there is no lock around a
+//! model and no compute on an async worker. A request goes in through [`Engine::submit`], which refuses early, and
+//! comes back as a [`TokenStream`]; dropping the stream cancels the request, in the queue, between prefill chunks and
+//! between decode steps.
 //!
-//! Reading order: [`request`] (what goes in and out), `core` (the loop: schedule, forward, sample, emit),
-//! `scheduler` (who computes what in a step; no tensors, no clock), `sequence`, `blocks` (the KV blocks and
-//! the prefix cache), `sampler` and `logits_processors` (from logits to a token), `stats` and `metrics`.
+//! Reading order: [`request`] (what goes in and out), `core` (the loop: schedule, forward, sample, emit), `scheduler`
+//! (which sequence computes what in a step; no tensors, no clock), `sequence`, `blocks` (the KV blocks and the prefix
+//! cache), `sampler` and `logits_processors` (from logits to a token), `stats` and `metrics`.
 
 mod blocks;
 mod chunk_size;
@@ -79,7 +79,7 @@ pub enum StepError {
     Failed(String),
 }
 
-/// The engine's limits. All are counts of what their name says.
+/// The engine's limits, nearly all of them counts.
 #[derive(Clone, Debug)]
 pub struct EngineConfig {
     /// KV blocks in the cache that the model holds.
@@ -90,7 +90,7 @@ pub struct EngineConfig {
     pub max_running_sequences: usize,
     /// Requests that may wait beyond those that could run; one more is refused.
     pub max_waiting: usize,
-    /// Tokens of one step, all sequences together. Raised to `max_running_sequences` where it is lower.
+    /// Tokens of one step over all sequences. Raised to `max_running_sequences` if it is lower.
     pub max_batch_tokens: usize,
     /// While streams are running, prefill chunks are sized so that a step takes about this long.
     pub target_step: Duration,
@@ -98,7 +98,7 @@ pub struct EngineConfig {
     pub max_logits_rows: usize,
     /// Tokens of a sequence, prompt and answer together.
     pub context_length: usize,
-    /// Share KV blocks between requests of one scope that begin alike.
+    /// Share the KV blocks of common prefixes between requests of one scope.
     pub prefix_cache: bool,
     /// Events that a stream buffers before its sequences pause.
     pub event_buffer: usize,
@@ -171,7 +171,7 @@ pub struct Engine {
     shared: Arc<Shared>,
 }
 
-/// What handles and the engine's thread both see.
+/// State shared by the handles and the engine's thread.
 pub(crate) struct Shared {
     config: EngineConfig,
     vocab_size: usize,
@@ -186,16 +186,16 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// Makes the loop come round and look at everything that was changed before.
+    /// Makes the loop wake and look at everything that was changed before.
     fn wake(&self, commands: &SyncSender<Command>) {
         if !self.wake_sent.swap(true, Ordering::AcqRel) {
-            // Nobody is there to be woken when the channel is closed, and it has room for this one.
+            // If the channel is closed there is no loop to wake; otherwise it has room for this one.
             let _gone = commands.try_send(Command::Wake);
         }
     }
 }
 
-/// Everything that the engine's thread is told.
+/// Commands to the engine's thread.
 enum Command {
     Submit(Box<Submission>),
     /// Something changed that the loop should look at: a stream was dropped or read from.
@@ -219,7 +219,7 @@ impl Engine {
     /// Moves the model to its own thread and starts the loop.
     ///
     /// # Errors
-    /// A limit of zero, or a thread that the system does not give.
+    /// A limit of zero, or a thread that cannot be started.
     pub fn start(model: Box<dyn StepModel>, config: EngineConfig) -> Result<Self> {
         let (engine, core) = Self::assemble(model, config)?;
         std::thread::Builder::new()
@@ -229,7 +229,7 @@ impl Engine {
         Ok(engine)
     }
 
-    /// A handle and the loop that is to run on the engine's thread.
+    /// A handle, and the loop to run on the engine's thread.
     fn assemble(model: Box<dyn StepModel>, config: EngineConfig) -> Result<(Self, core::Core)> {
         let config = config.validated()?;
         let shared = Arc::new(Shared {
@@ -242,13 +242,13 @@ impl Engine {
             part: Part::new("chat engine"),
             config,
         });
-        // Room for every request that can be open and for the one wake-up that can be on its way.
+        // Room for every request that can be open and for the one pending wake-up.
         let (commands, inbox) = sync_channel(shared.config.max_open_requests() + 1);
         let core = core::Core::new(model, shared.clone(), inbox);
         Ok((Self { commands, shared }, core))
     }
 
-    /// Gives the request a place in the bounded queue.
+    /// Queues the request, within the queue's limit.
     ///
     /// # Errors
     /// Before any work: a prompt that can never fit, a full queue, a draining engine.
@@ -266,7 +266,7 @@ impl Engine {
         if admitted.is_err() {
             return Err(self.queue_full());
         }
-        // From here on the output's drop gives the place back, wherever that happens.
+        // From here on the output's drop releases the place, wherever that happens.
         let (sender, receiver) = mpsc::channel(output::channel_capacity(config.event_buffer, request.n));
         let side = Arc::new(StreamSide::default());
         let output = output::Output::new(sender, side.clone(), OpenRequest(self.shared.clone()), request.n);
@@ -295,7 +295,7 @@ impl Engine {
         self.shared.vocab_size
     }
 
-    /// Counts as of the end of the last step, and requests accepted since, which wait.
+    /// Counts as of the end of the last step, plus requests accepted since, which wait.
     pub fn stats(&self) -> EngineStats {
         let mut stats = self.shared.stats.snapshot();
         let open = self.shared.open_requests.load(Ordering::Acquire);
@@ -306,7 +306,7 @@ impl Engine {
         stats
     }
 
-    /// What the engine is doing, whenever it is asked. It does not keep the engine alive.
+    /// Reports the engine's current activity on each call. It does not keep the engine alive.
     pub fn foreground(&self) -> impl Fn() -> encoder::Foreground + Send + Sync + use<> {
         let shared = self.shared.clone();
         move || {
@@ -315,12 +315,12 @@ impl Engine {
         }
     }
 
-    /// Is the loop alive, and how long has the current step taken?
+    /// Whether the loop is alive, and how long the current step has taken.
     pub fn heartbeat(&self) -> Heartbeat {
         self.shared.stats.heartbeat()
     }
 
-    /// How often the loop has panicked, and whether it has been given up.
+    /// How often the loop has panicked, and whether it has given up.
     pub fn part(&self) -> &Arc<Part> {
         &self.shared.part
     }
@@ -336,7 +336,7 @@ impl Engine {
     }
 }
 
-/// One accepted request's place; dropping it gives the place back.
+/// One accepted request's place; dropping it releases the place.
 pub(crate) struct OpenRequest(Arc<Shared>);
 
 impl Drop for OpenRequest {

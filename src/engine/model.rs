@@ -1,11 +1,11 @@
-//! The engine's model, for real: a decoder's shared weights and the KV cache that this engine owns.
+//! The engine's real model: a decoder's shared weights and the KV cache that this engine owns.
 
 use std::sync::Arc;
 
 use super::{StepError, StepModel};
 use hearth_models::{batch::Batch, decoder::Decoder, kv_cache::KvCache};
 
-/// Weights may be shared by several engines; the cache is one engine's.
+/// Several engines may share the weights; each has its own cache.
 #[derive(Debug)]
 pub struct DecoderModel {
     decoder: Arc<Decoder>,
@@ -13,7 +13,7 @@ pub struct DecoderModel {
 }
 
 impl DecoderModel {
-    /// `cache` must have been made for `decoder`; a step says so if it was not.
+    /// `cache` must have been made for `decoder`; otherwise a step fails with an error that says so.
     pub fn new(decoder: Arc<Decoder>, cache: KvCache) -> Self {
         Self { decoder, cache }
     }
@@ -30,7 +30,7 @@ impl StepModel for DecoderModel {
     }
 }
 
-/// Devices report a lack of memory in words only: CUDA as `CUDA_ERROR_OUT_OF_MEMORY`, Metal and allocators in
+/// Devices report a lack of memory only in the message: CUDA as `CUDA_ERROR_OUT_OF_MEMORY`, Metal and allocators in
 /// prose.
 fn step_error(error: &candle_core::Error) -> StepError {
     let message = error.to_string();

@@ -1,4 +1,4 @@
-//! A request from its arrival at the engine's thread to its end: its choices, its clock and its reader.
+//! A request from its arrival at the engine's thread to its end: its choices, its timings and its reader.
 
 use std::{
     mem,
@@ -20,9 +20,9 @@ use super::{
     sequence::SequenceId,
 };
 
-/// One answer of the request. Its tokens are the scheduler's; what is kept here is how they are chosen.
+/// One answer of the request. The scheduler has its tokens; this is how they are chosen.
 pub(super) struct Choice {
-    /// Absent while the sampling of a step has it, and after the end.
+    /// Absent while a step is sampling with it, and after the end.
     pub(super) sampler: Option<Box<SequenceSampler>>,
     num_generated: usize,
     finished: bool,
@@ -92,7 +92,7 @@ impl OpenRequest {
         self.output.is_cancelled()
     }
 
-    /// Choices that have not ended and whose rest the reader does not want. They go on until the prompt is
+    /// Choices that have not ended and whose remaining tokens the reader does not want. They go on until the prompt is
     /// computed: the first choice computes it for the others.
     pub(super) fn take_unwanted(&self) -> Vec<usize> {
         if !self.prefilled {
@@ -107,7 +107,7 @@ impl OpenRequest {
         self.admitted.is_none()
     }
 
-    /// May its sequences take part in the next step?
+    /// Whether its sequences may take part in the next step.
     pub(super) fn has_room(&self) -> bool {
         self.output.has_room()
     }
@@ -139,7 +139,7 @@ impl OpenRequest {
         true
     }
 
-    /// Takes a sampled token to the reader. Returns the token if the choice goes on with it.
+    /// Delivers a sampled token to the reader. Returns the token if the choice goes on with it.
     pub(super) fn sampled(&mut self, choice: usize, sampled: Sampled, now: Instant) -> Option<u32> {
         if sampled.ends {
             self.finish(choice, FinishReason::Stop, Some(sampled.token));
@@ -206,8 +206,8 @@ impl OpenRequest {
     }
 }
 
-/// Which sequence of the scheduler's is which request's which choice: ids of a request are consecutive, and
-/// the first is the request's key.
+/// Maps a scheduler sequence to its request's choice: a request's ids are consecutive, and the first is the request's
+/// key.
 pub(super) fn choice_of(request: SequenceId, sequence: SequenceId) -> usize {
     usize::try_from(sequence.0 - request.0).expect("a request has fewer choices than memory has bytes")
 }

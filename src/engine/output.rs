@@ -1,7 +1,7 @@
 //! The engine's end of a stream.
 //!
-//! The engine's thread is the only sender, so room seen before a step is room after it: sequences are
-//! scheduled only while [`Output::has_room`] holds, and sending never blocks and never fails for want of room.
+//! The engine's thread is the only sender, so room seen before a step is still there after it: sequences are scheduled
+//! only while [`Output::has_room`] holds, and sending never blocks and never fails for lack of room.
 
 use std::sync::{
     Arc,
@@ -49,7 +49,7 @@ impl Output {
         self.sender.is_closed()
     }
 
-    /// Is there room for whatever the next step may say? If not, the reader wakes the engine when it reads.
+    /// Whether there is room for all events of the next step. If not, the reader wakes the engine when it reads.
     pub(super) fn has_room(&self) -> bool {
         let needed = events_per_step(self.num_choices);
         if self.sender.capacity() >= needed {
@@ -58,11 +58,11 @@ impl Output {
         self.side.paused.store(true, Ordering::SeqCst);
         // Orders the flag before the second look, as the reader orders its read before its look at the flag.
         fence(Ordering::SeqCst);
-        // The reader may have read between the two; then its wake-up is not to be waited for.
+        // The reader may have read between the two, and then sends no wake-up.
         self.sender.capacity() >= needed
     }
 
-    /// Choices whose rest the reader has said it does not want, each once.
+    /// Choices whose remaining tokens the reader does not want, each once.
     pub(super) fn take_unwanted(&self) -> Vec<usize> {
         let mut unwanted = std::mem::take(&mut *self.side.unwanted.lock());
         unwanted.sort_unstable();
@@ -71,7 +71,7 @@ impl Output {
     }
 
     pub(super) fn send(&self, event: TokenEvent) {
-        // A closed channel is a cancelled request, which the next reap takes away.
+        // A closed channel is a cancelled request, which the next reap removes.
         let _cancelled = self.sender.try_send(Ok(event));
     }
 

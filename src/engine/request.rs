@@ -1,8 +1,8 @@
 //! What goes into the engine and what comes out of it.
 //!
-//! An error before the stream is a [`SubmitError`]; an error within it ends it. A stream ends exactly once,
-//! with [`TokenEvent::Done`] or with an error. Its buffer is bounded: when a reader falls behind, its
-//! sequences pause while the others go on, and reading wakes them again.
+//! An error before the stream is a [`SubmitError`]; an error within it ends it. A stream ends exactly once, with
+//! [`TokenEvent::Done`] or with an error. Its buffer is bounded: when a reader falls behind, its sequences pause while
+//! the others go on, and reading resumes them.
 
 use std::{
     fmt,
@@ -40,7 +40,7 @@ pub struct SequenceRequest {
     pub min_new_tokens: usize,
     /// The model's end-of-generation tokens.
     pub end_tokens: Arc<[u32]>,
-    /// Go on past `end_tokens`; `stop_tokens` still end a choice.
+    /// Continue past `end_tokens`; `stop_tokens` still end a choice.
     pub ignore_eos: bool,
     /// The caller's own stop tokens.
     pub stop_tokens: Vec<u32>,
@@ -50,13 +50,13 @@ pub struct SequenceRequest {
     pub prompt_logprobs: bool,
     /// One for each choice, or none.
     pub constraints: Vec<Box<dyn TokenConstraint>>,
-    /// Whose turn it is: the scheduler shares the engine between callers.
+    /// The key of fair scheduling: the engine is shared between callers.
     pub caller: String,
-    /// Requests of one scope share the KV blocks of equal beginnings.
+    /// Requests of one scope share the KV blocks of common prefixes.
     pub prefix_scope: Arc<str>,
-    /// Where the request's share of each step, and its tokens, are written down.
+    /// Where the request's share of each step, and its tokens, are recorded.
     pub record: UsageRecord,
-    /// The request ends with an error at this instant, wherever it is.
+    /// The request ends with an error at this instant, whatever its state.
     pub deadline: Option<Instant>,
     /// Choices, at least 1. The prompt is computed once and its blocks are shared.
     pub n: usize,
@@ -118,7 +118,7 @@ impl SequenceRequest {
         Ok(())
     }
 
-    /// Whatever the layers above have checked, a number that makes logits undefined does not get in.
+    /// Whatever the layers above have checked, a number that makes logits undefined is refused here.
     fn validate_sampling(&self) -> Result<(), SubmitError> {
         let params = &self.sampling;
         let ranges = [
@@ -152,8 +152,7 @@ impl fmt::Debug for SequenceRequest {
     }
 }
 
-/// What a stream says. The order per choice is tokens, then `Finished`; `Prefilled` comes before them all
-/// and `Done` after.
+/// A stream's event. The order per choice is tokens, then `Finished`; `Prefilled` precedes them all and `Done` follows.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TokenEvent {
     /// The prompt has been computed, all but its first `cached_tokens` now.
@@ -187,7 +186,7 @@ pub struct ScoredToken {
     pub id: u32,
     /// `None` for the first token, which nothing predicts.
     pub logprob: Option<f32>,
-    /// The likeliest tokens at this place, best first; as many as `logprobs` asked for.
+    /// The likeliest tokens at this position, best first; as many as `logprobs` asked for.
     pub top: Vec<(u32, f32)>,
 }
 
@@ -232,12 +231,12 @@ impl From<SubmitError> for Error {
     }
 }
 
-/// What the reader and the engine's thread both know of a stream.
+/// The state of a stream that the reader and the engine's thread share.
 #[derive(Default)]
 pub(super) struct StreamSide {
     /// The engine waits for the reader; the next read must wake it.
     pub(super) paused: AtomicBool,
-    /// Choices whose rest the reader does not want.
+    /// Choices whose remaining tokens the reader does not want.
     pub(super) unwanted: Mutex<Vec<usize>>,
 }
 
@@ -275,8 +274,8 @@ impl TokenStream {
         self.received(event)
     }
 
-    /// Ends one choice, of which the reader has seen enough: a stop string is found in text, which the engine
-    /// does not know. Tokens of the choice may still come; `Finished` follows them.
+    /// Ends one choice, of which the reader has seen enough: a stop string is found in text, which the engine does not
+    /// know. Tokens of the choice may still arrive; `Finished` follows them.
     pub fn finish_choice(&self, choice: usize) {
         self.side.unwanted.lock().push(choice);
         self.wake();

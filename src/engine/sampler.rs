@@ -1,12 +1,12 @@
 //! From a row of logits to a token.
 //!
-//! The order is fixed and documented because it changes the text: logit bias, constraint mask, penalties,
-//! temperature, then top-k, typical-p, top-p and min-p, each on what the one before left, with the semantics
-//! of the `transformers` library's logits warpers. Temperature 0 takes the likeliest token, the lowest id
-//! among equals. Log-probabilities are of the model's own distribution, before all of this.
+//! The order is fixed and documented because it changes the text: logit bias, constraint mask, penalties, temperature,
+//! then top-k, typical-p, top-p and min-p, each on the result of the one before, with the semantics of the
+//! `transformers` library's logits warpers. Temperature 0 takes the likeliest token, the lowest id among equals.
+//! Log-probabilities are of the model's own distribution, before all of this.
 //!
-//! Each sequence draws from its own generator, seeded by the request's seed and the choice's number, and
-//! exactly once per token; so the same seed gives the same text whatever else is in the batch.
+//! Each sequence draws from its own generator, seeded by the request's seed and the choice's number, and exactly once
+//! per token; so the same seed gives the same text whatever else is in the batch.
 
 use std::{cell::RefCell, sync::Arc};
 
@@ -23,7 +23,7 @@ use super::{
     warpers::{Candidate, choose, log_softmax_of},
 };
 
-/// What all choices of a request have in common.
+/// What all choices of a request share.
 #[derive(Debug)]
 pub(super) struct SamplingRules {
     params: SamplingParams,
@@ -64,7 +64,7 @@ pub(super) struct Sampled {
     pub(super) completes: bool,
 }
 
-/// One choice's way of choosing, with everything that its past tokens have changed.
+/// One choice's sampling state, including the effect of its past tokens.
 pub(super) struct SequenceSampler {
     rules: Arc<SamplingRules>,
     generator: ChaCha8Rng,
@@ -74,7 +74,7 @@ pub(super) struct SequenceSampler {
 }
 
 thread_local! {
-    /// Buffers that are as long as the vocabulary, one set for each thread that samples.
+    /// Buffers of vocabulary length, one set per sampling thread.
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
@@ -100,10 +100,10 @@ impl SequenceSampler {
         Self { rules, generator: ChaCha8Rng::from_seed(seed), counts, constraint, num_generated: 0 }
     }
 
-    /// Chooses the next token. `logits` is the model's row, which is used up.
+    /// Chooses the next token. `logits` is the model's row, which is overwritten.
     ///
     /// # Errors
-    /// Logits that are no distribution, or a constraint that allows nothing.
+    /// Logits that are not a distribution, or a constraint that allows nothing.
     pub(super) fn sample(&mut self, logits: &mut [f32]) -> Result<Sampled> {
         check_logits(logits)?;
         SCRATCH.with_borrow_mut(|scratch| {
@@ -152,7 +152,7 @@ impl SequenceSampler {
         Ok(())
     }
 
-    /// Before `min_new_tokens` nothing ends, unless the constraint leaves nothing else.
+    /// Before `min_new_tokens` no token may end the text, unless the constraint leaves nothing else.
     fn mask_early_end(&self, logits: &mut [f32]) {
         if self.num_generated >= self.rules.min_new_tokens {
             return;
@@ -168,7 +168,7 @@ impl SequenceSampler {
         }
     }
 
-    /// Takes note of a token that the text goes on with. True when the constraint is complete.
+    /// Records a token that the text continues with. True when the constraint is complete.
     fn accept(&mut self, token: u32) -> Result<bool> {
         self.num_generated += 1;
         self.counts.add(token);
@@ -180,7 +180,7 @@ impl SequenceSampler {
 
 /// A model whose logits overflow or are undefined has no next token.
 fn check_logits(logits: &[f32]) -> Result<()> {
-    // One pass that vectorizes: a sum is NaN or infinite if a term is; minus infinity is a legal logit.
+    // One vectorized pass: a sum is NaN or infinite if a term is; minus infinity is a legal logit.
     let broken = logits.iter().fold(false, |broken, logit| broken | logit.is_nan() | (*logit == f32::INFINITY));
     if broken {
         return Err(Error::internal(anyhow::anyhow!("the model's logits are not finite")));
@@ -195,7 +195,7 @@ fn nothing_allowed(is_constrained: bool) -> Error {
     Error::internal(anyhow::anyhow!("no token is allowed: biases and the model exclude them all"))
 }
 
-/// The caller wrote the constraint, so what it grows into, up to the limits of a step, is not a fault of the server.
+/// The caller wrote the constraint, so exceeding a step's limits with it is not the server's fault.
 fn constraint_failed(message: String) -> Error {
     tracing::warn!(message, "an output constraint failed");
     let message = format!(

@@ -1,5 +1,5 @@
-//! From a step's logits to its sequences' next tokens and prompt scores, in parallel over sequences, on the threads that
-//! computed the logits: a pool that other work can hold would hold the engine.
+//! From a step's logits to its sequences' next tokens and prompt scores, in parallel over sequences, on the threads
+//! that computed the logits: a pool that other work can occupy would block the engine.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -20,10 +20,10 @@ use super::{
     warpers::log_softmax_of,
 };
 
-/// Logits below this number are not worth waking other threads for.
+/// Fewer logits than this are not worth waking other threads for.
 const PARALLEL_MIN_LOGITS: usize = 1 << 15;
 
-/// What a step did for one sequence.
+/// A step's outcome for one sequence.
 #[derive(Default)]
 pub(super) struct StepOutcome {
     pub(super) sampler: Option<Box<SequenceSampler>>,
@@ -43,8 +43,8 @@ struct Task<'a> {
     outcome: StepOutcome,
 }
 
-/// One outcome for each of the step's sequences. `state_of` lends a sequence's sampler, which its outcome
-/// brings back, its prompt, and how many alternatives a prompt score has.
+/// One outcome for each of the step's sequences. `state_of` lends a sequence's sampler, which its outcome returns, its
+/// prompt, and the number of alternatives per prompt score.
 pub(super) fn sample(
     step: &ScheduledStep,
     mut logits: Vec<f32>,
@@ -69,7 +69,7 @@ pub(super) fn sample(
         let shared: Vec<Mutex<&mut Task<'_>>> = tasks.iter_mut().map(Mutex::new).collect();
         let ran = pool::run(shared.len(), |index| shared[index].lock().run(vocab_size));
         drop(shared);
-        // A task catches its sampler's panic; what fails besides fails the step.
+        // A task catches its sampler's panic; any other failure fails the step.
         if let Err(error) = ran {
             for task in &mut tasks {
                 task.outcome.sampled = Some(Err(Error::internal(anyhow::anyhow!("sampling failed: {error}"))));
@@ -83,7 +83,7 @@ pub(super) fn sample(
 
 impl Task<'_> {
     fn run(&mut self, vocab_size: usize) {
-        // A constraint is foreign code; what it does must not reach the other sequences.
+        // A constraint is foreign code; its panic must not reach the other sequences.
         if catch_unwind(AssertUnwindSafe(|| self.choose(vocab_size))).is_err() {
             self.outcome.sampled = Some(Err(Error::internal(anyhow::anyhow!("the sampler panicked"))));
         }

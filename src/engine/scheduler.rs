@@ -1,14 +1,14 @@
 //! Decides what each step computes. Pure bookkeeping: no tensors, no clock, no channels.
 //!
-//! A step has a token budget. Sequences that decode come first, one token each, so running streams go on at
-//! every step; what is left is shared between prompts in small quanta, each to the caller that has been
-//! served least, so that a long prompt or a caller with many requests delays the others by a chunk at most.
-//! A waiting sequence is admitted when its turn comes and blocks for all its tokens are there; while the one
-//! whose turn it is does not fit, nobody overtakes it, so that everybody's turn comes.
+//! A step has a token budget. Decoding sequences come first, one token each, so running streams advance at every step;
+//! the rest is shared between prompts in small quanta, each to the caller that has been served least, so that a long
+//! prompt or a caller with many requests delays the others by at most a chunk. A waiting sequence is admitted when its
+//! turn comes and blocks for all its tokens are free; while the sequence whose turn it is does not fit, none overtakes
+//! it, so that every sequence is admitted eventually.
 //!
-//! When a sequence needs a block and none is free, one is preempted: it gives its blocks back, keeps its
-//! tokens and waits to be computed again, mostly from the prefix cache. Paused sequences go first, then the
-//! youngest, so that the oldest always gets on and the whole never stands still.
+//! When a sequence needs a block and none is free, one is preempted: it releases its blocks, keeps its tokens and waits
+//! to be recomputed, mostly from the prefix cache. Paused sequences are preempted first, then the youngest, so that the
+//! oldest always makes progress and the engine never stalls.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -19,11 +19,11 @@ use super::{
 };
 use hearth_models::batch::{Batch, BatchSequence, LogitsWanted};
 
-/// Prompt tokens that a caller gets before it is somebody else's turn.
+/// Prompt tokens that a caller gets before it is another caller's turn.
 const QUANTUM_TOKENS: usize = 64;
 
-/// Prompt tokens of one sequence before it is the turn of the caller's next one: prompts up to this length are
-/// computed in order of arrival, longer ones let others pass.
+/// Prompt tokens of one sequence before it is the turn of the caller's next one: prompts up to this length are computed
+/// in order of arrival, longer ones let others pass.
 const TURN_TOKENS: usize = 256;
 
 #[derive(Clone, Debug)]
@@ -46,14 +46,14 @@ pub(super) struct ScheduledSequence {
     pub(super) logits: LogitsWanted,
 }
 
-/// One step, and what became of the others while it was planned.
+/// One step, and what happened to other sequences while it was planned.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ScheduledStep {
     pub(super) sequences: Vec<ScheduledSequence>,
-    /// Sequences that hold blocks now and did not before, with the tokens they found in the prefix cache.
+    /// Newly admitted sequences, with the tokens they found in the prefix cache.
     pub(super) admitted: Vec<(SequenceId, usize)>,
     pub(super) num_preempted: usize,
-    /// Sequences that the whole cache cannot hold any longer; they are to be finished.
+    /// Sequences that have outgrown the whole cache and must be finished.
     pub(super) outgrown: Vec<SequenceId>,
 }
 
@@ -96,12 +96,12 @@ impl Scheduler {
         self.sequences.get(&id)
     }
 
-    /// A caller's account for `num_sequences` sequences, each of which is to be [added](Self::add).
+    /// Opens a caller's account for `num_sequences` sequences, each of which must be [added](Self::add).
     pub(super) fn enter_caller(&mut self, name: &str, num_sequences: usize) -> CallerId {
         self.callers.enter(name, num_sequences)
     }
 
-    /// The identity under which a request's blocks are shared: with those of its scope, or without the prefix cache
+    /// The root under which a request's blocks are shared: with those of its scope or, without the prefix cache,
     /// between its own choices only.
     pub(super) fn root(&mut self, scope: &Arc<str>) -> ContentId {
         if self.config.prefix_cache { ContentId::Empty(scope.clone()) } else { self.blocks.private_root() }
@@ -112,7 +112,7 @@ impl Scheduler {
         self.sequences.insert(new.id, Sequence::new(new, self.turns));
     }
 
-    /// The sequence has ended, however it did; its blocks and its place are free at once.
+    /// The sequence has ended, for whatever reason; its blocks and its place are free at once.
     pub(super) fn remove(&mut self, id: SequenceId) {
         if let Some(sequence) = self.sequences.remove(&id) {
             self.num_running -= usize::from(sequence.is_running());
@@ -121,8 +121,8 @@ impl Scheduler {
         }
     }
 
-    /// The sequence is about to be removed, and what it wrote is not to be trusted: blocks that nobody else holds are
-    /// not kept for the prefix cache.
+    /// The sequence is about to be removed, and what it wrote is not trusted: the prefix cache does not keep the blocks
+    /// that no other sequence holds.
     pub(super) fn discard(&mut self, id: SequenceId) {
         if let Some(sequence) = self.sequences.get_mut(&id)
             && sequence.is_running()
@@ -133,7 +133,7 @@ impl Scheduler {
         }
     }
 
-    /// A paused sequence keeps its blocks while nobody needs them, and is left out of steps.
+    /// A paused sequence is left out of steps and keeps its blocks until another sequence needs them.
     pub(super) fn set_paused(&mut self, id: SequenceId, paused: bool) {
         if let Some(sequence) = self.sequences.get_mut(&id) {
             sequence.paused = paused;
@@ -149,14 +149,14 @@ impl Scheduler {
         }
     }
 
-    /// Does any running sequence decode? Then the step's length is somebody's inter-token latency.
+    /// Whether any running sequence decodes, so that the step's length is an inter-token latency.
     pub(super) fn is_decoding(&self) -> bool {
         self.sequences
             .values()
             .any(|sequence| sequence.is_running() && !sequence.paused && sequence.num_remaining() == 1)
     }
 
-    /// Plans a step with at most `prefill_tokens` tokens of prompts, and `max_batch_tokens` in all.
+    /// Plans a step with at most `prefill_tokens` prompt tokens, and `max_batch_tokens` in all.
     pub(super) fn schedule(&mut self, prefill_tokens: usize) -> ScheduledStep {
         let mut step = ScheduledStep::default();
         self.schedule_decodes(&mut step);
@@ -208,7 +208,7 @@ impl Scheduler {
         self.callers.charge(caller, 1);
     }
 
-    /// The running sequence that is to give way: a paused one first, else the youngest.
+    /// The running sequence to preempt: a paused one first, else the youngest.
     fn preemption_victim(&self) -> Option<SequenceId> {
         let running = || self.sequences.iter().filter(|(_, sequence)| sequence.is_running()).rev();
         running().find(|(_, sequence)| sequence.paused).or_else(|| running().next()).map(|(id, _)| *id)
@@ -232,7 +232,7 @@ impl Scheduler {
                 continue;
             };
             if !self.sequences[&id].is_running() && !self.admit(id, step) {
-                // Its turn has come and it does not fit: only those that have their blocks go on.
+                // Its turn has come and it does not fit: only sequences that have their blocks go on.
                 let overtaken = !step.outgrown.contains(&id);
                 for queue in queues.values_mut() {
                     queue.retain(|other| *other != id && (!overtaken || self.sequences[other].is_running()));
@@ -289,7 +289,7 @@ impl Scheduler {
             if self.num_running < self.config.max_running_sequences && self.take_blocks(id, num_blocks) {
                 break;
             }
-            // Readers that have fallen behind do not keep others out.
+            // Sequences whose readers have fallen behind do not keep others out.
             let paused = self.sequences.iter().rev().find(|(_, sequence)| sequence.is_running() && sequence.paused);
             let Some(paused) = paused.map(|(id, _)| *id) else { return false };
             self.preempt(paused, step);
@@ -326,7 +326,7 @@ impl Scheduler {
         true
     }
 
-    /// Adds up to `budget` more of the sequence's tokens to the step, and says how many.
+    /// Adds up to `budget` more of the sequence's tokens to the step, and returns how many.
     fn chunk(&self, id: SequenceId, step: &mut ScheduledStep, budget: usize, logits_rows: usize) -> usize {
         let sequence = &self.sequences[&id];
         let already = Self::scheduled_tokens(step, id);
@@ -359,7 +359,7 @@ impl Scheduler {
         step.sequences.iter().rev().find(|scheduled| scheduled.id == id).map_or(0, |scheduled| scheduled.num_tokens)
     }
 
-    /// The step as the model takes it.
+    /// The step as the model's batch.
     pub(super) fn batch(&self, step: &ScheduledStep) -> Batch {
         let mut batch = Batch::default();
         for scheduled in &step.sequences {
@@ -377,7 +377,7 @@ impl Scheduler {
         batch
     }
 
-    /// The step has been computed: its tokens count as such, and blocks that it filled can be shared.
+    /// Records a computed step: its tokens count as computed, and the blocks that it filled can be shared.
     pub(super) fn computed(&mut self, step: &ScheduledStep) {
         for scheduled in &step.sequences {
             let Some(sequence) = self.sequences.get_mut(&scheduled.id) else { continue };
@@ -396,7 +396,7 @@ impl Scheduler {
         }
     }
 
-    /// The token that was sampled after all others.
+    /// Appends the sampled token.
     pub(super) fn append(&mut self, id: SequenceId, token: u32) {
         self.sequence_mut(id).generated.push(token);
     }

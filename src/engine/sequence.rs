@@ -1,6 +1,6 @@
 //! One choice of one request, as the scheduler sees it: tokens, blocks, and how far it has been computed.
 //!
-//! Plain data with derived properties. How its tokens are chosen and who reads them is not known here.
+//! Plain data with derived properties. How its tokens are chosen and who reads them is left to `open_request`.
 
 use std::sync::Arc;
 
@@ -20,13 +20,13 @@ pub(super) enum SequenceStatus {
     Running,
 }
 
-/// What a request asks the scheduler for.
+/// What a request asks of the scheduler.
 #[derive(Clone, Debug)]
 pub(super) struct NewSequence {
     pub(super) id: SequenceId,
     pub(super) caller: CallerId,
     pub(super) prompt: Arc<[u32]>,
-    /// Under which its blocks are shared.
+    /// The root under which its blocks are shared.
     pub(super) root: ContentId,
     pub(super) waits_for_prompt: bool,
     /// Logits are wanted for every token of the prompt.
@@ -44,7 +44,7 @@ pub(super) struct Sequence {
     /// Tokens whose keys and values are in the blocks.
     pub(super) num_computed: usize,
     pub(super) block_table: Vec<u32>,
-    /// Of the table, the blocks known to the prefix cache, and the identity of the last of them.
+    /// How many blocks of the table the prefix cache knows, and the identity of the last of them.
     pub(super) num_registered: usize,
     pub(super) content: ContentId,
     pub(super) root: ContentId,
@@ -54,7 +54,7 @@ pub(super) struct Sequence {
     /// Prompt tokens whose logits have been returned.
     pub(super) num_scored: usize,
     pub(super) generates: bool,
-    /// Place among the caller's sequences, and prompt tokens computed since it was given.
+    /// Position among the caller's sequences, and prompt tokens computed since it was assigned.
     pub(super) turn: u64,
     pub(super) turn_tokens: usize,
 }
@@ -91,7 +91,7 @@ impl Sequence {
         }
     }
 
-    /// Tokens that are yet to be computed; 1 for a sequence that decodes.
+    /// Tokens still to be computed; 1 for a decoding sequence.
     pub(super) fn num_remaining(&self) -> usize {
         self.num_tokens() - self.num_computed
     }
@@ -106,7 +106,7 @@ impl Sequence {
         ends
     }
 
-    /// A running sequence waits again, to be computed from its first token; returns what was its block table.
+    /// Returns a running sequence to the queue, to be computed from its first token; yields its former block table.
     pub(super) fn give_blocks_back(&mut self) -> Vec<u32> {
         self.status = SequenceStatus::Waiting;
         self.num_computed = 0;
@@ -119,14 +119,14 @@ impl Sequence {
         self.status == SequenceStatus::Running
     }
 
-    /// Tokens that may come from the prefix cache: the last one is always computed, because its logits are
-    /// needed, and so are those whose scores are asked for.
+    /// Tokens that may come from the prefix cache: the last one is always computed, because its logits are needed, and
+    /// so are those whose scores are requested.
     pub(super) fn max_cached(&self) -> usize {
         let all_but_last = self.num_tokens() - 1;
         if self.scores_prompt { all_but_last.min(self.num_scored) } else { all_but_last }
     }
 
-    /// Logits of the next chunk's inner tokens are wanted.
+    /// Whether logits of the next chunk's inner tokens are wanted.
     pub(super) fn is_scoring(&self) -> bool {
         self.scores_prompt && self.num_scored < self.prompt.len()
     }

@@ -1,25 +1,25 @@
-//! How large the KV cache is: pure arithmetic over what is wanted and what there is.
+//! How large the KV cache is: pure arithmetic over what is wanted and what is available.
 //!
-//! The cache never needs more than every running sequence filled to its context, and by default takes no
-//! more than half of the memory that is free once the weights are mapped. A context that was asked for and
-//! cannot be held even once is an error with both numbers, not a smaller context.
+//! The cache never needs more than every running sequence filled to its context, and by default takes no more than half
+//! of the memory that is free once the weights are mapped. A requested context that cannot be held even once is an
+//! error with both numbers, not a smaller context.
 
 use thiserror::Error;
 
-/// What the cache is sized from.
+/// The inputs of the cache's size.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
-    /// Tokens of one sequence that the model was made for.
+    /// The context that the model was trained for, in tokens.
     pub model_context: usize,
-    /// Tokens that the user asked for, if he did.
+    /// The context that the user asked for, in tokens, if any.
     pub context: Option<usize>,
     pub sequences: usize,
     pub block_tokens: usize,
     /// All layers' keys and values for one block.
     pub block_bytes: u64,
-    /// The budget that the user gave, if he did.
+    /// The user's memory budget, if any.
     pub budget_bytes: Option<u64>,
-    /// Memory that could be taken now.
+    /// Memory that is available now.
     pub available_bytes: u64,
 }
 
@@ -41,8 +41,8 @@ pub enum SizeError {
     NoRoom { block_mib: u64, budget_mib: u64 },
 }
 
-/// Below this, a budget that nobody gave is not lowered to half of what is free: a tiny model on a small
-/// machine should not lose its context to a rule of thumb.
+/// A default budget is not lowered below this to half of the free memory: a tiny model on a small machine should not
+/// lose its context to a rule of thumb.
 const SMALL_CACHE_BYTES: u64 = 256 << 20;
 
 /// A default cache is at most this large, however much memory is free.
@@ -51,7 +51,7 @@ const LARGE_CACHE_BYTES: u64 = 16 << 30;
 /// Sizes the cache.
 ///
 /// # Errors
-/// If the context that was asked for does not fit once, or nothing fits.
+/// If the requested context does not fit once, or nothing fits.
 pub fn size_cache(wanted: Wanted) -> Result<CacheSize, SizeError> {
     let Wanted { model_context, context, sequences, block_tokens, block_bytes, budget_bytes, available_bytes } = wanted;
     let budget = budget_bytes

@@ -1,4 +1,4 @@
-//! What the engine says of itself: counts as of the end of the last step, and whether the loop is alive.
+//! The engine's report on itself: counts as of the end of the last step, and whether the loop is alive.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -25,25 +25,25 @@ pub struct EngineStats {
     /// Free blocks whose contents the prefix cache can hand out.
     pub blocks_cached: usize,
     pub prompt_tokens: u64,
-    /// Of the prompt tokens, those that came from the prefix cache.
+    /// Prompt tokens that came from the prefix cache.
     pub prefix_hit_tokens: u64,
     pub generated_tokens: u64,
     pub steps: u64,
     pub preemptions: u64,
     pub failed_steps: u64,
-    /// Steps that failed since the last one that did not.
+    /// Consecutive failed steps.
     pub consecutive_failures: u64,
     /// Time spent in steps.
     pub busy: Duration,
-    /// What a token takes in steps that computed parts of prompts, over the latest of them; zero before the first.
+    /// Time per token in steps that computed parts of prompts, over recent steps; zero before the first.
     pub prefill_per_token: Duration,
-    /// What a token takes in steps that only went on with answers.
+    /// Time per token in steps that only decoded.
     pub decode_per_token: Duration,
     /// When a refused request may expect a place in the queue.
     pub estimated_wait: Duration,
 }
 
-/// Is the loop alive?
+/// Whether the loop is alive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
     /// The thread is running; false after a drain, or when the loop has panicked too often.
@@ -51,13 +51,13 @@ pub struct Heartbeat {
     pub steps: u64,
     /// How long the step in progress has taken so far; `None` between steps.
     pub in_step: Option<Duration>,
-    /// Since the loop last came round. At most about a second while no step is in progress.
+    /// Time since the loop's last turn. At most about a second while no step is in progress.
     pub since_last_turn: Duration,
-    /// Steps that failed since the last one that did not.
+    /// Consecutive failed steps.
     pub consecutive_failures: u64,
 }
 
-/// The engine's thread writes, everybody reads.
+/// Written by the engine's thread, read by all.
 pub(super) struct SharedStats {
     started: Instant,
     stats: Mutex<EngineStats>,

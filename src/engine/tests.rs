@@ -16,7 +16,7 @@ use super::{
 };
 
 mod endings;
-mod whatever_happens;
+mod engine_proptest;
 
 fn config() -> EngineConfig {
     EngineConfig {
@@ -49,7 +49,7 @@ fn collect(mut stream: TokenStream) -> Vec<Result<TokenEvent>> {
     std::iter::from_fn(|| stream.blocking_next()).collect()
 }
 
-/// The tokens of a choice, after a check that the stream ended as it should.
+/// The tokens of a choice, after a check that the stream ended properly.
 fn tokens_of(events: &[Result<TokenEvent>], wanted: usize) -> Vec<u32> {
     assert!(matches!(events.last(), Some(Ok(TokenEvent::Done { .. }))), "{:?}", events.last());
     let finished =
@@ -307,7 +307,7 @@ fn a_slow_reader_pauses_alone_and_loses_nothing() {
     let (engine, _) = start(EngineConfig { event_buffer: 2, max_running_sequences: 2, ..config() });
     let slow = engine.submit(greedy_request(vec![1, 2, 3], 60)).expect("there is room");
     wait_for(&engine, |stats| stats.generated_tokens >= 2);
-    // Four others go through the remaining place, and one of them needs the slow one's.
+    // Four others go through the remaining place, and one of them needs the slow one's blocks.
     let others: Vec<TokenStream> =
         (0..4).map(|i| engine.submit(greedy_request(vec![7, i], 20)).expect("there is room")).collect();
     for (i, other) in (0..).zip(others) {

@@ -1,8 +1,8 @@
-//! Narrows a distribution down and draws from it.
+//! Narrows a distribution and draws from it.
 //!
-//! Top-k, typical-p, top-p and min-p, in that order, with the semantics of the `transformers` library's
-//! logits warpers; a committed fixture of its results holds them to that. Nothing here sorts a whole
-//! vocabulary where a part will do, and nothing allocates once its buffers have grown.
+//! Top-k, typical-p, top-p and min-p, in that order, with the semantics of the `transformers` library's logits warpers;
+//! a committed fixture of its results checks them. Nothing here sorts a whole vocabulary where a part will do, and
+//! nothing allocates once its buffers have grown.
 
 use std::{cmp::Ordering, collections::BinaryHeap};
 
@@ -22,7 +22,7 @@ impl Candidate {
     }
 }
 
-/// The token that `uniform`, from 0 up to but not 1, picks from the processed logits. `None` when all are
+/// The token that `uniform`, from 0 inclusive to 1 exclusive, picks from the processed logits. `None` when all are
 /// minus infinity.
 pub(super) fn choose(
     logits: &[f32],
@@ -42,7 +42,7 @@ pub(super) fn choose(
 fn warp(logits: &[f32], params: &SamplingParams, candidates: &mut Vec<Candidate>) {
     top_k(logits, params.top_k, candidates);
     let highest = candidates.iter().map(|candidate| candidate.logit).fold(f32::NEG_INFINITY, f32::max);
-    // Shifted so that the likeliest is at 0, which neither softmax nor min-p notices.
+    // Shifted so that the likeliest is at 0, which changes neither softmax nor min-p.
     for candidate in candidates.iter_mut() {
         candidate.logit = (candidate.logit - highest) / params.temperature;
     }
@@ -68,8 +68,8 @@ fn likeliest(logits: &[f32]) -> Option<u32> {
     (best.logit > f32::NEG_INFINITY).then_some(best.token)
 }
 
-/// Fills `candidates` with the tokens at or above the `k`-th highest logit, ties included, by id; with all
-/// that are possible when `k` is 0.
+/// Fills `candidates` with the tokens at or above the `k`-th highest logit, ties included, by id; with all possible
+/// tokens when `k` is 0.
 fn top_k(logits: &[f32], k: usize, candidates: &mut Vec<Candidate>) {
     candidates.clear();
     let threshold = if k == 0 || k >= logits.len() { f32::NEG_INFINITY } else { kth_highest(logits, k) };
@@ -156,7 +156,7 @@ fn top_p(candidates: &mut Vec<Candidate>, p: f32) {
     let target = f64::from(p) * total_weight(candidates);
     let mut sorted = 0;
     let mut mass = 0.0;
-    // Sorts only as far as the mass reaches, a few hundred tokens as a rule.
+    // Sorts only as far as the mass reaches, usually a few hundred tokens.
     let mut next = 256;
     while sorted < candidates.len() {
         let rest = &mut candidates[sorted..];
@@ -166,7 +166,7 @@ fn top_p(candidates: &mut Vec<Candidate>, p: f32) {
         }
         rest[..taken].sort_unstable_by(Candidate::best_first);
         for index in sorted..sorted + taken {
-            // A token stays when the mass before it is short of the target; the first always does.
+            // A token stays if the mass before it is below the target; the first always does.
             if index > 0 && mass >= target {
                 candidates.truncate(index);
                 return;

@@ -1,4 +1,4 @@
-//! The headers that say what is left of a caller's limits: OpenAI's, their times in Go's notation for durations.
+//! The headers that report what is left of a caller's limits: OpenAI's names, with times in Go's duration notation.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub(super) const HEADERS: [&str; 6] = [
     "x-ratelimit-reset-tokens",
 ];
 
-/// Writes the headers of those limits that there are.
+/// Writes the headers of the limits that are set.
 pub(super) fn write(headers: &mut HeaderMap, allowance: &Allowance) {
     let parts = [allowance.requests, allowance.tokens];
     for (names, remaining) in HEADERS.chunks_exact(3).zip(parts) {
@@ -31,7 +31,7 @@ pub(super) fn write(headers: &mut HeaderMap, allowance: &Allowance) {
     }
 }
 
-/// As Go's `Duration.String` has it, in milliseconds, rounded up: `12ms`, `1.5s`, `6m0s`, `1h0m0s`.
+/// As Go's `Duration.String` prints it, in milliseconds, rounded up: `12ms`, `1.5s`, `6m0s`, `1h0m0s`.
 fn go_duration(duration: Duration) -> String {
     let milliseconds = duration.as_nanos().div_ceil(1_000_000);
     let (minutes, within) = (milliseconds / 60_000, milliseconds % 60_000);

@@ -1,4 +1,4 @@
-//! `/analysis`: jobs that answer a question about a company, and what they say on the way, over a WebSocket.
+//! `/analysis`: jobs that answer a question about a company, and their events over a WebSocket.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-/// Largest message from a follower, who has nothing to say.
+/// Largest message accepted from a follower, which only listens.
 const MESSAGE_BYTES_MAX: usize = 4096;
 /// How long a follower has to close the connection after the last event.
 const CLOSING: Duration = Duration::from_secs(5);
@@ -66,7 +66,7 @@ pub(super) async fn cancel(
     Ok(Json(state.analyses.cancel(caller.owner(), &job_id(id)?).await?))
 }
 
-/// The job as it is, or, to who asks for a WebSocket, all that it says to its end.
+/// The job's current state or, for a WebSocket request, all of its events to the end.
 pub(super) async fn retrieve(
     State(state): State<AppState>,
     caller: RequestCaller,
@@ -94,7 +94,7 @@ fn job_id(id: Result<Path<String>, PathRejection>) -> Result<String, Error> {
     id.map(|Path(id)| id).map_err(|rejection| Error::new(ErrorKind::NotFound, rejection.body_text()))
 }
 
-/// Says every event of a job, from its first to its end, and closes.
+/// Sends every event of a job, from the first to the last, then closes the socket.
 async fn follow(mut socket: WebSocket, analyses: &Analyses, (owner, id): (&str, &str), ping_every: Duration) {
     let (mut changes, mut stopping) = (analyses.changes(), analyses.stopping());
     let mut next = 0;
@@ -123,7 +123,7 @@ async fn follow(mut socket: WebSocket, analyses: &Analyses, (owner, id): (&str, 
             _ = changes.changed() => Ok(()),
             _ = stopping.changed() => Ok(()),
             () = tokio::time::sleep(ping_every) => socket.send(Message::Ping(bytes::Bytes::new())).await,
-            // Whatever a follower says is of no matter, but that it has gone.
+            // A follower's messages are ignored; only its leaving counts.
             message = socket.recv() => match message {
                 Some(Ok(Message::Close(_)) | Err(_)) | None => return,
                 Some(Ok(_)) => Ok(()),
@@ -135,7 +135,7 @@ async fn follow(mut socket: WebSocket, analyses: &Analyses, (owner, id): (&str, 
     };
     if socket.send(Message::Close(Some(CloseFrame { code, reason: reason.into() }))).await.is_ok() {
         let closed = async { while let Some(Ok(_)) = socket.recv().await {} };
-        // Who does not close in time is closed upon.
+        // The server closes the connection if the follower does not close it in time.
         let _ = tokio::time::timeout(CLOSING, closed).await;
     }
 }
@@ -144,7 +144,7 @@ fn text(event: &Value) -> Message {
     Message::Text(event.to_string().into())
 }
 
-/// How a job ended, as the event after its own.
+/// How a job ended, as the event after the job's own.
 fn last_event(number: u64, job: &AnalysisJob) -> Value {
     let mut event = json!({"number": number, "type": job.status});
     match job.status {

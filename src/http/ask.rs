@@ -1,6 +1,6 @@
 //! The application contract's questions: `/ask`, `/api/v1/chat`, `/generate` and `/api/v1/search`, whole and streamed.
 //!
-//! A stream says its sources first, then tokens, and `{"done":true}` with usage and timings last.
+//! A stream sends its sources first, then tokens, and last `{"done":true}` with usage and timings.
 
 use std::{sync::Arc, time::Instant};
 
@@ -130,7 +130,7 @@ async fn answer_conversation(
     Ok(name_grounding(name_ignored(response, &ignored), grounding))
 }
 
-/// Answers the last message from documents, or, without them, continues the conversation.
+/// Answers the last message from documents or, without documents, continues the conversation.
 async fn converse(state: &AppState, caller: &RequestCaller, request: ChatBody) -> Result<Asked, ApiError> {
     let ChatBody { mut messages, deadline, .. } = request;
     let name = request.model.as_deref();
@@ -212,7 +212,7 @@ pub(super) async fn search(
     Ok(name_ignored(Json(answer).into_response(), &ignored))
 }
 
-/// Says in the head how the answer is bound to documents, as the receipt does in its body.
+/// Names the answer's grounding in a header, as the receipt does in the body.
 fn name_grounding(mut response: Response, grounding: Option<Grounding>) -> Response {
     if let Some(grounding) = grounding {
         response.headers_mut().insert(GROUNDING, HeaderValue::from_static(grounding.as_str()));
@@ -235,7 +235,7 @@ fn milliseconds(since: Instant) -> u64 {
     since.elapsed().as_millis() as u64
 }
 
-/// What is known of an answer: who gives it and how, and at its end what was found out about it.
+/// What is known about an answer: its model and grounding, and at its end what checks found.
 struct Known {
     model: String,
     grounding: Option<Grounding>,
@@ -259,16 +259,16 @@ impl Known {
     }
 }
 
-/// What one of these routes answers, whole or at the end of a stream.
+/// The body that one of these routes answers with, whole or at the end of a stream.
 trait AppAnswer: Send + 'static {
     type Answer: Serialize;
 
-    /// `text` is `None` at the end of a stream, which has said it.
+    /// `text` is `None` at the end of a stream, which has already sent it.
     fn answer(&self, text: Option<String>, usage: Usage, timings: Timings) -> Self::Answer;
 
     fn account(&self) -> &Arc<Account>;
 
-    /// The sources, which a stream says first.
+    /// The sources, which a stream sends first.
     fn write_first(&self, _frames: &mut Frames) {}
 }
 
@@ -378,7 +378,7 @@ impl AppAnswer for GenerateShape {
     }
 }
 
-/// The answer streamed, or whole.
+/// The answer, streamed or whole.
 async fn answered(
     events: GenerateStream,
     shape: impl AppAnswer,
@@ -395,11 +395,11 @@ async fn answered(
     Ok(marked(answer.into_response(), generation.is_partial))
 }
 
-/// Frames of these routes: `{"sources"}`, `{"token"}` and at last `{"done":true}`.
+/// Frames of these routes: `{"sources"}`, `{"token"}` and last `{"done":true}`.
 struct AppStreamWriter<S>(S);
 
 impl<S: AppAnswer> EventWriter for AppStreamWriter<S> {
-    // `done` says it.
+    // `done` marks the end.
     const LAST: &'static [u8] = b"";
 
     fn begin(&mut self, frames: &mut Frames) {

@@ -1,4 +1,4 @@
-//! API keys and tokens: `Authorization: Bearer KEY`, or `x-api-key`. What they come to is for the service to say.
+//! API keys and tokens: `Authorization: Bearer KEY`, or `x-api-key`. The service decides what they permit.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use axum::{
 use super::{error::ApiError, route::is_public, state::AppState};
 use hearth_domain::{Caller, LOCAL};
 
-/// Who calls, and whose turn it is in fair queues: a caller, one of the operator's keys, or the peer.
+/// The caller, and the key under which fair queues schedule it: a caller, one of the operator's keys, or the peer.
 #[derive(Clone, Debug)]
 pub(super) struct Authenticated {
     pub(super) caller: Arc<Caller>,
@@ -20,7 +20,7 @@ pub(super) struct Authenticated {
     pub(super) fairness_key: Option<String>,
 }
 
-/// Lets a request pass that carries a key or token which holds, or all as long as nobody is asked for one.
+/// Lets a request pass if it carries a valid key or token, and every request if no key is required.
 pub(super) async fn require_api_key(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     if request.extensions().get::<MatchedPath>().is_some_and(|path| is_public(path.as_str())) {
         return next.run(request).await;

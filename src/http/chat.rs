@@ -62,7 +62,7 @@ pub(super) async fn create_chat_completion(
     Ok(name_ignored(response, &ignored))
 }
 
-/// Whether the body asks for a stream, before anything else of it is read.
+/// Whether the body asks for a stream, checked before the rest of it is read.
 pub(super) fn asks_for_stream(body: &Value) -> bool {
     body.get("stream") == Some(&Value::Bool(true))
 }
@@ -77,7 +77,7 @@ pub(super) struct AnswerIdentity {
     account: Arc<Account>,
 }
 
-/// The backend that answered, by version: the same seed gives the same text within one.
+/// The backend version that answered: the same seed gives the same text within one.
 pub(super) fn system_fingerprint() -> String {
     format!("fp_hearth_{}", env!("CARGO_PKG_VERSION"))
 }
@@ -93,7 +93,7 @@ impl AnswerIdentity {
         }
     }
 
-    /// What the request came to so far.
+    /// The receipt so far.
     pub(super) fn receipt(&self) -> Receipt {
         Receipt::of(&self.account)
     }

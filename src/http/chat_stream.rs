@@ -1,8 +1,8 @@
 //! The chunks of a streamed chat completion.
 //!
-//! Each choice opens with its role and closes with its finish reason. The last closing chunk waits for the
-//! event after it, so that it can carry `timings` and `receipt`: no client reads a chunk without choices unless it asked
-//! for `include_usage`.
+//! Each choice opens with its role and closes with its finish reason. The last closing chunk waits for the event after
+//! it, so that it can carry `timings` and `receipt`: no client reads a chunk without choices unless it asked for
+//! `include_usage`.
 
 use hearth_domain::{GenerateEvent, TokenLogprob};
 
@@ -23,9 +23,9 @@ pub(super) struct ChatStreamWriter {
     include_usage: bool,
     with_logprobs: bool,
     with_token_ids: bool,
-    /// Per choice: its role has been sent.
+    /// Per choice: whether its role has been sent.
     opened: Vec<bool>,
-    /// A closing chunk that waits for what follows.
+    /// A closing chunk that waits for the next event.
     closing: Option<ChatCompletionChunk>,
 }
 

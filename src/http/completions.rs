@@ -66,7 +66,7 @@ struct CompletionWriter {
     with_token_ids: bool,
     /// Per choice: characters of the tokens written so far, for `text_offset`.
     offsets: Vec<usize>,
-    /// A closing chunk that waits for what follows, to carry `timings` if it is the last.
+    /// A closing chunk that waits for the next event, to carry `timings` if it is the last.
     closing: Option<Completion>,
 }
 
@@ -158,7 +158,7 @@ impl EventWriter for CompletionWriter {
                     frames.push(&last);
                 }
             }
-            // Raw text has no turns: nothing parses thinking or calls out of it.
+            // Raw text has no turns: no parser splits thinking or calls out of it.
             GenerateEvent::Prefilled { .. } | GenerateEvent::Reasoning { .. } | GenerateEvent::ToolCall { .. } => {}
         }
     }

@@ -1,8 +1,8 @@
 //! One TCP connection, guarded against clients that hold it without using it.
 //!
-//! hyper's own header timeout begins when it knows the protocol, and it learns that from the first bytes;
-//! and nothing in it notices a client that stops reading. So the stream itself gives up when the first bytes
-//! do not come and when a write does not go out. The number of connections is bounded here too.
+//! hyper's own header timeout starts once it knows the protocol, which it learns from the first bytes, and it never
+//! notices a client that stops reading. So the stream itself times out when the first bytes do not arrive or a write
+//! makes no progress. The number of connections is limited here too.
 
 use std::{
     future::{Future, Ready, ready},
@@ -23,7 +23,7 @@ use tokio::{
 
 use super::settings::HttpSettings;
 
-/// Takes connections up to the limit and guards them.
+/// Accepts connections up to the limit and guards them.
 #[derive(Clone, Debug)]
 pub(super) struct GuardedAcceptor {
     permits: Arc<Semaphore>,
@@ -63,7 +63,7 @@ impl<S> Accept<TcpStream, S> for GuardedAcceptor {
 /// Long enough to tell HTTP/2's preface (`PRI * HTTP/2.0...`) from any other first line.
 const PREFACE_BYTES: usize = 24;
 
-/// A stream that fails with `TimedOut` when the other side holds it.
+/// A stream that fails with `TimedOut` when the peer stalls.
 #[derive(Debug)]
 pub(super) struct GuardedStream<S> {
     inner: S,
@@ -88,7 +88,7 @@ impl<S> GuardedStream<S> {
         }
     }
 
-    /// Passes on what a write said, unless it has waited for too long.
+    /// Passes on a write's result, unless the write has waited for too long.
     fn watch_write<T>(&mut self, context: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if polled.is_ready() {
             self.stalled = None;

@@ -1,4 +1,4 @@
-//! The outermost layer: every request gets an id, a log line, a count and a clock, whatever becomes of it.
+//! The outermost layer: every request gets an id, a log line, a count and a clock, whatever its outcome.
 
 use std::{
     net::SocketAddr,
@@ -22,22 +22,21 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const PROCESSING_MS: HeaderName = HeaderName::from_static("openai-processing-ms");
 const VERSION: HeaderName = HeaderName::from_static("openai-version");
 const READ_TIMEOUT: HeaderName = HeaderName::from_static("x-stainless-read-timeout");
-/// The version of the contract that OpenAI's own servers name.
+/// The API version that OpenAI's own servers report.
 const CONTRACT_VERSION: HeaderValue = HeaderValue::from_static("2020-10-01");
 
 /// Counter by `method`, `route`, `status`.
 pub const REQUESTS_TOTAL: &str = "hearth_http_requests_total";
-/// Histogram in seconds by `method`, `route`: until the head of the answer is ready, which for a stream is
-/// its admission.
+/// Histogram in seconds by `method`, `route`: until the response head is ready, which for a stream is its admission.
 pub const REQUEST_DURATION_SECONDS: &str = "hearth_http_request_duration_seconds";
 
-/// Gives each metric its line of help.
+/// Registers each metric's help text.
 pub fn describe_metrics() {
     metrics::describe_counter!(REQUESTS_TOTAL, "Requests answered.");
     metrics::describe_histogram!(REQUEST_DURATION_SECONDS, "Until the head of the answer was ready.");
 }
 
-/// What is known of a request beside its body.
+/// What is known about a request apart from its body.
 #[derive(Clone, Debug)]
 pub(super) struct Arrival {
     request_id: String,
@@ -65,7 +64,7 @@ pub(super) struct RequestCaller {
 }
 
 impl RequestCaller {
-    /// `streams`: an SDK's read timeout bounds the wait for each chunk then, and not the whole answer.
+    /// `streams`: an SDK's read timeout then bounds the wait for each chunk instead of the whole answer.
     pub(super) fn envelope(&self, state: &AppState, streams: bool) -> Envelope {
         let hint = self.arrival.read_timeout.filter(|_| !streams);
         let limit = [state.settings.request_deadline, hint].into_iter().flatten().min();
@@ -76,12 +75,12 @@ impl RequestCaller {
         }
     }
 
-    /// The documents of this caller.
+    /// This caller's documents.
     pub(super) fn documents(&self, state: &AppState) -> OwnedDocuments {
         state.documents.of(&self.account)
     }
 
-    /// Whose documents and jobs are this caller's own.
+    /// The owner of this caller's documents and jobs.
     pub(super) fn owner(&self) -> &str {
         &self.account.caller().id
     }
@@ -145,7 +144,7 @@ pub(super) async fn with_context(State(_state): State<AppState>, mut request: Re
     response
 }
 
-/// The client's own id, if it can stand in a log line and a header.
+/// The client's own id, if it is safe in a log line and a header.
 fn sane_request_id(headers: &HeaderMap) -> Option<String> {
     const LONGEST: usize = 128;
     let id = headers.get(REQUEST_ID)?.to_str().ok()?.trim();
@@ -156,7 +155,7 @@ fn sane_request_id(headers: &HeaderMap) -> Option<String> {
 
 fn read_timeout_hint(headers: &HeaderMap) -> Option<Duration> {
     let seconds: f64 = headers.get(READ_TIMEOUT)?.to_str().ok()?.trim().parse().ok()?;
-    // Below a millisecond is no timeout that anyone means.
+    // No client means a timeout below a millisecond.
     (seconds >= 0.001).then(|| Duration::try_from_secs_f64(seconds).ok()).flatten()
 }
 

@@ -19,11 +19,11 @@ use crate::{
     },
 };
 
-/// What OpenAI's contract calls files that are to be searched.
+/// OpenAI's purpose for files that are to be searched.
 const PURPOSE: &str = "assistants";
 
-/// A form with `file`, and, if they are wanted, `collection`, `attributes` (a JSON object) and `replaces` (the id of the
-/// document whose place it takes).
+/// A form with `file` and, optionally, `collection`, `attributes` (a JSON object) and `replaces` (the id of the
+/// document to replace).
 pub(super) async fn upload(
     State(state): State<AppState>,
     caller: RequestCaller,
@@ -66,13 +66,13 @@ pub(super) async fn retrieve(
     Ok(Json(DocumentAnswer::new(document, progress)))
 }
 
-/// A file may be a document in several collections; here it is the one that it was uploaded to.
+/// A file may be a document in several collections; this is the one it was uploaded to.
 async fn first_of_file(own: &OwnedDocuments, id: &str) -> Result<Document, Error> {
     let mut documents = own.documents_of_file(id).await?;
     Ok(documents.swap_remove(0))
 }
 
-/// Deletes the document with its file, in every collection.
+/// Deletes the document and its file, from every collection.
 pub(super) async fn delete(
     State(state): State<AppState>,
     caller: RequestCaller,

@@ -1,8 +1,7 @@
-//! The one map from [`ErrorKind`] to status, type and code, and the headers that tell an SDK whether to
-//! try again.
+//! The one mapping from [`ErrorKind`] to status, type and code, and the headers that tell an SDK whether to retry.
 //!
-//! SDKs retry 408, 409, 429 and every 5xx by themselves; `Retry-After` tells them when, and
-//! `x-should-retry: false` that waiting does not help.
+//! SDKs retry 408, 409, 429 and every 5xx on their own; `Retry-After` tells them when, and `x-should-retry: false` that
+//! waiting does not help.
 
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ use hearth_domain::{
 
 use crate::wire::error::{ErrorBody, ErrorDetail};
 
-/// An error on its way out. Everything that a handler or extractor refuses becomes one.
+/// An error on its way out. Every refusal of a handler or extractor becomes one.
 #[derive(Debug)]
 pub struct ApiError(pub Error);
 
@@ -30,10 +29,10 @@ impl From<Error> for ApiError {
 
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
-/// When an overloaded server does not know better.
+/// Used when an overloaded server has no better estimate.
 const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
 
-/// Status, `type` and `code` of a kind; the error's own code goes before this one.
+/// Status, `type` and `code` of a kind; the error's own code takes precedence.
 fn contract(kind: ErrorKind) -> (StatusCode, &'static str, Option<&'static str>) {
     const INVALID: &str = "invalid_request_error";
     const SERVER: &str = "server_error";
@@ -73,7 +72,7 @@ fn contract(kind: ErrorKind) -> (StatusCode, &'static str, Option<&'static str>)
     }
 }
 
-/// How a request ended that this error ended, for its account.
+/// How the account records a request that ended with this error.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Ended {
     pub(super) outcome: Outcome,
@@ -87,7 +86,7 @@ impl Ended {
     }
 }
 
-/// The body of an error, for an answer or for the last frame of a stream.
+/// The body of an error, for a response or for the last frame of a stream.
 pub(super) fn error_body(error: &Error) -> ErrorBody {
     let (_, kind, code) = contract(error.kind());
     ErrorBody {
@@ -102,7 +101,7 @@ pub(super) fn error_body(error: &Error) -> ErrorBody {
     }
 }
 
-/// Says a failure of ours once in the log, with what the caller is not told.
+/// Logs a server error once, with the cause that the caller is not told.
 pub(super) fn log_failure(error: &Error) {
     let (status, _, code) = contract(error.kind());
     if !status.is_server_error() {
@@ -131,9 +130,9 @@ impl IntoResponse for ApiError {
         let passes = status == StatusCode::CONFLICT && error.retry_after().is_some();
         if passes || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             let permanent = error.is_lasting() || error.kind() == ErrorKind::ModelFailed;
-            // What no wait mends gets no time to come back at, but a budget has its next day or month.
+            // A lasting error gets no default wait, but a spent budget knows when its next day or month starts.
             let wait = error.retry_after().or((!error.is_lasting()).then_some(RETRY_AFTER_DEFAULT));
-            // Rounded up: a moment too early is refused again. Decimal digits are always a valid header value.
+            // Rounded up: a retry a moment too early is refused again. Decimal digits are always a valid header value.
             let whole = |unit: Duration| wait.map(|wait| wait.as_nanos().div_ceil(unit.as_nanos()).max(1).to_string());
             for (name, unit) in
                 [(header::RETRY_AFTER, Duration::from_secs(1)), (RETRY_AFTER_MS, Duration::from_millis(1))]

@@ -1,5 +1,5 @@
-//! What a request says, refused in the contract's words: a JSON body, read within its limits of size and time, and the
-//! parameters of a query.
+//! Extractors that refuse in the contract's format: a JSON body, read within its size and time limits, and the query
+//! parameters.
 
 use axum::{
     body::Body,
@@ -21,8 +21,8 @@ use super::{
 use hearth_domain::error::{Error, ErrorKind};
 use hearth_text::work::{SHORT_BYTES, off_the_async_threads};
 
-/// Bytes beyond the limit that are still taken off the wire before the answer: a client that is writing
-/// does not see an answer before it has written, and loses it if the connection is reset meanwhile.
+/// Bytes beyond the limit that are still read off the wire before the response: a client that is still writing does not
+/// see a response, and loses it if the connection is reset meanwhile.
 const DISCARD_MAX_BYTES: usize = 64 * 1024 * 1024;
 
 /// The parsed body of a request.
@@ -50,7 +50,7 @@ impl FromRequest<AppState> for JsonBody {
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
         check_content_type(request.headers())?;
         let limit = state.settings.body_limit_bytes;
-        // A client that asks first whether to send a body gets its answer before it has sent any.
+        // A client that sends `Expect: 100-continue` gets its answer before it has sent any body.
         let length = request.headers().get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
         if request.headers().contains_key(header::EXPECT) && length.is_some_and(|length: usize| length > limit) {
             return Err(too_large(limit).into());
@@ -85,8 +85,8 @@ impl FromRequest<AppState> for JsonBody {
     }
 }
 
-/// `application/json`, anything `+json`, or nothing, as llama-server takes it. A browser says what it sends: a page can have
-/// it send bytes of no type to any site, and JSON only to those that a preflight has asked.
+/// `application/json`, anything `+json`, or nothing, as llama-server accepts. A browser must name the type: a page can
+/// make it send untyped bytes to any site, but JSON only to sites whose preflight allows it.
 fn check_content_type(headers: &HeaderMap) -> Result<(), Error> {
     let unsupported = |message: String| Error::new(ErrorKind::UnsupportedMediaType, message);
     if let Some(value) = headers.get(header::CONTENT_TYPE) {

@@ -23,10 +23,10 @@ use crate::wire::{
     lists::List,
 };
 
-/// Bytes of a file that are in memory at a time.
+/// Bytes of a file held in memory at a time.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// The members of a path, or the contract's 404: no id has bytes that are not UTF-8.
+/// The path parameters, or the contract's 404: no id has bytes that are not UTF-8.
 pub(super) fn members<T>(path: Result<Path<T>, PathRejection>) -> Result<T, ApiError> {
     let Path(members) = path.map_err(|rejection| ApiError(Error::new(ErrorKind::NotFound, rejection.body_text())))?;
     Ok(members)
@@ -71,7 +71,7 @@ pub(super) async fn delete_file(
     Ok(Json(Deleted::new(id, "file")))
 }
 
-/// The bytes as they came, of a type that no browser runs.
+/// The bytes as uploaded, with a media type that no browser runs.
 pub(super) async fn file_content(
     State(state): State<AppState>,
     caller: RequestCaller,

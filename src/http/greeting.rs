@@ -1,4 +1,5 @@
-//! `GET /` and `HEAD /`: what answers here. Programs probe it to see whether a server is up, people open it in a browser.
+//! `GET /` and `HEAD /`: names the server. Programs probe it to see whether a server is up; people open it in a
+//! browser.
 
 use axum::{
     http::{HeaderMap, header},

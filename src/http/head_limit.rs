@@ -1,8 +1,8 @@
-//! The limit on a request's head, as an answer in the contract's words.
+//! The limit on a request's head, answered in the contract's format.
 //!
-//! hyper refuses a head that does not fit its buffer by itself, with an empty 431. Its buffer is therefore
-//! a few times larger than the limit ([`BUFFER_PER_LIMIT`]), so that what is only somewhat too large gets an answer
-//! that says so, and a head without end still costs no more than the buffer.
+//! hyper itself refuses a head that does not fit its buffer, with an empty 431. The buffer is therefore a few times
+//! larger than the limit ([`BUFFER_PER_LIMIT`]), so that a head slightly over the limit gets an answer that says so,
+//! and an endless head still costs no more than the buffer.
 
 use axum::{
     extract::{Request, State},
@@ -28,7 +28,7 @@ pub(super) async fn limit_head(State(state): State<AppState>, request: Request, 
     ApiError(Error::new(ErrorKind::HeadTooLarge, message)).into_response()
 }
 
-/// About as many bytes as the head has in HTTP/1: `name: value` and a line's end for each field.
+/// About the head's size in HTTP/1: `name: value` and a line end for each field.
 fn head_bytes(request: &Request) -> usize {
     let uri = request.uri();
     let target = uri.path().len() + uri.query().map_or(0, |query| query.len() + 1);

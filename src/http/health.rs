@@ -1,8 +1,8 @@
 //! Health, for people and probes.
 //!
-//! `/health` and `/health/ready` say whether requests are served, and the latter also whether every part of the server
-//! works; `/health/live` only that the process answers, since restarting does not help a model that is still loading;
-//! `/health/deep` what the engine, the device and the parts do.
+//! `/health` and `/health/ready` report whether requests are served, and the latter also whether every part of the
+//! server works; `/health/live` only that the process answers, since restarting does not help a model that is still
+//! loading; `/health/deep` what the engine, the device and the parts do.
 
 use std::time::Duration;
 

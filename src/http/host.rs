@@ -1,10 +1,10 @@
-//! Under which hosts the server may be reached, and the layer that holds requests against that.
+//! The hosts under which the server may be reached, and the layer that checks requests against them.
 //!
-//! A page of another site can make its own name resolve to this machine (DNS rebinding). The browser then takes the page
-//! and this server for one origin and lets the page read every answer, those of `/health` and `/docs` included: the check
-//! has no exceptions, and is outside of everything that answers. The attack needs a name, which the browser sends in
-//! `Host` or HTTP/2's `:authority`. An address cannot be rebound, so a probe that calls an open server by its address is
-//! let in. Which pages may change something is decided in [`super::origin`].
+//! A page of another site can make its own name resolve to this machine (DNS rebinding). The browser then treats the
+//! page and this server as one origin and lets the page read every answer, including those of `/health` and `/docs`:
+//! the check has no exceptions and wraps everything that answers. The attack needs a name, which the browser sends in
+//! `Host` or HTTP/2's `:authority`. An address cannot be rebound, so a probe that calls an open server by its address
+//! is let in. [`super::origin`] decides which pages may change something.
 
 use std::net::IpAddr;
 
@@ -20,15 +20,15 @@ use url::Host;
 use super::{error::ApiError, state::AppState};
 use hearth_domain::error::{Error, ErrorKind};
 
-/// Characters of a refused host that are shown.
+/// Characters shown of a refused host.
 const SHOWN_CHARS: usize = 100;
 
 /// The hosts that requests may name.
 #[derive(Clone, Debug)]
 pub struct AllowedHosts {
-    /// The address that is listened on.
+    /// The listen address.
     address: IpAddr,
-    /// Hosts of `--allowed-host`.
+    /// Hosts given with `--allowed-host`.
     named: Vec<Host>,
     /// `--allowed-host *`.
     any: bool,
@@ -37,14 +37,15 @@ pub struct AllowedHosts {
 }
 
 impl AllowedHosts {
-    /// `named` is what the operator allows, each a name, an address or `*`; `machine` is this machine's own name.
+    /// `named` lists the operator's allowed hosts, each a name, an address or `*`; `machine` is this machine's own
+    /// name.
     ///
     /// # Errors
-    /// If one of `named` is not a host alone.
+    /// If one of `named` is not a bare host.
     pub fn new(address: IpAddr, named: &[String], machine: Option<&str>) -> anyhow::Result<Self> {
         let any = named.iter().any(|name| name == "*");
         let named = named.iter().filter(|name| *name != "*").map(|name| named_host(name)).collect::<Result<_, _>>()?;
-        // The second is what multicast DNS calls the machine in its own network.
+        // The second is the machine's multicast DNS name in its own network.
         let own = machine.and_then(|name| Some([name.to_owned(), format!("{}.local", name.split('.').next()?)]));
         let machine = own.into_iter().flatten().filter_map(|name| parse_host(&name)).collect();
         Ok(Self { address: address.to_canonical(), named, any, machine })
@@ -73,7 +74,7 @@ impl AllowedHosts {
 }
 
 impl Default for AllowedHosts {
-    /// Those of a server that listens on this machine only.
+    /// The hosts of a server that listens on this machine only.
     fn default() -> Self {
         Self { address: IpAddr::from([127, 0, 0, 1]), named: Vec::new(), any: false, machine: Vec::new() }
     }
@@ -96,23 +97,22 @@ fn named_host(name: &str) -> anyhow::Result<Host> {
     Ok(host)
 }
 
-/// As browsers read the host of an address: in lower case, international names in their ASCII form, and without the dot
-/// that a name may end with.
+/// As browsers read the host of a URL: lower case, international names in their ASCII form, and no trailing dot.
 fn parse_host(text: &str) -> Option<Host> {
     Host::parse(text.strip_suffix('.').unwrap_or(text)).ok()
 }
 
-/// A host with its port, as `Host` and `Origin` write it.
+/// A host with its port, as written in `Host` and `Origin`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Authority {
     pub(super) host: Host,
-    /// `None`: the scheme's usual one.
+    /// `None`: the scheme's default port.
     pub(super) port: Option<u16>,
 }
 
 impl Authority {
     pub(super) fn parse(text: &str) -> Option<Self> {
-        // A colon within brackets belongs to an address.
+        // A colon within brackets belongs to an IPv6 address.
         let (host, port) = match text.rsplit_once(':') {
             Some((host, port)) if !port.ends_with(']') => (host, port),
             _ => (text, ""),
@@ -126,7 +126,7 @@ impl Authority {
     }
 }
 
-/// What a request calls the server; absent where a request of HTTP/1.0 does not say.
+/// The host that a request calls; absent for an HTTP/1.0 request that names none.
 #[derive(Clone, Debug)]
 pub(super) struct CalledHost(pub(super) Option<Authority>);
 
@@ -145,7 +145,7 @@ pub(super) async fn require_allowed_host(State(state): State<AppState>, mut requ
 }
 
 /// # Errors
-/// If the request names no host or several, or what it names is none: RFC 9112, section 3.2, and RFC 9113, section 8.3.1.
+/// If the request names no host, several, or an invalid one: RFC 9112, section 3.2, and RFC 9113, section 8.3.1.
 fn called(request: &Request) -> Result<Option<Authority>, Error> {
     let (uri, headers) = (request.uri(), request.headers());
     let count = headers.get_all(header::HOST).iter().count();
@@ -159,7 +159,7 @@ fn called(request: &Request) -> Result<Option<Authority>, Error> {
             Err(invalid_host("The request's target and its `Host` header name two different hosts.".to_owned()))
         }
         (Some(named), _) | (None, Some(named)) => Ok(Some(named)),
-        // Browsers have not spoken it for long, and some proxies probe with it.
+        // Browsers no longer speak HTTP/1.0, and some proxies probe with it.
         (None, None) if request.version() < Version::HTTP_11 => Ok(None),
         (None, None) => Err(invalid_host("The request has no `Host` header; every request must have one.".to_owned())),
     }

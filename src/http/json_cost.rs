@@ -1,24 +1,25 @@
-//! What a JSON text costs in memory once it is parsed, from a look at its bytes.
+//! What a JSON text costs in memory once parsed, estimated from its bytes.
 //!
-//! Seven bytes of `{"":0},` become an object of five hundred: a body of 32 MiB would be two gigabytes. So the cost is known before
-//! anything is parsed, counts against the room for bodies, and has a limit of its own.
+//! The seven bytes `{"":0},` become an object of five hundred: a 32 MiB body would take two gigabytes. So the cost is
+//! known before anything is parsed, counts against the room for bodies, and has a limit of its own.
 
-/// A parsed body counts as one of its cost divided by this, if that is more than its bytes.
+/// A parsed body counts as its cost divided by this, if that is more than its bytes.
 pub(super) const MULTIPLE: usize = 8;
 
 /// Bytes of memory that a parsed body may take, given the limit on a body's own bytes.
 pub(super) fn most(body_limit_bytes: usize) -> usize {
-    /// With a small limit on bodies, an ordinary one of many values is still taken.
+    /// With a small body limit, an ordinary body of many values is still accepted.
     const AT_LEAST: usize = 16 << 20;
     body_limit_bytes.saturating_mul(MULTIPLE).max(AT_LEAST)
 }
 
-/// Measured on `serde_json`'s values with insertion order: an object with one member, each further member, and each element.
+/// Measured on `serde_json`'s values with insertion order: an object with one member, each further member, and each
+/// element.
 const OBJECT_BYTES: usize = 360;
 const ARRAY_BYTES: usize = 160;
 const VALUE_BYTES: usize = 100;
 
-/// Bytes that the values of this text will take, about; of a text that is no JSON, any number.
+/// Approximate bytes that the values of this text will take; any number for a text that is not JSON.
 pub(super) fn parsed_bytes(text: &[u8]) -> usize {
     let (mut cost, mut in_string, mut escaped) = (text.len(), false, false);
     for &byte in text {

@@ -1,4 +1,4 @@
-//! `GET /v1/me`: who a request is taken for, and what that caller may do here.
+//! `GET /v1/me`: the caller that a request is attributed to, and that caller's permissions.
 
 use axum::{Json, extract::State};
 

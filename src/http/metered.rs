@@ -1,8 +1,8 @@
-//! Opens an account for each request whose caller is known, lets it in if limits allow, and says how it ended.
+//! Opens an account for each request whose caller is known, admits it if limits allow, and records how it ended.
 //!
-//! The account is open for as long as the answer's body is: a body that was read to its end has finished, one that was
-//! dropped before was cancelled by a caller who left. An error has said in its answer what it was; a stream that fails has
-//! done so in the account before its last byte.
+//! The account is open as long as the response body: a body read to its end has finished; one dropped earlier was
+//! cancelled by a caller who left. An error is reported in its response; a stream that fails has recorded that in the
+//! account before its last byte.
 
 use std::{
     pin::Pin,
@@ -35,7 +35,7 @@ use super::{
     state::AppState,
 };
 
-/// Which side is to serve: a [`Policy`].
+/// The side that should serve: a [`Policy`].
 const POLICY: HeaderName = HeaderName::from_static("x-hearth-policy");
 
 /// The layer itself.
@@ -44,12 +44,12 @@ pub(super) async fn with_account(State(state): State<AppState>, mut request: Req
     let (Some(authenticated), Some(arrival)) =
         (extensions.get::<Authenticated>().cloned(), extensions.get::<Arrival>().cloned())
     else {
-        // A probe or a page of documentation.
+        // A probe or a documentation page.
         return next.run(request).await;
     };
     let caller = authenticated.caller;
     let path = extensions.get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str);
-    // Where there is no route, nothing is computed.
+    // Without a route, nothing is computed.
     let metering = rules_of(request.method(), path).map_or(Metering::Free, |rules| rules.metering);
     let policy = asked_policy(request.headers());
     let context = RequestContext {
@@ -83,7 +83,7 @@ pub(super) async fn with_account(State(state): State<AppState>, mut request: Req
     response.map(|body| Body::new(AccountBody { body, account, ended }))
 }
 
-/// Which side the request itself wants to be served by.
+/// The side that the request itself asks for.
 fn asked_policy(headers: &HeaderMap) -> Result<Option<Policy>> {
     let Some(value) = headers.get(POLICY) else { return Ok(None) };
     let value = value.to_str().unwrap_or_default().trim();
@@ -95,7 +95,7 @@ fn asked_policy(headers: &HeaderMap) -> Result<Option<Policy>> {
     })
 }
 
-/// What `cache-control` says: `no-store` keeps a request out of all caches, `no-cache` has it computed anew.
+/// The `cache-control` directives: `no-store` keeps a request out of all caches, `no-cache` forces a fresh computation.
 fn cache_use(headers: &HeaderMap) -> CacheUse {
     let values = headers.get_all(header::CACHE_CONTROL).iter().filter_map(|value| value.to_str().ok());
     let directives: Vec<&str> = values.flat_map(|value| value.split(',')).map(str::trim).collect();
@@ -107,7 +107,7 @@ fn cache_use(headers: &HeaderMap) -> CacheUse {
     }
 }
 
-/// What a status says of how the request ended, if its body comes to its end and no error has said more.
+/// The outcome that a status implies, if the body is read to its end and no error has recorded a more precise one.
 fn outcome(status: StatusCode) -> Outcome {
     match status {
         StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => Outcome::TimedOut,

@@ -1,8 +1,8 @@
 //! The HTTP side: shape in, one service call, shape out. The only place that knows axum.
 //!
-//! `routes` is the table of all routes. A handler takes an `extract::JsonBody`, lets [`crate::wire`] read it, calls one function
-//! of [`crate::service`] and lets `wire` shape the answer. What is refused on the way, by a handler, an extractor or the
-//! router, leaves as the contract's error body through [`error`].
+//! `routes` is the table of all routes. A handler takes an `extract::JsonBody`, has [`crate::wire`] read it, calls one
+//! function of [`crate::service`] and has `wire` shape the answer. Every refusal by a handler, an extractor or the
+//! router leaves as the contract's error body through [`error`].
 
 mod accept;
 mod allowance;
@@ -113,7 +113,7 @@ fn after_panic(panic: Box<dyn Any + Send>) -> Response {
     ApiError(Error::internal(anyhow::anyhow!("panic: {message}"))).into_response()
 }
 
-/// No origins: no CORS headers, so that a page from elsewhere cannot read answers.
+/// No origins: no CORS headers, so a page of another site cannot read answers.
 fn cors(origins: &[String]) -> CorsLayer {
     if origins.is_empty() {
         return CorsLayer::new();

@@ -1,9 +1,9 @@
-//! Which web pages may change something: the layer that holds a browser's request against the pages that are allowed.
+//! Which web pages may change something: the layer that checks a browser's request against the allowed pages.
 //!
-//! Any page can have the browser send a form, a file or a text without a preflight (CSRF), or open a WebSocket; CORS only
-//! keeps the page from reading the answer. Browsers name the page in `Origin` and `Sec-Fetch-Site`, which scripts cannot
-//! set. Other programs send neither and are let in. A plain GET changes nothing, and CORS decides who reads its answer.
-//! The host that the request calls has been checked before, in [`super::host`].
+//! Any page can make the browser send a form, a file or a text without a preflight (CSRF), or open a WebSocket; CORS
+//! only keeps the page from reading the answer. Browsers name the page in `Origin` and `Sec-Fetch-Site`, which scripts
+//! cannot set. Other programs send neither and are let in. A plain GET changes nothing, and CORS decides who reads its
+//! answer. [`super::host`] has already checked the host that the request calls.
 
 use axum::{
     extract::{Request, State},
@@ -21,12 +21,12 @@ use super::{
 use hearth_domain::error::{Error, ErrorKind};
 
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
-/// What browsers call the headers that say how a request came about (Fetch Metadata).
+/// Prefix of the headers in which browsers say how a request came about (Fetch Metadata).
 const FETCH_METADATA: &str = "sec-fetch-";
-/// Characters of a refused origin that are shown.
+/// Characters shown of a refused origin.
 const SHOWN_CHARS: usize = 100;
 
-/// Whether a browser sent it, or what says of itself what a browser does.
+/// Whether the request has a browser's headers.
 pub(super) fn is_from_browser(headers: &HeaderMap) -> bool {
     headers.contains_key(header::ORIGIN) || headers.keys().any(|name| name.as_str().starts_with(FETCH_METADATA))
 }
@@ -55,7 +55,7 @@ fn check(headers: &HeaderMap, called: Option<&Authority>, settings: &HttpSetting
     let mut origins = headers.get_all(header::ORIGIN).iter();
     match (origins.next(), origins.next()) {
         (None, _) => {
-            // `none`: a person's own doing, such as an address that was typed.
+            // `none`: the user's own action, such as a typed address.
             let is_own = |site: &[u8]| matches!(site, b"same-origin" | b"none");
             if headers.get_all(FETCH_SITE).iter().all(|site| is_own(site.as_bytes())) {
                 return Ok(());
@@ -74,8 +74,8 @@ fn check(headers: &HeaderMap, called: Option<&Authority>, settings: &HttpSetting
     }
 }
 
-/// Whether the origin is the server itself as the request calls it, or as the operator does: a reverse proxy may call it
-/// otherwise than the browser does.
+/// Whether the origin is the server itself, by the host that the request calls or one that the operator named: a
+/// reverse proxy may call the server by another name than the browser does.
 fn is_own(origin: &str, called: Option<&Authority>, settings: &HttpSettings) -> bool {
     let Some((scheme, authority)) = origin.split_once("://") else { return false };
     let usual_port = match scheme {

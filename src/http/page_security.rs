@@ -1,12 +1,13 @@
-//! What a browser may do with an answer: the pages load nothing from elsewhere and stand in no frame, and everything else is no
-//! page, whatever it looks like. Texts of models and documents are in these answers, and somebody may open one in a browser.
+//! What a browser may do with an answer: pages load nothing from elsewhere and stand in no frame, and nothing else is
+//! treated as a page, whatever it looks like. Answers contain text of models and documents, and a user may open one in
+//! a browser.
 
 use axum::{
     http::{HeaderName, HeaderValue, header},
     response::Response,
 };
 
-/// The pages of Swagger UI and `/` have their scripts in files, and styles in the page; Swagger UI's images are data.
+/// Swagger UI's pages and `/` have their scripts in files, and styles in the page; Swagger UI's images are data URLs.
 const PAGE: &str = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; \
                     connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 const NO_PAGE: &str = "default-src 'none'; frame-ancestors 'none'";

@@ -22,11 +22,11 @@ pub(super) async fn quote(
         model: model.info().id.clone(),
         fits: would_serve.is_some(),
         would_serve: would_serve.map(|side| side.quote.served_by.name().to_owned()),
-        candidates: sides.iter().map(told).collect(),
+        candidates: sides.iter().map(quoted_side).collect(),
     }))
 }
 
-fn told(side: &Priced) -> QuotedSide {
+fn quoted_side(side: &Priced) -> QuotedSide {
     let quote = &side.quote;
     QuotedSide {
         served_by: quote.served_by.name().to_owned(),

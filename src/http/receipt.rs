@@ -1,6 +1,6 @@
-//! The receipt in the head of an answer: who served, why, and what it cost.
+//! The receipt in a response's headers: who served, why, and what it cost.
 //!
-//! A stream's head is sent when it has been admitted, so it has what is known by then; the figures are in its last event.
+//! A stream's head is sent on admission, so it has only what is known by then; the figures are in its last event.
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use hearth_domain::Account;
@@ -12,15 +12,15 @@ pub(super) const MODEL: HeaderName = HeaderName::from_static("x-hearth-model");
 pub(super) const FALLBACK_REASON: HeaderName = HeaderName::from_static("x-hearth-fallback-reason");
 pub(super) const ATTEMPTS: HeaderName = HeaderName::from_static("x-hearth-attempts");
 pub(super) const CACHE: HeaderName = HeaderName::from_static("x-hearth-cache");
-/// Of answers from documents alone.
+/// Only on answers from documents.
 pub(super) const GROUNDING: HeaderName = HeaderName::from_static("x-hearth-grounding");
-/// Parts of the request's schemas that the answer is not held to.
+/// Parts of the request's schemas that are not enforced on the answer.
 pub(super) const UNENFORCED: HeaderName = HeaderName::from_static("x-hearth-unenforced");
 pub(super) const QUEUE_MS: HeaderName = HeaderName::from_static("x-hearth-queue-ms");
 pub(super) const COMPUTE_MS: HeaderName = HeaderName::from_static("x-hearth-compute-ms");
 pub(super) const COST_USD: HeaderName = HeaderName::from_static("x-hearth-cost-usd");
 
-/// All of them, with what the OpenAPI document says of each.
+/// All receipt headers, with their descriptions for the OpenAPI document.
 pub(super) const DESCRIBED: [(HeaderName, &str); 10] = [
     (SERVED_BY, "`local`, an upstream's name or `cache`; `none` where no model was needed."),
     (MODEL, "The model that answered."),
@@ -34,11 +34,11 @@ pub(super) const DESCRIBED: [(HeaderName, &str); 10] = [
     (COST_USD, "Not in a stream, whose last event has it."),
 ];
 
-/// Writes what stands in the account.
+/// Writes the account's receipt.
 pub(super) fn write(headers: &mut HeaderMap, account: &Account, is_stream: bool) {
     let receipt = account.receipt();
     let mut set = |name: HeaderName, value: &str| {
-        // A name that no header can carry is in the body all the same.
+        // A name that no header can carry is still in the body.
         if let Ok(value) = HeaderValue::from_str(value) {
             headers.insert(name, value);
         }
@@ -65,7 +65,7 @@ pub(super) fn write(headers: &mut HeaderMap, account: &Account, is_stream: bool)
     }
 }
 
-/// As many as a header should hold, and how many more there are. What is no plain character is not in a header.
+/// As many paths as a header should hold, and the number of the rest. Characters that are not plain become `?`.
 fn listed(paths: &[String]) -> String {
     const SHOWN_MAX: usize = 20;
     const PATH_CHARS_MAX: usize = 200;
@@ -78,7 +78,7 @@ fn listed(paths: &[String]) -> String {
     shown.join(", ")
 }
 
-/// In decimals, never in powers.
+/// In decimals, never in scientific notation.
 fn dollars(micro_usd: u64) -> String {
     format!("{}.{:06}", micro_usd / 1_000_000, micro_usd % 1_000_000)
 }

@@ -1,7 +1,7 @@
-//! One route: where it is, what it needs, what becomes of its use, and how the OpenAPI document describes it.
+//! One route: its path, what it requires, how its use is metered, and how the OpenAPI document describes it.
 //!
-//! [`super::routes`] is the table of them. The router, the layers that ask for keys and scopes, that count and record, and
-//! the document are made of it, so that nothing about a route stands in a second place.
+//! [`super::routes`] is the table of them. The router, the layers that check keys and scopes, those that count and
+//! record, and the document are all built from it, so each fact about a route has one place.
 
 use std::{collections::HashMap, sync::LazyLock};
 
@@ -22,9 +22,9 @@ use crate::wire::body::{FieldSpec, RequestBody, RequestQuery};
 /// What a caller needs to use a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
-    /// No key: the route tells nothing of anyone's text.
+    /// No key: the route reveals nothing of anyone's text.
     Public,
-    /// A key, whatever it allows.
+    /// A key, whatever its scopes.
     AnyKey,
     Scope(Scope),
 }
@@ -35,25 +35,25 @@ impl From<Scope> for Access {
     }
 }
 
-/// What becomes of the use of a route.
+/// How the use of a route is metered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Metering {
     /// It counts against limits, and leaves a row in the ledger.
     Recorded,
-    /// It counts, and leaves no row: no model works.
+    /// It counts but leaves no row: no model runs.
     Counted,
-    /// Callers that are over their limits can still see and tidy what is their own.
+    /// Callers over their limits can still see and clean up their own data.
     Free,
 }
 
-/// What the layers ask of a route.
+/// A route's rules, as the layers apply them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RouteRules {
     pub(super) access: Access,
     pub(super) metering: Metering,
 }
 
-/// Makes the schema of a type, or a reference to it, and keeps the definition.
+/// Builds the schema of a type, or a reference to it, and keeps the definition.
 pub(super) type SchemaOf = fn(&mut SchemaGenerator) -> Value;
 
 /// A body as the document describes it.
@@ -62,7 +62,7 @@ pub(super) struct BodyDescription {
     pub(super) media_type: &'static str,
     pub(super) name: &'static str,
     pub(super) schema: fn() -> Value,
-    /// The part of a form that is JSON.
+    /// The JSON part of a form.
     pub(super) encoding: Option<&'static str>,
 }
 
@@ -76,7 +76,7 @@ pub(super) struct AnswerDescription {
     pub(super) schema: Option<SchemaOf>,
 }
 
-/// A route, as the module says.
+/// See the module's documentation.
 #[derive(Clone)]
 pub(super) struct Route {
     pub(super) path: &'static str,
@@ -85,7 +85,7 @@ pub(super) struct Route {
     /// The operation's name in the document.
     pub(super) operation_id: &'static str,
     pub(super) summary: &'static str,
-    /// The heading that it stands under.
+    /// The heading that the document lists it under.
     pub(super) group: &'static str,
     pub(super) body: Option<BodyDescription>,
     pub(super) parameters: &'static [FieldSpec],
@@ -114,7 +114,7 @@ impl Route {
         }
     }
 
-    /// What the document calls the operation, and says of it.
+    /// Sets the operation's name and summary in the document.
     pub(super) fn described(mut self, operation_id: &'static str, summary: &'static str) -> Self {
         (self.operation_id, self.summary) = (operation_id, summary);
         self
@@ -131,7 +131,7 @@ impl Route {
         self
     }
 
-    /// A form whose file is written to the disk as it comes, so that the limit of other bodies is not its.
+    /// A form whose file is written to disk as it arrives, so the limit on other bodies does not apply.
     pub(super) fn takes_form<B: RequestBody>(mut self) -> Self {
         let has_attributes = B::FIELDS.iter().copied().flatten().any(|field| field.name == "attributes");
         let encoding = has_attributes.then_some("attributes");
@@ -156,7 +156,7 @@ impl Route {
         self
     }
 
-    /// Server-sent events, each of which has this shape as its data.
+    /// Server-sent events, each with data of this shape.
     pub(super) fn streams<E: JsonSchema>(mut self, description: &'static str) -> Self {
         let schema = Some(subschema::<E> as SchemaOf);
         self.answers.push(AnswerDescription { status: 200, media_type: "text/event-stream", description, schema });
@@ -203,15 +203,15 @@ pub(super) fn router() -> Router<AppState> {
     routes().into_iter().fold(Router::new(), |router, route| router.route(route.path, route.handler))
 }
 
-/// The rules of the route that a request has come to, by its method and the path as it stands in the table; `None` where
-/// there is no such route.
+/// The rules of the route that a request matched, by its method and the path as in the table; `None` if there is no
+/// such route.
 pub(super) fn rules_of(method: &Method, path: &str) -> Option<RouteRules> {
-    // What answers GET answers HEAD.
+    // GET's handler also answers HEAD.
     let method = if method == Method::HEAD { &Method::GET } else { method };
     RULES.get(path)?.iter().find(|(of, _)| of == method).map(|(_, rules)| *rules)
 }
 
-/// Whether anybody may ask for a path, by some method.
+/// Whether some method of a path needs no key.
 pub(super) fn is_public(path: &str) -> bool {
     RULES.get(path).is_some_and(|rules| rules.iter().any(|(_, rules)| rules.access == Access::Public))
 }

@@ -1,4 +1,4 @@
-//! Every route, by those who call it. A new one is an entry here, its handler, and its types in [`crate::wire`].
+//! Every route, grouped by who calls it. A new one is an entry here, its handler, and its types in [`crate::wire`].
 
 use hearth_domain::Scope::{Admin, Chat, Documents, Embed};
 
@@ -118,7 +118,7 @@ fn models() -> Vec<Route> {
     ]
 }
 
-/// Paths that clients call which were configured without `/v1`, as llama-server's may be, with the names of the operations.
+/// Paths for clients that are configured without `/v1`, as llama-server's may be, with the operations' names.
 const UNPREFIXED: [(&str, &str, &str); 6] = [
     ("/v1/chat/completions", "/chat/completions", "chatCompletionWithoutPrefix"),
     ("/v1/completions", "/completions", "completionWithoutPrefix"),
@@ -138,7 +138,7 @@ fn with_unprefixed(mut routes: Vec<Route>) -> Vec<Route> {
     routes
 }
 
-/// What programs call that ask documents without an SDK.
+/// Routes for programs that ask documents without an SDK.
 fn answers() -> Vec<Route> {
     vec![
         post("/ask", Chat, ask::ask)
@@ -299,13 +299,13 @@ fn files_and_vector_stores() -> Vec<Route> {
     ]
 }
 
-/// What callers learn of themselves and of what they use.
+/// What callers learn about themselves and their usage.
 fn callers() -> Vec<Route> {
     vec![
         get("/v1/me", AnyKey, me::me)
             .described("me", "Who a request is taken for, and what that caller may do")
             .answers::<Me>("The caller."),
-        // One's own usage; that of others is a matter of the handler.
+        // A caller's own usage; the handler decides about that of others.
         get("/v1/usage", AnyKey, spending::usage)
             .described("usage", "What requests came to, of the caller's own or, for administrators, all")
             .query::<UsageParameters>()

@@ -1,4 +1,4 @@
-//! The layer that holds the scopes of a caller against the one that the route needs.
+//! The layer that checks a caller's scopes against the one that the route needs.
 
 use axum::{
     extract::{MatchedPath, Request},
@@ -13,10 +13,10 @@ use super::{
     route::{Access, rules_of},
 };
 
-/// The layer itself, inside of the one that asks for keys.
+/// The layer itself, inside the one that checks keys.
 pub(super) async fn require_scope(request: Request, next: Next) -> Response {
     let extensions = request.extensions();
-    // Without a route there is nothing to be had.
+    // Without a route there is nothing to protect.
     if let (Some(route), Some(authenticated)) = (extensions.get::<MatchedPath>(), extensions.get::<Authenticated>())
         && let Some(Access::Scope(scope)) = rules_of(request.method(), route.as_str()).map(|rules| rules.access)
         && !authenticated.caller.scopes.contains(&scope)

@@ -1,4 +1,4 @@
-//! From a listener and a router to a running server, and back to nothing when told to stop.
+//! Runs a server on a listener and a router, and shuts it down when told to stop.
 
 use std::{future::Future, net::SocketAddr, net::TcpListener, sync::Arc, time::Duration};
 
@@ -16,12 +16,12 @@ use super::{
     settings::{HttpSettings, TlsSettings},
 };
 
-/// HTTP/2 connections are asked this often whether the other side is still there.
+/// How often an HTTP/2 connection is pinged to see whether the peer is still there.
 const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(20);
 
-/// Serves until `shutdown` resolves and running answers have ended, or the grace time has.
+/// Serves until `shutdown` resolves and running answers have ended or the grace time is over.
 ///
-/// The listener is bound by the caller, so that port 0 can be asked for its port.
+/// The caller binds the listener, so that it can ask which port port 0 became.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -59,10 +59,10 @@ pub async fn serve(
     served.context("the server stopped with an error")
 }
 
-/// Reads the TLS files, if TLS is asked for: what is wrong with them is to be said before anything is announced.
+/// Reads the TLS files if TLS is configured, so that their errors are reported before the address is announced.
 ///
 /// # Errors
-/// If they cannot be read, hold no certificate or no key, or do not belong together.
+/// If they cannot be read, hold no certificate or no key, or do not match.
 pub fn check_tls(settings: &HttpSettings) -> anyhow::Result<()> {
     settings.tls.as_ref().map_or(Ok(()), |tls| tls_config(tls).map(drop))
 }

@@ -1,4 +1,4 @@
-//! What the HTTP side can be told: limits, timeouts, hosts, origins, certificates.
+//! Settings of the HTTP side: limits, timeouts, hosts, origins, certificates.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -10,23 +10,23 @@ pub struct HttpSettings {
     /// Largest request body, in bytes. 32 MiB: a full 128k-token context is below 1 MiB of JSON, and 2048
     /// embedding inputs of 8k tokens, the most one request may carry, are near 64 MiB only when all are full.
     pub body_limit_bytes: usize,
-    /// Largest file that may be uploaded, in bytes. Files go to the disk as they come.
+    /// Largest file that may be uploaded, in bytes. Files are written to disk as they arrive.
     pub upload_limit_bytes: usize,
     /// Largest request head, in bytes; 431 beyond it.
     pub header_limit_bytes: usize,
-    /// A connection that has not sent a whole request head for this long is closed.
+    /// A connection without a whole request head after this long is closed.
     pub header_read_timeout: Duration,
-    /// A body must have arrived within this time, else 408.
+    /// A body must arrive within this time, else 408.
     pub request_body_timeout: Duration,
-    /// A client that does not take what is written to it for this long is dropped, and its generation with it.
+    /// A client that does not read what is written to it for this long is dropped, along with its generation.
     pub write_timeout: Duration,
     /// Connections beyond this many are closed at once.
     pub max_connections: usize,
-    /// A comment is sent down a silent stream this often, so that proxies keep it open.
+    /// How often a comment is sent on a silent stream, so that proxies keep it open.
     pub keep_alive_interval: Duration,
     /// Longest that any request may take; a body's `timeout` can only shorten it. `None`: no bound.
     pub request_deadline: Option<Duration>,
-    /// How long running streams may go on after the shutdown signal.
+    /// How long running streams may continue after the shutdown signal.
     pub shutdown_grace: Duration,
     /// Hosts under which the server may be reached.
     pub hosts: AllowedHosts,
@@ -38,7 +38,7 @@ pub struct HttpSettings {
     pub strict: bool,
 }
 
-/// Files in PEM.
+/// PEM files.
 #[derive(Clone, Debug)]
 pub struct TlsSettings {
     /// The certificate, followed by its chain.

@@ -1,6 +1,6 @@
-//! `GET /metrics` and `GET /v1/usage`: what requests came to.
+//! `GET /metrics` and `GET /v1/usage`: the usage and cost of requests.
 //!
-//! `/metrics` is JSON for people and programs, and Prometheus' text for scrapers, who say in `Accept` that they want it.
+//! `/metrics` is JSON for people and programs, and Prometheus' text for scrapers, which ask for it in `Accept`.
 
 use axum::{
     Json,
@@ -24,7 +24,7 @@ pub(super) async fn metrics(State(state): State<AppState>, headers: HeaderMap) -
     ([(header::CONTENT_TYPE, content_type), (header::VARY, "accept")], text).into_response()
 }
 
-/// Whether `Accept` names a kind of text and not JSON.
+/// Whether `Accept` names a text type and not JSON.
 fn wants_text(headers: &HeaderMap) -> bool {
     let names = |kind| names(headers, kind);
     (names("text/plain") || names("application/openmetrics-text")) && !names("application/json")

@@ -1,8 +1,8 @@
 //! Server-sent events: from a generation's events to frames.
 //!
-//! The status line waits until the request has its place in the queue, so a refusal has a status of its own. From
-//! then on, silence is broken by comments, an error is an error frame without a `finish_reason` or `[DONE]`, and
-//! dropping the body, as happens when the client goes away, drops the generation.
+//! The status line waits until the request has its place in the queue, so a refusal has its own status. From then on,
+//! comments break silence, an error becomes an error frame without a `finish_reason` or `[DONE]`, and dropping the
+//! body, as when the client disconnects, drops the generation.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -21,7 +21,7 @@ use crate::{providers::GenerateStream, service::chat::ended_early};
 
 /// Turns events into the frames of one contract.
 pub(super) trait EventWriter: Send + 'static {
-    /// What is said at the very end, after the frames of [`GenerateEvent::Done`].
+    /// What is sent at the very end, after the frames of [`GenerateEvent::Done`].
     const LAST: &'static [u8] = b"data: [DONE]\n\n";
 
     /// Writes the frames that come before any event.
@@ -57,7 +57,7 @@ impl Frames {
 struct EventBody<W> {
     events: GenerateStream,
     writer: W,
-    /// Where it is said how the stream ended.
+    /// Records how the stream ended.
     account: Arc<Account>,
     keep_alive: Duration,
     begun: bool,
@@ -104,7 +104,7 @@ impl<W: EventWriter> EventBody<W> {
                     self.writer.write(event, &mut frames);
                     if self.ended {
                         frames.push_raw(W::LAST);
-                        // Many clients leave at the last frame, and do not wait for the end of the body.
+                        // Many clients disconnect at the last frame, without waiting for the end of the body.
                         self.account.set_outcome(Outcome::Finished, None);
                     }
                 }

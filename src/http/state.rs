@@ -30,11 +30,11 @@ pub struct AppState {
     pub documents: Arc<Documents>,
     pub analyses: Arc<Analyses>,
     pub callers: Arc<Callers>,
-    /// Where what requests use is written down.
+    /// Records what requests use.
     pub usage_sink: Arc<dyn UsageSink>,
     pub ledger: Arc<Ledger>,
     pub health: Arc<dyn Health>,
-    /// `None`: Prometheus' text of `/metrics` is empty.
+    /// `None`: the Prometheus text of `/metrics` is empty.
     pub metrics: Option<PrometheusHandle>,
     pub settings: Arc<HttpSettings>,
 }
@@ -46,7 +46,7 @@ impl std::fmt::Debug for AppState {
 }
 
 impl AppState {
-    /// Lets a request pass while the local models load, and after that failed, if an upstream may serve it.
+    /// Lets a request pass while the local models load, or after loading failed, if an upstream may serve it.
     fn refuse_unless_served(&self, kind: ModelKind, name: Option<&str>) -> Result<(), Error> {
         let status = self.health.status();
         if status != ServerStatus::Draining && self.models.has_hosted(kind, name) {
@@ -69,7 +69,7 @@ impl AppState {
         Ok(self.models.chat_or_first_for(caller, name)?)
     }
 
-    /// The chat model for an answer from documents; `None` where none is served and sentences can be quoted without.
+    /// The chat model for an answer from documents; `None` if none is served and sentences can be quoted without one.
     pub(super) fn chat_to_answer(
         &self,
         caller: &Caller,
@@ -83,7 +83,7 @@ impl AppState {
             return Ok(None);
         }
         match self.chat_or_first(caller, name) {
-            // A caller that may name no chat model gets sentences.
+            // A caller without permission for a chat model gets quoted sentences.
             Err(ApiError(error)) if may_extract && error.kind() == ErrorKind::ModelForbidden => Ok(None),
             found => found.map(Some),
         }

@@ -1,7 +1,7 @@
-//! `/tokenize`, `/detokenize`, `/apply-template`, as llama-server has them.
+//! `/tokenize`, `/detokenize`, `/apply-template`, compatible with llama-server.
 //!
-//! A body may hold megabytes of text, so the work is done where `crates/text/src/work.rs` says: the async threads carry the
-//! streams of all requests.
+//! A body may hold megabytes of text, so the work runs where `crates/text/src/work.rs` puts it: the async threads carry
+//! the streams of all requests.
 
 use axum::{Json, extract::State};
 use hearth_domain::error::Error;

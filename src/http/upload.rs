@@ -1,7 +1,7 @@
-//! A file in a multipart form, written to the disk as it comes.
+//! A file in a multipart form, written to disk as it arrives.
 //!
-//! No more of it than one piece is in memory. What is wrong with the form is said after the rest of it has been taken
-//! off the wire, as a client that is still writing does not see an answer.
+//! No more than one piece of it is in memory. An error in the form is reported after the rest has been read off the
+//! wire, since a client that is still writing does not see a response.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -14,12 +14,12 @@ use hearth_domain::error::{Error, ErrorKind};
 use super::{error::ApiError, state::AppState};
 use crate::store::Incoming;
 
-/// Longest value of a field that is no file, in bytes.
+/// Longest value of a non-file field, in bytes.
 const FIELD_BYTES_MAX: usize = 64 * 1024;
 const FIELDS_MAX: usize = 32;
-/// Longest name of a file, in bytes; file systems have 255.
+/// Longest file name, in bytes; file systems allow 255.
 const FILENAME_BYTES_MAX: usize = 1024;
-/// Bytes of a form that is refused that are still taken off the wire.
+/// Bytes of a refused form that are still read off the wire.
 const DISCARD_MAX_BYTES: usize = 1 << 30;
 const DISCARD_MAX_TIME: Duration = Duration::from_secs(60);
 
@@ -27,7 +27,7 @@ const DISCARD_MAX_TIME: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct UploadForm {
     pub(super) file: Incoming,
-    /// As its owner calls it; for people, and never part of a path.
+    /// The owner's name for the file: for display, never part of a path.
     pub(super) filename: String,
     /// The other fields.
     pub(super) fields: BTreeMap<String, String>,
@@ -55,19 +55,19 @@ impl FromRequest<AppState> for UploadForm {
             return Err(too_large(state).into());
         }
         if read.is_err() {
-            // Whether it could be taken off the wire changes nothing about the answer.
+            // Whether the rest could be read off the wire does not change the answer.
             let _ = tokio::time::timeout(DISCARD_MAX_TIME, discard(&mut form)).await;
         }
         Ok(read?)
     }
 }
 
-/// The file, and what surrounds it.
+/// The limit for the file and the fields around it.
 fn form_limit(state: &AppState) -> u64 {
     (state.settings.upload_limit_bytes + FIELDS_MAX * FIELD_BYTES_MAX) as u64
 }
 
-/// What an upload of so many bytes may take on the slowest line that is waited for.
+/// The time limit for an upload of this size, on the slowest supported connection.
 fn time_for(bytes: u64) -> Duration {
     const BYTES_PER_SECOND: u64 = 16 * 1024;
     Duration::from_secs(bytes / BYTES_PER_SECOND)
@@ -86,7 +86,7 @@ fn too_large(state: &AppState) -> Error {
     Error::new(ErrorKind::PayloadTooLarge, message)
 }
 
-/// `length` is what the whole form was said to have, in bytes.
+/// `length` is the announced length of the whole form, in bytes.
 async fn read_form(form: &mut Multipart, length: u64, state: &AppState) -> Result<UploadForm, Error> {
     let mut file = None;
     let mut fields = BTreeMap::new();
@@ -114,17 +114,17 @@ async fn read_form(form: &mut Multipart, length: u64, state: &AppState) -> Resul
     Ok(UploadForm { file, filename, fields })
 }
 
-/// Whether it is one as [`crate::wire::body::FORM_FIELD_NAME`] has it.
+/// Whether the name matches [`crate::wire::body::FORM_FIELD_NAME`].
 fn is_field_name(name: &str) -> bool {
     let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.[]".contains(&byte);
     (1..=64).contains(&name.len()) && name.bytes().all(is_part)
 }
 
-/// The file's own name: browsers of old sent the whole path, and a path is nobody's business.
+/// The file's own name: old browsers sent the whole path, and the path is private to the sender.
 fn filename(field: &Field<'_>) -> Result<String, Error> {
     let sent = field.file_name().unwrap_or_default();
     let clean: String = sent.chars().filter(|c| !c.is_control()).collect();
-    // A relative path says where in a tree a document is; what climbs out of the tree says nothing.
+    // A relative path says where in a tree a document is; parts that climb out of the tree say nothing.
     let parts = clean.split(['/', '\\']).filter(|part| !matches!(part.trim(), "" | "." | ".."));
     let name = parts.collect::<Vec<_>>().join("/");
     if name.is_empty() {
@@ -163,7 +163,7 @@ async fn next_field<'f>(form: &'f mut Multipart, state: &AppState) -> Result<Opt
     in_time(form.next_field(), state).await
 }
 
-/// A large file takes long; a client that sends nothing for as long as a whole body may take has gone.
+/// A large file takes long, but a client that sends nothing for as long as a whole body may take has gone.
 async fn in_time<T>(
     read: impl Future<Output = Result<T, axum::extract::multipart::MultipartError>>,
     state: &AppState,

@@ -1,4 +1,4 @@
-//! `/v1/vector_stores`: made, filled, searched.
+//! `/v1/vector_stores`: created, filled, searched.
 
 use std::collections::BTreeMap;
 
@@ -36,17 +36,17 @@ use crate::{
     },
 };
 
-/// Tells an SDK that polls how long it should wait.
+/// Tells a polling SDK how long to wait.
 const POLL_AFTER_MS: HeaderName = HeaderName::from_static("openai-poll-after-ms");
 const POLL_AFTER: HeaderValue = HeaderValue::from_static("200");
 
-/// One member of a path.
+/// One path parameter.
 type Id = Result<Path<String>, PathRejection>;
-/// A vector store, and what is in it.
+/// The path parameters of a vector store and something in it.
 type Ids = Result<Path<(String, String)>, PathRejection>;
 type Parameters = QueryParameters<BTreeMap<String, String>>;
 
-/// A file that nobody will ever read is not taken in.
+/// A file that would never be read is not accepted.
 fn refuse_unless_read(state: &AppState) -> Result<(), ApiError> {
     refuse_unless_ready(&state.health.status())?;
     state.documents.retriever()?;

@@ -1,13 +1,12 @@
-//! The ledger's writer: rows are handed over where requests end, on any thread, and written by one of their own.
+//! The ledger's writer: a request hands its row over when it ends, on any thread, and a dedicated thread writes it.
 //!
-//! A row waits in memory for at most [`FLUSH_INTERVAL`] before it is written, together with what came meanwhile; so a
-//! process that is killed loses the rows of the requests that ended in that time and in that of one write. While the
-//! store cannot write, for want of room on the disk for instance, up to [`ROWS_WAITING_MAX`] rows wait; those beyond are
-//! counted as lost and said in the log. A write that panics counts as one that failed. Handing over a row never waits for
-//! the disk.
+//! A row waits in memory for at most [`FLUSH_INTERVAL`] and is written in a batch with the rows that arrived meanwhile,
+//! so a killed process loses at most the rows of that interval plus one write. While the store cannot write, for
+//! example because the disk is full, up to [`ROWS_WAITING_MAX`] rows wait; rows beyond that are counted as lost and
+//! logged. A write that panics counts as a failed write. Handing over a row never waits for the disk.
 //!
-//! The sums of the whole ledger are kept beside: they are read from the store once, and a row adds to them when it is
-//! taken. A row that was lost is not in them.
+//! The totals of the whole ledger are kept in memory: they are read from the store once, and each accepted row is added
+//! to them. A lost row is not in them.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -24,27 +23,27 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::store::{LedgerRow, LedgerTotals, Store, StoreError};
 
-/// How long a row waits for company.
+/// How long a row waits for others to share its write.
 pub const FLUSH_INTERVAL: Duration = Duration::from_millis(250);
-/// Rows that are written at once although they have not waited.
+/// This many rows are written at once, before the interval has passed.
 const BATCH: usize = 512;
-/// Rows that may wait in memory, at some hundreds of bytes each.
+/// Rows that may wait in memory, a few hundred bytes each.
 pub const ROWS_WAITING_MAX: usize = 65_536;
-/// After a write that failed.
+/// Delay after a failed write.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 pub const ROWS_TOTAL: &str = "hearth_ledger_rows_total";
 pub const ROWS_LOST_TOTAL: &str = "hearth_ledger_rows_lost_total";
 pub const COST_MICRO_USD_TOTAL: &str = "hearth_cost_micro_usd_total";
 
-/// Gives each metric its line of help.
+/// Registers each metric's help text.
 pub fn describe_metrics() {
     metrics::describe_counter!(ROWS_TOTAL, "Requests that ended, by how they did.");
     metrics::describe_counter!(ROWS_LOST_TOTAL, "Rows of the ledger that could not be kept.");
     metrics::describe_counter!(COST_MICRO_USD_TOTAL, "What requests cost, in millionths of a US dollar.");
 }
 
-/// Where rows go; see the module.
+/// Accepts the rows; see the module.
 pub struct Ledger {
     shared: Arc<Shared>,
     store: Arc<Store>,
@@ -59,9 +58,9 @@ impl std::fmt::Debug for Ledger {
 
 struct Shared {
     state: Mutex<State>,
-    /// There are rows to write now, or it is time to end.
+    /// Wakes the writer: there are rows to write now, or the ledger is closing.
     work: Condvar,
-    /// Rows were written.
+    /// Signals that rows were written.
     written: Condvar,
     rows_waiting_max: usize,
     part: Arc<Part>,
@@ -70,11 +69,11 @@ struct Shared {
 #[derive(Default)]
 struct State {
     waiting: Vec<LedgerRow>,
-    /// Being written.
+    /// Rows that are being written.
     taken: usize,
     totals: LedgerTotals,
     lost: u64,
-    /// Somebody waits for what is there to be written.
+    /// Callers of `flush` that wait for the rows to be written.
     flushing: usize,
     closing: bool,
     has_failed: bool,
@@ -92,7 +91,7 @@ impl State {
 
 impl Ledger {
     /// # Errors
-    /// If the rows that are there cannot be read, or no thread can be started.
+    /// If the existing rows cannot be read, or the thread cannot be started.
     pub fn open(store: Arc<Store>) -> anyhow::Result<Arc<Self>> {
         Self::with_room(store, ROWS_WAITING_MAX)
     }
@@ -112,27 +111,27 @@ impl Ledger {
         &self.store
     }
 
-    /// How often the writer has panicked, and whether it does not get on any more.
+    /// How often the writer has panicked, and whether it has given up.
     pub fn part(&self) -> &Arc<Part> {
         &self.shared.part
     }
 
-    /// Takes a row. Never waits for the disk.
+    /// Accepts a row. Never waits for the disk.
     pub fn record(&self, row: LedgerRow) {
         self.shared.record(row);
     }
 
-    /// What all rows add up to, those that wait to be written included.
+    /// The totals of all rows, those still waiting to be written included.
     pub fn totals(&self) -> LedgerTotals {
         self.shared.state.lock().totals
     }
 
-    /// Rows that could not be kept, since the start.
+    /// Rows lost since the start.
     pub fn lost(&self) -> u64 {
         self.shared.state.lock().lost
     }
 
-    /// Waits until every row is written that was taken before. `false` if that took longer than `patience`.
+    /// Waits until every row accepted before this call is written. `false` if that took longer than `patience`.
     pub fn flush(&self, patience: Duration) -> bool {
         let until = Instant::now() + patience;
         let mut state = self.shared.state.lock();
@@ -149,7 +148,7 @@ impl Ledger {
 }
 
 impl Drop for Ledger {
-    /// What was taken is written before the ledger is closed.
+    /// Accepted rows are written before the ledger closes.
     fn drop(&mut self) {
         self.shared.state.lock().closing = true;
         self.shared.work.notify_one();
@@ -167,7 +166,7 @@ impl Shared {
         Self { state: Mutex::new(state), work, written, rows_waiting_max, part }
     }
 
-    /// Writes rows; a panic on the way is an error like any other, for the rows must be written all the same.
+    /// Writes rows. A panic becomes an ordinary error, because the rows must be written all the same.
     fn try_to_write(&self, write: impl FnOnce() -> Result<(), StoreError>) -> Result<(), String> {
         match catch_unwind(AssertUnwindSafe(write)) {
             Ok(written) => {
@@ -190,7 +189,7 @@ impl Shared {
             let lost = state.lost;
             drop(state);
             metrics::counter!(ROWS_LOST_TOTAL).increment(1);
-            // Once for each doubling: the log is not to be the next disk that is full.
+            // Logged once per doubling, so that the log does not fill the disk as well.
             if lost.is_power_of_two() {
                 tracing::error!(lost, "the ledger cannot be written and its room is full: rows of requests are lost");
             }
@@ -198,7 +197,7 @@ impl Shared {
         }
         state.totals.add(&row);
         state.waiting.push(row);
-        // The writer sleeps without end while there is nothing, and for the interval from the first row on.
+        // With no rows the writer sleeps indefinitely; from the first row on it sleeps for the interval.
         if state.waiting.len() == 1 || state.waiting.len() == BATCH {
             drop(state);
             self.work.notify_one();
@@ -251,16 +250,16 @@ fn write_until_closed(shared: &Shared, write: impl Fn(Arc<[LedgerRow]>) -> Resul
     }
 }
 
-/// No figure of a row is above this, which is a hundred days in microseconds and nine million dollars in cost: an
-/// upstream's word for what it used is not checked by anybody else, and the sums of all rows must fit.
+/// The cap on every number in a row, about a hundred days in microseconds and nine million dollars in cost: an
+/// upstream's usage report is not verified, and the totals must not overflow.
 const FIGURE_MAX: u64 = 1 << 43;
 
-/// Microseconds, to the nearest: what is cut off of ten thousand short requests would be missed in their sum.
+/// Microseconds, rounded to nearest: truncation over ten thousand short requests would show in their sum.
 fn microseconds(duration: Duration) -> u64 {
     u64::try_from((duration.as_nanos() + 500) / 1000).unwrap_or(u64::MAX).min(FIGURE_MAX)
 }
 
-/// The row that a request leaves.
+/// The row that a request writes.
 pub fn row(request: &UsageMeter, receipt: &Receipt) -> LedgerRow {
     let main = receipt.main_model();
     let sum =
@@ -383,7 +382,7 @@ mod tests {
                 assert_eq!(rows_written.recv().unwrap(), 1, "the row is still there");
                 assert_eq!(shared.part.report().failure, None, "after {} panics", panics - 1);
                 answers.send(false).unwrap();
-                // It waits before it tries again, unless there is something new to do.
+                // The writer waits before it retries, unless there is something new to do.
                 while shared.part.report().panics < panics as u64 {
                     std::thread::yield_now();
                 }

@@ -1,4 +1,4 @@
-//! What requests may use and what they used: limits before, prices and the ledger after.
+//! What requests may use and what they used: limits before the work, prices and the ledger after it.
 
 pub mod ledger;
 pub mod limits;
@@ -24,23 +24,23 @@ use self::{
     prices::Prices,
 };
 
-/// The usage_sink of a server.
+/// The server's [`UsageSink`].
 #[derive(Debug)]
 pub struct Metering {
     prices: Arc<Prices>,
     ledger: Arc<Ledger>,
     limits: Limits,
     started: Instant,
-    /// The accounts that will leave a row, by their addresses.
+    /// The open meters that will write a row, by address.
     open: Mutex<HashMap<usize, Weak<UsageMeter>>>,
-    /// The last of them has its row.
+    /// Signals that the last of them has written its row.
     none_open: Condvar,
 }
 
-/// How long [`UsageSink::close`] waits for accounts that other threads are settling at that moment.
+/// How long [`UsageSink::close`] waits for meters that other threads are settling at that moment.
 const CLOSING: Duration = Duration::from_millis(200);
 
-/// Tells an account from all others while it is there.
+/// Identifies a meter among all live ones.
 fn address(request: &UsageMeter) -> usize {
     ptr::from_ref(request).addr()
 }
@@ -103,11 +103,11 @@ impl UsageSink for Metering {
     }
 
     fn close(&self) {
-        // Settling takes the lock.
+        // Settling takes the lock, so the meters are collected first.
         let open: Vec<Arc<UsageMeter>> = self.open.lock().values().filter_map(Weak::upgrade).collect();
         open.iter().for_each(|request| request.settle_early());
         drop(open);
-        // An account that could not be upgraded is being settled by the thread that dropped it.
+        // A meter that could not be upgraded is being settled by the thread that dropped it.
         let until = Instant::now() + CLOSING;
         let mut open = self.open.lock();
         while !open.is_empty() && !self.none_open.wait_until(&mut open, until).timed_out() {}

@@ -1,8 +1,8 @@
 //! What work costs, in whole millionths of a US dollar.
 //!
-//! Work on this machine is priced by the time that the device spent on it, an upstream's by tokens. Each record of a
-//! request is rounded once, half up, and a request costs the sum of its records: whatever is added up is a whole number,
-//! so every sum over requests, callers or days is the sum of its parts. Answers from a cache cost nothing.
+//! Work on this machine is priced by device time, an upstream's work by tokens. Each model's usage in a request is
+//! rounded once, half up, and a request costs the sum of those: every addend is a whole number, so any sum over
+//! requests, callers or days equals the sum of its parts. Cached answers cost nothing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,17 +19,17 @@ const TOKENS_PER_PRICE: u128 = 1_000_000;
 /// Stands for all models of an upstream that have no price of their own.
 pub const ANY_MODEL: &str = "*";
 
-/// What an upstream asks for a model, in millionths of a US dollar for a million tokens.
+/// What an upstream charges for a model, in millionths of a US dollar per million tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TokenPrice {
     pub input: u64,
-    /// Tokens of the prompt that the upstream had in its cache.
+    /// Prompt tokens that the upstream had in its cache.
     pub cached_input: u64,
     pub output: u64,
 }
 
 impl TokenPrice {
-    /// The three are added up before they are rounded.
+    /// The three terms are added before rounding.
     pub fn of(&self, prompt_tokens: u64, cached_tokens: u64, completion_tokens: u64) -> u64 {
         let cached = cached_tokens.min(prompt_tokens);
         let parts =
@@ -39,14 +39,14 @@ impl TokenPrice {
     }
 }
 
-/// The price list of a server. The default asks nothing for anything.
+/// The price list of a server. By default everything is free.
 #[derive(Debug, Default)]
 pub struct Prices {
-    /// Millionths of a US dollar for an hour of a device, by `cpu`, `cuda` and `metal`.
+    /// Millionths of a US dollar per device hour, by `cpu`, `cuda` and `metal`.
     compute_hour: BTreeMap<String, u64>,
     /// By upstream and model.
     tokens: BTreeMap<String, BTreeMap<String, TokenPrice>>,
-    /// Upstreams and models that served without a price, each of which is said once.
+    /// Upstreams and models that served without a price; each is logged once.
     unpriced: Mutex<BTreeSet<(String, String)>>,
 }
 
@@ -57,26 +57,26 @@ impl Prices {
         self
     }
 
-    /// `model` is its name as it is served, or [`ANY_MODEL`].
+    /// `model` is the served name, or [`ANY_MODEL`].
     #[must_use]
     pub fn with_tokens(mut self, upstream: &str, model: &str, price: TokenPrice) -> Self {
         self.tokens.entry(upstream.to_owned()).or_default().insert(model.to_owned(), price);
         self
     }
 
-    /// What this much of a device's time costs.
+    /// What this much device time costs.
     pub fn of_compute(&self, device: &str, compute: Duration) -> u64 {
         let hour = self.compute_hour.get(device).copied().unwrap_or_default();
         rounded(compute.as_nanos().saturating_mul(u128::from(hour)), NANOSECONDS_PER_HOUR)
     }
 
-    /// What an upstream asks for a model; `None` if the list does not say.
+    /// What an upstream charges for a model; `None` if the list does not say.
     pub fn of_upstream(&self, upstream: &str, model: &str) -> Option<TokenPrice> {
         let models = self.tokens.get(upstream)?;
         models.get(model).or_else(|| models.get(ANY_MODEL)).copied()
     }
 
-    /// What a record costs.
+    /// What one model's usage costs.
     pub fn of(&self, record: &ModelUsage) -> u64 {
         match &record.served_by {
             ServedBy::Local { device } => self.of_compute(device, record.compute),
@@ -91,7 +91,7 @@ impl Prices {
         }
     }
 
-    /// A warning in the log, once: the caller of a model that the list forgot pays nothing for it.
+    /// Logs a warning, once: the use of a model that the list forgot is free.
     fn say_unpriced(&self, upstream: &str, model: &str) {
         if self.unpriced.lock().insert((upstream.to_owned(), model.to_owned())) {
             tracing::warn!(
@@ -103,7 +103,7 @@ impl Prices {
     }
 }
 
-/// Nothing costs more: an upstream's word for what it used is not checked by anybody else, and sums must fit.
+/// The cap on a cost: an upstream's usage report is not verified, and sums must not overflow.
 const COST_MAX: u64 = 1 << 43;
 
 /// Half up.
@@ -136,7 +136,7 @@ mod tests {
         let prices = Prices::default().with_compute_hour("cpu", 500_000).with_tokens("up", "m", price);
         assert_eq!(prices.of(&record(ServedBy::Local { device: "cpu".into() })), 5_000, "a hundredth of an hour");
         assert_eq!(prices.of(&record(ServedBy::Local { device: "cuda".into() })), 0, "no price");
-        // 600 at 0.15, 400 at 0.075 and 10 at 0.6 dollars a million: 90 + 30 + 6.
+        // 600 at 0.15, 400 at 0.075 and 10 at 0.6 dollars per million: 90 + 30 + 6.
         assert_eq!(prices.of(&record(ServedBy::Upstream("up".into()))), 126);
         assert_eq!(prices.of(&record(ServedBy::Upstream("other".into()))), 0);
         assert_eq!(prices.of(&record(ServedBy::Cache("exact"))), 0);

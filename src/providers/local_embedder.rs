@@ -1,10 +1,10 @@
 //! Texts to vectors on this machine: the text side of the encoder's thread.
 //!
-//! It puts the model's own prompt before a text, turns it into tokens (where `crates/text/src/work.rs` says, and no further than
-//! the model's limit makes necessary), and hands tokens to the [`EncoderHandle`]. What the contract asks
-//! beyond that is decided here: an empty string is refused, as OpenAI does, because it has no meaning to
-//! embed; a text of spaces is not empty and gives the vector of its special tokens. A text over the limit
-//! is refused with both numbers, or cut when the caller asks for it, keeping the closing special tokens.
+//! It prepends the model's own prompt to a text, tokenizes it (where `crates/text/src/work.rs` says, and no further
+//! than the model's limit requires), and hands the tokens to the [`EncoderHandle`]. What the contract asks beyond that
+//! is decided here: an empty string is refused, as OpenAI does, because it has no meaning to embed; a text of spaces is
+//! not empty and gives the vector of its special tokens. A text over the limit is refused with both numbers, or
+//! truncated when the caller asks for it, keeping the closing special tokens.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -34,7 +34,7 @@ pub struct EmbedderSettings {
     pub name: String,
     pub device: DeviceChoice,
     pub queue: EncoderConfig,
-    /// Instead of the prompts in the model's own files, where a manifest knows better.
+    /// Overrides the prompts in the model's own files, where a manifest knows better.
     pub prompts: Option<Prompts>,
 }
 
@@ -132,17 +132,17 @@ impl LocalEmbedder {
         Ok(Self { texts, encoder, info, identity, device, priority: Priority::Interactive })
     }
 
-    /// The same model for work that nobody waits for, such as indexing: it runs when interactive texts do not.
+    /// The same model for background work, such as indexing, which runs when no interactive texts wait.
     pub fn in_background(&self) -> Self {
         Self { priority: Priority::Background, ..self.clone() }
     }
 
-    /// From here on what runs in the background makes way for what this says is going on.
+    /// From now on background work yields to the activity that `foreground` reports.
     pub fn give_way_to(&self, foreground: impl Fn() -> Foreground + Send + Sync + 'static) {
         self.encoder.give_way_to(foreground);
     }
 
-    /// What measures texts as this model reads them.
+    /// The tokenizer, for measuring texts as this model reads them.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.texts.tokenizer
     }
@@ -151,7 +151,7 @@ impl LocalEmbedder {
         self.encoder.stats()
     }
 
-    /// What health says of the thread.
+    /// The thread's entry in the health report.
     pub fn part(&self) -> &Arc<Part> {
         self.encoder.part()
     }
@@ -178,7 +178,7 @@ impl LocalEmbedder {
         };
         let texts = match self.priority {
             Priority::Interactive => each_off_the_async_threads(inputs, bytes_of, tokens_of).await?,
-            // A document's pieces are short and many. They come from few workers, which must not be refused.
+            // A document's chunks are short and many. They come from few workers, which must not be refused.
             Priority::Background => {
                 let one = move |(index, input)| tokens_of(index, input, &Wanted::always());
                 let all = move || (0..).zip(inputs).map(one).collect::<Result<Vec<_>>>();
@@ -280,8 +280,8 @@ impl TextSide {
         Ok(tokens)
     }
 
-    /// Special tokens written out in a text count as such, as in sentence-transformers: there is no conversation
-    /// here that they could break out of.
+    /// Special tokens spelled in a text count as such, as in sentence-transformers: there is no conversation here to
+    /// break out of.
     fn encode(
         &self,
         text: String,
@@ -320,7 +320,7 @@ fn bytes_of(input: &EmbedInput) -> usize {
     }
 }
 
-/// `tokens` is how many there are or, if the text was not counted to its end, how many there are at least.
+/// `tokens` is the count or, if the text was not counted to its end, a lower bound.
 fn too_long(param: &str, tokens: usize, is_whole: bool, limit: usize) -> Error {
     let at_least = if is_whole { "" } else { "at least " };
     Error::new(
@@ -334,7 +334,7 @@ fn too_long(param: &str, tokens: usize, is_whole: bool, limit: usize) -> Error {
     .with_param(param)
 }
 
-/// The special tokens after the last word: those that a text ends with and an encoding without specials does not.
+/// The special tokens after the last word: those that end a text and that an encoding without specials lacks.
 fn num_closing_tokens(tokenizer: &Tokenizer) -> anyhow::Result<usize> {
     let with_special = tokenizer.encode("a", true, false)?;
     let without = tokenizer.encode("a", false, false)?;

@@ -1,9 +1,9 @@
-//! Documents rated on this machine: the text side of a cross-encoder's thread.
+//! Rates documents on this machine: the text side of a cross-encoder's thread.
 //!
-//! A pair is the query and a document with the model's own special tokens around them. What does not fit the model
-//! is cut off the document, as `transformers` does with `only_second`; a query that leaves a document no room is
-//! refused. Special tokens written out in a text are plain words here: a document must not be able to close the
-//! query and begin another. The score is the logit's sigmoid, 0 to 1.
+//! A pair is the query and a document with the model's own special tokens around them. A document that does not fit is
+//! truncated, as `transformers` does with `only_second`; a query that leaves a document no room is refused. Special
+//! tokens spelled in a text are plain words here: a document must not be able to close the query and begin another. The
+//! score is the logit's sigmoid, 0 to 1.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -42,13 +42,13 @@ pub struct LocalReranker {
 struct PairSide {
     tokenizer: Tokenizer,
     opening: Vec<u32>,
-    /// Between the two: `[SEP]`, or RoBERTa's two.
+    /// The separator: `[SEP]`, or RoBERTa's two tokens.
     between: Vec<u32>,
     closing: Vec<u32>,
     max_tokens: usize,
 }
 
-/// The thread's model: its vectors have one number, the logit.
+/// The thread's model: its vectors have one element, the logit.
 struct PairScorer {
     model: CrossEncoder,
     separator: u32,
@@ -63,7 +63,7 @@ impl EncoderModel for PairScorer {
 }
 
 impl LocalReranker {
-    /// Loads a directory as `transformers` writes it and starts the model's thread. Prompts are not for pairs.
+    /// Loads a directory as `transformers` writes it and starts the model's thread. Prompts do not apply to pairs.
     ///
     /// # Errors
     /// One sentence that says what is missing, damaged or not supported, and where.
@@ -107,7 +107,7 @@ impl LocalReranker {
         Ok(Self { pairs: Arc::new(pairs), encoder, info: Arc::new(info), device: device_name(&device) })
     }
 
-    /// What health says of the thread.
+    /// The thread's entry in the health report.
     pub fn part(&self) -> &Arc<Part> {
         self.encoder.part()
     }
@@ -170,7 +170,7 @@ impl PairSide {
         Ok(Self { opening: opening.to_vec(), between, closing, tokenizer, max_tokens })
     }
 
-    /// What stands before each document: the query with the special tokens around it.
+    /// What precedes each document: the query with the special tokens around it.
     fn front(&self, query: &str, wanted: &Wanted) -> Result<Vec<u32>> {
         let specials = self.opening.len() + self.between.len() + self.closing.len();
         let limit = self.max_tokens - specials - 1;
@@ -210,7 +210,7 @@ mod tests {
 
     use super::*;
 
-    /// One pair under one tiny model, as transformers has it.
+    /// One pair under one tiny model, as computed by transformers.
     #[derive(Deserialize)]
     struct Case {
         query: String,

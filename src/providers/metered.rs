@@ -1,8 +1,8 @@
-//! The outermost wrapper of every model that requests use: sets tokens aside before the model runs, so that a caller's tokens a
-//! minute hold whatever the route. What was really used is settled when the account is.
+//! The outermost wrapper of every model that requests use: reserves tokens before the model runs, so that a caller's
+//! token rate holds on every route. The actual usage is settled with the meter.
 //!
-//! The guess is enough to keep callers to their limits, and cheap enough to be made for every request. The models that read
-//! documents in the background are not wrapped: what a document may cost was decided when its upload was let in.
+//! The estimate is good enough to keep callers to their limits, and cheap enough to make for every request. Background
+//! work that reads documents uses unwrapped models: what a document may cost was decided when its upload was admitted.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use hearth_domain::{
 
 use super::{ChatModel, Embedder, GenerateStream, PromptTokenizer, Reranker};
 
-/// What one answer is taken to use where the request names no bound.
+/// The estimate of one answer where the request sets no limit.
 const ANSWER_TOKENS: u64 = 512;
 
 /// See the module's documentation.
@@ -89,22 +89,22 @@ impl Reranker for Metered<dyn Reranker> {
     }
 }
 
-/// Tokens of a generation, prompt and answers.
+/// Tokens of a generation, prompt and answers together.
 fn tokens_of_generation(request: &GenerateRequest, model: &ModelInfo) -> u64 {
     let prompt = request.prompt.estimated_tokens() as u64;
     let answer = request.max_tokens.map_or(ANSWER_TOKENS, |tokens| tokens as u64);
-    // No answer is longer than what the context leaves for it.
+    // No answer is longer than the context that the prompt leaves.
     let answer = answer.min((model.context_length as u64).saturating_sub(prompt));
     prompt + answer.saturating_mul(request.n as u64)
 }
 
-/// Tokens of the texts that are to be embedded.
+/// Tokens of the texts to embed.
 fn tokens_of_inputs(request: &EmbedRequest, model: &ModelInfo) -> u64 {
     let longest = if request.truncate { model.context_length } else { usize::MAX };
     request.inputs.iter().map(|input| input.estimated_tokens().min(longest) as u64).sum()
 }
 
-/// Tokens of the query with each document: the model reads the query again with each.
+/// Tokens of the query with each document: the model reads the query once per document.
 fn tokens_of_pairs(request: &RerankRequest) -> u64 {
     let query = estimated_tokens(request.query.len());
     request.documents.iter().map(|document| (query + estimated_tokens(document.len())) as u64).sum()

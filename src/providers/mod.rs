@@ -1,8 +1,8 @@
-//! The waist of the house: three traits that everything above generates, embeds and reranks through, and that a local
-//! engine, a hosted upstream and a scripted test double all implement.
+//! The provider interface: three traits through which all higher layers generate, embed and rerank, implemented by a
+//! local engine, a hosted upstream and a scripted test double.
 //!
-//! An `Err` before the stream is a status; an `Err` within it is an error event. Dropping the stream, or
-//! the future before it, cancels the work.
+//! An `Err` before the stream becomes a status; an `Err` within it becomes an error event. Dropping the stream, or the
+//! future before it, cancels the work.
 
 pub mod cache;
 pub mod fallback;
@@ -31,23 +31,23 @@ pub trait ChatModel: Send + Sync {
         self.info().parameters
     }
 
-    /// Resolves when the request has been admitted: validated, rendered, fitted into the context and
-    /// given a place in the bounded queue. `n` choices are one stream.
+    /// Resolves when the request has been admitted: validated, rendered, fitted into the context and given a place in
+    /// the bounded queue. `n` choices are one stream.
     fn generate(&self, request: GenerateRequest) -> BoxFuture<'_, Result<GenerateStream>>;
 
-    /// What the request would come to on each side that could serve it, in the order in which they would be tried.
+    /// The estimate on each side that could serve the request, in the order in which they would be tried.
     ///
     /// # Errors
     /// If the prompt cannot be rendered.
     fn quotes(&self, request: &GenerateRequest) -> Result<Vec<Quote>>;
 
-    /// What makes its prompts and tokens. `None` where only an upstream has that.
+    /// The model's template and tokenizer. `None` where only an upstream has them.
     fn tokenizer(&self) -> Option<&dyn PromptTokenizer> {
         None
     }
 }
 
-/// What makes prompts of conversations, and tokens of text: a model's template and tokenizer, in this process.
+/// Renders conversations to prompts and tokenizes text: a model's template and tokenizer, in this process.
 pub trait PromptTokenizer: Send + Sync {
     /// The prompt exactly as the model would see it.
     ///
@@ -55,7 +55,7 @@ pub trait PromptTokenizer: Send + Sync {
     /// If the template refuses the conversation.
     fn render(&self, prompt: &ChatPrompt) -> Result<String>;
 
-    /// The tokens of a text; `add_special` puts those before it that the model's texts begin with, `parse_special` reads
+    /// The tokens of a text; `add_special` prepends the tokens that the model's texts begin with, `parse_special` reads
     /// control tokens that are spelled in it.
     ///
     /// # Errors
@@ -68,7 +68,7 @@ pub trait PromptTokenizer: Send + Sync {
     /// For a token id outside the vocabulary.
     fn detokenize(&self, tokens: &[u32]) -> Result<String>;
 
-    /// A token's exact bytes, as they stand in the vocabulary.
+    /// A token's exact bytes in the vocabulary.
     fn token_bytes(&self, token: u32) -> Option<Vec<u8>>;
 }
 
@@ -76,7 +76,7 @@ pub trait PromptTokenizer: Send + Sync {
 pub trait Embedder: Send + Sync {
     fn info(&self) -> &ModelInfo;
 
-    /// What the vectors depend on. Two that differ give vectors that must not be compared.
+    /// What the vectors depend on. Vectors of two different identities must not be compared.
     fn identity(&self) -> EmbeddingIdentity;
 
     fn embed(&self, request: EmbedRequest) -> BoxFuture<'_, Result<EmbedResponse>>;

@@ -1,5 +1,5 @@
-//! A model without weights: it answers from a script. It stands in for the engine wherever the subject is
-//! what surrounds it (contract, streaming, limits, disconnects).
+//! A model without weights that answers from a script. It stands in for the engine where a test's subject is what
+//! surrounds it (contract, streaming, limits, disconnects).
 //!
 //! Its tokens are bytes: token id `b` is the byte `b`.
 
@@ -32,7 +32,7 @@ pub enum Step {
     Wait(Duration),
     /// The stream fails here.
     Fail(Error),
-    /// Nothing happens any more until the stream is dropped.
+    /// Nothing more happens until the stream is dropped.
     Hang,
 }
 
@@ -47,7 +47,7 @@ impl std::fmt::Debug for Step {
     }
 }
 
-/// What becomes of a request: refused, or admitted with these steps to come.
+/// Decides on a request: refused, or admitted with these steps.
 pub type Script = dyn Fn(&GenerateRequest) -> Result<Vec<Step>> + Send + Sync;
 
 /// See the module's documentation.
@@ -58,7 +58,7 @@ pub struct ScriptedChat {
     requests: Mutex<Vec<GenerateRequest>>,
 }
 
-/// What has happened to streams so far.
+/// Counts of the streams so far.
 #[derive(Debug, Default)]
 struct Counts {
     started: AtomicUsize,
@@ -85,7 +85,7 @@ impl ScriptedChat {
         }
     }
 
-    /// A model that answers every request with `text`, a character per token, within the request's limits.
+    /// A model that answers every request with `text`, one character per token, within the request's limits.
     pub fn saying(id: &str, text: &'static str) -> Self {
         Self::new(id, move |request| Ok(say(request, text)))
     }
@@ -136,7 +136,7 @@ fn prompt_tokens(prompt: &Prompt) -> usize {
     }
 }
 
-/// The steps of an answer that says `text`, with everything that the request asks to be reported.
+/// The steps of an answer that says `text`, with everything that the request asks to have reported.
 pub fn say(request: &GenerateRequest, text: &str) -> Vec<Step> {
     let limit = request.max_tokens.unwrap_or(usize::MAX);
     let prompt_tokens = prompt_tokens(&request.prompt);
@@ -203,14 +203,14 @@ fn logprob_of(request: &GenerateRequest, character: char) -> TokenLogprob {
     TokenLogprob { token_id, text, bytes, logprob: Some(-0.5), top }
 }
 
-/// Counts a stream's end, however it comes.
+/// Counts a stream's end, whatever the cause.
 struct Running {
     counts: Arc<Counts>,
     completed: bool,
     record: UsageRecord,
 }
 
-/// What an event says of what was used.
+/// Records the usage that an event reports.
 fn write_down(record: &UsageRecord, event: &GenerateEvent) {
     match event {
         GenerateEvent::Prefilled { prompt_tokens, cached_tokens } => {
@@ -248,7 +248,7 @@ impl ChatModel for ScriptedChat {
         async move {
             let steps = (self.script)(&request)?;
             let record = request.account.begin_record(&self.info.id, ServedBy::Local { device: "scripted".to_owned() });
-            // What is kept must not hold the account open.
+            // A kept request must not hold the account open.
             self.requests.lock().push(GenerateRequest { account: Account::unrecorded(), ..request });
             self.counts.started.fetch_add(1, Ordering::SeqCst);
             let running = Running { counts: Arc::clone(&self.counts), completed: false, record };
@@ -295,7 +295,7 @@ impl PromptTokenizer for ScriptedChat {
     }
 
     fn tokenize(&self, text: &str, add_special: bool, _parse_special: bool) -> Result<Vec<u32>> {
-        // Byte 1 plays the beginning of text.
+        // Byte 1 acts as the BOS token.
         Ok(add_special.then_some(1).into_iter().chain(text.bytes().map(u32::from)).collect())
     }
 

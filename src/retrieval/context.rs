@@ -2,26 +2,26 @@
 
 use super::passages::Passage;
 
-/// What the model is told. `scripts/train/chat/chat_format.py` trains a chat model with these words and this layout.
+/// The system prompt. `scripts/train/chat/chat_format.py` trains a chat model with these words and this layout.
 pub const SYSTEM: &str = "You are Hearth, a helpful assistant. Answer from the context.";
 
-/// A prompt over passages, and what of them is in it.
+/// A prompt over passages, and which of them it includes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Context {
     /// The user's turn: the context and the question.
     pub prompt: String,
-    /// Which passages are in the prompt, as places in the given list; the first has the number 1.
+    /// Indices of the passages in the prompt; the first one is numbered 1.
     pub included: Vec<usize>,
-    /// Which are not, for want of room.
+    /// Indices of those that did not fit.
     pub left_out: Vec<usize>,
 }
 
 /// Writes the question over as many passages as fit into `budget` tokens, best first. A passage that does not fit is
-/// left out whole, and one after it that is shorter may still find room; what is left out is said. If not even one
-/// fits, the best one is cut.
+/// left out whole, and a shorter one after it may still fit; what is left out is reported. If not even one fits, the
+/// best one is cut.
 ///
 /// # Errors
-/// Whatever `count_tokens` says, which counts the tokens of such a prompt under the chat model's tokenizer.
+/// Any error of `count_tokens`, which counts the tokens of such a prompt with the chat model's tokenizer.
 pub fn pack<E>(
     question: &str,
     passages: &[Passage],
@@ -32,7 +32,7 @@ pub fn pack<E>(
     let mut left_out = Vec::new();
     for place in 0..passages.len() {
         included.push(place);
-        // Of the whole text: tokens of parts do not add up.
+        // Counted over the whole text: tokens of parts do not add up.
         if count_tokens(&write(question, passages, &included))? > budget {
             included.pop();
             left_out.push(place);
@@ -50,7 +50,7 @@ pub fn pack<E>(
     Ok(Context { prompt: write(question, passages, &included), included, left_out })
 }
 
-/// The best passage, as far as it fits; `None` if no word of it does.
+/// The best passage, cut to fit; `None` if no word of it does.
 fn cut_to_fit<E>(
     question: &str,
     passages: &[Passage],
@@ -61,7 +61,7 @@ fn cut_to_fit<E>(
     let ends: Vec<usize> = best.text.char_indices().filter(|(_, c)| c.is_whitespace()).map(|(end, _)| end).collect();
     let cut = |end: usize| Passage { text: best.text[..end].to_owned(), ..best.clone() };
     let (mut fitting, mut beyond) = (0, ends.len() + 1);
-    // The first `fitting` words fit; that `beyond` do not is known of the whole text.
+    // The first `fitting` words fit and the first `beyond` do not, both counted over the whole text.
     while beyond - fitting > 1 {
         let middle = usize::midpoint(fitting, beyond);
         if count_tokens(&write(question, &[cut(ends[middle - 1])], &[0]))? <= budget {
@@ -82,7 +82,7 @@ fn write(question: &str, passages: &[Passage], included: &[usize]) -> String {
             format!("[{}] {}\n{}", index + 1, passage.title(), passage.text)
         })
         .collect();
-    // First, so that who reads from left to right knows what to look for, and last, next to the answer.
+    // First, so that a left-to-right reader knows what to look for, and last, next to the answer.
     format!("Question: {question}\n\nContext:\n{}\n\nQuestion: {question}", numbered.join("\n\n"))
 }
 

@@ -1,17 +1,17 @@
-//! Two ways to look at the same chunks made one order.
+//! Fuses two rankings of the same chunks into one.
 
 use std::collections::HashMap;
 
-/// What the cosine counts for; the words get the rest. Chosen on the half `tune` of `scripts/bench_retrieval.py`, by
-/// MRR@10 with all-MiniLM-L6-v2 and with hearth-embed: 0.4 gave 0.683 and 0.624, 0.5 0.692 and 0.627, 0.6 0.711 and
-/// 0.623. More would trust a weak model's cosines further than a weak model deserves.
+/// The cosine's weight; the words get the rest. Chosen on the half `tune` of `scripts/bench_retrieval.py`, by MRR@10
+/// with all-MiniLM-L6-v2 and with hearth-embed: 0.4 gave 0.683 and 0.624, 0.5 0.692 and 0.627, 0.6 0.711 and 0.623.
+/// More would trust a weak model's cosines further than a weak model deserves.
 const MEANING_WEIGHT: f64 = 0.6;
 
-/// Scores by meaning and by words, each on the scale of what this search found, added up: of the cosines the lowest is
-/// 0 and the highest 1, of BM25 the best is 1 and a chunk without any of the words 0. Empty is a way that was not gone.
+/// Sums the vector and the word scores, each scaled to what this search found: the lowest cosine is 0 and the highest
+/// 1, the best BM25 is 1 and a chunk without any of the words 0. Either list may be empty, if it was not searched.
 ///
 /// Not reciprocal ranks (Cormack, Clarke and Büttcher, SIGIR 2009), which forget by how much the first is ahead of the
-/// second: with them a good embedding model was better alone. On the half `tune`, hearth-embed's MRR@10 was 0.594 by
+/// second: with them a good embedding model did better alone. On the half `tune`, hearth-embed's MRR@10 was 0.594 by
 /// ranks and is 0.623, all-MiniLM-L6-v2's was 0.692, where its cosines alone had 0.689, and is 0.711. Bruch, Gai and
 /// Ingber, "An Analysis of Fusion Functions for Hybrid Retrieval" (TOIS 2023), found the same elsewhere.
 pub(super) fn fuse(cosines: &[(u64, f32)], words: &[(u64, f64)]) -> HashMap<u64, f64> {
@@ -19,7 +19,7 @@ pub(super) fn fuse(cosines: &[(u64, f32)], words: &[(u64, f64)]) -> HashMap<u64,
     let lowest = cosines.iter().map(|(_, cosine)| f64::from(*cosine)).fold(f64::INFINITY, f64::min);
     let highest = cosines.iter().map(|(_, cosine)| f64::from(*cosine)).fold(0.0, f64::max);
     for &(id, cosine) in cosines {
-        // Where all are equal, none is the worse.
+        // Where all are equal, each gets the full score.
         let relative = if highest > lowest { (f64::from(cosine) - lowest) / (highest - lowest) } else { 1.0 };
         *scores.entry(id).or_default() += MEANING_WEIGHT * relative;
     }
@@ -50,7 +50,8 @@ mod tests {
 
     #[test]
     fn a_clear_lead_is_not_outvoted() {
-        // By ranks the second would come first: it is second by meaning and first by words, which are all but equal.
+        // By ranks the second would come first: it is second by meaning and first by words, whose scores are almost
+        // equal.
         assert_eq!(order(&[(1, 0.9), (2, 0.3), (3, 0.2)], &[(2, 2.0), (3, 1.9), (1, 1.8)]), [1, 2, 3]);
     }
 

@@ -1,9 +1,10 @@
 //! Each collection's vector index, in step with the store.
 //!
 //! An index is opened when it is first needed: its snapshot is read, and what the store has gained or lost since is
-//! added or removed, by the chunks' ids, which are never used twice. Without a snapshot, or with one that is damaged or
-//! of another embedding model, everything is added, and searched exactly until the graph is built in the background.
-//! A change comes here after the store has committed it; a crash in between is mended by the next opening.
+//! added or removed, by chunk ids, which are never reused. Without a snapshot, or with one that is damaged or of
+//! another embedding model, every vector is added, and search is exact until the graph is built in the background. A
+//! change is applied here after the store has committed it; if the process crashes in between, the next opening repairs
+//! the index.
 
 use std::{collections::HashMap, path::PathBuf, sync::Arc, thread::JoinHandle};
 
@@ -24,9 +25,9 @@ pub struct Indexes {
     folder: PathBuf,
     parameters: GraphParameters,
     open: Mutex<HashMap<String, Arc<Entry>>>,
-    /// Held by whoever opens a collection.
+    /// Held by the thread that opens a collection.
     opening: Mutex<HashMap<String, Arc<Mutex<()>>>>,
-    /// How often each collection's content has changed since the process began.
+    /// How often each collection's content has changed since the process started.
     changes: Mutex<HashMap<String, u64>>,
 }
 
@@ -42,13 +43,13 @@ struct Entry {
 }
 
 impl Indexes {
-    /// Graphs are grown by these parameters.
+    /// Graphs are built with these parameters.
     pub fn new(store: Arc<Store>, parameters: GraphParameters) -> Self {
         let folder = store.directory().join(FOLDER);
         Self { store, folder, parameters, open: Mutex::default(), opening: Mutex::default(), changes: Mutex::default() }
     }
 
-    /// Runs `work` on a collection's index, opened if need be. It blocks.
+    /// Runs `work` on a collection's index, which is opened if needed. It blocks.
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -61,7 +62,7 @@ impl Indexes {
         Ok(work(&self.entry(collection_id, embedding)?.index))
     }
 
-    /// Carries a committed change of a document over, and begins to build the graph anew if that pays. It blocks.
+    /// Applies a committed change of a document, and starts to rebuild the graph if that pays. It blocks.
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -81,18 +82,19 @@ impl Indexes {
         Ok(())
     }
 
-    /// What can be found in a collection, or by which filters, has changed. To be said when searches see the change.
+    /// Records that what can be found in a collection, or its filters' results, has changed. Call it when searches see
+    /// the change.
     pub fn changed(&self, collection_id: &str) {
         *self.changes.lock().entry(collection_id.to_owned()).or_default() += 1;
     }
 
-    /// A number that is another one after every change of what is found in the collection, within this process. What
-    /// was found since it was read is at least as new.
+    /// A number that differs after every change of what is found in the collection, within this process. Results found
+    /// after reading it are at least as new.
     pub fn version(&self, collection_id: &str) -> u64 {
         self.changes.lock().get(collection_id).copied().unwrap_or_default()
     }
 
-    /// Takes deleted chunks out of a collection's index. One that is not open has nothing to take out: it will find
+    /// Removes deleted chunks from a collection's index. An index that is not open needs no removal: opening it finds
     /// them gone from the store.
     pub fn remove(&self, collection_id: &str, chunk_ids: &[u64]) {
         let entry = self.open.lock().get(collection_id).cloned();
@@ -105,7 +107,7 @@ impl Indexes {
 
     /// Forgets a deleted collection.
     pub fn forget(&self, collection_id: &str) {
-        // One that is being opened is forgotten when it is open.
+        // A collection that is being opened is forgotten once it is open.
         let opening = self.opening.lock().get(collection_id).cloned();
         let _opening = opening.as_ref().map(|opening| opening.lock());
         let entry = self.open.lock().remove(collection_id);
@@ -120,7 +122,7 @@ impl Indexes {
         }
     }
 
-    /// Waits for the builds that run now.
+    /// Waits for the running builds.
     pub fn close(&self) {
         let entries: Vec<_> = self.open.lock().drain().map(|(_, entry)| entry).collect();
         for entry in entries {
@@ -139,7 +141,8 @@ impl Indexes {
         if let Some(entry) = open_already(&self.open.lock()) {
             return Ok(entry);
         }
-        // One opening of a collection at a time: it is as long as reading a file, and the others go on meanwhile.
+        // One opening of a collection at a time: it takes as long as reading a file, and other collections go on
+        // meanwhile.
         let opening = self.opening.lock().entry(collection_id.to_owned()).or_default().clone();
         let _opening = opening.lock();
         if let Some(entry) = open_already(&self.open.lock()) {
@@ -147,7 +150,7 @@ impl Indexes {
         }
         let opened = self.open_from_store(collection_id, embedding);
         if opened.is_err() {
-            // It is opened again by whoever needs it next.
+            // The next user opens it again.
             self.open.lock().remove(collection_id);
         }
         self.opening.lock().remove(collection_id);
@@ -180,13 +183,12 @@ impl Indexes {
             entry.build_in_background();
         }
         self.open.lock().insert(collection_id.to_owned(), entry.clone());
-        // What was deleted while this was opened found no index to be taken out of.
+        // Chunks deleted during the opening found no index to be removed from.
         self.remove_gone(&entry)?;
         Ok(entry)
     }
 
-    /// Takes out what is not in the store. What is added meanwhile is in the store before it is in the index, so the index is looked
-    /// at first.
+    /// Removes what is not in the store. A chunk is in the store before it is in the index, so the index is read first.
     fn remove_gone(&self, entry: &Entry) -> Result<(), StoreError> {
         let keys = entry.index.keys();
         let stored: Keys = self.store.chunk_ids(&entry.collection_id)?.into_iter().collect();
@@ -203,7 +205,7 @@ impl Drop for Indexes {
 }
 
 impl Entry {
-    /// Adds these chunks' vectors, those that are not there yet and still in the store.
+    /// Adds the vectors of those chunks that are not indexed yet and still in the store.
     fn add(&self, store: &Store, ids: &[u64]) -> Result<(), StoreError> {
         for ids in ids.chunks(VECTORS_AT_A_TIME) {
             let vectors = store.vectors(ids)?;
@@ -212,7 +214,7 @@ impl Entry {
                 if self.index.contains(*id) {
                     continue;
                 }
-                // A vector that is none was refused before it was stored: this one is of a damaged row.
+                // Invalid vectors are refused before they are stored: this one comes from a damaged row.
                 if let Err(error) = self.index.insert(&[(*id, vector)]) {
                     tracing::error!(chunk = id, collection = self.collection_id, %error, "a stored vector is not searched");
                 }

@@ -1,9 +1,9 @@
 //! From a question to the passages that may answer it, and from passages to the context of a prompt.
 //!
-//! `search.rs` looks among the vectors and among the words and fuses both (`fusion.rs`); neighbouring chunks become one
-//! passage (`passages.rs`); `context.rs` writes as many as fit, `sentences.rs` rates their sentences, on
-//! the one scale that `scale.rs` puts all embedding models on. `indexes.rs` keeps each collection's vector index in
-//! step with the store, which is the truth.
+//! `search.rs` searches by vectors and by words and fuses both (`fusion.rs`); neighbouring chunks become one passage
+//! (`passages.rs`); `context.rs` writes as many as fit, `sentences.rs` rates their sentences, on the one scale that
+//! `scale.rs` maps all embedding models to. `indexes.rs` keeps each collection's vector index in step with the store,
+//! which is the source of truth.
 
 pub mod context;
 mod fusion;

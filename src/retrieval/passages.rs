@@ -1,12 +1,12 @@
-//! Chunks that follow each other in a document, made one passage.
+//! Merges consecutive chunks of a document into one passage.
 //!
-//! Chunks overlap, so that a sentence at a border is whole in one of them; a passage has what they share once.
+//! Chunks overlap, so that a sentence at a border is whole in one of them; a passage contains the overlap once.
 
 use std::collections::BTreeMap;
 
 use hearth_domain::documents::{AttributeValue, Chunk};
 
-/// A piece of a document that was found, one chunk or several in a row.
+/// A found piece of a document, one chunk or several in a row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Passage {
     pub collection_id: String,
@@ -16,26 +16,26 @@ pub struct Passage {
     pub text: String,
     /// Positions of its first and last chunk in the document.
     pub chunks: (usize, usize),
-    /// Page, sheet or line at which it begins.
+    /// Page, sheet or line where it begins.
     pub place: Option<u32>,
     /// Cosine of the best of its chunks and the query, 0 to 1.
     pub similarity: f32,
-    /// How well it answers the query, 0 to 1, where a rerank model was asked.
+    /// How well it answers the query, 0 to 1, if a rerank model was asked.
     pub rerank_score: Option<f32>,
     pub attributes: BTreeMap<String, AttributeValue>,
 }
 
 impl Passage {
-    /// What a reader sees of where it is from: the headings above it, or the file's name.
+    /// The reader's hint at its origin: the headings above it, or the file's name.
     pub fn title(&self) -> &str {
         if self.heading.is_empty() { &self.filename } else { &self.heading }
     }
 }
 
-/// Longest overlap of two chunks that is looked for, in bytes: chunkers share a few sentences at most.
+/// Longest overlap of two chunks that is searched for, in bytes: chunkers share a few sentences at most.
 const OVERLAP_MAX: usize = 4096;
 
-/// Makes passages of chunks and their similarities, which come best first; a passage stands where its best chunk stood.
+/// Merges chunks and their similarities, best first, into passages; a passage ranks where its best chunk ranked.
 pub(super) fn merge(found: Vec<(Chunk, f32)>) -> Vec<Passage> {
     let mut passages: Vec<Passage> = Vec::new();
     for (chunk, similarity) in found {
@@ -76,13 +76,13 @@ pub(super) fn merge(found: Vec<(Chunk, f32)>) -> Vec<Passage> {
     passages
 }
 
-/// The second text after the first, without the beginning that is the first one's end.
+/// Both texts joined, with their overlap once.
 fn joined(first: &str, second: &str) -> String {
     let longest = first.len().min(second.len()).min(OVERLAP_MAX);
     let overlap = (1..=longest)
         .rev()
         .find(|&length| second.is_char_boundary(length) && first.ends_with(&second[..length]))
-        // A letter or two in common are chance.
+        // A few common letters are chance.
         .filter(|&length| length > 8);
     match overlap {
         Some(length) => format!("{first}{}", &second[length..]),

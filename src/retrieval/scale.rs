@@ -1,9 +1,9 @@
-//! What a cosine of an embedding model means: models differ in what they give to texts that have nothing to do with each other,
-//! from 0.04 (all-MiniLM-L6-v2) to 0.7 and more (the E5 family).
+//! The scale of an embedding model's cosines: models differ in the cosine of unrelated texts, from 0.04
+//! (all-MiniLM-L6-v2) to 0.7 and more (the E5 family).
 //!
-//! Constants that say from which cosine on a sentence answers a question were chosen with one model. For another one they are
-//! carried over by eight questions and their answers: the mean cosine of each question with its own answer, and with the answers
-//! to the others, are put where that model's are.
+//! The thresholds from which a sentence answers a question were chosen with one model. Eight questions and their
+//! answers carry them over to another one: the mean cosine of each question with its own answer, and with the answers
+//! to the others, are mapped to the first model's.
 
 /// Questions and sentences that answer them, on as many subjects.
 pub(super) const PAIRS: [(&str, &str); 8] = [
@@ -30,10 +30,10 @@ pub(super) struct Scale {
 impl Scale {
     /// Of all-MiniLM-L6-v2, with which the constants were chosen.
     pub const REFERENCE: Self = Self { related: 0.726, unrelated: 0.039 };
-    /// A model that keeps them no further apart tells nothing, and its cosines are left as they are.
+    /// A model that separates them by less than this tells nothing, and its cosines are left unchanged.
     const APART_MIN: f32 = 0.05;
 
-    /// Of a model's vectors of the questions and of the answers, in the order of [`PAIRS`].
+    /// Measured from a model's vectors of the questions and of the answers, in the order of [`PAIRS`].
     pub fn of(questions: &[Vec<f32>], answers: &[Vec<f32>]) -> Self {
         let (mut related, mut unrelated) = (Vec::new(), Vec::new());
         for (row, question) in questions.iter().enumerate() {
@@ -47,7 +47,7 @@ impl Scale {
         if scale.related - scale.unrelated < Self::APART_MIN { Self::REFERENCE } else { scale }
     }
 
-    /// The cosine that the reference would have given, about; 0 to 1.
+    /// The approximate cosine under the reference model; 0 to 1.
     pub fn to_reference(self, cosine: f32) -> f32 {
         let Self { related, unrelated } = Self::REFERENCE;
         let share = (cosine - self.unrelated) / (self.related - self.unrelated);
@@ -55,7 +55,7 @@ impl Scale {
     }
 }
 
-/// -1 to 1; 0 where one has no direction.
+/// -1 to 1; 0 if either vector is zero.
 pub(super) fn cosine(a: &[f32], b: &[f32]) -> f32 {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
     let lengths = (dot(a, a) * dot(b, b)).sqrt();
@@ -68,7 +68,7 @@ mod tests {
 
     #[test]
     fn a_model_whose_cosines_are_all_high_is_put_on_the_references_scale() {
-        // Directions of their own, and one that all share.
+        // Separate directions, and one that all share.
         let vector = |own: usize, share: f32| {
             let mut vector = vec![0.0; 9];
             vector[own] = 1.0;

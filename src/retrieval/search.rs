@@ -1,4 +1,4 @@
-//! One search: the question's vector among the vectors, its words among the words, in several collections at once.
+//! One search by the question's vector and by its words, in several collections at once.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -25,36 +25,36 @@ use crate::{
     store::{Scope, Store, StoreError},
 };
 
-/// Candidates of each kind for every result that is asked for: neighbours are merged, and two orders are fused. With 20
-/// in all MRR@10 was lower by a hundredth (`scripts/bench_retrieval.py`, half `tune`, all-MiniLM-L6-v2) than with 40;
-/// 100 gained half of that again.
+/// Candidates of each kind per requested result: neighbours are merged, and two rankings are fused. With 20 in all
+/// MRR@10 was lower by a hundredth (`scripts/bench_retrieval.py`, half `tune`, all-MiniLM-L6-v2) than with 40; 100
+/// gained half of that again.
 const CANDIDATES_PER_RESULT: usize = 4;
 const CANDIDATES_MIN: usize = 40;
 
-/// Where to look for passages, and how.
+/// Where and how to search for passages.
 #[derive(Clone, Debug)]
 pub struct Lookup {
-    /// The request as it goes on from here: what collections keep on this machine stays on it.
+    /// The request's account from here on, which stays on this machine if one of the collections must.
     pub account: Arc<Account>,
     pub collections: Vec<Collection>,
     pub filter: Option<AttributeFilter>,
     /// Passages at most.
     pub top_k: usize,
-    /// Passages less similar to the query than this, by the cosine, are not answers to it.
+    /// Passages below this cosine with the query are not answers to it.
     pub min_similarity: f32,
     pub mode: SearchMode,
-    /// Have the rerank model put the passages in order.
+    /// Reorder passages with the rerank model.
     pub rerank: bool,
 }
 
 impl Lookup {
-    /// The request as it goes on where these collections are looked into.
+    /// The request's account once these collections are searched.
     pub fn account_for(account: &Arc<Account>, collections: &[Collection]) -> Arc<Account> {
         if collections.iter().any(Collection::is_local_only) { account.kept_local() } else { account.clone() }
     }
 }
 
-/// What to look for, and where.
+/// What to search for, and where.
 #[derive(Clone, Debug)]
 pub struct SearchRequest {
     pub query: String,
@@ -67,11 +67,11 @@ pub struct Found {
     pub chunk: Chunk,
     /// Cosine of its vector and the query's, 0 to 1.
     pub similarity: f32,
-    /// Its share of what a search could find best, 0 to 1; those of several searches add up.
+    /// Its share of the best possible score, 0 to 1; the shares of several searches add up.
     pub score: f64,
 }
 
-/// The passages that several searches found, best first: what is high in several of them comes first.
+/// The passages of several searches, best first: those that rank high in several of them come first.
 fn passages(searches: Vec<Vec<Found>>, top_k: usize) -> Vec<Passage> {
     let mut by_chunk: HashMap<u64, Found> = HashMap::new();
     for found in searches.into_iter().flatten() {
@@ -94,7 +94,7 @@ fn passages(searches: Vec<Vec<Found>>, top_k: usize) -> Vec<Passage> {
     passages
 }
 
-/// Passages that the rerank model reads for every one that is asked for.
+/// Passages that the rerank model reads per requested passage.
 const RERANKED_PER_RESULT: usize = 4;
 
 /// Looks for passages.
@@ -103,7 +103,7 @@ pub struct Retriever {
     store: Arc<Store>,
     indexes: Arc<Indexes>,
     pub(super) embedder: Arc<dyn Embedder>,
-    /// Measured when it is first needed.
+    /// Measured on first use.
     pub(super) scale: Arc<OnceCell<Scale>>,
     reranker: Option<Arc<dyn Reranker>>,
 }
@@ -119,7 +119,7 @@ impl Retriever {
         Self { store, indexes, embedder, scale: Arc::default(), reranker: None }
     }
 
-    /// Can put passages in order with this model, too.
+    /// Enables reranking with this model.
     #[must_use]
     pub fn with_reranker(self, reranker: Option<Arc<dyn Reranker>>) -> Self {
         Self { reranker, ..self }
@@ -170,7 +170,7 @@ impl Retriever {
         Ok(passages)
     }
 
-    /// What [`Self::search`] makes passages of, in no order; [`Self::best`] makes them of several.
+    /// The chunks that [`Self::search`] makes passages of, unordered; [`Self::best`] merges those of several searches.
     ///
     /// # Errors
     /// As [`Self::search`].
@@ -251,8 +251,7 @@ impl Retriever {
             .collect())
     }
 
-    /// Cosines of the query and the stored vectors, 0 to 1: what points away is no nearer than what has nothing to do
-    /// with it.
+    /// Cosines of the query and the stored vectors, 0 to 1: an opposite vector is no nearer than an unrelated one.
     fn similarities(&self, ids: &[u64], vector: &[f32]) -> Result<HashMap<u64, f32>> {
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
         let length = dot(vector, vector).sqrt();

@@ -1,11 +1,11 @@
 //! The sentences of passages: which of them answer a question, and which support what a model wrote.
 //!
-//! A sentence is embedded together with the headings above it, without which "It opens at 6 bar." says nothing. Its score is the
-//! cosine with the question, and the share of the question's words that it and its headings have: vectors know meanings, words
-//! know names and numbers.
+//! A sentence is embedded together with the headings above it, without which "It opens at 6 bar." says nothing. Its
+//! score is the cosine with the question plus a weighted share of the question's words that it and its headings
+//! contain: vectors capture meanings, words capture names and numbers.
 //!
 //! The constants were chosen on 150 questions, the half `tune` of `scripts/bench_answers.py` over SQuAD 2.0, with
-//! all-MiniLM-L6-v2, and looked at on no other.
+//! all-MiniLM-L6-v2, and checked on no others.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -26,35 +26,37 @@ use super::{
     search::Retriever,
 };
 
-/// Sentences that are rated at most, those of the best passages first: a request must not fill the embedding model's queue.
+/// The most sentences that are rated, those of the best passages first: a request must not fill the embedding model's
+/// queue.
 const SENTENCES_MAX: usize = 256;
 
-/// What the share of the question's words counts for, beside the cosine's 1. Without it 72 % of the answerable questions had
-/// their answer in the sentences that were quoted, with 0.2 76 %, with 0.4 77 %, with 0.7 75 %.
+/// The weight of the question's words, relative to the cosine's 1. Without it 72 % of the answerable questions had
+/// their answer in the quoted sentences, with 0.2 76 %, with 0.4 77 %, with 0.7 75 %.
 const WORDS_WEIGHT: f32 = 0.4;
 
 /// Words are compared by this many first letters, so that plurals and tenses count as the same word.
 const LETTERS: usize = 5;
 
-/// From this score on a sentence is an answer. It refuses 92 % of the questions whose subject is in no document, and 4 % of those
-/// that have an answer. Of questions about a document that it only seems to answer it refuses 13 %: at the score that
-/// refuses half of those, a fifth of the others is refused as well.
+/// The score from which a sentence is an answer. It refuses 92 % of the questions whose subject is in no document, and
+/// 4 % of those that have an answer. Of questions that a document only seems to answer it refuses 13 %: the score that
+/// refuses half of those also refuses a fifth of the others.
 const ANSWERS_FROM: f32 = 0.55;
 
-/// Logistic regression of "the quoted sentences hold the answer" on the best score, answerable questions and others together.
+/// Logistic regression of "the quoted sentences hold the answer" on the best score, over answerable and other
+/// questions.
 const LIKELIHOOD_SLOPE: f32 = 6.68;
 const LIKELIHOOD_OFFSET: f32 = -5.18;
 
-/// A sentence that a model wrote is supported by a sentence of a passage with at least this cosine. Of sentences from elsewhere in
-/// the same article 79 % are below it, of sentences from other articles 98 %.
+/// The cosine from which a passage's sentence supports one that a model wrote. Of sentences from elsewhere in the same
+/// article 79 % are below it, of sentences from other articles 98 %.
 const SUPPORTS_FROM: f32 = 0.6;
 
 /// A sentence of a passage, and how well it answers a question.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sentence {
-    /// Its passage, as a place in the list that was given.
+    /// The index of its passage in the given list.
     pub passage: usize,
-    /// Where in the passage's text.
+    /// Its range in the passage's text.
     pub range: Range<usize>,
     /// 0 to 1.4; see [`is_answer`].
     pub score: f32,
@@ -65,13 +67,13 @@ pub fn is_answer(score: f32) -> bool {
     score >= ANSWERS_FROM
 }
 
-/// How likely it is that sentences of which the best has this score hold the answer, 0 to 1.
+/// The likelihood, 0 to 1, that sentences with this best score contain the answer.
 pub fn likelihood(score: f32) -> f32 {
     1.0 / (1.0 + (-(LIKELIHOOD_SLOPE * score + LIKELIHOOD_OFFSET)).exp())
 }
 
 impl Retriever {
-    /// Rates the sentences of passages, best first, and says what that took. A heading is no sentence.
+    /// Rates the sentences of passages, best first, and reports the usage. Headings are not rated.
     ///
     /// # Errors
     /// If the embedding model refuses.
@@ -103,14 +105,14 @@ impl Retriever {
                 score: scale.to_reference(cosine(vector, sentence)) + WORDS_WEIGHT * share,
             })
             .collect();
-        // Stable: of two that are equal, the one of the better passage is first.
+        // Stable: of two equal scores, the one from the better passage comes first.
         rated.sort_by(|a, b| b.score.total_cmp(&a.score));
         let usage = Usage { prompt_tokens: query.prompt_tokens + answered.prompt_tokens, ..Usage::default() };
         Ok((rated, usage, answered.timings))
     }
 
-    /// The sentences of a text that no sentence of the passages supports: none is near enough, or there is a number in it that
-    /// is in none of them.
+    /// The sentences of a text that no sentence of the passages supports: none is near enough, or a number in it occurs
+    /// in none of them.
     ///
     /// # Errors
     /// If the embedding model refuses.
@@ -155,7 +157,7 @@ impl Retriever {
         &self.embedder.info().id
     }
 
-    /// The embedding model's scale. The server's own work, which no caller's account pays for.
+    /// The embedding model's scale. It is the server's own work, which no caller's account pays for.
     async fn scale(&self, deadline: Option<Instant>) -> Result<Scale> {
         let measure = || async {
             let account = Account::unrecorded();
@@ -192,7 +194,7 @@ fn no_vector() -> Error {
     Error::internal(anyhow::anyhow!("the embedding model gave fewer vectors than it was given texts"))
 }
 
-/// The sentences of passages, as places in the list and ranges of the text.
+/// The sentences of passages, as passage indices and text ranges.
 fn places_of(passages: &[Passage]) -> Vec<(usize, Range<usize>)> {
     let mut places = Vec::new();
     for (place, passage) in passages.iter().enumerate() {
@@ -204,7 +206,7 @@ fn places_of(passages: &[Passage]) -> Vec<(usize, Range<usize>)> {
     places
 }
 
-/// What is embedded of a sentence.
+/// The text that is embedded for a sentence.
 fn embedded(passage: &Passage, range: &Range<usize>) -> String {
     let sentence = &passage.text[range.clone()];
     if passage.heading.is_empty() {
@@ -213,14 +215,14 @@ fn embedded(passage: &Passage, range: &Range<usize>) -> String {
     format!("{}: {sentence}", passage.heading.replace(" > ", ", "))
 }
 
-/// The words of a text, as they are compared.
+/// The words of a text, normalized for comparison.
 fn words(text: &str) -> HashSet<String> {
     let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
     words.map(|word| word.to_lowercase().chars().take(LETTERS).collect()).collect()
 }
 
-/// Of each sentence, how much of the question's words it has: a word counts for more, the fewer of these sentences have it.
-/// 0 to 1.
+/// For each sentence, the weighted share of the question's words that it contains: the fewer of these sentences contain
+/// a word, the more it counts. 0 to 1.
 fn shares(question: &str, sentences: &[HashSet<String>]) -> Vec<f32> {
     let weights: HashMap<String, f32> = words(question)
         .into_iter()
@@ -238,14 +240,14 @@ fn shares(question: &str, sentences: &[HashSet<String>]) -> Vec<f32> {
     sentences.iter().map(share).collect()
 }
 
-/// A sentence without the number of a list's item before it.
+/// A sentence without a leading list number.
 fn without_item_number(sentence: &str) -> &str {
     let rest = sentence.trim_start_matches(|c: char| c.is_ascii_digit());
     let behind = rest.strip_prefix(['.', ')']).filter(|behind| behind.starts_with(char::is_whitespace));
     behind.filter(|_| rest.len() < sentence.len()).unwrap_or(sentence)
 }
 
-/// A sentence without the marks of its sources, `[1]` or `[1, 2]`, which may stand before its full stop.
+/// A sentence without its citation marks, `[1]` or `[1, 2]`, which may precede its full stop.
 fn without_marks(sentence: &str) -> String {
     let mut kept = String::with_capacity(sentence.len());
     let mut rest = sentence;
@@ -264,8 +266,7 @@ fn without_marks(sentence: &str) -> String {
     kept.trim().to_owned()
 }
 
-/// The digits of the numbers in a text; what stands between digits, a point, a comma or an apostrophe, differs from writer to
-/// writer.
+/// The digits of the numbers in a text, without separators: a point, a comma or an apostrophe depends on the writer.
 fn numbers(text: &str) -> impl Iterator<Item = String> {
     text.split(|c: char| !c.is_ascii_digit() && !".,'’".contains(c))
         .map(|number| number.chars().filter(char::is_ascii_digit).collect::<String>())

@@ -43,7 +43,7 @@ impl House {
         self.embedder.embed(request).await.unwrap().embeddings.remove(0)
     }
 
-    /// Stores a document of chunks that are no neighbours, so that each is a passage.
+    /// Stores a document of non-adjacent chunks, so that each is a passage.
     async fn ingest(&self, collection: &Collection, name: &str, texts: &[&str]) -> (String, Replaced) {
         let mut incoming = self.store.receive_file(0).unwrap();
         incoming.write(texts.concat().as_bytes()).unwrap();
@@ -127,7 +127,7 @@ async fn the_index_follows_the_store_through_restarts_and_crashes() {
     let docs = house.store.of(LOCAL).create_collection("docs", BTreeMap::new()).unwrap();
     let (file, _) = house.ingest(&docs, "a.md", &["alpha one", "beta two"]).await;
     let (_, kept) = house.ingest(&docs, "b.md", &["gamma three"]).await;
-    // The store has deleted it; the process dies before the index hears of it.
+    // The store has deleted it; the process dies before the index is updated.
     house.store.of(LOCAL).delete_document(&docs.id, &file).unwrap();
     assert_eq!(house.search(&["docs"], "alpha one", SearchMode::Dense).await.unwrap(), ["gamma three"]);
     drop(house);

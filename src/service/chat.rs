@@ -1,5 +1,5 @@
-//! One generation: answered from what was said before, or checked against the model, admitted, and, where the caller does not
-//! stream, gathered.
+//! One generation: answered from the semantic cache, or checked against the model, admitted, and, if the caller does
+//! not stream, collected.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::providers::{
     cache::{SEMANTIC, key::KeyWriter},
 };
 
-/// Answers a conversation, or gives an earlier answer to one whose last message means the same.
+/// Answers a conversation, or returns the cached answer to one whose last message means the same.
 ///
 /// # Errors
 /// As [`start`].
@@ -38,7 +38,7 @@ pub async fn complete(
     Ok(slot.record(start(model, generation).await?, Vec::new(), 0, Arc::default()))
 }
 
-/// The question, and a hash of all else, where a near answer is one.
+/// The question, and a hash of everything else, if the semantic cache applies.
 fn question_of(model: &Arc<dyn ChatModel>, generation: &GenerateRequest) -> Option<(String, KeyWriter)> {
     let Prompt::Chat(chat) = &generation.prompt else { return None };
     let is_plain = generation.account.cache_use() != CacheUse::Off
@@ -64,7 +64,7 @@ fn question_of(model: &Arc<dyn ChatModel>, generation: &GenerateRequest) -> Opti
 /// Runs a generation. Resolves when it has been admitted; the stream is bounded by the request's deadline.
 ///
 /// # Errors
-/// 400 for token ids outside the vocabulary, 504 after the deadline, and what the model refuses.
+/// 400 for token ids outside the vocabulary, 504 after the deadline, and the model's own refusals.
 pub async fn start(model: &Arc<dyn ChatModel>, generation: GenerateRequest) -> Result<GenerateStream> {
     check_token_ids(&generation, model.info().vocab_size)?;
     let until = generation.deadline;
@@ -75,7 +75,7 @@ pub async fn start(model: &Arc<dyn ChatModel>, generation: GenerateRequest) -> R
 /// Token ids from a request must exist: an id outside the vocabulary would index past the logits.
 fn check_token_ids(generation: &GenerateRequest, vocab_size: usize) -> Result<()> {
     if vocab_size == 0 {
-        // A model whose vocabulary only its upstream knows.
+        // Only the upstream knows this model's vocabulary.
         return Ok(());
     }
     let outside = |id: u32| usize::try_from(id).map_or(true, |id| id >= vocab_size);
@@ -100,13 +100,13 @@ fn check_token_ids(generation: &GenerateRequest, vocab_size: usize) -> Result<()
     Ok(())
 }
 
-/// A generation that has ended.
+/// A finished generation.
 #[derive(Debug, Default)]
 pub struct Generation {
     pub choices: Vec<Choice>,
     pub usage: Usage,
     pub timings: Timings,
-    /// Its time ran out before it was done.
+    /// The deadline passed before it was done.
     pub is_partial: bool,
 }
 
@@ -127,14 +127,14 @@ pub struct ToolCallText {
     pub arguments: String,
 }
 
-/// Gathers a stream of `num_choices` choices. A stream that ends early is an error, never a finished answer.
+/// Collects a stream of `num_choices` choices. A stream that ends early is an error, never a finished answer.
 pub async fn gather(events: GenerateStream, num_choices: usize) -> Result<Generation> {
     let mut generation = Generation::of(num_choices);
     generation.add_all(events).await?;
     Ok(generation)
 }
 
-/// The same, but for a stream whose time runs out: what it has said by then, if that is anything, is the answer.
+/// The same, but if the deadline cuts the stream off, the text so far, if any, is the answer.
 pub async fn gather_partial(events: GenerateStream, num_choices: usize, account: &Account) -> Result<Generation> {
     let mut generation = Generation::of(num_choices);
     match generation.add_all(events).await {
@@ -159,7 +159,7 @@ impl Generation {
         self.choices.iter().any(has_begun)
     }
 
-    /// The choices that have not ended are cut short; what was used stands in the account.
+    /// Marks the unfinished choices as cut off; their usage is in the account.
     fn cut_off(&mut self, account: &Account) {
         self.is_partial = true;
         for choice in &mut self.choices {
@@ -182,7 +182,7 @@ impl Generation {
         }
     }
 
-    /// Until the stream says that it is done.
+    /// Reads until the stream's `Done`.
     async fn add_all(&mut self, mut events: GenerateStream) -> Result<()> {
         let generation = self;
         while let Some(event) = events.next().await {
@@ -228,7 +228,7 @@ fn choice_at(generation: &mut Generation, choice: usize) -> Result<&mut Choice> 
     generation.choices.get_mut(choice).ok_or_else(|| Error::internal(anyhow::anyhow!("event for choice {choice}")))
 }
 
-/// The error for a stream that stopped without saying that it was done.
+/// The error for a stream that ended without `Done`.
 pub fn ended_early() -> Error {
     Error::internal(anyhow::anyhow!("the generation's stream ended before it was done"))
 }

@@ -8,8 +8,8 @@ use hearth_domain::{GenerateEvent, GenerateRequest, Timings, Usage, error::Resul
 use super::chat;
 use crate::providers::{ChatModel, GenerateStream};
 
-/// Admits all prompts or none: the first refusal drops the others. Choices are numbered through, `n` per
-/// prompt, and the last event sums up all usage.
+/// Admits all prompts or none: the first refusal drops the others. Choices are numbered consecutively, `n` per prompt,
+/// and the last event has the total usage.
 pub async fn start_all(model: &Arc<dyn ChatModel>, generations: Vec<GenerateRequest>) -> Result<GenerateStream> {
     let choices_per_prompt = generations.first().map_or(1, |generation| generation.n);
     let mut streams =
@@ -38,7 +38,7 @@ fn merge(streams: Vec<GenerateStream>, choices_per_prompt: usize) -> GenerateStr
                     usage.completion_tokens += one.completion_tokens;
                     usage.cached_tokens += one.cached_tokens;
                     usage.reasoning_tokens += one.reasoning_tokens;
-                    // They ran side by side: the longest is what the caller waited for.
+                    // They ran concurrently: the caller waited for the longest.
                     timings.queue = timings.queue.max(spent.queue);
                     timings.prefill = timings.prefill.max(spent.prefill);
                     timings.decode = timings.decode.max(spent.decode);

@@ -1,7 +1,7 @@
-//! The server's own bound on a request's time, for every future and stream on its way.
+//! The server's own deadline for every request's futures and streams.
 //!
-//! The engine knows the deadline too and gives the sequence's blocks back by itself; this holds also for
-//! whatever stands between the caller and the engine.
+//! The engine knows the deadline too and releases the sequence's blocks by itself; this one also covers everything
+//! between the caller and the engine.
 
 use std::{future::Future, time::Instant};
 

@@ -23,7 +23,7 @@ pub async fn embed(model: &Arc<dyn Embedder>, request: EmbedRequest) -> Result<E
     }
     for (index, input) in request.inputs.iter().enumerate() {
         let EmbedInput::Tokens(ids) = input else { continue };
-        // A vocabulary of nothing is one that only the upstream knows.
+        // A vocabulary size of zero means that only the upstream knows it.
         let outside = |id: &&u32| info.vocab_size > 0 && usize::try_from(**id).map_or(true, |id| id >= info.vocab_size);
         if let Some(id) = ids.iter().find(outside) {
             let vocab_size = info.vocab_size;

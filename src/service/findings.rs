@@ -1,13 +1,13 @@
-//! What is found out about an answer from documents while it is given.
+//! Findings about an answer from documents, filled in while it is generated.
 
 use std::sync::OnceLock;
 
-/// See the module. Complete when the last event of the answer has come.
+/// See the module. Complete when the last event of the answer has arrived.
 #[derive(Debug, Default)]
 pub struct Findings {
-    /// Empty unless it was asked for.
+    /// Empty unless it was requested.
     pub confidence: OnceLock<Confidence>,
-    /// Sentences that a model wrote and that no passage supports. Empty where nothing was written, or where the check failed.
+    /// Sentences that a model wrote and that no passage supports. Empty if nothing was written, or if the check failed.
     pub unsupported: OnceLock<Vec<String>>,
 }
 
@@ -16,6 +16,6 @@ pub struct Findings {
 pub struct Confidence {
     /// 0 to 1.
     pub value: f32,
-    /// Whether the model's rating could be understood; otherwise the value says nothing.
+    /// Whether the model's rating could be parsed; otherwise the value means nothing.
     pub is_rated: bool,
 }

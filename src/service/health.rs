@@ -1,5 +1,5 @@
-//! What the server knows of its own state. The health routes ask through [`Health`], so that they work
-//! before a model is loaded and need no engine in tests.
+//! The server's knowledge of its own state. The health routes ask through [`Health`], so that they work before a model
+//! is loaded and need no engine in tests.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub enum ServerStatus {
     Ready,
     /// The models cannot be used, for this reason.
     Failed(String),
-    /// Running requests end; new ones are refused.
+    /// Running requests finish; new ones are refused.
     Draining,
 }
 
@@ -28,14 +28,14 @@ pub struct HealthReport {
     pub device_in_use: String,
     /// `None` without a chat model.
     pub engine: Option<EngineReport>,
-    /// What works for as long as the server runs.
+    /// The parts that run as long as the server does.
     pub parts: Vec<PartReport>,
     pub uptime: Duration,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub struct EngineReport {
-    /// Time since the loop last came round; an idle loop still wakes up.
+    /// Time since the loop's last turn; an idle loop still wakes up.
     pub heartbeat_age: Duration,
     pub running: usize,
     pub waiting: usize,
@@ -43,32 +43,32 @@ pub struct EngineReport {
     pub kv_blocks_used: usize,
 }
 
-/// A source of the server's state. Must answer at once: liveness probes ask it.
+/// A source of the server's state. Must return at once: liveness probes ask it.
 pub trait Health: Send + Sync {
     fn status(&self) -> ServerStatus;
 
     fn report(&self) -> HealthReport;
 }
 
-/// An engine that has not come round for this long, with work to do, is stuck. One step of the largest
-/// prefill chunk on a slow machine stays below it.
+/// An engine with work to do that has made no turn for this long is stuck. One step of the largest prefill chunk on a
+/// slow machine stays below it.
 pub const HEARTBEAT_AGE_MAX: Duration = Duration::from_secs(60);
 
 impl HealthReport {
-    /// The engine has work and does not move.
+    /// The engine has work and makes no progress.
     pub fn is_stalled(&self) -> bool {
         self.engine.is_some_and(|engine| {
             engine.heartbeat_age > HEARTBEAT_AGE_MAX && (engine.running > 0 || engine.waiting > 0)
         })
     }
 
-    /// Why a part of the server does not work, if one does not, and what to do.
+    /// Why a part of the server has failed, if one has, and what to do.
     pub fn failed_part(&self) -> Option<&str> {
         self.parts.iter().find_map(|part| part.failure.as_deref())
     }
 }
 
-/// Refuses a request that the server cannot take in this state.
+/// Refuses a request that the server cannot accept in this state.
 pub fn refuse_unless_ready(status: &ServerStatus) -> Result<()> {
     match status {
         ServerStatus::Ready => Ok(()),

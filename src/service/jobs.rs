@@ -1,10 +1,10 @@
-//! Jobs: work that goes on after the request that asked for it was answered, and after a restart.
+//! Jobs: work that continues after the request that asked for it was answered, and after a restart.
 //!
-//! The store keeps them; here they are run. A [`Worker`] does the jobs of one kind, several at a time, and holds each for
-//! as long as its attempt lasts: one that panics or is dropped lets go of it, and the job is taken again. A job that was
-//! cancelled while it ran is its worker's no more: the work is dropped at its next pause, and nothing further of it is
-//! written. What fails for a passing reason is tried again, with ever longer waits; what fails for good is given up. What
-//! the disk has no room for waits until there is room. A process that ends leaves its jobs to the next one.
+//! The store keeps them; they are run here. A [`Worker`] runs the jobs of one kind, several at a time, and holds each
+//! for as long as its attempt lasts: if it panics or is dropped, the job is released and taken again. A worker loses a
+//! job that is cancelled while it runs: the work is dropped at its next await point, and nothing further of it is
+//! written. A transient failure is retried with increasing delays; a permanent one ends the job. A job that lacks disk
+//! space waits until there is room. A process that ends leaves its jobs to the next one.
 
 use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
@@ -26,53 +26,54 @@ use tokio::{
 use super::callers::Callers;
 use crate::store::{Job, JobState, Lease, Leases, NewJob, Owned, Store, StoreError};
 
-/// A worker looks this often, and at every change of any job, whether it still holds its own.
+/// A worker checks at this interval, and at every change of any job, whether it still holds its own.
 const LOOK_AT_HOLD: Duration = Duration::from_secs(1);
-/// What a worker waits when it has panicked, or the store did not do what it had to.
+/// A worker's delay after a panic or a store failure.
 const AFTER_FAULT: Duration = Duration::from_secs(5);
-/// How long a job waits that there was no room for.
+/// How long a job that lacks disk space waits.
 const NO_ROOM_WAIT: Duration = Duration::from_secs(60);
-/// What workers may take to end when they are told to stop, until the store is closed without them.
+/// How long stopping workers may take before the store is closed without them.
 const STOPPING_MAX: Duration = Duration::from_secs(5);
-/// Idle workers look for work this often unasked: for retries whose time has come.
+/// Idle workers poll at this interval, for retries that have become due.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
-/// What is waited after each failed attempt, unless a worker has its own; after the last of them the job has failed.
+/// The default delay after each failed attempt; after the last of them the job has failed.
 const RETRIES: [Duration; 4] =
     [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4), Duration::from_secs(8)];
 
 /// Why an attempt at a job failed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failure {
-    /// It may go well another time.
+    /// A retry may succeed.
     Passing(String),
-    /// The disk has no room for what it makes: it waits for room, however long that takes.
+    /// The disk has no room for the output: the job waits for room, however long that takes.
     NoRoom(String),
-    /// It will not.
+    /// A retry would fail as well.
     Lasting(String),
-    /// The work is no longer wanted: what it was about is not there any more.
+    /// The work is no longer wanted: its subject is gone.
     Moot,
-    /// The server is shutting down: the job stays as it is, for the next process.
+    /// The server is shutting down: the job is left for the next process.
     Interrupted,
 }
 
-/// Does the jobs of one kind.
+/// Runs the jobs of one kind.
 pub trait Worker: Send + Sync + 'static {
     /// The kind of [`NewJob`] that it takes.
     fn kind(&self) -> &'static str;
 
-    /// Does one job, from its beginning; an earlier attempt may have been cut off anywhere. Dropped, it stops.
+    /// Runs one job from its beginning; an earlier attempt may have been interrupted anywhere. Dropping the future
+    /// stops it.
     fn work(&self, job: Job, progress: Progress) -> BoxFuture<'_, Result<Value, Failure>>;
 
     /// The job has failed for good, for this reason. Called where blocking is allowed.
     fn given_up(&self, _job: &Job, _reason: &str) {}
 
-    /// What is waited after each attempt that failed for a passing reason; after the last of them the job has failed.
+    /// The delay after each transient failure; after the last of them the job has failed.
     fn retries(&self) -> &[Duration] {
         &RETRIES
     }
 }
 
-/// Where a worker says how far it is.
+/// Where a worker reports its progress.
 #[derive(Clone, Debug)]
 pub struct Progress {
     jobs: Arc<Jobs>,
@@ -81,12 +82,12 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Where what the attempt uses is written down.
+    /// Where the attempt's usage is recorded.
     pub fn account(&self) -> &Arc<Account> {
         &self.account
     }
 
-    /// Adds to what the job has said. A report that cannot be stored is no reason to stop.
+    /// Appends a progress event. A report that cannot be stored is no reason to stop.
     pub async fn report(&self, event: &impl Serialize) {
         let (jobs, job) = (self.jobs.clone(), self.job.clone());
         let event = serde_json::to_value(event).unwrap_or_default();
@@ -98,17 +99,17 @@ impl Progress {
     }
 }
 
-/// The jobs of a store, and who works at them. There is one for a store.
+/// The jobs of a store, and their workers. There is one per store.
 pub struct Jobs {
     store: Arc<Store>,
     leases: Leases,
-    /// The tasks of each kind, as health sees them.
+    /// The tasks of each kind, for the health report.
     parts: Mutex<Vec<Arc<Part>>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
     callers: Arc<Callers>,
     usage_sink: Arc<dyn UsageSink>,
     new_work: Notify,
-    /// Counts changes of any job, so that whoever waits for one can look again.
+    /// Counts changes of any job, so that waiting tasks can look again.
     changed: watch::Sender<u64>,
     stopping: watch::Sender<bool>,
 }
@@ -127,18 +128,18 @@ impl Jobs {
         Arc::new(Self { store, leases, parts, tasks, callers, usage_sink, new_work: Notify::new(), changed, stopping })
     }
 
-    /// The jobs that are done in this caller's name.
+    /// The jobs that run on this caller's behalf.
     pub fn of<'a>(self: &'a Arc<Self>, owner: &'a str) -> OwnedJobs<'a> {
         OwnedJobs { jobs: self, owner }
     }
 
-    /// Work was stored elsewhere: the workers are to look for it.
-    pub fn look(&self) {
+    /// A job was enqueued elsewhere: wakes the workers.
+    pub fn wake_workers(&self) {
         self.new_work.notify_waiters();
         self.changed.send_modify(|changes| *changes += 1);
     }
 
-    /// How many jobs of a kind have not ended: of all owners, and of this one.
+    /// The number of unfinished jobs of a kind: of all owners, and of this one.
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -152,7 +153,7 @@ impl Jobs {
         self.changed.subscribe()
     }
 
-    /// Starts `count` tasks that do the jobs of this worker until [`Self::stop`].
+    /// Starts `count` tasks that run this worker's jobs until [`Self::stop`].
     pub fn start(self: &Arc<Self>, worker: Arc<dyn Worker>, count: usize) {
         let part = Part::new(format!("work at `{}` jobs", worker.kind()));
         self.parts.lock().push(part.clone());
@@ -163,17 +164,17 @@ impl Jobs {
         }
     }
 
-    /// What health says of the workers.
+    /// The workers' entries in the health report.
     pub fn parts(&self) -> Vec<PartReport> {
         self.parts.lock().iter().map(|part| part.report()).collect()
     }
 
-    /// Takes no more work, and drops what runs: the next process goes on with it.
+    /// Takes no more jobs, and drops the running ones: the next process takes them over.
     pub fn stop(&self) {
         self.stopping.send_replace(true);
     }
 
-    /// [`Self::stop`], and waits until the workers have written down how their attempts ended.
+    /// [`Self::stop`], and waits until the workers have recorded how their attempts ended.
     pub async fn stop_and_wait(&self) {
         self.stop();
         let tasks = std::mem::take(&mut *self.tasks.lock());
@@ -182,17 +183,18 @@ impl Jobs {
         }
     }
 
-    /// Whether [`Self::stop`] was called, and when it is.
+    /// Whether [`Self::stop`] was called, and a notification when it is.
     pub fn stopping(&self) -> watch::Receiver<bool> {
         self.stopping.subscribe()
     }
 
-    /// A panic outside of an attempt ends neither the task nor its turn at later jobs. What it held is free by then.
+    /// A panic outside an attempt ends neither the task nor its later jobs. The job that it held has been released by
+    /// then.
     async fn run_guarded(self: Arc<Self>, worker: Arc<dyn Worker>, part: &Part) {
         let mut stopping = self.stopping.subscribe();
         while let Err(panic) = AssertUnwindSafe(self.run(&worker, part)).catch_unwind().await {
             part.panicked(&*panic);
-            self.look();
+            self.wake_workers();
             self.pause(&mut stopping).await;
         }
     }
@@ -209,7 +211,7 @@ impl Jobs {
         while !*stopping.borrow_and_update() {
             let woken = self.new_work.notified();
             tokio::pin!(woken);
-            // From here on a wake-up counts, also one that comes while the store is asked.
+            // From here on a wake-up counts, even one that arrives while the store is being read.
             woken.as_mut().enable();
             let (this, kind) = (self.clone(), worker.kind());
             match blocking(move || this.store.lease_job(kind, &this.leases)).await {
@@ -242,10 +244,10 @@ impl Jobs {
     ) {
         let account = self.open_account(&job).await;
         let progress = Progress { jobs: self.clone(), job: job.clone(), account: account.clone() };
-        // A panic ends the attempt and not the worker, which has other jobs to do.
+        // A panic ends the attempt but not the worker, which has other jobs to run.
         let work = AssertUnwindSafe(async { worker.work(job.clone(), progress).await }).catch_unwind();
         let outcome = tokio::select! {
-            // In this order: work that is taken while the server stops does not begin.
+            // In this order: a job that is taken while the server stops does not start.
             biased;
             _ = stopping.changed() => Some(Err(Failure::Interrupted)),
             () = self.is_lost(&job) => None,
@@ -258,7 +260,7 @@ impl Jobs {
             Some(Ok(result)) => self.end(&job, move |store, job| store.finish_job(job, result)).await,
             Some(Err(Failure::Interrupted)) => {
                 let forgotten = self.end(&job, Store::forget_attempt).await;
-                // The process is about to end, and if it is not, nothing is to be hurried.
+                // The process is about to end; if it is not, there is no hurry.
                 self.pause(stopping).await;
                 forgotten
             }
@@ -279,7 +281,7 @@ impl Jobs {
                 let worker = worker.clone();
                 let fail = move |store: &Store, job: &Job| {
                     let has_failed = store.fail_job(job, &reason, None)?;
-                    // Only who holds the job may say what comes of it.
+                    // Only the holder may record the outcome.
                     if has_failed {
                         worker.given_up(job, &reason);
                     }
@@ -292,9 +294,9 @@ impl Jobs {
             tracing::error!(job = job.id, %error, "how a job ended could not be stored; it will be done again");
             self.pause(stopping).await;
         }
-        // Now it can be taken again, if it has not ended; and another one may follow it.
+        // Now an unfinished job can be taken again, and a follower can start.
         drop(lease);
-        self.look();
+        self.wake_workers();
     }
 
     /// Each attempt has an account of its own, in the name of the job's owner.
@@ -312,7 +314,7 @@ impl Jobs {
         Account::open(self.usage_sink.clone(), opening)
     }
 
-    /// Stores how an attempt ended. `false` if the job was not this worker's any more.
+    /// Stores how an attempt ended. `false` if this worker no longer held the job.
     async fn end(
         self: &Arc<Self>,
         job: &Job,
@@ -322,11 +324,11 @@ impl Jobs {
         blocking(move || how(&this.store, &job)).await
     }
 
-    /// Resolves when a job is not this worker's any more: it was cancelled.
+    /// Resolves when this worker no longer holds a job, because it was cancelled.
     async fn is_lost(self: &Arc<Self>, job: &Job) {
         let mut changes = self.changes();
         loop {
-            // A change of any job, or none for a while: both are reasons to look.
+            // A change of any job, or a timeout: both are reasons to look.
             let _any = tokio::time::timeout(LOOK_AT_HOLD, changes.changed()).await;
             let (this, job) = (self.clone(), job.clone());
             if let Ok(false) = blocking(move || this.store.holds_job(&job)).await {
@@ -336,7 +338,7 @@ impl Jobs {
     }
 }
 
-/// The jobs of one caller. Those of others are not there.
+/// The jobs of one caller. Other callers' jobs do not exist here.
 #[derive(Clone, Copy, Debug)]
 pub struct OwnedJobs<'a> {
     jobs: &'a Arc<Jobs>,
@@ -358,13 +360,13 @@ impl OwnedJobs<'_> {
         self.enqueue_job(NewJob { kind: kind.to_owned(), payload, followed_by: None }).await
     }
 
-    /// [`Self::enqueue`] for a job that another one follows.
+    /// [`Self::enqueue`] for a job with a follower.
     ///
     /// # Errors
     /// If the store cannot keep it.
     pub async fn enqueue_job(&self, job: NewJob) -> Result<Job> {
         let job = self.stored(move |store| store.enqueue(job)).await?;
-        self.jobs.look();
+        self.jobs.wake_workers();
         Ok(job)
     }
 
@@ -375,7 +377,7 @@ impl OwnedJobs<'_> {
     pub async fn cancel(&self, kind: &'static str, id: &str) -> Result<bool> {
         let id = self.find(kind, id).await?.id;
         let cancelled = self.stored(move |store| store.cancel_job(&id)).await?;
-        self.jobs.look();
+        self.jobs.wake_workers();
         Ok(cancelled)
     }
 
@@ -395,7 +397,7 @@ impl OwnedJobs<'_> {
         self.stored(move |store| store.jobs(kind, limit)).await
     }
 
-    /// What a job has said, from event `first` on.
+    /// A job's progress events, from event `first` on.
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -413,19 +415,19 @@ fn how_it_ended(outcome: &Result<Value, Failure>) -> Outcome {
     }
 }
 
-/// Whether a job has come to its end.
+/// Whether a job has ended.
 pub fn has_ended(job: &Job) -> bool {
     !matches!(job.state, JobState::Queued | JobState::Running)
 }
 
-/// Runs what blocks, such as the store, where blocking is allowed.
+/// Runs blocking work, such as store calls, where blocking is allowed.
 ///
 /// # Errors
 /// The store's own, as the caller is told.
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(Error::internal)?.map_err(told)
+    tokio::task::spawn_blocking(work).await.map_err(Error::internal)?.map_err(store_error)
 }
 
 fn panic_reason(panic: &(dyn std::any::Any + Send)) -> String {
@@ -438,7 +440,7 @@ fn not_found(what: &str, id: &str) -> Error {
 }
 
 /// A store's error as the caller is told.
-pub(super) fn told(error: StoreError) -> Error {
+pub(super) fn store_error(error: StoreError) -> Error {
     match error {
         StoreError::NotFound { what, id } => not_found(what, &id),
         StoreError::NameTaken(_) => Error::invalid("name", format!("{error}.")).with_code("already_exists"),

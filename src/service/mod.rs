@@ -1,6 +1,6 @@
-//! Orchestration between the contract and the models: which model serves a request, what is checked before
-//! admission, how several generations become one answer. Knows the traits of [`crate::providers`], not who
-//! implements them, and nothing of HTTP.
+//! Orchestration between the contract and the models: which model serves a request, what is checked before admission,
+//! how several generations become one answer. Knows the traits of [`crate::providers`] but not their implementations,
+//! and nothing about HTTP.
 
 pub mod analysis;
 pub mod ask;

@@ -17,8 +17,8 @@ use crate::{
     service::semantic::Semantic,
 };
 
-/// Which model a name means. Models are added when they have been loaded, which may be after the server
-/// began to listen.
+/// Resolves names to models. Models are added when they have been loaded, which may be after the server has started to
+/// listen.
 #[derive(Default)]
 pub struct Models {
     served: RwLock<Vec<Served>>,
@@ -32,7 +32,7 @@ pub struct Models {
 struct Served {
     model: Model,
     aliases: Vec<String>,
-    /// An upstream may serve it, so that it needs no local model.
+    /// An upstream may serve it, so it needs no local model.
     has_hosted: bool,
 }
 
@@ -69,7 +69,7 @@ impl Models {
         Self { accept_any_model, ..Self::default() }
     }
 
-    /// Models that are added from here on answer from these caches what they have answered before.
+    /// Models that are added from here on are wrapped in these caches.
     #[must_use]
     pub fn with_caches(self, settings: &CacheSettings) -> Self {
         Self { caches: Caches::new(settings), semantic: Semantic::new(settings), ..self }
@@ -79,7 +79,7 @@ impl Models {
         &self.caches
     }
 
-    /// The answers by what questions mean, if there are any and a model that knows what questions mean.
+    /// The semantic cache, if it is enabled, with the embedding model for its questions.
     pub fn semantic(&self) -> Option<(&Semantic, Arc<dyn Embedder>)> {
         self.semantic.as_ref().zip(self.first_embedder())
     }
@@ -106,7 +106,7 @@ impl Models {
         self.add(Model::Rerank(model), aliases, false);
     }
 
-    /// An embedding model as requests use it: behind the cache, and metered.
+    /// An embedding model as requests use it: cached and metered.
     pub fn for_requests(&self, model: Arc<dyn Embedder>) -> Arc<dyn Embedder> {
         Metered::new(self.caches.embedder(model))
     }
@@ -145,7 +145,7 @@ impl Models {
         })
     }
 
-    /// The rerank model that `name` means; the first where none is named, as not every client names one.
+    /// The rerank model that `name` means; the first if none is named, because not every client names one.
     pub fn reranker(&self, name: Option<&str>) -> Result<Arc<dyn Reranker>> {
         let pick = |model: &Model| match model {
             Model::Rerank(model) => Some(Arc::clone(model)),
@@ -213,8 +213,7 @@ impl Models {
         self.served.read().iter().map(|served| (served.info().clone(), served.aliases.clone())).collect()
     }
 
-    /// What is known of the model that `name` means. Here a name is never "any": the caller asks whether it
-    /// exists.
+    /// The information on the model that `name` means. Here a name is never "any": the caller asks whether it exists.
     pub fn find(&self, name: &str) -> Result<(ModelInfo, Vec<String>)> {
         let served = self.served.read();
         served

@@ -1,4 +1,4 @@
-//! A request priced without being run: what each side that could serve it would take.
+//! Prices a request without running it: an estimate for each side that could serve it.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use hearth_text::work::off_the_async_threads;
 
 use crate::providers::ChatModel;
 
-/// A quote and what it comes to in money.
+/// A quote and its cost.
 #[derive(Clone, Debug)]
 pub struct Priced {
     pub quote: Quote,
@@ -15,7 +15,7 @@ pub struct Priced {
     pub cost_micro_usd: (u64, u64),
 }
 
-/// What the model says of all generations of a request together, side by side.
+/// The model's estimate for all generations of a request together, per side.
 ///
 /// # Errors
 /// If a prompt cannot be rendered.
@@ -41,7 +41,7 @@ pub async fn quote(
     .await
 }
 
-/// Several prompts run side by side: their tokens add up, and one that does not fit is none that fits.
+/// Several prompts run concurrently: their tokens add up, and if one does not fit, the request does not.
 fn add(side: &mut Quote, quote: Quote) {
     side.prompt_tokens += quote.prompt_tokens;
     side.max_completion_tokens += quote.max_completion_tokens;

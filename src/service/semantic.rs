@@ -1,13 +1,14 @@
-//! An earlier answer for a question that means the same. Off unless the server was started with a similarity.
+//! The semantic cache of answers to questions with the same meaning. Off unless the server was started with a
+//! similarity.
 //!
-//! Two questions are compared only if all else is equal: who asks, which model answers and how, what was said before,
-//! and, for an answer from documents, where was looked and what was there. So the services look here (`chat.rs`, `ask/cached.rs`),
-//! and not the model's wrapper: there a question and the passages that were found for it are one prompt. What a caller
-//! can hold against the very question is not answered by another one's answer: tools, constraints, log-probabilities,
+//! Two questions are compared only if everything else is equal: the caller, the model and its parameters, the earlier
+//! conversation, and, for an answer from documents, the searched collections and their contents. So the services do the
+//! look-up (`chat.rs`, `ask/cached.rs`), and not the model's wrapper, which sees a question and its passages as one
+//! prompt. Requests whose answer must match the exact question are not cached: tools, constraints, log-probabilities,
 //! several choices, a rating of the passages.
 //!
-//! To look costs embedding the question, which the caller pays; the answer itself costs nothing. Where the question
-//! cannot be embedded, because it is too long or the embedding model is busy, the request goes on without.
+//! A look-up costs embedding the question, which the caller pays for; the cached answer itself is free. If the question
+//! cannot be embedded, because it is too long or the embedding model is busy, the request proceeds without the cache.
 
 use std::sync::Arc;
 
@@ -27,10 +28,10 @@ use crate::{
     retrieval::passages::Passage,
 };
 
-/// Of the cache's room, what one answer may take at most: one in so many parts.
+/// One answer takes at most one part in this many of the cache's room.
 const LARGEST_PART: usize = 4;
 
-/// The answers; see the module.
+/// The cached answers; see the module.
 #[derive(Clone, Debug)]
 pub struct Semantic {
     cache: Arc<SemanticCache<Kept>>,
@@ -57,7 +58,7 @@ impl Kept {
     }
 }
 
-/// Where the answer to a question is kept, or would be.
+/// The place of a question's answer in the cache.
 pub(super) struct SemanticSlot {
     semantic: Semantic,
     scope: Key,
@@ -65,7 +66,7 @@ pub(super) struct SemanticSlot {
 }
 
 impl Semantic {
-    /// `None` where the settings ask for none.
+    /// `None` if the settings disable it.
     pub fn new(settings: &CacheSettings) -> Option<Self> {
         let cache = SemanticCache::new(settings.semantic_similarity?, settings.semantic_bytes, settings.response_ttl);
         Some(Self { cache: Arc::new(cache), max_answer_bytes: settings.semantic_bytes / LARGEST_PART })
@@ -86,7 +87,7 @@ impl SemanticSlot {
             inputs: vec![EmbedInput::Text(question.to_owned())],
             input_type: EmbedInputType::Query,
             dimensions: None,
-            // Two questions that begin alike are not the same.
+            // Two questions with a common beginning are not the same.
             truncate: false,
             deadline,
         });
@@ -101,7 +102,7 @@ impl SemanticSlot {
         Some(Self { semantic: semantic.clone(), scope: scope.finish(), question })
     }
 
-    /// The earlier answer, if there is one and the request takes it.
+    /// The cached answer, if there is one and the request accepts it.
     pub(super) fn kept(&self, account: &Account) -> Option<Arc<Kept>> {
         match account.cache_use() {
             CacheUse::Full => self.semantic.cache.find(self.scope, &self.question),
@@ -109,7 +110,7 @@ impl SemanticSlot {
         }
     }
 
-    /// Records what passes, and keeps it when it is whole.
+    /// Records the events that pass, and keeps the answer once it is complete.
     pub(super) fn record(
         self,
         events: GenerateStream,
@@ -124,7 +125,7 @@ impl SemanticSlot {
             Progress::TooLong => false,
             Progress::Whole(answer) => {
                 let sources = sources.take().unwrap_or_default();
-                // It was not held against its sources, and would be given again so.
+                // It was not checked against its sources, and a replay would not be either.
                 if !sources.is_empty() && findings.unsupported.get().is_none() {
                     return false;
                 }

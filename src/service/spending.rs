@@ -1,4 +1,4 @@
-//! What requests came to: the sums of the ledger, and its rows added up by day, caller, model and provider.
+//! What requests cost: the ledger's totals, and its rows grouped by day, caller, model and provider.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,9 +19,9 @@ use crate::{
     },
 };
 
-/// What is shown where nothing says from when.
+/// The reported period if the query has no start.
 const DEFAULT_PERIOD: SignedDuration = SignedDuration::from_hours(30 * 24);
-/// Groups of one answer; more are refused.
+/// The most groups in one answer; a query with more is refused.
 pub const GROUPS_MAX: usize = 10_000;
 /// How long a report waits for rows that have not been written.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(2);
@@ -36,7 +36,7 @@ fn seconds(microseconds: u64) -> f64 {
     microseconds as f64 / 1e6
 }
 
-/// The sums of the whole ledger.
+/// The totals of the whole ledger.
 pub fn summary(ledger: &Ledger) -> MetricsSummary {
     let totals = ledger.totals();
     MetricsSummary {
@@ -60,10 +60,10 @@ pub fn summary(ledger: &Ledger) -> MetricsSummary {
     }
 }
 
-/// The rows that a caller may see and asks for, added up. Rows of requests that have ended are among them.
+/// The requested rows that the caller may see, grouped. Includes the rows of all requests that have ended.
 ///
 /// # Errors
-/// If a parameter makes no sense, or another caller's rows are asked for without the scope `admin`.
+/// If a parameter makes no sense, or another caller's rows are requested without the scope `admin`.
 pub async fn usage(ledger: &Arc<Ledger>, caller: &Caller, parameters: UsageParameters) -> Result<UsageReport> {
     let mut query = read(&parameters, Timestamp::now())?;
     if !caller.scopes.contains(&Scope::Admin) {
@@ -81,7 +81,7 @@ pub async fn usage(ledger: &Arc<Ledger>, caller: &Caller, parameters: UsageParam
     .await?
 }
 
-/// [`usage`] for whoever has the store itself.
+/// [`usage`] without access checks, for commands that have the store itself.
 ///
 /// # Errors
 /// If a parameter makes no sense, or the store cannot be read.
@@ -90,7 +90,7 @@ pub fn usage_of_store(ledger: &Ledger, parameters: &UsageParameters) -> Result<U
     report(ledger, query).map_err(Error::internal)?
 }
 
-/// What a query's rows come to; the inner error is the caller's.
+/// The report on a query's rows; the inner error is the caller's.
 fn report(ledger: &Ledger, query: UsageQuery) -> Result<Result<UsageReport>, crate::store::StoreError> {
     let groups = ledger.store().usage(&UsageQuery { limit: GROUPS_MAX + 1, ..query.clone() })?;
     if groups.len() > GROUPS_MAX {
@@ -141,7 +141,7 @@ fn figures(totals: &LedgerTotals) -> UsageFigures {
 fn read(parameters: &UsageParameters, now: Timestamp) -> Result<UsageQuery> {
     let to = match &parameters.to {
         Some(text) => moment("to", text, true)?,
-        // What ends in this moment counts, too.
+        // Includes requests that end at this moment.
         None => now + SignedDuration::from_secs(1),
     };
     let from = match &parameters.from {
@@ -164,7 +164,7 @@ fn read(parameters: &UsageParameters, now: Timestamp) -> Result<UsageQuery> {
     Ok(UsageQuery { from_ms, to_ms, caller: parameters.caller.clone(), group_by, limit: 0 })
 }
 
-/// A date (its first moment in UTC, or its last), a time as RFC 3339 writes it, or Unix seconds.
+/// A date (its first moment in UTC, or its last), an RFC 3339 time, or Unix seconds.
 fn moment(name: &str, text: &str, end_of_day: bool) -> Result<Timestamp> {
     let found = if let Ok(seconds) = text.parse::<i64>() {
         Timestamp::from_second(seconds).ok()

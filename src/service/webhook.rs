@@ -1,13 +1,13 @@
-//! Messages to an address that a caller named: signed, to the public internet only, and to no place but the one that
-//! was looked at.
+//! Webhook messages to a caller's address: signed, to the public internet only, and only to the address that was
+//! checked.
 //!
-//! Whoever may send requests to a server must not thereby reach what the server reaches: its own ports, its network's
-//! other machines, a cloud's metadata. So an address is resolved once, every answer is held against the ranges that are
-//! nobody's public machine, and the connection goes to just those answers: a name that resolves otherwise the next
-//! moment gains nothing. Redirects are not followed and no proxy is used, as both would connect elsewhere.
+//! A caller must not be able to use the server to reach what only the server can reach: its own ports, other machines
+//! of its network, a cloud's metadata. So a host is resolved once, every resulting address is checked against the
+//! non-public ranges, and the connection goes to exactly those addresses: a name that resolves differently a moment
+//! later gains nothing. Redirects are not followed and no proxy is used, as both would connect elsewhere.
 //!
 //! Signatures are those of the Standard Webhooks specification (`standard-webhooks.md`, "Signature scheme"):
-//! HMAC-SHA256 over `id.timestamp.body`. When to send, and again, is the business of jobs.
+//! HMAC-SHA256 over `id.timestamp.body`. When to send and retry is left to the jobs.
 
 use std::{
     fmt,
@@ -23,13 +23,13 @@ use url::{Host, Url};
 use super::jobs::Failure;
 use hearth_domain::error::{Error, Result};
 
-/// For the look-up, the connection, the request and the head of its answer together.
-const PATIENCE: Duration = Duration::from_secs(15);
+/// Covers the look-up, the connection, the request and the response head.
+const DELIVERY_TIMEOUT: Duration = Duration::from_secs(15);
 const URL_CHARS_MAX: usize = 2048;
-/// What a secret in the specification's own form begins with; the rest is the key in base64.
+/// The prefix of a secret in the specification's own form; the rest is the key in base64.
 const SECRET_PREFIX: &str = "whsec_";
 
-/// The key that receivers know messages by.
+/// The key by which receivers verify messages.
 #[derive(Clone, PartialEq, Eq)]
 pub struct WebhookSecret(Vec<u8>);
 
@@ -42,7 +42,7 @@ impl fmt::Debug for WebhookSecret {
 impl std::str::FromStr for WebhookSecret {
     type Err = &'static str;
 
-    /// `whsec_` and base64, or any other text, whose bytes are the key then.
+    /// `whsec_` and base64, or any other text, whose bytes are then the key.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let key = match text.strip_prefix(SECRET_PREFIX) {
             Some(encoded) => BASE64_STANDARD.decode(encoded).map_err(|_| "after `whsec_` it must be base64")?,
@@ -61,22 +61,22 @@ impl WebhookSecret {
     }
 }
 
-/// Whether messages are sent, and where to.
+/// Whether and where messages may be sent.
 #[derive(Clone, Debug, Default)]
 pub struct WebhookSettings {
-    /// Without one, no message is sent: its receiver could not tell it from anybody else's.
+    /// Without a secret no message is sent: its receiver could not tell it from a forgery.
     pub secret: Option<WebhookSecret>,
-    /// Send to addresses that are not public, too.
+    /// Also send to addresses that are not public.
     pub allow_private: bool,
     /// Make no outgoing connection.
     pub offline: bool,
 }
 
 impl WebhookSettings {
-    /// The address that a message may be sent to, as far as can be seen without looking it up.
+    /// The address that a message may be sent to, as far as can be checked without a look-up.
     ///
     /// # Errors
-    /// If it is no such address, or this server sends no messages.
+    /// If it is not a valid address, or this server sends no messages.
     pub fn check(&self, url: &str) -> Result<Url, String> {
         if self.offline {
             return Err("This server makes no outgoing connection (--offline), so it cannot tell anybody.".to_owned());
@@ -113,10 +113,10 @@ impl WebhookSettings {
         !self.allow_private && !is_public(address)
     }
 
-    /// Sends one message. `id` is the same at every attempt, so that a receiver can tell a repetition.
+    /// Sends one message. `id` is the same at every attempt, so that a receiver can recognize a repetition.
     ///
     /// # Errors
-    /// If it did not arrive, which another attempt may mend or not.
+    /// If it was not delivered; the failure says whether a retry may help.
     pub async fn send(&self, url: &str, id: &str, timestamp: i64, body: String) -> Result<(), Failure> {
         let url = self.check(url).map_err(Failure::Lasting)?;
         let secret = self.secret.as_ref().ok_or_else(|| Failure::Lasting("there is no --webhook-secret".to_owned()))?;
@@ -130,7 +130,7 @@ impl WebhookSettings {
                 .header("webhook-signature", secret.sign(id, timestamp, &body))
                 .body(body);
             let answer = request.send().await.map_err(|error| {
-                // The address may be a secret of its own; whoever gave it knows it.
+                // The address may itself be a secret; the caller who gave it knows it.
                 Failure::Passing(format!("no answer: {:#}", anyhow::Error::new(error.without_url())))
             })?;
             let status = answer.status();
@@ -141,18 +141,18 @@ impl WebhookSettings {
                 _ => Err(Failure::Passing(format!("answered {status}"))),
             }
         };
-        let late = |_| Failure::Passing(format!("no answer within {} seconds", PATIENCE.as_secs()));
-        tokio::time::timeout(PATIENCE, send).await.map_err(late)?
+        let late = |_| Failure::Passing(format!("no answer within {} seconds", DELIVERY_TIMEOUT.as_secs()));
+        tokio::time::timeout(DELIVERY_TIMEOUT, send).await.map_err(late)?
     }
 
-    /// A client that connects to what the host is now, if that may be connected to, and nowhere else.
+    /// A client that connects only to the host's current addresses, if those are allowed.
     async fn client_for(&self, url: &Url) -> Result<reqwest::Client, Failure> {
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("hearth/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
             .no_proxy()
-            .timeout(PATIENCE);
-        // The check has looked at addresses that are written as such.
+            .timeout(DELIVERY_TIMEOUT);
+        // The earlier check covers literal addresses.
         if let Some(Host::Domain(name)) = url.host() {
             let port = url.port_or_known_default().unwrap_or(443);
             let found = tokio::net::lookup_host((name, port)).await;
@@ -175,8 +175,7 @@ fn not_public(url: &Url) -> String {
     )
 }
 
-/// Whether an address may be somebody's public machine, by the special-purpose address registries (RFC 6890 and its
-/// updates).
+/// Whether an address is publicly reachable, by the special-purpose address registries (RFC 6890 and its updates).
 fn is_public(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_public_v4(address),
@@ -190,7 +189,7 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
         || address.is_loopback()
         || address.is_link_local()
         || address.is_documentation()
-        // This network; carriers' own; protocol assignments; 6to4 relays; benchmarks.
+        // This network; carrier-grade NAT; protocol assignments; 6to4 relays; benchmarks.
         || a == 0
         || (a == 100 && (64..128).contains(&b))
         || (a == 192 && b == 0 && c == 0)
@@ -208,13 +207,13 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
     let segments = address.segments();
     let embedded = |high: u16, low: u16| is_public_v4(Ipv4Addr::from((u32::from(high) << 16) | u32::from(low)));
     match segments {
-        // NAT64 leads to the IPv4 address at its end, 6to4 to the one behind its prefix.
+        // NAT64 maps to the IPv4 address at its end, 6to4 to the one after its prefix.
         [0x64, 0xff9b, 0, 0, 0, 0, high, low] => embedded(high, low),
         [0x2002, high, low, ..] => embedded(high, low),
         // Protocol assignments, Teredo among them; documentation.
         [0x2001, second, ..] => second >= 0x200 && second != 0xdb8,
         [0x3fff, second, ..] => second >= 0x1000,
-        // Everything else that is global unicast; what is local, multicast, loopback or unspecified is not.
+        // Everything else in the global unicast range; not local, multicast, loopback or unspecified addresses.
         [first, ..] => first & 0xe000 == 0x2000,
     }
 }
@@ -314,7 +313,7 @@ mod tests {
             "https://user:word@example.com/",
             "http://localhost/",
             "http://a.localhost./",
-            // Other ways to write 127.0.0.1.
+            // Other spellings of 127.0.0.1.
             "http://127.1/",
             "http://2130706433/",
             "http://0x7f.1/",

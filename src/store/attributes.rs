@@ -22,7 +22,7 @@ fn json(value: &AttributeValue) -> Value {
     }
 }
 
-/// What [`to_json`] wrote.
+/// Reads the output of [`to_json`].
 pub(super) fn from_json(json: &str) -> Attributes {
     let object: Map<String, Value> = serde_json::from_str(json).unwrap_or_default();
     let value = |value: Value| match value {
@@ -34,10 +34,10 @@ pub(super) fn from_json(json: &str) -> Attributes {
     object.into_iter().filter_map(|(key, found)| Some((key, value(found)?))).collect()
 }
 
-/// A condition over the table `documents`, and what its question marks stand for.
+/// A condition over the table `documents`, with its parameters.
 ///
-/// A comparison holds for values of its own type only; `Ne` and a negated `In` hold for documents without the
-/// attribute, too.
+/// A comparison holds for values of its own type only; `Ne` and a negated `In` also hold for documents without the
+/// attribute.
 pub(super) fn condition(filter: &AttributeFilter, parameters: &mut Vec<Sql>) -> String {
     match filter {
         AttributeFilter::Compare { key, comparison, value } => {
@@ -61,7 +61,7 @@ pub(super) fn condition(filter: &AttributeFilter, parameters: &mut Vec<Sql>) -> 
             let any: Vec<_> = of_type
                 .into_iter()
                 .map(|(types, values)| {
-                    // One expression, however many values: SQLite's expressions are at most 1000 deep.
+                    // One expression for any number of values: SQLite's expressions are at most 1000 deep.
                     let values = Sql::Text(Value::Array(values).to_string());
                     parameters.extend([Sql::Text(path.clone()), Sql::Text(path.clone()), values]);
                     has_type(types, "IN (SELECT value FROM json_each(?))")
@@ -89,7 +89,7 @@ fn equals(path: &str, value: &AttributeValue, parameters: &mut Vec<Sql>) -> Stri
     compare(path, "=", value, parameters)
 }
 
-/// SQLite gives JSON's `true` as the number 1, and orders text after every number: types are told apart first.
+/// SQLite reads JSON's `true` as the number 1, and orders text after every number, so the types are compared first.
 fn compare(path: &str, operator: &str, value: &AttributeValue, parameters: &mut Vec<Sql>) -> String {
     let sql = match value {
         AttributeValue::Text(text) => Sql::Text(text.clone()),
@@ -100,7 +100,7 @@ fn compare(path: &str, operator: &str, value: &AttributeValue, parameters: &mut 
     has_type(types(value), &format!("{operator} ?"))
 }
 
-/// The types of JSON that a value may be equal to.
+/// The JSON types that a value may be equal to.
 fn types(value: &AttributeValue) -> &'static str {
     match value {
         AttributeValue::Text(_) => "'text'",
@@ -109,18 +109,18 @@ fn types(value: &AttributeValue) -> &'static str {
     }
 }
 
-/// Two parameters are the attribute's path, the others those of the comparison.
+/// Takes the attribute's path as two parameters, then those of the comparison.
 fn has_type(types: &str, comparison: &str) -> String {
     let json = "documents.attributes";
     format!("(coalesce(json_type({json}, ?), '') IN ({types}) AND json_extract({json}, ?) {comparison})")
 }
 
-/// The path of a member whatever characters its name has.
+/// The path of a member, whatever characters its name contains.
 fn json_path(key: &str) -> String {
     format!("$.{}", Value::from(key))
 }
 
-/// Halves within halves, because SQLite's expressions are at most 1000 deep and a chain is as deep as it is long.
+/// Nests in halves, because SQLite's expressions are at most 1000 deep and a chain is as deep as it is long.
 fn join(conditions: &[String], with: &str, nothing: &str) -> String {
     match conditions {
         [] => nothing.to_owned(),

@@ -1,13 +1,13 @@
-//! Backups: one state of a data directory in a directory of its own, and the way back.
+//! Backups: a consistent copy of a data directory in a directory of its own, and its restoration.
 //!
 //! A backup holds `hearth.sqlite3`, `files/`, `keys.secret` if keys were made, and `manifest.json` with the length and
-//! SHA-256 of each. The manifest is written last: a backup without one is not whole. The database is copied by SQLite in
-//! one read transaction (`VACUUM INTO`), so a server may run meanwhile; a file that is deleted before its turn is deleted
-//! in the backup, too, so that every upload that the backup knows is in it. Vector indexes are not copied: they are made
-//! again from the database.
+//! SHA-256 of each. The manifest is written last: a backup without one is incomplete. SQLite copies the database in one
+//! read transaction (`VACUUM INTO`), so a server may run meanwhile; a file that is deleted before it is copied is
+//! deleted in the backup, too, so that every upload that the backup knows is in it. Vector indexes are not copied: they
+//! are rebuilt from the database.
 //!
 //! Before its schema changes, a database is backed up into `backups/` of its data directory; the uploads there are hard
-//! links, which take no room. Restoring does not change the schema, so an earlier version of Hearth can use what is
+//! links, which take no space. Restoring does not change the schema, so an earlier version of Hearth can use what is
 //! restored from such a backup.
 
 use std::{
@@ -27,15 +27,15 @@ use super::{
 
 const MANIFEST: &str = "manifest.json";
 const FORMAT: u32 = 1;
-/// What keys are hashed with; see `service/callers/secret.rs`.
+/// The secret that keys are hashed with; see `service/callers/secret.rs`.
 const SECRET: &str = "keys.secret";
 /// Where backups before upgrades are, in the data directory.
 const UPGRADES: &str = "backups";
-/// In a directory that is being restored into.
+/// Marks a directory whose restore has not finished.
 const RESTORING: &str = "restore-incomplete";
 const BUFFER: usize = 1 << 20;
 
-/// How far a backup or a restore is.
+/// The progress of a backup or a restore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackupProgress {
     /// The database is being copied.
@@ -44,11 +44,11 @@ pub enum BackupProgress {
     Files { done: usize, of: usize },
 }
 
-/// What a backup or a restore came to.
+/// The result of a backup or a restore.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BackupSummary {
     pub files: usize,
-    /// Of everything, the database included.
+    /// In total, the database included.
     pub bytes: u64,
     /// Ids of files that are in the database and not in the data directory.
     pub missing: Vec<String>,
@@ -87,7 +87,7 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> StoreError + use<> {
     move |source| named(StoreError::Io { path: path.clone(), source }, &path)
 }
 
-/// Copies a data directory into `to`, which must not be there or be empty. A server may have the directory.
+/// Copies a data directory into `to`, which must not exist or be empty. A server may be using the directory.
 ///
 /// # Errors
 /// If there is no database, it is damaged, or `to` cannot be written.
@@ -112,13 +112,13 @@ pub fn back_up(directory: &Path, to: &Path, progress: &mut dyn FnMut(BackupProgr
     write(directory, to, Bytes::Copied, progress)
 }
 
-/// Backs the database up before its schema of this version changes; returns where.
+/// Backs the database up before its schema changes from this version; returns the backup's path.
 pub(super) fn before_upgrade(directory: &Path, version: i64) -> Result<PathBuf> {
     let name = format!("schema-{version}-{}", now_ms());
     let folder = directory.join(UPGRADES);
     let (half, whole) = (folder.join(format!("{name}.incomplete")), folder.join(name));
     let written = write(directory, &half, Bytes::Linked, &mut |_| ()).inspect_err(|_| {
-        // It is of no use, and may be what fills the disk.
+        // A partial backup is useless, and may be what fills the disk.
         let _ = fs::remove_dir_all(&half);
     })?;
     if !written.missing.is_empty() {
@@ -128,12 +128,12 @@ pub(super) fn before_upgrade(directory: &Path, version: i64) -> Result<PathBuf> 
     Ok(whole)
 }
 
-/// How uploads come into a backup.
+/// How uploads get into a backup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Bytes {
-    /// Copied and held against the hash that they were uploaded with.
+    /// Copied, and verified against the hash of their upload.
     Copied,
-    /// Linked where the file system can, and not read.
+    /// Hard-linked if the file system allows it, and not read.
     Linked,
 }
 
@@ -208,7 +208,7 @@ fn write(directory: &Path, to: &Path, bytes: Bytes, progress: &mut dyn FnMut(Bac
     Ok(summary)
 }
 
-/// Deletes files that are no more from a backup's database, with the documents that were made of them.
+/// Deletes files that no longer exist from a backup's database, with the documents made from them.
 fn forget(database: &mut Connection, deleted: &[String]) -> Result<()> {
     if deleted.is_empty() {
         return Ok(());
@@ -225,7 +225,7 @@ fn forget(database: &mut Connection, deleted: &[String]) -> Result<()> {
 
 type Hashed = (u64, [u8; 32]);
 
-/// [`take`] for an upload whose row is written. It may not have its name yet, and get it meanwhile.
+/// [`take`] for an upload whose row is written. It may not have its final name yet, and get it meanwhile.
 fn take_upload(from: &Path, to: &Path, bytes: Bytes) -> io::Result<Option<Option<Hashed>>> {
     for from in [from, &from.with_extension(files::INCOMPLETE), from] {
         let taken = take(from, to, bytes)?;
@@ -236,7 +236,8 @@ fn take_upload(from: &Path, to: &Path, bytes: Bytes) -> io::Result<Option<Option
     Ok(None)
 }
 
-/// Brings one file into a backup. `None` if it is not there; the inner one if it was linked and so not read.
+/// Copies or links one file into a backup. `None` if it does not exist; the inner `None` if it was linked and therefore
+/// not read.
 fn take(from: &Path, to: &Path, bytes: Bytes) -> io::Result<Option<Option<Hashed>>> {
     if bytes == Bytes::Linked && fs::hard_link(from, to).is_ok() {
         return Ok(Some(None));
@@ -283,17 +284,17 @@ pub(super) fn refuse_unfinished_restore(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Makes a data directory of a backup. The directory must hold no database, upload, key or index, except those of a
-/// restore that was cut off. Every file is held against the manifest.
+/// Restores a data directory from a backup. The directory must hold no database, upload, key or index, except those of
+/// an interrupted restore. Every file is verified against the manifest.
 ///
 /// # Errors
-/// If the backup is not whole or damaged, or the directory is in use, not empty or cannot be written.
+/// If the backup is incomplete or damaged, or the directory is in use, not empty or cannot be written.
 pub fn restore(from: &Path, directory: &Path, progress: &mut dyn FnMut(BackupProgress)) -> Result<BackupSummary> {
     let manifest = read_manifest(from)?;
     let _lock = take_directory(directory)?;
     let marker = directory.join(RESTORING);
     if !marker.exists() {
-        // A recovered database that waits for its place is data.
+        // A recovered database that is not in place yet is data, too.
         recover::finish(directory)?;
         refuse_used(directory)?;
         private::write(&marker, b"").map_err(io_error(&marker))?;
@@ -367,7 +368,8 @@ fn refuse_used(directory: &Path) -> Result<()> {
         let found = fs::read_dir(directory.join(name));
         found.is_ok_and(|mut entries| entries.next().is_some())
     };
-    // A log is replayed into whatever database is beside it, and indexes belong to the one that they were made from.
+    // A log is replayed into whatever database is beside it, and an index belongs to the database that it was built
+    // from.
     let (log, journal) = (format!("{DATABASE}-wal"), format!("{DATABASE}-journal"));
     let used = [DATABASE, &log, &journal, SECRET].into_iter().find(|name| directory.join(name).exists());
     let used = used.or_else(|| [files::FOLDER, "index"].into_iter().find(|name| is_filled(name)));

@@ -1,7 +1,7 @@
-//! OpenAI's way of adding documents: each file for itself, many in one step, and remembered as a batch.
+//! Adding documents the way OpenAI's API does: each file separately, many in one step, and recorded as a batch.
 //!
-//! Its clients ask for a member of a vector store by the id of the file that they added, and delete it by that id.
-//! So a file is a document of its own here although another one has the same bytes.
+//! Its clients ask for a member of a vector store by the id of the file that they added, and delete it by that id. So
+//! here a file is a document of its own even if another one has the same bytes.
 
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
@@ -15,14 +15,14 @@ use super::{
 };
 use hearth_domain::documents::{Collection, Document, DocumentStatus};
 
-/// A file that is to be a document.
+/// A file that is to become a document.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Member {
     pub file_id: String,
     pub attributes: Attributes,
 }
 
-/// Documents that were added together. Those that have been deleted since are not in it any more.
+/// Documents that were added together. Those deleted since are no longer in it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Batch {
     /// `vsfb_` and a UUID.
@@ -35,7 +35,7 @@ pub struct Batch {
     pub documents: Vec<Document>,
 }
 
-/// A member that is there already, or is about to be, gets the new attributes and is not read again.
+/// A member that exists already, or is about to, gets the new attributes and is not read again.
 fn attach(transaction: &Transaction<'_>, owner: &str, collection_id: &str, member: &Member) -> Result<()> {
     let Member { file_id, attributes } = member;
     documents::check_exists(transaction, owner, collection_id, file_id)?;
@@ -69,10 +69,10 @@ fn find(connection: &Connection, owner: &str, collection_id: &str, id: &str) -> 
 }
 
 impl Owned<'_> {
-    /// A new collection with these members. Others may have its name, and it may be empty.
+    /// A new collection with these members. Its name may be taken or empty.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`] for a file; then nothing is made.
+    /// [`StoreError::NotFound`] for a file; then nothing is created.
     pub fn create_vector_store(&self, name: String, metadata: Attributes, files: Vec<String>) -> Result<Collection> {
         let (owner, quota) = (self.owner.to_owned(), self.quota);
         self.store.grow(0, move |transaction| {
@@ -85,7 +85,7 @@ impl Owned<'_> {
         })
     }
 
-    /// Changes a collection's name, which others may have, or its metadata.
+    /// Changes a collection's name, which may be taken, or its metadata.
     ///
     /// # Errors
     /// [`StoreError::NotFound`]
@@ -112,7 +112,7 @@ impl Owned<'_> {
         })
     }
 
-    /// [`Self::attach_document`] for many files in one step, which can be asked for together.
+    /// [`Self::attach_document`] for many files in one step, recorded as a batch.
     ///
     /// # Errors
     /// [`StoreError::NotFound`] for the collection or a file; then none is added.
@@ -143,7 +143,7 @@ impl Owned<'_> {
         self.store.read(|connection| find(connection, self.owner, collection_id, id))
     }
 
-    /// Cancels what of a batch has not been read yet. One that is complete stays so.
+    /// Cancels the unread documents of a batch. A complete batch stays complete.
     ///
     /// # Errors
     /// [`StoreError::NotFound`]

@@ -1,4 +1,4 @@
-//! Chunks by their ids, and the vectors that the index is built of.
+//! Chunks by their ids, and the vectors that the index is built from.
 
 use rusqlite::{Row, types::Value as Sql};
 
@@ -31,7 +31,7 @@ pub(super) fn read_row(row: &Row<'_>) -> rusqlite::Result<Chunk> {
 }
 
 impl Store {
-    /// The chunks of these ids, in their order; those that are gone are left out.
+    /// The chunks with these ids, in their order; deleted ones are left out.
     pub fn chunks(&self, ids: &[u64]) -> Result<Vec<Chunk>> {
         self.read(|connection| {
             let mut found = std::collections::HashMap::new();
@@ -48,7 +48,7 @@ impl Store {
         })
     }
 
-    /// Ids of all chunks of a collection, in their order: what its index must hold.
+    /// Ids of all chunks of a collection, in order: what its index must hold.
     pub fn chunk_ids(&self, collection_id: &str) -> Result<Vec<u64>> {
         self.read(|connection| {
             let mut query = connection.prepare("SELECT id FROM chunks WHERE collection_id = ? ORDER BY id")?;
@@ -56,7 +56,7 @@ impl Store {
         })
     }
 
-    /// The vectors of these chunks; those that are gone are left out.
+    /// The vectors of these chunks; those of deleted ones are left out.
     pub fn vectors(&self, ids: &[u64]) -> Result<Vec<(u64, Vec<f32>)>> {
         self.read(|connection| {
             let mut query = connection.prepare("SELECT vector FROM vectors WHERE chunk_id = ?")?;

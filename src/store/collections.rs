@@ -1,4 +1,4 @@
-//! Collections: made, listed, bound to an embedding model, deleted with all that is in them.
+//! Collections: created, listed, bound to an embedding model, and deleted with everything in them.
 
 use rusqlite::{Connection, OptionalExtension, Row, Transaction, params, types::Value as Sql};
 
@@ -25,8 +25,8 @@ pub(super) fn read_row(row: &Row<'_>) -> rusqlite::Result<Collection> {
 }
 
 fn find(connection: &Connection, owner: &str, id_or_name: &str) -> Result<Option<Collection>> {
-    // Names cannot be mistaken for ids of other collections: the id goes first. Of those that share a name, which only
-    // OpenAI's clients can make, the oldest answers to it; those without one answer to their ids only.
+    // A name cannot shadow another collection's id, because the id is matched first. If several share a name, which
+    // only OpenAI's clients can arrange, the oldest answers to it; one without a name answers only to its id.
     let query = format!(
         "SELECT {COLUMNS} FROM collections WHERE owner = ?2 AND (id = ?1 OR (name = ?1 AND name <> ''))
          ORDER BY id = ?1 DESC, created, id LIMIT 1"
@@ -34,7 +34,7 @@ fn find(connection: &Connection, owner: &str, id_or_name: &str) -> Result<Option
     Ok(connection.query_row(&query, [id_or_name, owner], read_row).optional()?)
 }
 
-/// Changes a collection, whichever else has its new name.
+/// Changes a collection, even if its new name is taken.
 pub(super) fn update(
     transaction: &Transaction<'_>,
     owner: &str,
@@ -52,7 +52,7 @@ pub(super) fn update(
     find(transaction, owner, &id)?.ok_or(StoreError::NotFound { what: "collection", id })
 }
 
-/// A new collection, whichever else has its name.
+/// A new collection, even if its name is taken.
 pub(super) fn insert(
     transaction: &Transaction<'_>,
     owner: &str,
@@ -67,7 +67,7 @@ pub(super) fn insert(
     Ok(Collection { id, name, metadata, created_ms, embedding: None })
 }
 
-/// Whether a collection is there for this owner.
+/// Checks that this owner has the collection.
 pub(super) fn check_exists(connection: &Connection, owner: &str, id: &str) -> Result<()> {
     let found = connection.query_row("SELECT 1 FROM collections WHERE id = ? AND owner = ?", [id, owner], |_| Ok(()));
     found.optional()?.ok_or_else(|| StoreError::NotFound { what: "collection", id: id.to_owned() })
@@ -117,7 +117,7 @@ impl Owned<'_> {
         })
     }
 
-    /// How many documents each of these collections has, in their order.
+    /// The number of documents in each of these collections, in their order.
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -182,10 +182,10 @@ impl Owned<'_> {
         })
     }
 
-    /// Binds a collection to what makes its vectors; the first vectors do.
+    /// Binds a collection to the embedding model of its vectors; the first vectors bind it.
     ///
     /// # Errors
-    /// [`StoreError::OtherEmbedding`] if it is bound to something else.
+    /// [`StoreError::OtherEmbedding`] if it is bound to another one.
     pub fn bind_collection(&self, id: &str, embedding: &EmbeddingIdentity) -> Result<()> {
         let (owner, id, embedding) = (self.owner.to_owned(), id.to_owned(), embedding.clone());
         self.store.write(move |transaction| {
@@ -203,7 +203,7 @@ impl Owned<'_> {
         })
     }
 
-    /// Deletes a collection, its documents and chunks; files stay. Whether it was there.
+    /// Deletes a collection, its documents and chunks; files stay. Returns whether it existed.
     pub fn delete_collection(&self, id: &str) -> Result<bool> {
         let (owner, id) = (self.owner.to_owned(), id.to_owned());
         self.store.write_essential(move |transaction| {

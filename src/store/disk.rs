@@ -1,9 +1,9 @@
-//! Room on the disk: what growth must leave free, and what is kept for deleting when nothing is free.
+//! Disk space: what growth must leave free, and what is reserved for deletions on a full disk.
 //!
-//! A database on a full disk cannot even delete, since deleting writes. So growth (uploads, chunks, new jobs) is refused
-//! below a reserve of free space, and a ballast file beside the database holds space that the store gives up when the
-//! disk is full all the same, through other programs for instance: deleting, revoking and opening use it, and it is
-//! made again when there is room.
+//! A database on a full disk cannot even delete, since deleting writes. So growth (uploads, chunks, new jobs) is
+//! refused below a reserve of free space, and a ballast file beside the database holds space that the store releases
+//! when the disk fills up all the same, for example through other programs: deleting, revoking and opening use it, and
+//! the ballast is recreated when there is room.
 
 use std::{
     fs, io,
@@ -14,24 +14,24 @@ use std::{
 use super::{Result, StoreError, private};
 
 const BALLAST: &str = "ballast";
-/// Share of the disk that growth leaves free where no setting says how much.
+/// Share of the disk that growth leaves free by default.
 const RESERVE_SHARE: u64 = 20;
 const RESERVE_MIN: u64 = 1 << 20;
 const RESERVE_MAX: u64 = 512 << 20;
 const BALLAST_MAX: u64 = 16 << 20;
 /// Bytes that one small change may need: pages of the log, their index, and the database's own growth.
 const CHANGE_BYTES: u64 = 256 << 10;
-/// Where less than this is free beyond the reserve, the log is taken back into the database after each change.
+/// With less than this free beyond the reserve, the log is checkpointed after each change.
 const TIGHT_BYTES: u64 = 16 << 20;
 
-/// What a change is to the disk.
+/// How a change uses the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Growth {
-    /// About this many more bytes, refused below the reserve.
+    /// Grows the store by about this many bytes; refused below the reserve.
     Bytes(u64),
-    /// A few rows, such as the ledger's: they use up the reserve, but not the ballast.
+    /// Writes a few rows, such as the ledger's: may use up the reserve, but not the ballast.
     Rows,
-    /// Deletes, or has to be possible for another reason: the ballast makes room for it.
+    /// Deletes, or must be possible for another reason: the ballast makes room for it.
     Essential,
 }
 
@@ -60,7 +60,7 @@ impl Disk {
         (self.reserve / 2).clamp(CHANGE_BYTES, BALLAST_MAX)
     }
 
-    /// Bytes that are free for this user; without end where the system does not say.
+    /// Bytes that are free for this user; unlimited where the system does not say.
     fn free(&self) -> u64 {
         space(&self.directory).map_or(u64::MAX, |space| space.free)
     }
@@ -80,8 +80,8 @@ impl Disk {
         Err(StoreError::Full { directory: self.directory.clone(), free, needed })
     }
 
-    /// Before a change: refuses growth below the reserve, and makes room for what is essential. `shrink` makes the log
-    /// as short as it can be.
+    /// Before a change: refuses growth below the reserve, and makes room for essential changes. `shrink` shortens the
+    /// log as far as possible.
     pub(super) fn prepare(&self, growth: Growth, shrink: impl FnOnce()) -> Result<()> {
         match growth {
             Growth::Bytes(bytes) => self.refuse_growth(bytes.saturating_add(CHANGE_BYTES)),
@@ -103,7 +103,7 @@ impl Disk {
         }
     }
 
-    /// Gives the ballast's space up.
+    /// Releases the ballast's space.
     pub(super) fn release(&self) {
         match fs::remove_file(self.ballast()) {
             Ok(()) => tracing::warn!(
@@ -115,7 +115,7 @@ impl Disk {
         }
     }
 
-    /// Makes the ballast if it is not there whole and the disk has room for it beside the reserve.
+    /// Recreates the ballast if it is missing or incomplete and the disk has room for it beside the reserve.
     pub(super) fn restore(&self) {
         let (path, bytes) = (self.ballast(), self.ballast_bytes());
         let is_whole = fs::metadata(&path).is_ok_and(|found| found.len() == bytes);
@@ -124,20 +124,20 @@ impl Disk {
         }
         if let Err(error) = fill(&path, bytes) {
             tracing::warn!(path = %path.display(), %error, "the ballast file cannot be made");
-            // A part of it is of use, too little to be counted on.
+            // A partial ballast takes space and is too small to rely on.
             let _ = fs::remove_file(&path);
         }
     }
 }
 
-/// A file of this length whose blocks are really there.
+/// A file of this length whose blocks are really allocated.
 fn fill(path: &Path, bytes: u64) -> io::Result<()> {
     let mut file = private::open_or_create(path)?;
     #[cfg(target_os = "linux")]
     if rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes).is_ok() {
         return file.sync_all();
     }
-    // Noise: a file system that compresses would store zeros as nothing.
+    // Random bytes: a compressing file system would store zeros as nothing.
     let mut noise = blake3::Hasher::new().finalize_xof();
     let mut block = vec![0; 1 << 16];
     let mut left = bytes;
@@ -160,7 +160,7 @@ struct Space {
 #[cfg(unix)]
 fn space(directory: &Path) -> Option<Space> {
     let found = rustix::fs::statvfs(directory).ok()?;
-    // Some file systems say nothing, in zeros.
+    // Some file systems report nothing, as zeros.
     (found.f_blocks > 0).then(|| Space {
         free: found.f_bavail.saturating_mul(found.f_frsize),
         total: found.f_blocks.saturating_mul(found.f_frsize),
@@ -172,7 +172,7 @@ fn space(_directory: &Path) -> Option<Space> {
     None
 }
 
-/// Whether an operation failed because the disk or the user's share of it is full.
+/// Whether an operation failed because the disk or the user's quota is full.
 pub(super) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
@@ -189,7 +189,7 @@ mod tests {
         assert_eq!(fs::metadata(disk.ballast()).unwrap().len(), 512 << 10);
         assert!(disk.prepare(Growth::Bytes(1), || panic!("there is room")).is_ok());
 
-        // A reserve that no disk has stands for a full one.
+        // A reserve that no disk has simulates a full one.
         let full = Disk { reserve: u64::MAX, ..disk.clone() };
         assert!(matches!(full.prepare(Growth::Bytes(1), || ()), Err(StoreError::Full { .. })));
         assert!(full.prepare(Growth::Rows, || ()).is_ok());

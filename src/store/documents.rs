@@ -16,22 +16,22 @@ use super::{
 };
 use hearth_domain::documents::{Document, DocumentStatus, NewChunk, Page, PageRequest};
 
-/// The kind of the jobs that read documents; `collection_id`, `file_id` and `supersedes` are in their payload.
+/// The kind of the jobs that read documents; their payload has `collection_id`, `file_id` and `supersedes`.
 pub const INGEST: &str = "ingest";
 
-/// What adding a file to a collection came to.
+/// The result of adding a file to a collection.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Upload {
-    /// It is to be read.
+    /// A document that is to be read.
     New(Document),
-    /// The same bytes are in the collection already, as this document.
+    /// The existing document in the collection with the same bytes.
     Known(Document),
 }
 
 /// What a document's new version changed in the index.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Replaced {
-    /// Ids of the new chunks, in the order that they were given.
+    /// Ids of the new chunks, in their given order.
     pub added: Vec<u64>,
     /// Ids of the old ones.
     pub removed: Vec<u64>,
@@ -82,7 +82,7 @@ fn chunk_ids(transaction: &Transaction<'_>, collection_id: &str, file_id: &str) 
     Ok(query.query_map([collection_id, file_id], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
 }
 
-/// Ends the jobs that would read the documents that are about to be deleted.
+/// Cancels the ingest jobs of the documents that are about to be deleted.
 pub(super) fn cancel_ingest(
     transaction: &Transaction<'_>,
     collection_id: Option<&str>,
@@ -95,14 +95,14 @@ pub(super) fn cancel_ingest(
     Ok(())
 }
 
-/// A document's collection and its file are of one owner.
+/// Checks that this owner has both the collection and the file of a document.
 pub(super) fn check_exists(connection: &Connection, owner: &str, collection_id: &str, file_id: &str) -> Result<()> {
     collections::check_exists(connection, owner, collection_id)?;
     let found = connection.query_row("SELECT 1 FROM files WHERE id = ? AND owner = ?", [file_id, owner], |_| Ok(()));
     found.optional()?.ok_or_else(|| StoreError::NotFound { what: "file", id: file_id.to_owned() })
 }
 
-/// Whether a document is there for this owner.
+/// Checks that this owner has the document.
 fn check_document(connection: &Connection, owner: &str, collection_id: &str, file_id: &str) -> Result<()> {
     let query = "SELECT 1 FROM documents JOIN collections ON collections.id = documents.collection_id
          WHERE collections.owner = ? AND documents.collection_id = ? AND documents.file_id = ?";
@@ -110,7 +110,7 @@ fn check_document(connection: &Connection, owner: &str, collection_id: &str, fil
     found.optional()?.ok_or_else(|| StoreError::NotFound { what: "document", id: file_id.to_owned() })
 }
 
-/// The documents whose place this one is to take and has not taken yet.
+/// The documents that this one is to supersede and has not superseded yet.
 fn superseded_by(connection: &Connection, collection_id: &str, file_id: &str) -> rusqlite::Result<Vec<String>> {
     let mut query = connection.prepare(
         "SELECT DISTINCT old.value FROM jobs, json_each(jobs.payload, '$.supersedes') AS old
@@ -129,13 +129,13 @@ pub(super) fn enqueue(
 ) -> Result<()> {
     let mut superseded: Vec<String> = supersedes.map(str::to_owned).into_iter().collect();
     if let Some(old) = supersedes {
-        // It may not have taken the place of those before it yet, and will not any more.
+        // The superseded document may itself not have superseded its predecessors yet, and never will.
         superseded.extend(superseded_by(transaction, collection_id, old)?);
     }
     enqueue_superseding(transaction, collection_id, file_id, attributes, superseded)
 }
 
-/// [`enqueue`] for a file that takes the place of just these.
+/// [`enqueue`] for a file that supersedes exactly these documents.
 pub(super) fn enqueue_superseding(
     transaction: &Transaction<'_>,
     collection_id: &str,
@@ -155,7 +155,7 @@ pub(super) fn enqueue_superseding(
     enqueue_ingest(transaction, collection_id, file_id, &superseded)
 }
 
-/// The job that reads a document.
+/// Enqueues the job that reads a document.
 fn enqueue_ingest(
     transaction: &Transaction<'_>,
     collection_id: &str,
@@ -169,13 +169,13 @@ fn enqueue_ingest(
     Ok(())
 }
 
-/// About what chunks take in the database: their text twice, for its words are indexed, and their vectors.
+/// Roughly what chunks take in the database: their text twice, because its words are indexed, and their vectors.
 fn stored_bytes(chunks: &[NewChunk]) -> u64 {
     chunks.iter().map(|chunk| 2 * (chunk.text.len() + chunk.heading.len()) + 4 * chunk.vector.len() + 64).sum::<usize>()
         as u64
 }
 
-/// A document that is to be read gets a job, if it has none that has not ended.
+/// Gives an unread document a job, unless it has an unfinished one.
 pub(super) fn ensure_job(transaction: &Transaction<'_>, collection_id: &str, file_id: &str) -> Result<()> {
     let without = "SELECT count(*) FROM documents
          WHERE collection_id = ?2 AND file_id = ?3 AND status = 'processing' AND NOT EXISTS (
@@ -188,7 +188,8 @@ pub(super) fn ensure_job(transaction: &Transaction<'_>, collection_id: &str, fil
     Ok(())
 }
 
-/// [`ensure_job`] for all documents; returns how many got one. Each table is read once, however many there are.
+/// [`ensure_job`] for all documents; returns how many got one. Each table is read once, whatever the number of
+/// documents.
 pub(super) fn enqueue_unread(transaction: &Transaction<'_>) -> Result<usize> {
     type Key = (String, String);
     let key = |row: &Row<'_>| Ok::<Key, rusqlite::Error>((row.get(0)?, row.get(1)?));
@@ -227,15 +228,15 @@ pub(super) fn enqueue_unread(transaction: &Transaction<'_>) -> Result<usize> {
 }
 
 impl Owned<'_> {
-    /// The owner, and what names a document.
+    /// The owner and the document's key.
     fn owned_key(&self, collection_id: &str, file_id: &str) -> (String, String, String) {
         (self.owner.to_owned(), collection_id.to_owned(), file_id.to_owned())
     }
 
-    /// Makes a file a member of a collection, to be read by the [`INGEST`] job that is enqueued with it. The same file,
-    /// or another one with the same bytes, is the document that is there already, unless reading that one failed. When
-    /// it is ready it takes the place of the document `supersedes`, which is searched until then, and of those whose place
-    /// that one was to take.
+    /// Makes a file a member of a collection, to be read by the [`INGEST`] job that is enqueued with it. For the same
+    /// file, or another one with the same bytes, the existing document is returned, unless reading that one failed.
+    /// Once ready, it replaces the document `supersedes`, which stays searchable until then, and those that that
+    /// document was to replace.
     ///
     /// # Errors
     /// [`StoreError::NotFound`] for the collection or the file.
@@ -265,9 +266,9 @@ impl Owned<'_> {
         })
     }
 
-    /// Makes a document searchable: the new chunks take the place of the old ones in one step, and of those of the
-    /// documents that it supersedes, which are deleted, with their files where those are in no other collection. If the document has been deleted or cancelled meanwhile, nothing
-    /// is stored and that is the error.
+    /// Makes a document searchable: in one transaction the new chunks replace the old ones and those of the documents
+    /// that it supersedes, which are deleted, with their files if no other collection has them. If the document has
+    /// been deleted or cancelled meanwhile, nothing is stored and the call fails.
     ///
     /// # Errors
     /// [`StoreError::NotFound`]
@@ -299,7 +300,7 @@ impl Owned<'_> {
                 replaced.removed.extend(chunk_ids(transaction, &collection_id, &old)?);
                 transaction
                     .execute("DELETE FROM documents WHERE collection_id = ? AND file_id = ?", [&collection_id, &old])?;
-                // In this transaction: a file that is attached elsewhere meanwhile stays.
+                // In this transaction, so that a file that is attached elsewhere meanwhile stays.
                 let unused = "DELETE FROM files WHERE id = ?1 AND owner = ?2 AND
                      NOT EXISTS (SELECT 1 FROM documents WHERE file_id = ?1)";
                 if transaction.execute(unused, [&old, &owner])? > 0 {
@@ -307,7 +308,7 @@ impl Owned<'_> {
                     buried.push(old);
                 }
             }
-            // A job that is begun again after a crash does not delete what has been added again since.
+            // A job that restarts after a crash must not delete what has been added again since.
             transaction.execute(
                 "UPDATE jobs SET payload = json_set(payload, '$.supersedes', json('[]'))
                  WHERE kind = ? AND state IN ('queued', 'running') AND
@@ -332,7 +333,7 @@ impl Owned<'_> {
         Ok(replaced)
     }
 
-    /// Sets what became of a document that is not searchable, or not yet. An earlier version stays searchable.
+    /// Sets the status of a document that is not searchable, or not yet. An earlier version stays searchable.
     ///
     /// # Errors
     /// [`StoreError::NotFound`]
@@ -355,7 +356,7 @@ impl Owned<'_> {
         })
     }
 
-    /// A document that is being read could not be. `false`, and nothing has changed, if it is not being read any more: it
+    /// Fails a document that is being read. `false`, with nothing changed, if it is no longer being read, because it
     /// was cancelled or deleted meanwhile. An earlier version stays searchable.
     pub fn fail_document(&self, collection_id: &str, file_id: &str, code: &str, reason: &str) -> Result<bool> {
         let (owner, collection_id, file_id) = self.owned_key(collection_id, file_id);
@@ -394,7 +395,7 @@ impl Owned<'_> {
         self.store.read(|connection| find(connection, self.owner, collection_id, file_id))
     }
 
-    /// The documents that were made of a file, in any collection.
+    /// The documents made from a file, in any collection.
     pub fn documents_of_file(&self, file_id: &str) -> Result<Vec<Document>> {
         self.store.read(|connection| {
             let order = "ORDER BY documents.created, documents.collection_id";
@@ -404,7 +405,7 @@ impl Owned<'_> {
         })
     }
 
-    /// What the last job that read a document has said last.
+    /// The last progress event of the last job that read a document.
     pub fn ingest_progress(&self, collection_id: &str, file_id: &str) -> Result<Option<serde_json::Value>> {
         self.store.read(|connection| {
             let last = "SELECT event FROM job_events WHERE job_id = (
@@ -418,7 +419,7 @@ impl Owned<'_> {
         })
     }
 
-    /// Documents of a collection that are being read and have no earlier version that is searched meanwhile.
+    /// How many documents of a collection are being read without an earlier version that is searchable meanwhile.
     pub fn num_unsearchable(&self, collection_id: &str) -> Result<usize> {
         self.store.read(|connection| {
             let count = "SELECT count(*) FROM documents JOIN collections ON collections.id = documents.collection_id
@@ -428,7 +429,7 @@ impl Owned<'_> {
         })
     }
 
-    /// A page of a collection's documents: all, or those of a batch or in a status.
+    /// A page of a collection's documents: all, or those of a batch or with a status.
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -463,8 +464,8 @@ impl Owned<'_> {
         })
     }
 
-    /// The documents of up to `limit` files behind a file, the newest first, in one collection or in all. A file that is in
-    /// several collections has all its documents on one page.
+    /// The documents of up to `limit` files after a file, the newest first, in one collection or in all. All documents
+    /// of a file that is in several collections are on one page.
     ///
     /// # Errors
     /// If the store cannot be read.

@@ -1,9 +1,9 @@
-//! Uploaded files: bytes in a folder under their id, what is known of them in the database.
+//! Uploaded files: their bytes in a folder under their id, their metadata in the database.
 //!
-//! Bytes arrive in a file with `.incomplete` behind its name (an [`Incoming`]), hashed on the way, and are forced to the
-//! disk before the database knows of them; then the file gets its name. So a file without a row is not one of ours, and
-//! it is never removed: the next start moves it into a folder of its own and says so. Bytes are unlinked only when a
-//! tombstone names them, a row that the deleting transaction wrote.
+//! Bytes arrive in a file with the suffix `.incomplete` (an [`Incoming`]), are hashed on the way, and are synced to the
+//! disk before the database knows of them; then the file gets its final name. So a file without a row does not belong
+//! to this database, and it is never removed: the next start moves it into a separate folder and logs that. Bytes are
+//! unlinked only when a tombstone names them, a row that the deleting transaction wrote.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -29,16 +29,16 @@ use hearth_domain::documents::{Page, PageRequest, StoredFile};
 
 pub(super) const FOLDER: &str = "files";
 pub(super) const INCOMPLETE: &str = "incomplete";
-/// Folders of files that no row knows are called so, and the time in milliseconds.
+/// Prefix of the folders of files without a row; the time in milliseconds follows.
 const ORPHANED: &str = "orphaned-";
-/// After how many deletions tombstones are taken away.
+/// Tombstones are cleared after this many deletions.
 const TOMBSTONES_KEPT: usize = 1024;
-/// Bytes after which a file that is being received looks again whether the disk has room.
+/// An incoming file rechecks the free space after this many bytes.
 const LOOK_BYTES: u64 = 4 << 20;
 
 pub(super) const COLUMNS: &str = "id, filename, purpose, bytes, sha256, created";
 
-/// A file that is being received. Dropped, it is gone.
+/// A file that is being received. Dropping it deletes it.
 #[derive(Debug)]
 pub struct Incoming {
     id: String,
@@ -52,7 +52,7 @@ pub struct Incoming {
 
 impl Incoming {
     /// # Errors
-    /// If the disk does not take the bytes, or they would use up its reserve.
+    /// If the disk rejects the bytes, or they would use up its reserve.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let more = bytes.len() as u64;
         if self.bytes / LOOK_BYTES != (self.bytes + more) / LOOK_BYTES {
@@ -77,7 +77,7 @@ impl Incoming {
 impl Drop for Incoming {
     fn drop(&mut self) {
         if !self.kept {
-            // Where this fails the next start removes it.
+            // If this fails, the next start removes it.
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -114,12 +114,12 @@ impl Store {
         self.directory.join(FOLDER)
     }
 
-    /// Where a file's bytes are.
+    /// The path of a file's bytes.
     pub fn file_path(&self, id: &str) -> PathBuf {
         self.file_folder().join(id)
     }
 
-    /// Begins to receive a file of about `bytes` bytes; 0 if the sender has not said how many.
+    /// Starts to receive a file of about `bytes` bytes; 0 if the sender has not said how many.
     ///
     /// # Errors
     /// If the folder cannot be written, or the disk has no room for the file beside its reserve.
@@ -132,9 +132,9 @@ impl Store {
         Ok(Incoming { id, path, file, hasher: Sha256::new(), bytes: 0, disk: self.disk.clone(), kept: false })
     }
 
-    /// Brings the folder in step with the database: uploads whose row was written get their names, those that were cut
-    /// off are removed, and so are bytes that a tombstone names. A file that no row knows is moved into a folder of its
-    /// own: it is an upload of a database that is not this one.
+    /// Reconciles the folder with the database: uploads whose row was written get their final names; interrupted
+    /// uploads and the bytes that a tombstone names are removed. A file without a row is moved into a separate folder:
+    /// it is an upload of another database.
     pub(super) fn settle_files(&self) -> Result<()> {
         let ids = |table: &'static str| {
             self.read(move |connection| {
@@ -154,7 +154,7 @@ impl Store {
             );
         }
         if !deleted.is_empty() {
-            // What was unlinked is durable, so nothing of it comes back without its tombstone.
+            // The unlinking is durable before its tombstones are removed, so no file reappears without one.
             self.write_essential(|transaction| Ok(transaction.execute("DELETE FROM deleted_files", [])?))?;
         }
         Ok(())
@@ -178,7 +178,7 @@ impl Store {
         }
     }
 
-    /// Takes tombstones away, once what they name is unlinked for good.
+    /// Removes tombstones, once the unlinking of their files is durable.
     fn drop_tombstones(&self) -> Result<()> {
         let ids: Vec<String> = self.read(|connection| {
             let mut query = connection.prepare("SELECT id FROM deleted_files")?;
@@ -205,13 +205,13 @@ impl Store {
     }
 }
 
-/// [`Store::settle_files`] on the folder; returns how many known files are not there.
+/// [`Store::settle_files`] on the folder; returns how many known files are missing.
 fn settle(folder: &Path, known: &HashSet<String>, deleted: &HashSet<String>) -> io::Result<usize> {
     let mut missing: HashSet<&String> = known.iter().collect();
     let mut unknown = Vec::new();
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
-        // Folders are a file system's own, or hold what was moved there before.
+        // Folders belong to the file system, or hold files that were moved there before.
         if !entry.file_type()?.is_file() {
             continue;
         }
@@ -222,7 +222,7 @@ fn settle(folder: &Path, known: &HashSet<String>, deleted: &HashSet<String>) -> 
                 fs::rename(&path, folder.join(id))?;
                 missing.remove(&id.to_owned());
             }
-            // It had no answer.
+            // An upload that was never acknowledged.
             Some(_) => fs::remove_file(&path)?,
             None if known.contains(&name) => drop(missing.remove(&name)),
             None if deleted.contains(&name) => fs::remove_file(&path)?,
@@ -244,7 +244,7 @@ fn settle(folder: &Path, known: &HashSet<String>, deleted: &HashSet<String>) -> 
         );
     }
     if !missing.is_empty() {
-        // The database that knows what was moved aside is back.
+        // The database that knows the files moved aside may be back.
         let aside = complete_files(folder)?;
         for id in missing.iter().filter_map(|id| aside.get_key_value(*id)) {
             fs::rename(id.1, folder.join(id.0))?;
@@ -263,13 +263,12 @@ fn settle(folder: &Path, known: &HashSet<String>, deleted: &HashSet<String>) -> 
     Ok(missing.len())
 }
 
-/// Whether a name may be an upload's. Ids are made here and have nothing but letters, digits and dashes in them.
+/// Whether a name may be an upload's. Ids are generated here and contain only letters, digits and dashes.
 pub(super) fn is_id(name: &str) -> bool {
     !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
-/// Uploaded files by their ids, those included that were moved aside; those that had not been received whole are left
-/// out.
+/// Uploaded files by their ids, including those that were moved aside and excluding incomplete ones.
 pub(super) fn complete_files(folder: &Path) -> io::Result<BTreeMap<String, PathBuf>> {
     let mut found = BTreeMap::new();
     let entries = match fs::read_dir(folder) {
@@ -293,10 +292,10 @@ pub(super) fn complete_files(folder: &Path) -> io::Result<BTreeMap<String, PathB
 }
 
 impl Owned<'_> {
-    /// Keeps what was received. The file name is for people; it is never part of a path.
+    /// Keeps a received file. The file name is for display; it is never part of a path.
     ///
     /// # Errors
-    /// If the disk does not take it, or would use up its reserve for it.
+    /// If the disk rejects it, or keeping it would use up the disk's reserve.
     pub fn keep_file(&self, mut incoming: Incoming, filename: &str, purpose: &str) -> Result<StoredFile> {
         let (folder, to) = (self.store.file_folder(), self.store.file_path(&incoming.id));
         let io_error = |source| named(StoreError::Io { path: to.clone(), source }, &to);
@@ -314,7 +313,7 @@ impl Owned<'_> {
             refuse_bytes_over(quota, transaction, &owner, row.bytes)?;
             insert(transaction, &owner, &row)
         })?;
-        // From here on the next start gives it its name.
+        // From here on the next start gives it its final name.
         let named = fs::rename(&incoming.path, &to).and_then(|()| private::sync_dir(&folder));
         if let Err(source) = named {
             let id = stored.id;
@@ -335,7 +334,7 @@ impl Owned<'_> {
         found.ok_or_else(|| StoreError::NotFound { what: "file", id: id.to_owned() })
     }
 
-    /// A page of the files, of those with a purpose or of all.
+    /// A page of the files, either of one purpose or all.
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -359,8 +358,8 @@ impl Owned<'_> {
         })
     }
 
-    /// Deletes a file and the documents that were made of it. Returns the ids of their chunks by collection; `None` if
-    /// there is no such file.
+    /// Deletes a file and the documents made from it. Returns the ids of their chunks by collection; `None` if there is
+    /// no such file.
     pub fn delete_file(&self, id: &str) -> Result<Option<Vec<(String, u64)>>> {
         let (owner, row_id) = (self.owner.to_owned(), id.to_owned());
         let deleted = self.store.write_essential(move |transaction| {

@@ -1,11 +1,10 @@
 //! Jobs: work that outlives the request that asked for it, and the process.
 //!
-//! A worker that takes a job gets a [`Lease`] with it and holds the job until the lease is dropped, however that comes
-//! about. Leases are in memory and know no clock: no other process has the store, so a job that runs without a lease has lost
-//! its worker, in this process or with the one before it, and the next worker takes it. The number of its attempt tells the
-//! holder from those that held it before: what they still have to say of the job is not heard. What a
-//! job says of its progress is kept in order. What is to be done when a job has ended, such as
-//! telling somebody, is another job that begins in the same transaction.
+//! A worker that takes a job gets a [`Lease`] with it and holds the job until the lease is dropped, for whatever
+//! reason. Leases are in memory and use no clock: no other process has the store open, so a running job without a lease
+//! has lost its worker, in this process or in an earlier one, and the next worker takes it. The attempt number tells
+//! the current holder from earlier ones, whose reports are ignored. A job's progress events are kept in order.
+//! Follow-up work at a job's end, such as a notification, is another job that is enqueued in the same transaction.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -18,14 +17,15 @@ use serde_json::{Value, json};
 
 use super::{Owned, Result, Store, StoreError, documents, new_id, now_ms};
 
-/// Work to be done.
+/// A job to be enqueued.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct NewJob {
-    /// Which worker it is for, such as `ingest`.
+    /// Selects the worker, such as `ingest`.
     pub kind: String,
     /// What the worker needs to know.
     pub payload: Value,
-    /// The kind of the job that begins when this one has ended, in whatever way, with the payload `{"job_id": ...}`.
+    /// The kind of the job that is enqueued when this one has ended, however it ended, with the payload `{"job_id":
+    /// ...}`.
     pub followed_by: Option<String>,
 }
 
@@ -34,10 +34,10 @@ pub struct Job {
     pub id: String,
     pub kind: String,
     pub payload: Value,
-    /// The caller in whose name it is done.
+    /// The caller on whose behalf it runs.
     pub owner: String,
     pub state: JobState,
-    /// How often it was begun.
+    /// The number of attempts so far.
     pub attempts: u32,
     pub created_ms: i64,
     pub updated_ms: i64,
@@ -96,13 +96,13 @@ pub(super) fn enqueue(connection: &Connection, owner: &str, job: &NewJob) -> Res
     find(connection, &id)
 }
 
-/// Whether this attempt at a job is the one that runs.
+/// Whether this attempt is the job's current one.
 fn is_held(connection: &Connection, job: &Job) -> Result<bool> {
     let held = "SELECT count(*) FROM jobs WHERE id = ? AND attempts = ? AND state = 'running'";
     Ok(connection.query_row(held, params![job.id, job.attempts], |row| row.get::<_, u64>(0))? > 0)
 }
 
-/// A job has ended: what follows it is to be done.
+/// Enqueues a finished job's follower.
 fn enqueue_follower(connection: &Connection, id: &str) -> Result<()> {
     let asked = "SELECT followed_by, owner FROM jobs WHERE id = ?";
     let (kind, owner): (Option<String>, String) =
@@ -113,21 +113,21 @@ fn enqueue_follower(connection: &Connection, id: &str) -> Result<()> {
     Ok(())
 }
 
-/// Which jobs are held by workers of this process. There is one for a store; clones are the same one.
+/// The jobs held by workers of this process. There is one set per store; clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Leases(Arc<Mutex<Holders>>);
 
-/// Who holds jobs and who had a turn.
+/// Which jobs are held, and which owners had turns.
 #[derive(Debug, Default)]
 struct Holders {
     /// The owner of each job that is held.
     owners: HashMap<String, String>,
-    /// When each owner last had a job taken up.
+    /// When a job of each owner was last taken.
     turns: HashMap<String, u64>,
     turn: u64,
 }
 
-/// Owners whose last turn is remembered; beyond them all begin again as equals.
+/// Owners whose last turn is remembered; beyond this number all start over as equals.
 const TURNS_MAX: usize = 4096;
 
 impl Leases {
@@ -146,7 +146,7 @@ impl Leases {
         Some(Lease { leases: self.clone(), id: id.to_owned() })
     }
 
-    /// Owners in the order of their turns: first those with the fewest jobs held, of these those who have waited longest.
+    /// Orders owners by turn: fewest jobs held first, among equals the longest waiting.
     fn in_turn(&self, owners: &mut [String]) {
         let holders = &*self.0.lock();
         owners.sort_by_cached_key(|owner| {
@@ -156,7 +156,7 @@ impl Leases {
     }
 }
 
-/// A worker's hold on a job. Dropping it lets the job be taken again, if it has not ended.
+/// A worker's hold on a job. When it is dropped, an unfinished job can be taken again.
 #[derive(Debug)]
 pub struct Lease {
     leases: Leases,
@@ -169,11 +169,11 @@ impl Drop for Lease {
     }
 }
 
-/// How long a job that has ended is remembered.
+/// How long a finished job is remembered.
 const REMEMBERED_MS: i64 = 30 * 24 * 3600 * 1000;
 
-/// The job of a kind that is to be done next, and the lease on it: first those that have lost their worker, then the oldest of the
-/// owner whose turn it is, so that one with thousands of documents does not keep out one with a few.
+/// The next job of a kind, with its lease: first jobs that have lost their worker, then the oldest of the owner whose
+/// turn it is, so that an owner with thousands of documents does not block one with a few.
 fn next_job(transaction: &Transaction<'_>, kind: &str, leases: &Leases) -> Result<Option<(String, Lease)>> {
     let mut lost = transaction
         .prepare("SELECT id, owner FROM jobs WHERE kind = ? AND state = 'running' ORDER BY run_after, id")?;
@@ -186,8 +186,8 @@ fn next_job(transaction: &Transaction<'_>, kind: &str, leases: &Leases) -> Resul
     }
     let mut owners = waiting_owners(transaction, kind)?;
     leases.in_turn(&mut owners);
-    // A job whose last change lies in the future was put off before the clock was set back. It may be taken at once, so that no
-    // wait becomes longer than intended.
+    // A job whose last change lies in the future was delayed before the clock was set back. It may be taken at once, so
+    // that no wait becomes longer than intended.
     let mut waiting = transaction.prepare(
         "SELECT id FROM jobs WHERE kind = ?1 AND state = 'queued' AND owner = ?2 AND (run_after <= ?3 OR updated > ?3)
          ORDER BY run_after, id",
@@ -205,7 +205,8 @@ fn next_job(transaction: &Transaction<'_>, kind: &str, leases: &Leases) -> Resul
     Ok(None)
 }
 
-/// Owners with jobs of a kind that wait. Each step looks into the index for the next owner, however many jobs one has.
+/// Owners with waiting jobs of a kind. Each step is one index look-up for the next owner, however many jobs an owner
+/// has.
 fn waiting_owners(transaction: &Transaction<'_>, kind: &str) -> Result<Vec<String>> {
     let mut query = transaction.prepare(
         "WITH RECURSIVE waiting (owner) AS (
@@ -219,11 +220,11 @@ fn waiting_owners(transaction: &Transaction<'_>, kind: &str) -> Result<Vec<Strin
 }
 
 impl Store {
-    /// No other process has this store: what ran here before runs no more and will be taken again. A document that is to be
-    /// read and has lost its job gets another one. Jobs that ended long ago are forgotten.
+    /// No other process has this store open: jobs that ran before this start are not running any more and can be taken
+    /// again. An unread document without a job gets a new one. Jobs that ended long ago are deleted.
     pub(super) fn take_over_jobs(&self) -> Result<()> {
         let unread = self.write_essential(|transaction| {
-            // What a document was to take the place of stands in its earlier jobs.
+            // What a document was to supersede is recorded in its earlier jobs.
             let unread = documents::enqueue_unread(transaction)?;
             let forget = "DELETE FROM jobs WHERE state IN ('done', 'failed', 'cancelled') AND updated < ?";
             transaction.execute(forget, [now_ms() - REMEMBERED_MS])?;
@@ -235,8 +236,8 @@ impl Store {
         Ok(())
     }
 
-    /// Takes the job of a kind that has lost its worker, or else the one that has waited longest. `None` if there is
-    /// nothing to do now. The job is the caller's for as long as the lease is there.
+    /// Takes a job of a kind that has lost its worker, or else the one that has waited longest. `None` if there is
+    /// nothing to do now. The caller holds the job as long as it keeps the lease.
     pub fn lease_job(&self, kind: &str, leases: &Leases) -> Result<Option<(Job, Lease)>> {
         let (kind, leases) = (kind.to_owned(), leases.clone());
         self.write(move |transaction| {
@@ -247,12 +248,12 @@ impl Store {
         })
     }
 
-    /// Whether this attempt at a job is the one that runs: it is not once the job was cancelled.
+    /// Whether this attempt is the job's current one: a cancelled job has none.
     pub fn holds_job(&self, job: &Job) -> Result<bool> {
         self.read(|connection| is_held(connection, job))
     }
 
-    /// Ends a job that this worker holds. `false` if it holds it no more.
+    /// Ends a job that this worker holds. `false` if it no longer holds it.
     pub fn finish_job(&self, job: &Job, result: Value) -> Result<bool> {
         let (id, attempts) = (job.id.clone(), job.attempts);
         self.write(move |transaction| {
@@ -266,8 +267,8 @@ impl Store {
         })
     }
 
-    /// Says that an attempt failed: the job waits for another one, or with `retry_after_ms` of `None` has failed for
-    /// good. `false` if this worker holds it no more.
+    /// Records a failed attempt: the job waits for a retry or, with `retry_after_ms` of `None`, fails for good. `false`
+    /// if this worker no longer holds it.
     pub fn fail_job(&self, job: &Job, error: &str, retry_after_ms: Option<i64>) -> Result<bool> {
         let (id, attempts, error) = (job.id.clone(), job.attempts, error.to_owned());
         self.write(move |transaction| {
@@ -284,7 +285,7 @@ impl Store {
         })
     }
 
-    /// Cancels a job that this worker holds and whose work has become moot. `false` if the worker holds it no more.
+    /// Cancels a job that this worker holds and whose work has become moot. `false` if the worker no longer holds it.
     pub fn drop_job(&self, job: &Job) -> Result<bool> {
         let (id, attempts) = (job.id.clone(), job.attempts);
         self.write(move |transaction| {
@@ -298,7 +299,7 @@ impl Store {
         })
     }
 
-    /// An attempt was broken off by no fault of the job's: it does not count. The job still runs.
+    /// Uncounts an attempt that was interrupted through no fault of the job. The job still runs.
     pub fn forget_attempt(&self, job: &Job) -> Result<bool> {
         let (id, attempts) = (job.id.clone(), job.attempts);
         self.write(move |transaction| {
@@ -307,7 +308,7 @@ impl Store {
         })
     }
 
-    /// Puts a job off that there is no room for: the attempt does not count. `false` if this worker holds it no more.
+    /// Delays a job for lack of disk space: the attempt does not count. `false` if this worker no longer holds it.
     pub fn put_off_job(&self, job: &Job, reason: &str, for_ms: i64) -> Result<bool> {
         let (id, attempts, reason) = (job.id.clone(), job.attempts, reason.to_owned());
         self.write(move |transaction| {
@@ -319,7 +320,7 @@ impl Store {
         })
     }
 
-    /// Jobs of a kind that have not ended: of all owners, and of this one.
+    /// Unfinished jobs of a kind: of all owners, and of this one.
     pub fn num_unended_jobs(&self, kind: &str, owner: &str) -> Result<(usize, usize)> {
         self.read(|connection| {
             let count = "SELECT count(*), count(*) FILTER (WHERE owner = ?) FROM jobs
@@ -328,8 +329,8 @@ impl Store {
         })
     }
 
-    /// Adds to what a job has said; returns the event's number, from 0, or `None` if this worker holds the job no
-    /// more: what has ended says nothing further.
+    /// Appends a progress event; returns its number, from 0, or `None` if this worker no longer holds the job: a
+    /// finished job reports nothing more.
     pub fn add_job_event(&self, job: &Job, event: &Value) -> Result<Option<u64>> {
         let (job, event) = (job.clone(), event.to_string());
         self.write(move |transaction| {
@@ -351,7 +352,7 @@ impl Owned<'_> {
         self.store.grow(0, move |transaction| enqueue(transaction, &owner, &job))
     }
 
-    /// Ends a job that has not ended. `false` if it has.
+    /// Ends an unfinished job. `false` if it has ended already.
     ///
     /// # Errors
     /// [`StoreError::NotFound`]
@@ -385,7 +386,7 @@ impl Owned<'_> {
         })
     }
 
-    /// What a job has said, from event `first` on.
+    /// A job's progress events, from event `first` on.
     pub fn job_events(&self, id: &str, first: u64) -> Result<Vec<(u64, Value)>> {
         self.store.read(|connection| {
             let sql = "SELECT number, event FROM job_events JOIN jobs ON jobs.id = job_id
@@ -402,7 +403,7 @@ impl Owned<'_> {
 
 #[cfg(test)]
 impl Store {
-    /// Changes rows as no caller can; returns how many.
+    /// Changes rows in ways that no caller can; returns how many.
     pub(crate) fn tamper(&self, sql: &str) -> usize {
         let sql = sql.to_owned();
         self.write(move |transaction| Ok(transaction.execute(&sql, [])?)).unwrap()

@@ -1,8 +1,8 @@
-//! API keys: who they belong to, what they allow, and whether they still do. The keys themselves are nowhere, only what
-//! a keyed hash makes of them.
+//! API keys: their owners, their rights, and their validity. The keys themselves are not stored, only keyed hashes of
+//! them.
 //!
-//! The server reads them through its [`Store`]. Commands use a [`KeyTable`], a connection of their own, so that keys are
-//! made and revoked while a server has the directory.
+//! The server reads them through its [`Store`]. Commands use a [`KeyTable`], a connection of their own, so that keys
+//! can be made and revoked while a server uses the directory.
 
 use std::{fs::File, path::Path};
 
@@ -19,9 +19,9 @@ use super::{
 pub struct StoredKey {
     /// The part of the key that may be shown.
     pub id: String,
-    /// Whose key it is.
+    /// The key's owner.
     pub caller: String,
-    /// What its owner calls it.
+    /// The owner's name for it.
     pub name: String,
     pub hash: [u8; 32],
     /// JSON.
@@ -55,7 +55,7 @@ fn read_row(row: &Row<'_>) -> rusqlite::Result<StoredKey> {
     })
 }
 
-/// Of two keys with one id, as a damaged database yields them, the first stays.
+/// If a damaged database yields two keys with one id, the first stays.
 fn insert(connection: &Connection, key: &StoredKey) -> Result<bool> {
     let insert = format!("INSERT OR IGNORE INTO keys ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)");
     let StoredKey { id, caller, name, hash, rights, created_ms, expires_ms, revoked_ms, last_used_ms } = key;
@@ -86,7 +86,7 @@ impl Store {
         })
     }
 
-    /// Whether a key was ever made, be it revoked since.
+    /// Whether a key was ever made, even one that has been revoked since.
     ///
     /// # Errors
     /// If the database cannot be read.
@@ -94,7 +94,7 @@ impl Store {
         self.read(|connection| Ok(connection.query_row("SELECT EXISTS (SELECT 1 FROM keys)", [], |row| row.get(0))?))
     }
 
-    /// A key let a request in just now.
+    /// Records that a key was just used.
     ///
     /// # Errors
     /// If the database cannot be written.
@@ -111,7 +111,7 @@ impl Store {
 pub struct KeyTable {
     connection: Connection,
     disk: Disk,
-    /// Where no server has the directory, none is to begin while the schema changes.
+    /// If no server uses the directory, none may start while the schema changes.
     _lock: Option<File>,
 }
 
@@ -150,7 +150,7 @@ impl KeyTable {
         Ok(self.connection.prepare(&query)?.query_map([], read_row)?.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// Ends a key for good. `false` if it has ended already.
+    /// Revokes a key for good. `false` if it is no longer valid.
     ///
     /// # Errors
     /// [`StoreError::NotFound`]

@@ -1,4 +1,4 @@
-//! The ledger: one row a request, and what the rows add up to.
+//! The ledger: one row per request, and the totals of the rows.
 //!
 //! All sums are of whole numbers. A row is written once and never changed.
 
@@ -9,17 +9,17 @@ use rusqlite::{Row, params, params_from_iter, types::Type, types::Value as Sql};
 use super::{Result, Store};
 use hearth_domain::usage::Outcome;
 
-/// What one request came to. Money is in millionths of a US dollar, durations in microseconds, times in milliseconds
-/// since 1970.
+/// One request's row. Money is in millionths of a US dollar, durations in microseconds, times in milliseconds since
+/// 1970.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LedgerRow {
     pub request_id: String,
     pub caller: String,
     pub key_id: Option<String>,
     pub route: String,
-    /// Of the record that the answer is of; empty where no model worked.
+    /// The model that answered; empty if no model ran.
     pub model: String,
-    /// `local`, an upstream's name, `cache`, or `none` where nobody served.
+    /// `local`, an upstream's name, `cache`, or `none` if nothing served it.
     pub served_by: String,
     pub fallback_reason: Option<String>,
     pub attempts: u32,
@@ -76,7 +76,7 @@ fn read_row(row: &Row<'_>) -> rusqlite::Result<LedgerRow> {
     })
 }
 
-/// What rows add up to.
+/// The totals of a set of rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LedgerTotals {
     pub requests: u64,
@@ -148,14 +148,14 @@ fn read_totals(row: &Row<'_>, first: usize) -> rusqlite::Result<LedgerTotals> {
     })
 }
 
-/// What rows are added up by.
+/// What rows are grouped by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GroupBy {
-    /// Of the calendar in UTC.
+    /// A calendar day in UTC.
     Day,
     Caller,
     Model,
-    /// Who served.
+    /// The side that served.
     Provider,
 }
 
@@ -190,21 +190,21 @@ impl std::str::FromStr for GroupBy {
     }
 }
 
-/// Which rows, and how they are added up.
+/// Which rows, and how they are grouped.
 #[derive(Clone, Debug, Default)]
 pub struct UsageQuery {
-    /// From this millisecond on.
+    /// From this millisecond, inclusive.
     pub from_ms: i64,
-    /// Up to, but without, this one.
+    /// Up to this one, exclusive.
     pub to_ms: i64,
-    /// Of one caller alone.
+    /// Only this caller's rows.
     pub caller: Option<String>,
     pub group_by: Vec<GroupBy>,
-    /// Groups at most.
+    /// At most this many groups.
     pub limit: usize,
 }
 
-/// Rows that have the same keys, in the order of [`UsageQuery::group_by`].
+/// The totals of rows with the same keys, in the order of [`UsageQuery::group_by`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageGroup {
     pub keys: Vec<String>,
@@ -212,7 +212,7 @@ pub struct UsageGroup {
 }
 
 impl Store {
-    /// Adds rows, all or none. When it returns well, they are on the disk.
+    /// Adds rows, all or none. On success they are on the disk.
     pub fn add_ledger_rows(&self, rows: Arc<[LedgerRow]>) -> Result<()> {
         self.write(move |transaction| {
             let places = ["?"; 23].join(", ");
@@ -248,7 +248,7 @@ impl Store {
         })
     }
 
-    /// Rows in the order in which they were written, `limit` at most, from the one after `skip` on.
+    /// At most `limit` rows in the order in which they were written, after the first `skip`.
     pub fn ledger_rows(&self, skip: usize, limit: usize) -> Result<Vec<LedgerRow>> {
         self.read(|connection| {
             let sql = format!("SELECT {COLUMNS} FROM ledger ORDER BY id LIMIT {limit} OFFSET {skip}");
@@ -258,7 +258,7 @@ impl Store {
         })
     }
 
-    /// What all rows add up to.
+    /// The totals of all rows.
     pub fn ledger_totals(&self) -> Result<LedgerTotals> {
         self.read(|connection| {
             let sql = format!("SELECT {} FROM ledger", sums());
@@ -266,7 +266,7 @@ impl Store {
         })
     }
 
-    /// What the rows of a time add up to, in groups that are sorted by their keys.
+    /// The totals of a period's rows, in groups sorted by their keys.
     pub fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageGroup>> {
         let keys: Vec<&str> = query.group_by.iter().map(|group| group.expression()).collect();
         let numbers: Vec<String> = (1..=keys.len()).map(|number| number.to_string()).collect();

@@ -1,8 +1,8 @@
 //! The store: everything that must outlive the process, in one SQLite database and a folder of uploaded files.
 //!
-//! It is the truth; the vector index is derived from it. One thread writes, one transaction a change, and any number of
-//! connections read beside it (SQLite's write-ahead log). A change that was acknowledged is on the disk. The calls
-//! block, for milliseconds as a rule: callers on an async runtime use its blocking threads.
+//! It is the source of truth; the vector index is derived from it. One thread writes, one transaction per change, and
+//! any number of connections read concurrently (SQLite's write-ahead log). An acknowledged change is on the disk. The
+//! calls block, usually for milliseconds: callers on an async runtime use its blocking threads.
 
 mod attributes;
 mod backup;
@@ -56,7 +56,7 @@ use self::{
 };
 use hearth_domain::part::PartReport;
 
-/// How long a connection waits for a lock that another one holds, a checkpoint's for instance.
+/// How long a connection waits for a lock that another one holds, for example for a checkpoint.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Idle readers that are kept open.
 const READERS_KEPT: usize = 16;
@@ -140,7 +140,7 @@ pub struct Store {
     disk: Disk,
     /// `None` once the store is closed.
     readers: Mutex<Option<Vec<Connection>>>,
-    /// Files that were deleted since tombstones were last taken away.
+    /// Files deleted since tombstones were last cleared.
     deleted_files: AtomicUsize,
     /// Held as long as the store is open.
     _lock: File,
@@ -153,8 +153,7 @@ impl std::fmt::Debug for Store {
 }
 
 impl Store {
-    /// Opens the store of a data directory, made if it is not there, and brings an older schema up to date after a
-    /// backup.
+    /// Opens the store of a data directory, which is created if missing, and upgrades an older schema after a backup.
     ///
     /// # Errors
     /// If another process uses it, or the database is lost, damaged, of a newer version or not Hearth's.
@@ -162,14 +161,14 @@ impl Store {
         Self::open_with_reserve(directory, None)
     }
 
-    /// [`Self::open`] with the bytes that growth leaves free on the disk; `None` is a share of the disk.
+    /// [`Self::open`] with the bytes that growth leaves free on the disk; `None` means a share of the disk.
     ///
     /// # Errors
     /// As [`Self::open`].
     pub fn open_with_reserve(directory: &Path, reserve: Option<u64>) -> Result<Self> {
         let lock = opening::take_directory(directory)?;
         let disk = Disk::new(directory, reserve);
-        // Opening writes; a disk that is full makes room for it.
+        // Opening writes; on a full disk the ballast makes room for it.
         disk.prepare(Growth::Essential, || ())?;
         let connection = opening::open_database(directory, &disk)?;
         let path = directory.join(DATABASE);
@@ -199,30 +198,30 @@ impl Store {
         self.disk.refuse_growth(0).is_ok()
     }
 
-    /// What health says of the thread that writes.
+    /// The writer thread's entry in the health report.
     pub fn report(&self) -> PartReport {
         self.writer.report()
     }
 
-    /// Writes a small file of the data directory, for its owner alone.
+    /// Writes a small file of the data directory, readable by its owner alone.
     ///
     /// # Errors
-    /// If the disk does not take it.
+    /// If the disk rejects it.
     pub fn write_note(&self, name: &str, bytes: &[u8]) -> Result<()> {
         let path = self.directory.join(name);
         private::write(&path, bytes).map_err(|source| named(StoreError::Io { path: path.clone(), source }, &path))
     }
 
-    /// Makes the changes that wait, takes the log into the database, and closes it: afterwards `hearth.sqlite3` alone is
-    /// the database, and reading and writing are refused.
+    /// Applies the queued changes, checkpoints the log, and closes the database: afterwards `hearth.sqlite3` alone is
+    /// the database, and reads and writes are refused.
     pub fn close(&self) {
-        // A connection that still reads keeps the log from being taken in whole; those that idle need not.
+        // A connection that is still reading prevents a full checkpoint; idle ones need not.
         drop(self.readers.lock().take());
         self.writer.close();
     }
 
-    /// Runs a change of a few rows in a transaction on the writer's thread. When it returns well, the change is on the
-    /// disk; an error leaves nothing of it.
+    /// Runs a small change in a transaction on the writer's thread. On success the change is on the disk; an error
+    /// leaves nothing of it.
     fn write<T: Send + 'static>(
         &self,
         change: impl FnOnce(&Transaction<'_>) -> Result<T> + Send + 'static,
@@ -230,8 +229,8 @@ impl Store {
         self.writer.write(Growth::Rows, change)
     }
 
-    /// [`Self::write`] for a change that makes the database larger by about `bytes`: refused where the disk has no room
-    /// for them beside its reserve.
+    /// [`Self::write`] for a change that grows the database by about `bytes`: refused if the disk has no room for them
+    /// beside its reserve.
     fn grow<T: Send + 'static>(
         &self,
         bytes: u64,
@@ -248,10 +247,10 @@ impl Store {
         self.writer.write(Growth::Essential, change)
     }
 
-    /// Begins chunks' ids past any that a later state of this database may have given which is lost, as when an older
-    /// copy was put back or the database recovered: an index on the disk is held against the database by ids alone.
+    /// Advances chunk ids past any that a lost later state of this database may have used, for example after an older
+    /// copy was put back or the database was recovered: an index on the disk is matched with the database by ids alone.
     fn skip_chunk_ids(&self) -> Result<()> {
-        /// Ids a second: more than can be given.
+        /// Ids per second: more than can be used.
         const SHIFT: u32 = 20;
         self.write_essential(|transaction| {
             let first = (now_ms() / 1000) << SHIFT;
@@ -265,7 +264,7 @@ impl Store {
         })
     }
 
-    /// Runs a query on a connection that sees one state of the database throughout.
+    /// Runs a query on a connection that sees one snapshot of the database throughout.
     fn read<T>(&self, query: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
         let path = self.directory.join(DATABASE);
         let idle = self.readers.lock().as_mut().ok_or(StoreError::Stopped)?.pop();
@@ -291,7 +290,7 @@ impl Store {
 }
 
 impl Drop for Store {
-    /// What was accepted is written before the store is closed.
+    /// Accepted changes are written before the store closes.
     fn drop(&mut self) {
         self.close();
     }
@@ -301,14 +300,14 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     if !connection.is_readonly(rusqlite::MAIN_DB)? {
         connection.pragma_update(None, "journal_mode", "wal")?;
-        // An acknowledged change survives the loss of power, too, not only of the process.
+        // An acknowledged change must survive a power cut, not only the end of the process.
         connection.pragma_update(None, "synchronous", "full")?;
     }
     connection.pragma_update(None, "foreign_keys", true)?;
     connection.pragma_update(None, "trusted_schema", false)
 }
 
-/// Says of a damaged or foreign file, or of a full disk, what it is.
+/// Gives the error of a damaged or foreign file, or of a full disk, its specific variant.
 fn named(error: StoreError, path: &Path) -> StoreError {
     use rusqlite::ErrorCode::{DatabaseCorrupt, DiskFull, NotADatabase};
     let full = || StoreError::Full { directory: path.parent().unwrap_or(path).to_owned(), free: 0, needed: 1 };
@@ -329,7 +328,7 @@ fn now_ms() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
 }
 
-/// A new identifier that sorts by its time.
+/// A new identifier that sorts by creation time.
 fn new_id(prefix: &str) -> String {
     format!("{prefix}{}", uuid::Uuid::now_v7().simple())
 }

@@ -1,9 +1,9 @@
-//! How a data directory is opened: locked, private, finished where a recovery was cut off, refused where its database
-//! is lost, and brought to the newest schema after a backup.
+//! How a data directory is opened: locked, made private, an interrupted recovery finished, refused if its database is
+//! lost, and upgraded to the newest schema after a backup.
 //!
-//! A lost database is the dangerous case: SQLite makes an empty one in its place without a word, and the uploads beside
-//! it belong to no row any more. So a directory with uploads and without a database that knows tables is refused, and
-//! the error says how to get the database back.
+//! A lost database is the dangerous case: SQLite silently creates an empty one in its place, and then no row knows the
+//! uploads beside it. So a directory with uploads and without a database that has tables is refused, and the error says
+//! how to get the database back.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -15,8 +15,8 @@ use rusqlite::Connection;
 
 use super::{DATABASE, Result, StoreError, backup, configure, disk::Disk, files, named, private, recover, schema};
 
-/// Makes the directory if it is not there, private to its owner, and makes sure that no other process uses it while the
-/// file is held.
+/// Creates the directory if it is missing, private to its owner, and locks it: no other process uses it while the
+/// returned file is held.
 pub(super) fn take_directory(directory: &Path) -> Result<File> {
     let io_error = |path: &Path| {
         let path = path.to_owned();
@@ -33,7 +33,7 @@ pub(super) fn take_directory(directory: &Path) -> Result<File> {
     Ok(lock)
 }
 
-/// Takes the rights of other users away from a directory that had some, and from what is in it.
+/// Revokes other users' rights to a directory that granted some, and to its contents.
 fn make_private(directory: &Path) {
     match private::restrict(directory) {
         Ok(false) => return,
@@ -48,11 +48,11 @@ fn make_private(directory: &Path) {
     let folder = directory.join(files::FOLDER);
     paths.extend(fs::read_dir(&folder).into_iter().flatten().flatten().map(|entry| entry.path()));
     paths.push(folder);
-    // The directory itself keeps others out already.
+    // The directory itself already keeps others out.
     paths.iter().for_each(|path| drop(private::restrict(path)));
 }
 
-/// Opens the database of a directory that is held, and brings its schema up to date.
+/// Opens the database of a locked directory, and upgrades its schema.
 pub(super) fn open_database(directory: &Path, disk: &Disk) -> Result<Connection> {
     let path = directory.join(DATABASE);
     let folder = directory.join(files::FOLDER);
@@ -85,7 +85,7 @@ pub(super) fn open_database(directory: &Path, disk: &Disk) -> Result<Connection>
     Ok(connection)
 }
 
-/// Bytes of a file; 0 if it is not there.
+/// Length of a file; 0 if it does not exist.
 fn length(path: &Path) -> io::Result<u64> {
     match fs::metadata(path) {
         Ok(found) => Ok(found.len()),
@@ -94,14 +94,13 @@ fn length(path: &Path) -> io::Result<u64> {
     }
 }
 
-/// Refuses a directory that has had a database: uploads, a log or a damaged database are beside the place of the one
-/// that is not there.
+/// Refuses a directory that has lost its database: it holds uploads, a log or a damaged database, but no database.
 fn refuse_lost(directory: &Path) -> Result<()> {
     let failed = |source| StoreError::Io { path: directory.to_owned(), source };
     let uploads = files::complete_files(&directory.join(files::FOLDER)).map_err(failed)?.len();
     let has_log = length(&directory.join(format!("{DATABASE}-wal"))).map_err(failed)? > 0;
     let is_damaged = recover::newest_damaged(directory).map_err(failed)?.is_some();
-    // The log of a database that is open belongs to it.
+    // The log of an open database belongs to it.
     let has_log = has_log && length(&directory.join(DATABASE)).map_err(failed)? == 0;
     if uploads == 0 && !has_log && !is_damaged {
         return Ok(());

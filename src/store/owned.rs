@@ -1,8 +1,8 @@
-//! What one caller sees of the store: what is the caller's own, and nothing else.
+//! One caller's view of the store: what the caller owns, and nothing else.
 //!
-//! Whatever is found, listed, changed or deleted in a caller's name goes through an [`Owned`], so that the owner cannot be
-//! forgotten. What belongs to another is not there: the error is the one for what never was. Work in the background
-//! goes through one as well, in the name of its job's owner.
+//! Everything that is found, listed, changed or deleted on a caller's behalf goes through an [`Owned`], so that the
+//! owner cannot be forgotten. Another caller's data does not exist here: the error is the same as for an unknown id.
+//! Background work uses one as well, on behalf of its job's owner.
 
 use rusqlite::Connection;
 
@@ -18,21 +18,21 @@ pub struct Owned<'a> {
 }
 
 impl Store {
-    /// What this caller owns.
+    /// This caller's view.
     pub fn of<'a>(&'a self, owner: &'a str) -> Owned<'a> {
         Owned { store: self, owner, quota: StorageQuota::default() }
     }
 }
 
 impl Owned<'_> {
-    /// The same, where no more is stored than this quota allows.
+    /// The same view, limited to this quota.
     #[must_use]
     pub fn within(self, quota: StorageQuota) -> Self {
         Self { quota, ..self }
     }
 }
 
-/// Refuses a file that is too large for what is left of its owner's quota.
+/// Refuses a file that exceeds what is left of its owner's quota.
 pub(super) fn refuse_bytes_over(quota: StorageQuota, connection: &Connection, owner: &str, more: u64) -> Result<()> {
     let Some(limit) = quota.bytes else { return Ok(()) };
     let sum = "SELECT coalesce(sum(bytes), 0) FROM files WHERE owner = ?";
@@ -43,7 +43,7 @@ pub(super) fn refuse_bytes_over(quota: StorageQuota, connection: &Connection, ow
     Err(StoreError::Quota { what: "bytes of files", used, limit, more })
 }
 
-/// Refuses what has made its owner's documents more than the quota allows; the transaction is to be rolled back.
+/// Refuses a change that has pushed its owner's documents over the quota; the caller must roll the transaction back.
 pub(super) fn refuse_documents_over(quota: StorageQuota, connection: &Connection, owner: &str) -> Result<()> {
     let Some(limit) = quota.documents else { return Ok(()) };
     let count = "SELECT count(*) FROM documents JOIN collections ON collections.id = documents.collection_id
@@ -156,7 +156,7 @@ mod tests {
         absent(b.job(&job.id), "job");
         absent(b.cancel_job(&job.id), "job");
 
-        // Neither into another's collection, nor with another's file.
+        // Neither into another caller's collection, nor with another caller's file.
         let own = b.create_collection("docs", BTreeMap::new()).unwrap();
         let theirs = file(b, "a.md", b"mine");
         absent(b.add_document(&docs.id, &theirs.id, BTreeMap::new(), None), "collection");
@@ -164,7 +164,7 @@ mod tests {
         absent(b.add_document(&own.id, &stored.id, BTreeMap::new(), None), "file");
         absent(b.attach_document(&own.id, member(&stored.id)), "file");
         absent(b.create_vector_store(String::new(), BTreeMap::new(), vec![stored.id.clone()]), "file");
-        // Nor in the place of another's document.
+        // Nor in place of another caller's document.
         absent(b.replace_chunks(&own.id, &theirs.id, vec![chunk()], std::slice::from_ref(&stored.id)), "document");
         let added = b.add_document(&own.id, &theirs.id, BTreeMap::new(), Some(&stored.id)).unwrap();
         assert!(matches!(added, Upload::New(_)), "the same bytes are a document of each owner's own");
@@ -176,7 +176,7 @@ mod tests {
         assert_eq!(a.job(&job.id).unwrap().state, JobState::Running);
         assert_eq!(a.job_events(&job.id, 0).unwrap().len(), 1);
         assert!(store.file_path(&stored.id).exists());
-        // What deletes another's document would have ended its reading.
+        // Deleting another caller's document would have cancelled its ingest job.
         let taken: Vec<_> = std::iter::from_fn(|| store.lease_job(INGEST, &leases).unwrap()).collect();
         let is_read = |job: &Job| job.owner == "a" && job.payload["file_id"] == waiting.id.as_str();
         assert!(taken.iter().any(|(job, _)| is_read(job)), "{taken:?}");

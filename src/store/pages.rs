@@ -1,14 +1,15 @@
-//! Pages of lists, cut by the database: it reads no more rows than are shown, and one to know whether there are more.
+//! Pages of lists, cut by the database: it reads only the rows that are shown, plus one to know whether there are more.
 //!
-//! A list is in the order of its rows' times, and of their ids where those are equal. A cursor is the id of a row. One that is
-//! not there any more, as when each entry is deleted once it has been seen, stands where its id would: ids sort by their time.
+//! A list is ordered by its rows' times, and by their ids where those are equal. A cursor is the id of a row. If that
+//! row no longer exists, as when each entry is deleted once it has been seen, the cursor stands where its id would: ids
+//! sort by time.
 
 use hearth_domain::documents::{Page, PageRequest};
 use rusqlite::{Connection, Row, params_from_iter, types::Value as Sql};
 
 use super::Result;
 
-/// A list: what is selected, with its condition, and the columns that it is in the order of.
+/// A list: the selection with its condition, and the columns that it is ordered by.
 pub(super) struct Listing<'l> {
     /// `SELECT ... FROM ... WHERE ...`
     pub(super) sql: String,
@@ -17,7 +18,7 @@ pub(super) struct Listing<'l> {
     pub(super) id: &'l str,
 }
 
-/// The page of a list that is asked for. `created_of` finds the time of the row that has an id.
+/// The requested page of a list. `created_of` finds the time of the row with an id.
 pub(super) fn page<T>(
     connection: &Connection,
     listing: Listing<'_>,
@@ -61,7 +62,7 @@ mod tests {
     use super::*;
     use crate::store::StoreError;
 
-    /// Rows 1, 3, 5, 7, 9 at those times, but 7 at the time of 5.
+    /// Rows 1, 3, 5, 7, 9 at those times, except that 7 has the time of 5.
     fn listed(after: Option<&str>, before: Option<&str>, limit: usize, ascending: bool) -> (Vec<String>, bool) {
         let connection = Connection::open_in_memory().unwrap();
         connection.execute_batch("CREATE TABLE t (id TEXT, created INTEGER)").unwrap();

@@ -1,7 +1,7 @@
 //! Files and directories for the owner of the data directory alone: 0600 and 0700 on Unix.
 //!
-//! A new directory is durable when its call returns: its entry in the parent is forced to the disk, so that a power cut
-//! does not take the directory with all that was written in it since.
+//! A new directory is durable when the call returns: its entry in the parent is synced to the disk, so that a power cut
+//! does not take the directory with everything written in it since.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -9,12 +9,12 @@ use std::{
     path::Path,
 };
 
-/// Makes a directory and the missing ones above it.
+/// Creates a directory and its missing parents.
 pub(super) fn create_dir_all(path: &Path) -> io::Result<()> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     if path.is_dir() {
-        // A process that made it may have been killed before its name was on the disk. A parent that this user cannot read was
-        // not made here.
+        // A process that created it may have been killed before its name was on the disk. A parent that this user
+        // cannot read was not created here.
         let _ = parent.map(sync_dir);
         return Ok(());
     }
@@ -40,17 +40,17 @@ fn options() -> OpenOptions {
     options
 }
 
-/// A file that was not there.
+/// Creates a file that must not exist.
 pub(super) fn create_new(path: &Path) -> io::Result<File> {
     options().write(true).create_new(true).open(path)
 }
 
-/// A file that may be there; what is in it stays.
+/// Opens or creates a file; existing content stays.
 pub(super) fn open_or_create(path: &Path) -> io::Result<File> {
     options().write(true).create(true).truncate(false).open(path)
 }
 
-/// Writes a whole file at once: after a power cut there is the old content or the new, never a part.
+/// Replaces a whole file atomically: after a power cut it has the old content or the new, never a part.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let beside = path.with_added_extension("incomplete");
     let mut file = options().write(true).create(true).truncate(true).open(&beside)?;
@@ -60,14 +60,14 @@ pub(super) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     sync_dir(path.parent().unwrap_or(Path::new(".")))
 }
 
-/// Forces what was created, renamed and removed in a directory to the disk.
+/// Syncs a directory's created, renamed and removed entries to the disk.
 pub(super) fn sync_dir(path: &Path) -> io::Result<()> {
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     // Only Unix opens a directory as a file.
     if cfg!(unix) { File::open(path)?.sync_all() } else { Ok(()) }
 }
 
-/// Takes the rights of others away from an existing file or directory; says whether there were any.
+/// Revokes others' rights to an existing file or directory; returns whether there were any.
 #[cfg(unix)]
 pub(super) fn restrict(path: &Path) -> io::Result<bool> {
     use std::os::unix::fs::PermissionsExt;

@@ -1,15 +1,15 @@
-//! A damaged database, and what can still be read of it in a new one.
+//! Recovers what is readable of a damaged database into a new one.
 //!
-//! Collections, files and documents are taken over as far as their rows can be read; what was made from documents
-//! (chunks, words, vectors) is made again by reading them again, so that nothing of it is half. The bytes of files lie
-//! beside the database and are whole: one that the database no longer knows is kept under its id, in a collection of
-//! its own that belongs to the caller who needs no key. Keys and the ledger are taken over row by row. The damaged database
+//! Collections, files and documents are copied as far as their rows can be read; what was derived from documents
+//! (chunks, words, vectors) is rebuilt by reading them again, so that none of it is partial. The bytes of files lie
+//! beside the database and are intact: a file that the database no longer knows is kept under its id, in a separate
+//! collection that belongs to the keyless caller. Keys and the ledger are copied row by row. The damaged database
 //! stays, under another name.
 //!
-//! The new database is made beside the damaged one. Once it is whole and on the disk it is renamed to
-//! `hearth.sqlite3.recovered-<time>`, and that name decides: the damaged database and its log are moved away and the new
-//! one takes its place, in this process or, where that was cut off, by [`finish`] in the next one that opens the
-//! directory. Before that name exists nothing of the old state is touched.
+//! The new database is built beside the damaged one. Once it is complete and on the disk it is renamed to
+//! `hearth.sqlite3.recovered-<time>`, which commits the recovery: the damaged database and its log are moved away and
+//! the new one takes its place, in this process or, if that was interrupted, by [`finish`] in the next process that
+//! opens the directory. Until that rename nothing of the old state is touched.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -26,10 +26,10 @@ use super::{
 };
 use hearth_domain::LOCAL;
 
-/// The collection, one for each owner, of files that no document is known of any more.
+/// The collection, one per owner, of files without a known document.
 const RECOVERED: &str = "recovered";
 
-/// What was taken over.
+/// What was recovered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recovered {
     pub collections: usize,
@@ -45,28 +45,26 @@ pub struct Recovered {
     pub damaged: Option<PathBuf>,
 }
 
-/// A new database that is whole is called so, and the time in milliseconds.
+/// Prefix of a complete new database; the time in milliseconds follows.
 const READY: &str = "hearth.sqlite3.recovered-";
-/// A damaged database is called so, and the same time.
+/// Prefix of a damaged database; the same time follows.
 const DAMAGED: &str = "hearth.sqlite3.damaged-";
 
-/// Puts a new database in the place of a directory's damaged or lost one. All documents are read again when the server
-/// starts.
+/// Replaces a directory's damaged or lost database with a new one. All documents are read again when the server starts.
 ///
 /// # Errors
-/// If another process uses the directory, there is nothing in it to recover from, or the disk does not take the new
-/// database.
+/// If another process uses the directory, there is nothing in it to recover from, or the disk rejects the new database.
 pub fn recover(directory: &Path) -> Result<Recovered> {
     let io_error = |path: &Path| {
         let path = path.to_owned();
         move |source| StoreError::Io { path, source }
     };
-    // A directory that is not there is not made.
+    // A missing directory must not be created.
     fs::metadata(directory).map_err(io_error(directory))?;
     let _lock = take_directory(directory)?;
     finish(directory)?;
     let path = directory.join(DATABASE);
-    // An empty database has nothing: what an earlier recovery put away may have more.
+    // An empty database has nothing: one that an earlier recovery put aside may have more.
     let is_there = fs::metadata(&path).is_ok_and(|found| found.len() > 0);
     let source = if is_there { Some(path.clone()) } else { newest_damaged(directory).map_err(io_error(&path))? };
     let uploads = files::complete_files(&directory.join(files::FOLDER)).map_err(io_error(directory))?;
@@ -75,7 +73,7 @@ pub fn recover(directory: &Path) -> Result<Recovered> {
         return Err(StoreError::Io { path, source: nothing });
     }
     let new_path = directory.join(format!("{DATABASE}.new"));
-    // A recovery that was cut off begins from its beginning.
+    // An interrupted recovery starts over.
     for rest in ["", "-journal", "-wal", "-shm"] {
         let path = PathBuf::from(format!("{}{rest}", new_path.display()));
         remove_if_there(&path).map_err(io_error(&path))?;
@@ -97,12 +95,12 @@ pub fn recover(directory: &Path) -> Result<Recovered> {
     Ok(recovered)
 }
 
-/// Puts a recovered database in its place, if there is one that waits for it.
+/// Moves a complete recovered database into place, if there is one.
 pub(super) fn finish(directory: &Path) -> Result<()> {
     let failed = |source| StoreError::Io { path: directory.to_owned(), source };
     let Some((ready, time)) = newest(directory, READY).map_err(failed)? else { return Ok(()) };
     let path = directory.join(DATABASE);
-    // The log first: the new database must never be beside a log that is not its own.
+    // The log first: the new database must never be beside another database's log.
     for rest in ["-journal", "-wal", "-shm", ""] {
         let from = PathBuf::from(format!("{}{rest}", path.display()));
         if from.exists() {
@@ -116,12 +114,13 @@ pub(super) fn finish(directory: &Path) -> Result<()> {
     finished.map_err(|source| StoreError::Io { path: ready, source })
 }
 
-/// The newest of the databases that recoveries have put away, or that an earlier version left when it was cut off.
+/// The newest of the databases that recoveries have put aside, or that an interrupted recovery of an earlier version
+/// left.
 pub(super) fn newest_damaged(directory: &Path) -> io::Result<Option<PathBuf>> {
     Ok(newest(directory, DAMAGED)?.map(|(path, _)| path))
 }
 
-/// The file with this prefix and the greatest number behind it.
+/// The file with this prefix and the greatest number after it.
 fn newest(directory: &Path, prefix: &str) -> io::Result<Option<(PathBuf, u64)>> {
     let mut found = None;
     for entry in fs::read_dir(directory)? {
@@ -146,7 +145,7 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
 
 /// `uploads` are all complete files by their ids.
 fn take_over(damaged: Option<&Path>, new: &mut Connection, uploads: BTreeMap<String, PathBuf>) -> Result<Recovered> {
-    // What cannot even be opened, or is empty, has nothing to take over but the files.
+    // A database that cannot even be opened, or is empty, leaves only the files to recover.
     let damaged = damaged.filter(|path| fs::metadata(path).is_ok_and(|found| found.len() > 0));
     let old = damaged.and_then(|path| Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).ok());
     let (collections, _) = owned_rows(old.as_ref(), collections::COLUMNS, "collections", collections::read_row);
@@ -159,14 +158,14 @@ fn take_over(damaged: Option<&Path>, new: &mut Connection, uploads: BTreeMap<Str
     let transaction = new.transaction()?;
     let mut collection_owners = HashMap::new();
     for (collection, owner) in &collections {
-        // Its vectors are made again, by the model that is there then.
+        // Its vectors are rebuilt, with the embedding model that is served by then.
         let insert = "INSERT OR IGNORE INTO collections (id, owner, name, metadata, created) VALUES (?, ?, ?, ?, ?)";
         let metadata = super::attributes::to_json(&collection.metadata);
         transaction.execute(insert, params![collection.id, owner, collection.name, metadata, collection.created_ms])?;
         collection_owners.entry(collection.id.clone()).or_insert_with(|| owner.clone());
     }
     let mut unread = uploads;
-    // Deleted before the damage; whether the bytes are gone is for the next start to see.
+    // Deleted before the damage; the next start checks whether the bytes are gone.
     copy(old.as_ref(), &transaction, "deleted_files")?;
     {
         let mut deleted = transaction.prepare("SELECT id FROM deleted_files")?;
@@ -176,7 +175,7 @@ fn take_over(damaged: Option<&Path>, new: &mut Connection, uploads: BTreeMap<Str
     }
     let mut file_owners = HashMap::new();
     for (file, owner) in &known_files {
-        // Without its bytes it is nothing. Damage yields some rows twice.
+        // Without its bytes a file's row is worthless. Damage yields some rows twice.
         if unread.remove(&file.id).is_some() {
             files::insert(&transaction, owner, file)?;
             file_owners.insert(file.id.clone(), owner.clone());
@@ -194,7 +193,8 @@ fn take_over(damaged: Option<&Path>, new: &mut Connection, uploads: BTreeMap<Str
         }
     }
     let unknown_files = unread.len();
-    // Files may be in no collection. Where rows of documents were lost, those are in one again that may have been.
+    // Files may be in no collection. If document rows were lost, files that may have been in a collection are put back
+    // into one.
     let mut homeless: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (id, owner) in file_owners.iter().filter(|_| !all_members) {
         if enqueued.iter().all(|(_, file_id)| file_id != id) {
@@ -238,7 +238,7 @@ fn take_over(damaged: Option<&Path>, new: &mut Connection, uploads: BTreeMap<Str
     })
 }
 
-/// What each document that had not been read yet was to take the place of, by its collection and file.
+/// What each unread document was to supersede, by its collection and file.
 fn superseded_by_unread(old: Option<&Connection>) -> HashMap<(String, String), Vec<String>> {
     let (jobs, _) = rows(old, "id, kind, state, payload", "jobs", |row| {
         let payload: String = row.get(3)?;
@@ -257,12 +257,12 @@ fn superseded_by_unread(old: Option<&Connection>) -> HashMap<(String, String), V
         .collect()
 }
 
-/// Takes the rows of a table over as they are. Returns how many, and whether these are all.
+/// Copies the rows of a table unchanged. Returns how many, and whether these are all.
 fn copy(old: Option<&Connection>, new: &Transaction<'_>, table: &str) -> Result<(usize, bool)> {
     let select = format!("SELECT * FROM {table} LIMIT 0");
     let columns: Vec<String> = match old.map(|old| old.prepare(&select)) {
         Some(Ok(query)) => query.column_names().map(str::to_owned).collect(),
-        // A database from before there was such a table lost nothing of it; what one that cannot be read has lost is unknown.
+        // A database older than the table lost nothing of it; what an unreadable one has lost is unknown.
         Some(Err(_)) => return Ok((0, old.is_some_and(|old| is_without(old, table)))),
         None => return Ok((0, false)),
     };
@@ -279,13 +279,13 @@ fn copy(old: Option<&Connection>, new: &Transaction<'_>, table: &str) -> Result<
     Ok((copied, all))
 }
 
-/// Whether a database that can be read has no such table.
+/// Whether a readable database has no such table.
 fn is_without(connection: &Connection, table: &str) -> bool {
     let count = "SELECT count(*) FROM sqlite_schema WHERE name = ?";
     connection.query_row(count, [table], |row| row.get::<_, i64>(0)).is_ok_and(|count| count == 0)
 }
 
-/// [`rows`] with their owners. What a schema without owners holds belongs to the caller who needs no key.
+/// [`rows`] with their owners. Under a schema without owners everything belongs to the keyless caller.
 fn owned_rows<T>(
     connection: Option<&Connection>,
     columns: &str,
@@ -298,7 +298,7 @@ fn owned_rows<T>(
     rows(connection, &columns, table, |row| Ok((read(row)?, row.get("of_whom")?)))
 }
 
-/// The rows of a table that can be read, from its beginning to the damage and from its end back to it, some of them
+/// The readable rows of a table, forwards from its beginning and backwards from its end to the damage, some of them
 /// twice; and whether these are all.
 fn rows<T>(
     connection: Option<&Connection>,
@@ -309,14 +309,14 @@ fn rows<T>(
     let mut found = Vec::new();
     let Some(connection) = connection else { return (found, false) };
     for order in ["ASC", "DESC"] {
-        // By the first column, which the key begins with.
+        // By the first column, which is the first of the key.
         let Ok(mut query) = connection.prepare(&format!("SELECT {columns} FROM {table} ORDER BY 1 {order}")) else {
             continue;
         };
         let Ok(mut rows) = query.query([]) else { continue };
         loop {
             match rows.next() {
-                // A row whose values are of no use is one lost row.
+                // A row with unusable values is one lost row.
                 Ok(Some(row)) => found.extend(read(row)),
                 Ok(None) => return (found, order == "ASC"),
                 Err(_damage) => break,

@@ -1,4 +1,4 @@
-//! Vectors of another embedding model, made beside those that are searched until there is one for every chunk.
+//! Vectors of another embedding model, kept beside the searched ones until every chunk has one.
 
 use rusqlite::params;
 
@@ -6,7 +6,7 @@ use super::{Result, Store, StoreError, attributes::Vector, chunks};
 use hearth_domain::documents::{Chunk, EmbeddingIdentity};
 
 impl Store {
-    /// Chunks of a collection that have no new vector of this model yet, some of them, and how many there are.
+    /// Some of a collection's chunks that have no new vector of this model yet, and how many there are in all.
     pub fn chunks_to_reembed(
         &self,
         collection_id: &str,
@@ -25,7 +25,7 @@ impl Store {
         })
     }
 
-    /// Keeps new vectors, by their chunks' ids; those of chunks that are gone are dropped.
+    /// Keeps new vectors, by their chunks' ids; those of deleted chunks are dropped.
     pub fn keep_reembedded(&self, embedding: &EmbeddingIdentity, vectors: Vec<(u64, Vec<f32>)>) -> Result<()> {
         let name = embedding.name.clone();
         let bytes = vectors.iter().map(|(_, vector)| 4 * vector.len() + 64).sum::<usize>() as u64;
@@ -41,8 +41,8 @@ impl Store {
         })
     }
 
-    /// Puts the new vectors of a collection in the place of the old ones and binds it to their model; says how many
-    /// there are. `None`, and nothing has changed, if one is missing.
+    /// Replaces the old vectors of a collection with the new ones and binds it to their model; returns how many there
+    /// are. `None`, with nothing changed, if one is missing.
     ///
     /// # Errors
     /// [`StoreError::NotFound`]

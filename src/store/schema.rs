@@ -1,4 +1,4 @@
-//! The tables, and how an older database becomes a newer one.
+//! The tables, and the migrations of an older database.
 
 use std::path::Path;
 
@@ -9,12 +9,12 @@ use super::{Result, StoreError};
 /// Marks a database as ours: `HRTH`.
 pub(super) const APPLICATION_ID: i64 = 0x4852_5448;
 
-/// Each step brings the schema from its index to the next number. A step that was released is never changed.
+/// Each step migrates the schema from its index to the next number. A released step is never changed.
 pub(super) const MIGRATIONS: [&str; 9] =
     [INITIAL, REEMBEDDED, FOLLOWED_BY, BATCHES, OWNERS, KEYS, LEDGER, DELETED_FILES, TURNS];
 
 /// Times are milliseconds since 1970; attributes and metadata are JSON objects; vectors are little-endian floats of
-/// unit length. A chunk's id is never used again, so that an index can be held against the table by ids alone.
+/// unit length. Chunk ids are never reused, so that an index can be matched with the table by ids alone.
 const INITIAL: &str = "
 CREATE TABLE collections (
     id TEXT PRIMARY KEY,
@@ -100,7 +100,7 @@ CREATE TABLE job_events (
 ) STRICT, WITHOUT ROWID;
 ";
 
-/// Vectors that are made anew with another embedding model and wait until those of all chunks are there.
+/// Vectors of another embedding model, which wait until every chunk has one.
 const REEMBEDDED: &str = "
 CREATE TABLE reembedded (
     chunk_id INTEGER PRIMARY KEY REFERENCES chunks (id) ON DELETE CASCADE,
@@ -109,11 +109,11 @@ CREATE TABLE reembedded (
 ) STRICT;
 ";
 
-/// The kind of the job that begins when a job ends.
+/// The kind of the job that is enqueued when a job ends.
 const FOLLOWED_BY: &str = "ALTER TABLE jobs ADD COLUMN followed_by TEXT;";
 
-/// Batches of documents that were added together. And names of collections need not be unique any more: OpenAI's vector
-/// stores may share one, or have none. A constraint goes away only with its table.
+/// Batches of documents that were added together. Also drops the unique constraint on collection names, since OpenAI's
+/// vector stores may share a name or have none; SQLite drops a constraint only with its table.
 const BATCHES: &str = "
 CREATE TABLE new_collections (
     id TEXT PRIMARY KEY,
@@ -146,7 +146,7 @@ CREATE TABLE batch_documents (
 CREATE INDEX batch_documents_by_document ON batch_documents (collection_id, file_id);
 ";
 
-/// Whose it is. What was there before there were callers belongs to the one who needs no key.
+/// The owner of each row. Rows from before there were callers belong to the keyless caller.
 const OWNERS: &str = "
 ALTER TABLE collections ADD COLUMN owner TEXT NOT NULL DEFAULT 'local';
 ALTER TABLE files ADD COLUMN owner TEXT NOT NULL DEFAULT 'local';
@@ -158,7 +158,7 @@ CREATE INDEX files_by_owner ON files (owner, sha256);
 CREATE INDEX jobs_by_owner ON jobs (owner, kind);
 ";
 
-/// API keys. A key itself is nowhere: `hash` is keyed with a secret that is not in the database. `rights` is JSON.
+/// API keys. The key itself is not stored: `hash` is keyed with a secret that is not in the database. `rights` is JSON.
 const KEYS: &str = "
 CREATE TABLE keys (
     id TEXT PRIMARY KEY,
@@ -173,7 +173,7 @@ CREATE TABLE keys (
 ) STRICT;
 ";
 
-/// One row a request, however it ended. Money is in millionths of a US dollar, durations in microseconds.
+/// One row per request, however it ended. Money is in millionths of a US dollar, durations in microseconds.
 const LEDGER: &str = "
 CREATE TABLE ledger (
     id INTEGER PRIMARY KEY,
@@ -205,8 +205,8 @@ CREATE INDEX ledger_by_time ON ledger (began);
 CREATE INDEX ledger_by_caller ON ledger (caller, began);
 ";
 
-/// Files whose rows are deleted and whose bytes may still be there: a row is written by the transaction that deletes the
-/// file's own, and nothing else allows an upload to be unlinked.
+/// Tombstones: files whose rows are deleted and whose bytes may still exist. The transaction that deletes a file's row
+/// writes its tombstone, and nothing else allows an upload to be unlinked.
 const DELETED_FILES: &str = "
 CREATE TABLE deleted_files (
     id TEXT PRIMARY KEY,
@@ -214,7 +214,7 @@ CREATE TABLE deleted_files (
 ) STRICT, WITHOUT ROWID;
 ";
 
-/// Jobs are taken by turns of their owners, and a document's job is found by the document.
+/// Indexes for taking jobs by turns of their owners, and for finding a document's job by the document.
 const TURNS: &str = "
 CREATE INDEX jobs_by_turn ON jobs (kind, state, owner, run_after);
 CREATE INDEX jobs_by_document ON jobs (kind, payload ->> 'collection_id', payload ->> 'file_id');
@@ -227,7 +227,7 @@ pub(super) fn refuse_unless_current(connection: &Connection, path: &Path) -> Res
     if found == supported { Ok(()) } else { Err(StoreError::InUseByOther { path: path.to_owned(), found, supported }) }
 }
 
-/// Whether a database has no table at all, as one that SQLite has just made.
+/// Whether a database has no tables, like one that SQLite has just created.
 pub(super) fn is_empty(connection: &Connection) -> Result<bool> {
     Ok(connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, u64>(0))? == 0)
 }
@@ -250,7 +250,7 @@ pub(super) fn version_before_upgrade(connection: &Connection, path: &Path) -> Re
     Ok((version < supported && !is_empty).then_some(version))
 }
 
-/// Brings the database to the newest schema, in one transaction.
+/// Migrates the database to the newest schema, in one transaction.
 ///
 /// # Errors
 /// As [`version_before_upgrade`].
@@ -261,7 +261,7 @@ pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<()> {
     if version == supported {
         return Ok(());
     }
-    // While they are enforced, a table that is replaced takes with it what refers to it.
+    // While foreign keys are enforced, replacing a table deletes the rows that refer to it.
     connection.pragma_update(None, "foreign_keys", false)?;
     let transaction = connection.transaction()?;
     for migration in &MIGRATIONS[version.max(0) as usize..] {

@@ -1,7 +1,8 @@
-//! Lexical search: BM25 over the words that SQLite's FTS5 indexes, and the ids that a filter lets through.
+//! Lexical search: BM25 over the words that SQLite's FTS5 indexes, and the chunk ids that pass a filter.
 //!
-//! FTS5's own `bm25()` weighs a word by all rows of its table, which are every owner's: the order of one's own documents would
-//! tell in how many chunks of others a word is. Here a word counts by the collection that is searched, and nothing else.
+//! FTS5's own `bm25()` weighs a word by all rows of its table, of every owner: the order of a caller's own documents
+//! would reveal how many chunks of other callers contain a word. Here a word's weight depends only on the searched
+//! collection.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,17 +11,17 @@ use rusqlite::{Connection, params_from_iter, types::Value as Sql};
 use super::{Result, Store, attributes::condition};
 use hearth_domain::documents::AttributeFilter;
 
-/// How soon more of the same word says nothing more, and how much the length of a chunk counts: the values that FTS5, Lucene and
-/// others have (Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009, section 3.4).
+/// How fast repetitions of a word saturate, and how much a chunk's length counts: the values of FTS5, Lucene and others
+/// (Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009, section 3.4).
 const SATURATION: f64 = 1.2;
 const LENGTH_SHARE: f64 = 0.75;
-/// A word in a heading says more than one in the text.
+/// A word in a heading counts for more than one in the text.
 const HEADING_WEIGHT: f64 = 2.0;
-/// Words of a query that are looked up; a long text has its subject among the first ones.
+/// Words of a query that are looked up; a long text names its subject among the first ones.
 const WORDS_MAX: usize = 64;
 
-/// Words of English questions that say nothing of their subject. BM25 gives a word little weight where most chunks have
-/// it, but manuals seldom say "how do I": without these words MRR@10 of lexical search went from 0.534 to 0.585
+/// Words of English questions that say nothing about their subject. BM25 gives a word little weight where most chunks
+/// have it, but manuals seldom say "how do I": without these words MRR@10 of lexical search went from 0.534 to 0.585
 /// (`scripts/bench_retrieval.py`, half `tune`).
 #[rustfmt::skip]
 const STOP_WORDS: [&str; 39] = [
@@ -44,8 +45,8 @@ pub struct LexicalHit {
     pub score: f64,
 }
 
-/// Gives a connection what a lexical search needs beside the database: where each word of the index is, and an index of nothing
-/// but the query, which makes of it the words that the other one has.
+/// Gives a connection the temporary tables of a lexical search: the positions of the index's words, and an index of the
+/// query alone, which normalizes the query's words as the main index does.
 pub(super) fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch(
         "PRAGMA temp_store = memory;
@@ -60,7 +61,7 @@ pub(super) fn prepare(connection: &Connection) -> rusqlite::Result<()> {
 /// A chunk with some of the words.
 struct Candidate {
     tokens: f64,
-    /// How often it has each word, by the word's place in the query.
+    /// The frequency of each word, by the word's index in the query.
     frequencies: Vec<(usize, f64)>,
 }
 
@@ -105,7 +106,7 @@ impl Store {
                 };
                 chunk.frequencies.iter().map(of_word).sum()
             };
-            // What does not pass only counts among the chunks that have a word.
+            // A chunk that does not pass still counts in its words' document frequencies.
             let passes = |id: &u64| passing.as_ref().is_none_or(|passing| passing.contains(id));
             let found = candidates.iter().filter(|(id, _)| passes(id));
             let mut hits: Vec<LexicalHit> =
@@ -116,7 +117,7 @@ impl Store {
         })
     }
 
-    /// Ids of the chunks whose documents a filter lets through.
+    /// Ids of the chunks whose documents pass a filter.
     pub fn filtered_chunk_ids(&self, collection_id: &str, filter: &AttributeFilter) -> Result<Vec<u64>> {
         self.read(|connection| filtered(connection, collection_id, filter))
     }
@@ -142,23 +143,23 @@ fn subject(query: &str) -> Vec<&str> {
     if subject.is_empty() { all.take(WORDS_MAX).collect() } else { subject }
 }
 
-/// Words as the index has them: folded and stemmed, each once.
+/// Words as the index has them: folded, stemmed and deduplicated.
 fn terms(connection: &Connection, words: &[&str]) -> Result<Vec<String>> {
-    // The search's transaction is rolled back, and so is this row.
+    // The search's transaction is rolled back, and this row with it.
     connection.execute("INSERT INTO temp.query_words (rowid, text) VALUES (1, ?)", [words.join(" ")])?;
     let mut query = connection.prepare("SELECT term FROM temp.query_terms ORDER BY term")?;
     Ok(query.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
 }
 
-/// Calls `visit` for each place where a collection has a term, with the chunk, what the place counts, and the chunk's tokens. Places
-/// of one chunk come one after the other.
+/// Calls `visit` for each occurrence of a term in a collection, with the chunk, the occurrence's weight, and the
+/// chunk's token count. Occurrences in one chunk are consecutive.
 fn each_occurrence(
     connection: &Connection,
     collection_id: &str,
     term: &str,
     mut visit: impl FnMut(u64, f64, f64),
 ) -> Result<()> {
-    // A cross join keeps this order: there are many chunks and few places.
+    // A cross join fixes this order: there are many chunks and few occurrences.
     let mut query = connection.prepare(
         "SELECT chunks.id, word_places.col = 'heading', chunks.tokens
          FROM temp.word_places CROSS JOIN chunks ON chunks.id = word_places.doc

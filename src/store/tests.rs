@@ -1,4 +1,4 @@
-//! The store from outside: what was acknowledged is there after reopening, what was refused is not.
+//! The store through its interface: acknowledged changes survive reopening, refused ones do not exist.
 
 mod backup;
 mod lost_data;
@@ -17,7 +17,7 @@ use hearth_domain::{
     },
 };
 
-/// A page with all that these tests have.
+/// A page with everything that these tests create.
 fn all() -> PageRequest {
     PageRequest { limit: 100, ascending: false, after: None, before: None }
 }
@@ -45,7 +45,7 @@ fn attributes(pairs: &[(&str, AttributeValue)]) -> BTreeMap<String, AttributeVal
     pairs.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect()
 }
 
-/// A document that is searchable.
+/// A searchable document.
 fn document(store: &Store, collection: &str, name: &str, texts: &[&str]) -> (String, Vec<u64>) {
     let file = file(store, name, texts.join("\n").as_bytes());
     assert!(matches!(
@@ -96,7 +96,7 @@ fn words_weigh_by_the_collection_that_is_searched_and_by_no_other() {
     };
     let before = search();
     assert_eq!(before.iter().map(|hit| hit.chunk_id).collect::<Vec<_>>(), chunks);
-    // A word that all chunks have says little beside one that is rare.
+    // A word that all chunks contain weighs little beside a rare one.
     assert!(before[0].score > 3.0 * before[2].score, "{before:?}");
     let other = store.of("another").create_collection("other", BTreeMap::new()).unwrap().id;
     for name in ["b.md", "c.md", "d.md"] {

@@ -1,7 +1,8 @@
-//! The thread that writes: one change after the other, each in a transaction.
+//! The writer thread: one change after the other, each in a transaction.
 //!
 //! A change that panics is rolled back and fails alone; the connection, which it may have left in any state, is
-//! replaced. While no connection can be opened every change is refused with the reason, and each tries again.
+//! replaced. While no connection can be opened every change is refused with the reason, and each one tries to
+//! reconnect.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -24,9 +25,9 @@ use super::{
 };
 use hearth_domain::part::{Part, PartReport};
 
-/// Changes that may wait; callers of one more wait until there is room.
+/// Changes that may wait; callers beyond that block until there is room.
 const QUEUE: usize = 64;
-/// Length to which the log is cut once it has been taken into the database, in bytes.
+/// Length to which the log is truncated after a checkpoint, in bytes.
 const LOG_BYTES_KEPT: u64 = 64 << 20;
 
 type Change = Box<dyn FnOnce(&mut Connection) + Send>;
@@ -34,7 +35,7 @@ type Change = Box<dyn FnOnce(&mut Connection) + Send>;
 struct Work {
     growth: Growth,
     change: Change,
-    /// Says that the change is not made, and why.
+    /// Reports that the change is not made, and why.
     refuse: Box<dyn FnOnce(StoreError) + Send>,
 }
 
@@ -69,7 +70,7 @@ impl Writer {
         })
     }
 
-    /// Runs a change in a transaction. When it returns well, the change is on the disk; an error leaves nothing of it.
+    /// Runs a change in a transaction. On success the change is on the disk; an error leaves nothing of it.
     pub(super) fn write<T: Send + 'static>(
         &self,
         growth: Growth,
@@ -86,7 +87,7 @@ impl Writer {
                     transaction.commit()?;
                     Ok(done)
                 });
-            // A caller that does not wait any more changes nothing: the change stands or falls all the same.
+            // The caller may have stopped waiting; the change stands or falls regardless.
             let _ = answer.send(done);
         };
         let refuse = move |error| drop(refusal.send(Err(error)));
@@ -98,14 +99,14 @@ impl Writer {
         done.map_err(|error| named(error, &self.path))
     }
 
-    /// What health says of the thread.
+    /// The thread's entry in the health report.
     pub(super) fn report(&self) -> PartReport {
         let mut report = self.part.report();
         report.failure = self.problem.lock().clone().or(report.failure);
         report
     }
 
-    /// Makes the changes that wait, takes the log into the database and closes it. Later changes are refused.
+    /// Applies the queued changes, checkpoints the log and closes the database. Later changes are refused.
     pub(super) fn close(&self) {
         self.sender.lock().take();
         let thread = self.thread.lock().take();
@@ -117,7 +118,7 @@ impl Writer {
     }
 }
 
-/// The thread's own.
+/// The thread's own state.
 struct Loop {
     connection: Option<Connection>,
     path: PathBuf,
@@ -188,7 +189,7 @@ impl Loop {
     }
 }
 
-/// Takes the log into the database and cuts it; `false` if a reader, such as a backup, does not let it within this time.
+/// Checkpoints and truncates the log; `false` if a reader, such as a backup, prevents it for this long.
 fn shorten_log(connection: &Connection, patience: Duration) -> bool {
     let shortened = connection.busy_timeout(patience).and_then(|()| {
         connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| Ok(row.get::<_, i64>(0)? == 0))

@@ -1,4 +1,4 @@
-//! `/analysis`: what is asked about a company, and how the job that finds it out is told.
+//! `/analysis`: the question about a company, and how its job is reported.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -80,21 +80,21 @@ impl AnalysisBody {
     }
 }
 
-/// What an analysis found out.
+/// What an analysis found.
 #[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct AnalysisResult {
     pub summary: String,
     /// In the order of their numbers in the summary: `[1]` is the first.
     pub sources: Vec<Source>,
-    /// Passages that were found and did not fit into the model's context.
+    /// Passages that were found but did not fit into the model's context.
     pub sources_left_out: usize,
-    /// Sentences of the summary that no source supports; not there where that could not be found out.
+    /// Sentences of the summary that no source supports; absent if that could not be checked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unsupported: Option<Vec<String>>,
     /// How fully the sources answer the question, 0 to 1.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub confidence: f32,
-    /// `false`: the model's rating could not be understood, and the confidence says nothing.
+    /// `false`: the model's rating could not be parsed, and the confidence means nothing.
     pub confidence_is_rated: bool,
     /// `stop`, or `length` where `max_tokens` or the context ended the summary.
     #[schemars(extend("enum" = ["stop", "length"]))]
@@ -102,11 +102,11 @@ pub struct AnalysisResult {
     pub model: String,
     pub tokens_used: usize,
     pub usage: Usage,
-    /// Of the attempt that succeeded.
+    /// For the attempt that succeeded.
     pub receipt: Receipt,
 }
 
-/// A job, as every route of `/analysis` and the webhook tell it.
+/// A job, as every route of `/analysis` and the webhook report it.
 #[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct AnalysisJob {
     pub job_id: String,
@@ -114,12 +114,12 @@ pub struct AnalysisJob {
     pub status: &'static str,
     pub company_name: String,
     pub question: String,
-    /// How often it was begun: again after a failure that may pass, or a restart of the server.
+    /// How often it was started: again after a transient failure or a server restart.
     pub attempts: u32,
     /// Unix seconds.
     pub created_at: i64,
     pub updated_at: i64,
-    /// What it has said so far; a list of jobs goes without.
+    /// The events so far; absent in a list of jobs.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<Vec<NumberedEvent>>")]
     pub events: Option<Vec<Value>>,
@@ -130,7 +130,7 @@ pub struct AnalysisJob {
     pub error: Option<String>,
 }
 
-/// What a job says of itself while it runs. It is stored, and read back as JSON.
+/// What a job reports while it runs. Events are stored, and read back as JSON.
 #[derive(Clone, Debug, JsonSchema, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum AnalysisEvent<'e> {
@@ -144,7 +144,7 @@ pub enum AnalysisEvent<'e> {
     Searching {
         query: &'e str,
     },
-    /// What was found, best first.
+    /// The passages found, best first.
     Passages {
         found: usize,
         titles: Vec<&'e str>,
@@ -161,7 +161,7 @@ pub enum AnalysisEvent<'e> {
     },
 }
 
-/// An event as it is read back.
+/// An event as read back from the store.
 #[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct NumberedEvent<'e> {
     /// Its place among the job's events, from 0.
@@ -189,40 +189,40 @@ impl AnalysisListQuery {
 /// `GET /analysis`.
 #[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct AnalysisList {
-    /// The newest first.
+    /// Newest first.
     pub jobs: Vec<AnalysisJob>,
 }
 
-/// What is sent to `webhook_url`.
+/// The body sent to `webhook_url`.
 #[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct AnalysisMessage {
     /// `analysis.completed`, `analysis.failed` or `analysis.cancelled`.
     #[serde(rename = "type")]
     #[schemars(extend("enum" = ["analysis.completed", "analysis.failed", "analysis.cancelled"]))]
     pub kind: &'static str,
-    /// When it ended, as RFC 3339 writes it.
+    /// When the job ended, in RFC 3339.
     pub timestamp: String,
     pub data: MessageData,
 }
 
-/// What a message says of a job.
+/// What a message contains about a job.
 #[derive(Clone, Debug, JsonSchema, Serialize)]
 #[serde(untagged)]
 pub enum MessageData {
     Whole(AnalysisJob),
-    /// Of a job whose texts are to stay on this machine: where to ask for them.
+    /// For a job whose text must stay on this machine: where to ask for it.
     Kept {
         job_id: String,
         status: &'static str,
         created_at: i64,
         updated_at: i64,
-        /// `true`
+        /// Always `true`.
         local_only: bool,
     },
 }
 
 impl AnalysisJob {
-    /// The job without a word of what was asked, found or said.
+    /// The job without any text that was asked, found or generated.
     pub fn kept(self) -> MessageData {
         let Self { job_id, status, created_at, updated_at, .. } = self;
         MessageData::Kept { job_id, status, created_at, updated_at, local_only: true }

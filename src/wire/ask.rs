@@ -1,4 +1,4 @@
-//! The application contract: `/ask`, `/generate`, `/api/v1/chat`, `/api/v1/search`, for people who write no SDK code.
+//! The application contract: `/ask`, `/generate`, `/api/v1/chat`, `/api/v1/search`, for clients without an SDK.
 
 use std::time::Instant;
 
@@ -53,7 +53,7 @@ const CHAT_FIELDS: &[FieldSpec] = &[
     honoured("use_rag", BOOLEAN, "Answer from documents. Default true."),
 ];
 
-/// Further fields of `/generate`, beside those of [`GENERATION`].
+/// Further fields of `/generate`, besides those of [`GENERATION`].
 const GENERATE_FIELDS: &[FieldSpec] =
     &[honoured("prompt", r#"{"type":"string","pattern":"\\S"}"#, "Answered as a conversation of one turn.")];
 
@@ -76,11 +76,11 @@ pub struct AskBody {
     pub question: String,
     pub model: Option<String>,
     pub max_tokens: usize,
-    /// 0, the likeliest answer, unless asked otherwise.
+    /// 0, the likeliest answer, unless the request says otherwise.
     pub temperature: f32,
     pub include_sources: bool,
     pub confidence: bool,
-    /// `None` leaves it to the size of the chat model.
+    /// `None` lets the size of the chat model decide.
     pub grounding: Option<Grounding>,
     pub lookup: LookupBody,
     pub deadline: Option<Instant>,
@@ -125,7 +125,7 @@ fn read_grounding(fields: &mut Fields) -> Result<Option<Grounding>> {
     }
 }
 
-/// A text of 1 to `longest` characters that says something.
+/// A text of 1 to `longest` characters that is not blank.
 pub(super) fn read_text(fields: &mut Fields, name: &str, longest: usize) -> Result<String> {
     let text = fields.required_string(name)?;
     let path = fields.path(name);
@@ -152,7 +152,7 @@ pub struct ChatBody {
     pub max_tokens: usize,
     pub stream: bool,
     pub use_rag: bool,
-    /// `None` leaves it to the size of the chat model.
+    /// `None` lets the size of the chat model decide.
     pub grounding: Option<Grounding>,
     pub lookup: LookupBody,
     pub deadline: Option<Instant>,
@@ -222,7 +222,7 @@ impl GenerateBody {
         if prompt.trim().is_empty() {
             return Err(bad_value("prompt", "`prompt` must not be empty."));
         }
-        // Whether it streams is the route's business.
+        // The route decides whether it streams.
         fields.take("stream");
         let common = Common::read(&mut fields, envelope)?;
         if common.n != 1 {
@@ -277,7 +277,7 @@ impl SearchBody {
     }
 }
 
-/// A passage that an answer was made from, as `/ask` names it.
+/// A passage that an answer was made from, in the shape of `/ask`.
 #[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct Source {
     /// The headings above it, or the file's name.
@@ -288,7 +288,7 @@ pub struct Source {
     /// Cosine of the question and the passage, 0 to 1.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub similarity_score: f32,
-    /// How well it answers the question, 0 to 1, where `rerank` was asked for.
+    /// How well it answers the question, 0 to 1, if `rerank` was requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0.0, max = 1.0))]
     pub rerank_score: Option<f32>,
@@ -300,7 +300,7 @@ pub struct Source {
     pub place: Option<u32>,
 }
 
-/// The beginning of a text, at most 200 characters, ending at a word where it is cut.
+/// The beginning of a text, at most 200 characters, cut at a word.
 pub fn preview(text: &str) -> String {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     if text.chars().count() <= PREVIEW_CHARS {
@@ -311,7 +311,7 @@ pub fn preview(text: &str) -> String {
     format!("{}…", &cut[..end])
 }
 
-/// A passage with its text, as `/api/v1/search` gives it.
+/// A passage with its text, in the shape of `/api/v1/search`.
 #[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct FoundPassage {
     #[serde(flatten)]
@@ -328,7 +328,7 @@ pub struct SearchAnswer {
     pub latency_ms: u64,
 }
 
-/// What `/ask` answers, and its stream says at the end (without the text, which was said).
+/// The answer of `/ask`, and the last event of its stream (without the text, which has been sent).
 #[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct AskAnswer {
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -337,7 +337,7 @@ pub struct AskAnswer {
     pub answer: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sources: Option<Vec<Source>>,
-    /// Passages that were found and did not fit into the model's context.
+    /// Passages that were found but did not fit into the model's context.
     pub sources_left_out: usize,
     #[serde(flatten)]
     pub binding: Binding,
@@ -354,11 +354,11 @@ pub struct AskAnswer {
 /// How an answer is bound to its sources.
 #[derive(Clone, Debug, Default, JsonSchema, Serialize)]
 pub struct Binding {
-    /// `extract`, `quote` or `free`; not there where no document was looked into.
+    /// `extract`, `quote` or `free`; absent if no document was searched.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = ["extract", "quote", "free"]))]
     pub grounding: Option<&'static str>,
-    /// Sentences that the model wrote and that no passage supports; not there where nothing was checked.
+    /// Sentences that the model wrote and no passage supports; absent if nothing was checked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unsupported: Option<Vec<String>>,
 }
@@ -370,13 +370,13 @@ pub struct Binding {
 pub enum AppEvent<A> {
     /// More of the answer.
     Token { token: String },
-    /// More of what a reasoning model thinks before it answers.
+    /// More of a reasoning model's thinking before its answer.
     Reasoning { reasoning: String },
-    /// The last one: the answer without its text, which was said.
+    /// The last event: the answer without its text, which has been sent.
     Done(A),
 }
 
-/// An event of a stream that says first what the answer is made from.
+/// An event of a stream that starts with the answer's sources.
 #[derive(Clone, Debug, JsonSchema, Serialize)]
 #[serde(untagged)]
 #[schemars(rename = "{A}EventAfter{F}")]
@@ -402,15 +402,15 @@ pub struct Confidence {
     /// 0 to 1.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub confidence: f32,
-    /// `false`: the model's rating could not be understood, and the value says nothing.
+    /// `false`: the model's rating could not be parsed, and the value means nothing.
     pub confidence_is_rated: bool,
 }
 
-/// A passage behind an answer, as `/api/v1/chat` names it.
+/// A passage behind an answer, in the shape of `/api/v1/chat`.
 #[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct Citation {
     pub document_id: String,
-    /// Of the passage's first chunk.
+    /// The index of the passage's first chunk.
     pub chunk_index: usize,
     pub text: String,
     /// Cosine of the question and the passage, 0 to 1.
@@ -420,7 +420,7 @@ pub struct Citation {
     pub filename: String,
 }
 
-/// What `/api/v1/chat` answers, and its stream says at the end.
+/// The answer of `/api/v1/chat`, and the last event of its stream.
 #[derive(Clone, Debug, JsonSchema, Serialize)]
 #[schemars(rename = "AppChatAnswer")]
 pub struct ChatAnswer {
@@ -439,7 +439,7 @@ pub struct ChatAnswer {
     pub receipt: Receipt,
 }
 
-/// What `/generate` answers, and `/stream` says at the end.
+/// The answer of `/generate`, and the last event of `/stream`.
 #[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct GenerateAnswer {
     #[serde(skip_serializing_if = "Option::is_none")]

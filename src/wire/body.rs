@@ -1,34 +1,34 @@
-//! What a request's body may say: which fields it has, and what becomes of each: honoured, accepted without effect, or refused
+//! What a request body may contain: its fields, and how each is treated: honoured, accepted without effect, or refused
 //! by name.
 //!
-//! A field that would change the text and is not honoured is a 400 that names it; silence would give another answer than was
-//! asked for. A field that changes nothing (`user`, `store`) is accepted, because SDKs send it unasked. An unknown field is
-//! accepted too, because SDKs grow fields; it is named in the `x-hearth-ignored` header. Strict mode refuses everything that
-//! has no effect.
+//! A field that would change the text but is not honoured gets a 400 that names it; silence would return a different
+//! answer from the one requested. A field that changes nothing (`user`, `store`) is accepted, because SDKs send it
+//! unasked. An unknown field is accepted too, because SDKs add fields; the `x-hearth-ignored` header names it. Strict
+//! mode refuses everything that has no effect.
 //!
-//! The fields are data, beside the reader of their body: the OpenAPI document is made from them, and `docs/API.md` is held
-//! against them.
+//! The fields are data, beside the reader of their body: the OpenAPI document is generated from them, and `docs/API.md`
+//! is checked against them.
 
 use serde_json::{Map, Value, json};
 
 use hearth_domain::error::{Error, ErrorKind, Result};
 
-/// A body with fields: what the reader goes by, and what the OpenAPI document says of it.
+/// A body with fields: what its reader accepts, and what the OpenAPI document says about it.
 pub trait RequestBody {
     /// Its name in the OpenAPI document.
     const NAME: &'static str;
     /// Tables of its fields; bodies share some.
     const FIELDS: &'static [&'static [FieldSpec]];
-    /// Fields that must be there, with a value.
+    /// Fields that must be present and not null.
     const REQUIRED: &'static [&'static str];
-    /// What holds between fields, as the texts of JSON Schemas that all hold.
+    /// Constraints between fields: texts of JSON Schemas, all of which must hold.
     const RULES: &'static [&'static str] = &[];
     /// Whether it is a form, which has no null.
     const IS_FORM: bool = false;
 
-    /// Decides about what the reader did not take; returns the names of the fields that have no effect.
+    /// Decides about the fields that the reader did not take; returns the names of those that have no effect.
     ///
-    /// # Errors
+    /// 400 for a refused field, and in strict mode for one that has no effect.
     /// 400 for a field that is refused, and in strict mode for one that has no effect.
     fn ignored(rest: Map<String, Value>, strict: bool) -> Result<Vec<String>> {
         apply(rest, Self::FIELDS, strict)
@@ -53,22 +53,22 @@ pub trait RequestBody {
     }
 }
 
-/// A query with parameters, described as fields are.
+/// A query with parameters, described like fields.
 pub trait RequestQuery {
     const PARAMETERS: &'static [FieldSpec];
 }
 
-/// A schema that others refer to: its name in the OpenAPI document, and the JSON text.
+/// A schema that others reference: its name in the OpenAPI document, and the JSON text.
 pub type Component = (&'static str, &'static str);
 
-/// What becomes of a field.
+/// How a field is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FieldTreatment {
     /// Read by the reader of its body.
     Honoured,
     /// Accepted, changes nothing.
     Ignored,
-    /// A 400, except for these JSON values, which ask for what happens anyway.
+    /// A 400, except for these JSON values, which request the default behaviour.
     Refused { harmless: &'static [&'static str] },
 }
 
@@ -77,14 +77,14 @@ pub enum FieldTreatment {
 pub struct FieldSpec {
     pub name: &'static str,
     pub treatment: FieldTreatment,
-    /// JSON Schema of an accepted value, as text; `null` is accepted besides.
+    /// JSON Schema of an accepted value, as text; `null` is accepted too.
     pub schema: &'static str,
     /// Honoured: what it does. Otherwise: why it has no effect, or what to use instead.
     pub note: &'static str,
 }
 
 impl FieldSpec {
-    /// The field as a parameter of a query, which has no null.
+    /// The field as a query parameter, which has no null.
     pub fn parameter(&self) -> Value {
         let schema = parse(self.schema);
         json!({"name": self.name, "in": "query", "description": self.note, "schema": schema})
@@ -108,7 +108,7 @@ impl FieldSpec {
     }
 }
 
-/// Names of a form's fields, as a JSON Schema pattern.
+/// Pattern of a form field's name, for JSON Schema.
 pub const FORM_FIELD_NAME: &str = r"^[A-Za-z0-9_.\[\]-]{1,64}$";
 
 /// The schemas are constants; a test compiles each.
@@ -136,7 +136,7 @@ pub const STRING: &str = r#"{"type":"string"}"#;
 pub const TIMEOUT: FieldSpec =
     honoured("timeout", r#"{"type":"number","minimum":0.000001}"#, "Seconds after which the server ends the request.");
 
-/// Applies the tables to what no reader took; returns the names that have no effect.
+/// Applies the tables to the fields that no reader took; returns the names that have no effect.
 fn apply(rest: Map<String, Value>, tables: &[&[FieldSpec]], strict: bool) -> Result<Vec<String>> {
     let mut without_effect = Vec::new();
     for (name, value) in rest {

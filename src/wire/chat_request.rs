@@ -13,7 +13,7 @@ use super::{
     tools,
 };
 
-/// A choice that asks for a call has tools to choose from.
+/// A `tool_choice` that requires a call needs tools to choose from.
 pub(super) const CHOICE_NEEDS_TOOLS: &str = r#"{"anyOf":[{"properties":{"tool_choice":{"enum":["auto","none",null]}}},{"required":["tools"],"properties":{"tools":{"type":"array","minItems":1}}}]}"#;
 
 /// Fields that become the prompt.
@@ -61,7 +61,7 @@ pub(super) const PROMPT_FIELDS: &[FieldSpec] = &[
     ),
 ];
 
-/// What `/v1/chat/completions` has beside them and [`generation::FIELDS`].
+/// What `/v1/chat/completions` accepts beyond these and [`generation::FIELDS`].
 const FIELDS: &[FieldSpec] = &[
     honoured("max_completion_tokens", COUNT, "The newer name of `max_tokens`; wins over it."),
     honoured("logprobs", BOOLEAN, "Report each token's log-probability."),
@@ -140,13 +140,13 @@ fn read_logprobs(fields: &mut Fields) -> Result<Option<usize>> {
     let top = fields.integer("top_logprobs", 0, TOP_LOGPROBS_MAX)?;
     match (wanted, top) {
         (true, top) => Ok(Some(top.and_then(|top| usize::try_from(top).ok()).unwrap_or(0))),
-        // 0 alternatives of nothing: some SDKs send it unasked.
+        // Zero alternatives without log-probabilities: some SDKs send this unasked.
         (false, None | Some(0)) => Ok(None),
         (false, Some(_)) => Err(bad_value("top_logprobs", "`top_logprobs` needs `logprobs` to be true.")),
     }
 }
 
-/// The conversation and what the template makes of it; `/apply-template` reads the same fields.
+/// The conversation and its template's inputs; `/apply-template` reads the same fields.
 pub(super) fn read_chat_prompt(fields: &mut Fields) -> Result<ChatPrompt> {
     let messages = messages::read_messages(fields)?;
     let tools = tools::read_tools(fields)?;

@@ -52,7 +52,7 @@ pub struct AssistantMessage {
     pub content: Option<String>,
     pub refusal: Option<String>,
     pub annotations: [(); 0],
-    /// What a reasoning model thought before it answered.
+    /// A reasoning model's thinking before its answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -139,7 +139,7 @@ pub struct ChatCompletionChunk {
     /// With `include_usage`: `null` in all chunks but the last. Absent otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Option<Usage>>,
-    /// In the last chunk that says something of a choice.
+    /// In the last chunk that has a choice.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timings: Option<Timings>,
     /// Beside `timings`.

@@ -26,7 +26,7 @@ const FIELDS: &[FieldSpec] = &[
     refused("suffix", &[r#""""#], "Filling in the middle is not implemented."),
 ];
 
-/// Most prompts in one request: each is a request to the engine.
+/// Most prompts in one request: each becomes a request to the engine.
 pub const PROMPTS_MAX: usize = 128;
 /// OpenAI's default, which load generators and old clients rely on.
 pub const MAX_TOKENS_DEFAULT: usize = 16;
@@ -38,7 +38,7 @@ pub struct CompletionRequest {
     pub stream: bool,
     pub include_usage: bool,
     pub return_token_ids: bool,
-    /// One generation per prompt, in the order of the prompts; choices are numbered through.
+    /// One generation per prompt, in prompt order; choices are numbered across prompts.
     pub generations: Vec<GenerateRequest>,
 }
 
@@ -53,7 +53,7 @@ impl CompletionRequest {
         let mut fields = Fields::body(body)?;
         let prompt = fields.required("prompt")?;
         let prompts = read_prompts(prompt)?;
-        // `best_of` equal to `n` is what happens anyway; the table of fields refuses the rest.
+        // `best_of` equal to `n` changes nothing; the table of fields refuses other values.
         if fields.peek("best_of").is_some() && fields.peek("best_of") == fields.peek("n") {
             fields.take("best_of");
         }
@@ -91,7 +91,7 @@ impl CompletionRequest {
     }
 }
 
-/// Each choice of each prompt takes a place in the engine and memory of its own.
+/// Each choice of each prompt takes a place in the engine and its own memory.
 fn check_choices(prompts: usize, n: usize) -> Result<()> {
     let choices = prompts.saturating_mul(n);
     if choices <= CHOICES_MAX {

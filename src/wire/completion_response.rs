@@ -20,7 +20,7 @@ pub struct Completion {
     pub model: String,
     pub system_fingerprint: String,
     pub choices: Vec<CompletionChoice>,
-    /// Always in a whole answer. In a stream with `include_usage`, `null` in all chunks but the last.
+    /// Always present in a whole answer. In a stream with `include_usage`, `null` in all chunks but the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Option<Usage>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -48,14 +48,14 @@ pub struct CompletionLogprobs {
     pub tokens: Vec<String>,
     /// `null` for the first token of an echoed prompt, which nothing predicts.
     pub token_logprobs: Vec<Option<f32>>,
-    /// The likeliest tokens and the one that was taken, by text.
+    /// The likeliest tokens and the chosen one, by text.
     pub top_logprobs: Vec<Option<Map<String, Value>>>,
     /// Where each token begins in the text, in characters.
     pub text_offset: Vec<usize>,
 }
 
 impl CompletionLogprobs {
-    /// `offset` is where the first token begins; it is moved past the last.
+    /// `offset` is where the first token begins; it advances past the last.
     pub fn new(tokens: Vec<hearth_domain::TokenLogprob>, offset: &mut usize) -> Self {
         let mut out = Self::default();
         for token in tokens {

@@ -1,7 +1,7 @@
 //! The ways in which a request may ask for text in a formal language: OpenAI's `response_format`,
 //! llama-server's `json_schema`, vLLM's `guided_*` and `structured_outputs`, and a plain `grammar`.
 //!
-//! At most one of them may be given. Whether a schema or grammar compiles is for the compiler to say.
+//! At most one of them may be given. The compiler decides whether a schema or grammar compiles.
 
 use hearth_domain::{Constraint, error::Result};
 use serde_json::Value;
@@ -41,7 +41,7 @@ fn read_response_format(fields: &mut Fields) -> Result<Option<Constraint>> {
             Ok(Some(format.map("schema")?.map_or(Constraint::JsonObject, |s| Constraint::JsonSchema(Value::Object(s)))))
         }
         "json_schema" => {
-            // llama-server takes the schema beside `type` as well.
+            // llama-server accepts the schema beside `type` as well.
             if let Some(schema) = format.map("schema")? {
                 return Ok(Some(Constraint::JsonSchema(Value::Object(schema))));
             }
@@ -61,7 +61,7 @@ fn read_response_format(fields: &mut Fields) -> Result<Option<Constraint>> {
     }
 }
 
-/// A schema as an object, or as its JSON text, as vLLM takes it.
+/// A schema as an object or, as vLLM accepts, as its JSON text.
 fn read_schema(fields: &mut Fields, name: &str) -> Result<Option<Constraint>> {
     let path = fields.path(name);
     match fields.take(name) {
@@ -92,7 +92,7 @@ fn read_choice(fields: &mut Fields, name: &str) -> Result<Option<Constraint>> {
     Ok(Some(Constraint::Regex(format!("({pattern})"))))
 }
 
-/// Quotes the characters that mean something in a regular expression.
+/// Escapes the characters that are special in a regular expression.
 fn escape_regex(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {

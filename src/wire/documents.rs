@@ -1,4 +1,4 @@
-//! What the wire has in common about documents: attributes as JSON, and filters over them.
+//! What the document routes share on the wire: attributes as JSON, and filters over them.
 
 use std::collections::BTreeMap;
 
@@ -21,14 +21,14 @@ use super::{
 pub const ATTRIBUTES_MAX: usize = 16;
 const KEY_CHARS_MAX: usize = 64;
 const VALUE_CHARS_MAX: usize = 512;
-/// Levels of `and` and `or` in each other.
+/// Nesting levels of `and` and `or`.
 const FILTER_DEPTH_MAX: usize = 16;
 /// Values of one `in`, members of one `and`, and comparisons in all.
 const FILTER_VALUES_MAX: usize = 1000;
 
 pub type Attributes = BTreeMap<String, AttributeValue>;
 
-/// Attributes or metadata that stand at `path`.
+/// Attributes or metadata found at `path`.
 pub fn read_attributes(object: Map<String, Value>, path: &str) -> Result<Attributes> {
     if object.len() > ATTRIBUTES_MAX {
         return Err(bad_value(path, format!("`{path}` has {} keys; {ATTRIBUTES_MAX} are allowed.", object.len())));
@@ -61,7 +61,7 @@ fn read_value(value: Value, path: &str) -> Result<AttributeValue> {
     }
 }
 
-/// Attributes as JSON; whole numbers without a fraction.
+/// Attributes as JSON; whole numbers are written without a fraction.
 pub fn write_attributes(attributes: &Attributes) -> Map<String, Value> {
     attributes.iter().map(|(key, value)| (key.clone(), write_value(value))).collect()
 }
@@ -159,13 +159,13 @@ fn limit(found: usize, path: &str) -> Result<()> {
     Ok(())
 }
 
-/// The fields of `POST /api/v1/documents/upload` beside the file.
+/// The fields of `POST /api/v1/documents/upload` besides the file.
 #[derive(Debug)]
 pub struct DocumentUpload {
     /// A collection's name or id.
     pub collection: Option<String>,
     pub attributes: Attributes,
-    /// The id of the document whose place it takes.
+    /// The id of the document that it replaces.
     pub replaces: Option<String>,
 }
 
@@ -199,16 +199,16 @@ impl DocumentUpload {
     }
 }
 
-/// Files whose documents are on a page of `GET /api/v1/documents`, unless fewer are asked for.
+/// Files whose documents one page of `GET /api/v1/documents` lists, unless the request asks for fewer.
 const DOCUMENTS_PAGE: PageSizes = PageSizes { largest: 1000, default: 1000 };
 
 /// The query of `GET /api/v1/documents`.
 #[derive(Debug)]
 pub struct DocumentListQuery {
-    /// A collection's name or id; all if there is none.
+    /// A collection's name or id; all collections if absent.
     pub collection: Option<String>,
     pub limit: usize,
-    /// The id of the document that the page begins behind.
+    /// The id of the document after which the page begins.
     pub after: Option<String>,
 }
 
@@ -232,7 +232,7 @@ impl DocumentListQuery {
     }
 }
 
-/// A document, as the application contract names it.
+/// A document, in the shape of the application contract.
 #[derive(Clone, Debug, JsonSchema, Serialize)]
 #[schemars(rename = "Document")]
 pub struct DocumentAnswer {
@@ -243,12 +243,12 @@ pub struct DocumentAnswer {
     pub status: &'static str,
     /// Why it failed.
     pub error: Option<DocumentError>,
-    /// How far its reading is, while it is being read.
+    /// Reading progress, while it is being read.
     pub progress: Option<Value>,
     /// The id of its collection.
     pub collection: String,
     pub bytes: u64,
-    /// Pieces of it that are searched now.
+    /// Chunks of it that are searched now.
     pub chunks: usize,
     #[schemars(extend("additionalProperties" = {"type": ["string", "number", "boolean"]}))]
     pub attributes: Map<String, Value>,
@@ -290,13 +290,13 @@ impl DocumentAnswer {
 #[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct DocumentList {
     pub documents: Vec<DocumentAnswer>,
-    /// Of all pages together.
+    /// Across all pages.
     pub total: usize,
-    /// Whether there are more behind the last one.
+    /// Whether more follow after the last one.
     pub has_more: bool,
 }
 
-/// What became of a deletion.
+/// The result of a deletion.
 #[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct DocumentDeleted {
     pub document_id: String,
@@ -304,7 +304,7 @@ pub struct DocumentDeleted {
     pub deleted: bool,
 }
 
-/// A collection, as the application contract names it.
+/// A collection, in the shape of the application contract.
 #[derive(Clone, Debug, JsonSchema, Serialize)]
 #[schemars(rename = "Collection")]
 pub struct CollectionAnswer {
@@ -312,7 +312,7 @@ pub struct CollectionAnswer {
     pub name: String,
     #[schemars(extend("additionalProperties" = {"type": ["string", "number", "boolean"]}))]
     pub metadata: Map<String, Value>,
-    /// What made its vectors; null while it has none.
+    /// The model that made its vectors; null while it has none.
     pub embedding: Option<String>,
     pub dimensions: Option<usize>,
     /// Unix seconds.
@@ -337,7 +337,7 @@ pub struct CollectionList {
     pub collections: Vec<CollectionAnswer>,
 }
 
-/// Making a collection's vectors anew, as it stands.
+/// The state of a job that recomputes a collection's vectors.
 #[derive(Clone, Debug, JsonSchema, Serialize)]
 #[schemars(rename = "Reindex")]
 pub struct ReindexAnswer {
@@ -345,7 +345,7 @@ pub struct ReindexAnswer {
     /// `queued`, `running`, `done`, `failed` or `cancelled`.
     #[schemars(extend("enum" = ["queued", "running", "done", "failed", "cancelled"]))]
     pub status: &'static str,
-    /// What it said last.
+    /// The last progress it reported.
     pub progress: Option<Value>,
     pub result: Option<Value>,
     pub error: Option<String>,

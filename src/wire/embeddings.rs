@@ -52,7 +52,7 @@ pub const INPUTS_MAX: usize = 2048;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EncodingFormat {
     Float,
-    /// The vector's f32 values, little-endian, in base64: what SDKs ask for unasked.
+    /// The vector's f32 values, little-endian, in base64: what SDKs request by default.
     Base64,
 }
 
@@ -162,7 +162,7 @@ fn text_input(text: String, place: &str) -> Result<EmbedInput> {
 pub struct EmbeddingList {
     #[schemars(extend("const" = "list"))]
     pub object: &'static str,
-    /// In the order of the inputs.
+    /// In input order.
     pub data: Vec<Embedding>,
     pub model: String,
     pub usage: EmbeddingUsage,
@@ -177,7 +177,7 @@ pub struct Embedding {
     pub embedding: EmbeddingValues,
 }
 
-/// Numbers, or with `encoding_format` `base64` the same as little-endian f32 in base64.
+/// Numbers or, with `encoding_format` `base64`, the same values as little-endian f32 in base64.
 #[derive(Debug, JsonSchema, Serialize)]
 #[serde(untagged)]
 pub enum EmbeddingValues {

@@ -1,9 +1,9 @@
-//! The error body of the contract: four keys, always all of them.
+//! The contract's error body: four keys, all always present.
 
 use schemars::JsonSchema;
 use serde::Serialize;
 
-/// `{"error": {...}}`, as an answer's body and as the last frame of a stream that failed.
+/// `{"error": {...}}`, as a response's body and as the last frame of a failed stream.
 #[derive(Debug, JsonSchema, Serialize)]
 #[schemars(rename = "Error")]
 pub struct ErrorBody {
@@ -16,11 +16,11 @@ pub struct ErrorDetail {
     pub message: String,
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// The path of the field that is at fault, such as `messages[2].role`.
+    /// The path of the offending field, such as `messages[2].role`.
     pub param: Option<String>,
     /// For programs: never a number.
     pub code: Option<&'static str>,
-    /// Both numbers of a prompt that did not fit, in llama-server's names.
+    /// Both token counts of a prompt that did not fit, under llama-server's names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub n_prompt_tokens: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]

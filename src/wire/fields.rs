@@ -1,7 +1,7 @@
-//! A reader over one JSON object that takes fields out by name and says precisely what is wrong with them.
+//! A reader over one JSON object that takes fields by name and says precisely what is wrong with them.
 //!
-//! `null` and absence are the same. Whoever reads an object takes every field it knows; [`Fields::rest`]
-//! is then what nobody asked for, which [`super::body`] decides about.
+//! `null` and absence are the same. A reader takes every field it knows; [`Fields::rest`] is the remainder, which
+//! [`super::body`] decides about.
 
 use serde_json::{Map, Value};
 
@@ -27,7 +27,7 @@ pub fn type_name(value: &Value) -> &'static str {
     }
 }
 
-/// The error for a value of another JSON type than the contract has at `path`.
+/// The error for a value whose JSON type is not the contract's at `path`.
 pub fn wrong_type(path: &str, expected: &str, found: &Value) -> Error {
     let place = if path.is_empty() { "The request body".to_owned() } else { format!("`{path}`") };
     let error = Error::new(
@@ -76,7 +76,7 @@ impl Fields {
         self.map.shift_remove(name).filter(|value| !value.is_null())
     }
 
-    /// A field without taking it.
+    /// Returns a field without taking it.
     pub fn peek(&self, name: &str) -> Option<&Value> {
         self.map.get(name).filter(|value| !value.is_null())
     }
@@ -85,7 +85,7 @@ impl Fields {
         self.take(name).ok_or_else(|| self.missing(name))
     }
 
-    /// The error for a field that must be there and is not.
+    /// The error for a missing required field.
     pub fn missing(&self, name: &str) -> Error {
         let path = self.path(name);
         Error::invalid(path.clone(), format!("`{path}` is required.")).with_code("missing_required_parameter")
@@ -145,9 +145,9 @@ impl Fields {
         }
     }
 
-    /// [`Self::integer`] for counts: from `minimum`, with no upper bound of the contract's own.
+    /// [`Self::integer`] for counts: from `minimum`, with no upper bound in the contract.
     pub fn count(&mut self, name: &str, minimum: usize) -> Result<Option<usize>> {
-        // A count that no memory could hold is refused here and not by whoever multiplies with it.
+        // A count that no memory could hold is refused here, before a caller multiplies with it.
         const COUNT_MAX: i64 = i32::MAX as i64;
         let minimum = i64::try_from(minimum).unwrap_or(COUNT_MAX);
         Ok(self.integer(name, minimum, COUNT_MAX)?.and_then(|count| usize::try_from(count).ok()))
@@ -169,7 +169,7 @@ impl Fields {
         }
     }
 
-    /// A nested object, read in its turn.
+    /// A nested object, with its own reader.
     pub fn nested(&mut self, name: &str) -> Result<Option<Self>> {
         let path = self.path(name);
         self.take(name).map(|value| Self::object(value, &path)).transpose()
@@ -181,7 +181,7 @@ impl Fields {
         self.array(name)?.map(|items| token_ids(items, &path)).transpose()
     }
 
-    /// What nobody has read, in the order it was written; nulls are absent.
+    /// The fields that were not read, in their original order, without nulls.
     pub fn rest(self) -> Map<String, Value> {
         let mut map = self.map;
         map.retain(|_, value| !value.is_null());
@@ -189,7 +189,7 @@ impl Fields {
     }
 }
 
-/// Token ids from a JSON array that stands at `path`.
+/// Token ids from a JSON array found at `path`.
 pub fn token_ids(items: Vec<Value>, path: &str) -> Result<Vec<u32>> {
     items
         .into_iter()
@@ -203,7 +203,7 @@ pub fn token_ids(items: Vec<Value>, path: &str) -> Result<Vec<u32>> {
         .collect()
 }
 
-/// A value as it stood in the request, short enough for an error message.
+/// A value from the request, short enough for an error message.
 pub fn shortened(value: &Value) -> String {
     const LONGEST: usize = 80;
     let text = value.to_string();

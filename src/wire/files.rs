@@ -1,4 +1,4 @@
-//! `/v1/files`: the form's fields, and what is said of a file.
+//! `/v1/files`: the form's fields, and how a file is reported.
 
 use std::collections::BTreeMap;
 
@@ -19,16 +19,16 @@ use super::{
 
 pub(super) const EXPIRES_AFTER: FieldSpec =
     ignored("expires_after", "Nothing expires by itself: delete what is not needed.");
-/// The field of a form that is a file; it is read as it comes, and not with the others.
+/// The file field of a form; it is read as it arrives, and not with the others.
 pub(super) const FILE: FieldSpec = honoured("file", r#"{"type":"string","format":"binary"}"#, "The file.");
 
-/// Ids of files begin with it.
+/// Prefix of file ids.
 pub const ID_PREFIX: &str = "file-";
 /// A cursor of a list of files.
 pub(super) const ID: &str = r#"{"type":"string","pattern":"^(file-|$)"}"#;
 const PURPOSES: [&str; 6] = ["assistants", "batch", "fine-tune", "vision", "user_data", "evals"];
 
-/// The fields of an upload beside the file.
+/// The fields of an upload besides the file.
 #[derive(Debug)]
 pub struct FileUpload {
     pub purpose: String,
@@ -67,7 +67,7 @@ impl FileUpload {
     }
 }
 
-/// Which files are listed.
+/// Which files to list.
 #[derive(Debug)]
 pub struct FileListQuery {
     pub page: PageRequest,
@@ -128,7 +128,7 @@ impl From<StoredFile> for FileObject {
     }
 }
 
-/// That something was deleted: a file, a vector store, a file of one.
+/// The deletion of a file, a vector store, or a file in one.
 #[derive(Debug, JsonSchema, Serialize)]
 pub struct Deleted {
     pub id: String,

@@ -15,7 +15,7 @@ use super::{
     fields::{Fields, bad_value, wrong_type},
 };
 
-/// Probabilities are divided by it: it is no zero, and nothing that division would make infinite.
+/// Probabilities are divided by it: it must not be zero, nor so small that the division yields infinity.
 const REPETITION_MIN: f64 = 1e-6;
 
 const PENALTY: &str = r#"{"type":"number","minimum":-2,"maximum":2}"#;
@@ -154,12 +154,12 @@ pub const FIELDS: &[FieldSpec] = &[
     refused("lora_request", &[], "No adapters are loaded."),
 ];
 
-/// OpenAI takes 4; more cost little, and agents use them.
+/// OpenAI allows 4; more cost little, and agents use them.
 pub const STOP_STRINGS_MAX: usize = 16;
 /// Longest stop string, in characters. An answer is held back by as much while it could still become one.
 pub const STOP_CHARS_MAX: usize = 1024;
 pub const STOP_TOKEN_IDS_MAX: usize = 1024;
-/// OpenAI's own bound on `n`; here on the choices of all prompts of a request together.
+/// OpenAI's own limit on `n`; here it applies to the choices of all prompts of a request together.
 pub const CHOICES_MAX: usize = 128;
 pub const TOP_LOGPROBS_MAX: i64 = 20;
 
@@ -190,7 +190,7 @@ impl Common {
             None => false,
         };
         let n = fields.integer("n", 1, CHOICES_MAX as i64)?.map_or(1, |n| usize::try_from(n).unwrap_or(1));
-        // As many as are asked for are the best of themselves.
+        // `best_of` equal to `n` selects nothing.
         if fields.peek("best_of").is_some_and(|best_of| best_of.as_u64() == Some(n as u64)) {
             fields.take("best_of");
         }
@@ -208,7 +208,7 @@ impl Common {
                 format!("`min_tokens` ({min_tokens}) must not be above `max_tokens` ({max_tokens})."),
             ));
         }
-        // Whether an answer that is cut off is one is the route's business.
+        // The route decides whether a cut-off answer counts as one.
         fields.boolean("partial")?;
         let return_token_ids = fields.boolean("return_token_ids")?;
         let return_tokens = fields.boolean("return_tokens")?;
@@ -323,9 +323,9 @@ fn read_stop_token_ids(fields: &mut Fields) -> Result<Vec<u32>> {
 
 /// The earlier of the server's deadline and the body's `timeout`.
 pub(super) fn read_deadline(fields: &mut Fields, envelope: &Envelope) -> Result<Option<Instant>> {
-    // A year: longer waits are the same as none, and the clock's arithmetic stays in range.
+    // A year: longer waits equal none, and the clock's arithmetic stays in range.
     const SECONDS_MAX: f64 = 31_536_000.0;
-    // A microsecond: what is shorter is a mistake and no deadline.
+    // A microsecond: anything shorter is a mistake, not a deadline.
     const SECONDS_MIN: f64 = 1e-6;
     let path = fields.path("timeout");
     let Some(seconds) = fields.number("timeout", f64::MIN, f64::MAX)? else { return Ok(envelope.deadline) };

@@ -1,4 +1,4 @@
-//! What the health routes say.
+//! The answers of the health routes.
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -36,21 +36,21 @@ pub struct DeepHealth {
     pub embedding_model: Option<String>,
     pub device: DeviceHealth,
     pub engine: Option<EngineHealth>,
-    /// What works for as long as the server runs.
+    /// The parts that run as long as the server does.
     pub parts: Vec<PartHealth>,
     pub storage: StorageHealth,
 }
 
 #[derive(Debug, JsonSchema, Serialize)]
 pub struct StorageHealth {
-    /// `false`: the disk is full, and nothing more is stored until there is room. Everything else goes on.
+    /// `false`: the disk is full, and nothing more is stored until there is room. Everything else continues.
     pub has_room: bool,
 }
 
 #[derive(Debug, JsonSchema, Serialize)]
 pub struct PartHealth {
     pub name: String,
-    /// Faults of the server's own since the start, after which the part began again.
+    /// Internal failures since the start, after each of which the part restarted.
     pub panics: u64,
     /// Why it does not work, if it does not, and what to do.
     pub failure: Option<String>,
@@ -71,7 +71,7 @@ pub struct DeviceHealth {
 
 #[derive(Debug, JsonSchema, Serialize)]
 pub struct EngineHealth {
-    /// Time since the engine's loop last came round.
+    /// Time since the engine's loop last completed a turn.
     pub heartbeat_age_ms: f64,
     pub running: usize,
     pub waiting: usize,

@@ -1,5 +1,5 @@
-//! Lists as OpenAI pages them: `limit`, `order`, `after` and `before` in the query, `has_more` and the ends' ids in the
-//! answer.
+//! Lists paged as OpenAI does: `limit`, `order`, `after` and `before` in the query, `has_more` and the first and last
+//! ids in the answer.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use super::{
 };
 use hearth_domain::{documents::PageRequest, error::Result};
 
-/// How many entries a page has: what is asked for at most, and what unasked.
+/// How many entries a page has: at most, and by default.
 #[derive(Clone, Copy, Debug)]
 pub struct PageSizes {
     pub largest: usize,
@@ -24,13 +24,13 @@ pub const PAGE: PageSizes = PageSizes { largest: 100, default: 20 };
 /// OpenAI's list of files differs.
 pub const FILES_PAGE: PageSizes = PageSizes { largest: 10_000, default: 10_000 };
 
-/// The parameters of a list whose pages have the sizes of [`PAGE`].
+/// The `limit` parameter of a list with the page sizes of [`PAGE`].
 pub const LIMIT: FieldSpec =
     honoured("limit", r#"{"type":"integer","minimum":1,"maximum":100}"#, "Entries of a page at most. Default 20.");
 pub const ORDER: FieldSpec =
     honoured("order", r#"{"enum":["asc","desc"]}"#, "By age; `desc`, the newest first, is the default.");
 
-/// The cursors of a list, whose ids match a pattern as JSON Schema has it.
+/// The cursors of a list whose ids match a JSON Schema pattern.
 pub const fn after(id: &'static str) -> FieldSpec {
     honoured("after", id, "The page that begins behind this id.")
 }
@@ -39,10 +39,10 @@ pub const fn before(id: &'static str) -> FieldSpec {
     honoured("before", id, "The page that ends before this id.")
 }
 
-/// Takes out of a query's parameters which page of a list is asked for; ids of the list begin with `prefix`.
+/// Takes the requested page of a list out of a query's parameters; ids of the list begin with `prefix`.
 ///
 /// # Errors
-/// 400 for a cursor that never was an id of such a list, and for other values that make no sense.
+/// 400 for a cursor that was never an id of such a list, and for other invalid values.
 pub fn take_page(parameters: &mut BTreeMap<String, String>, sizes: PageSizes, prefix: &str) -> Result<PageRequest> {
     let limit = take_limit(parameters, sizes)?;
     let ascending = take_one_of(parameters, "order", &["asc", "desc"])?.as_deref() == Some("asc");
@@ -56,7 +56,7 @@ pub fn take_page(parameters: &mut BTreeMap<String, String>, sizes: PageSizes, pr
     Ok(PageRequest { limit, ascending, after: cursor("after")?, before: cursor("before")? })
 }
 
-/// The entries of a page.
+/// The number of entries on a page.
 pub(super) fn take_limit(parameters: &mut BTreeMap<String, String>, sizes: PageSizes) -> Result<usize> {
     let Some(text) = parameters.remove("limit") else { return Ok(sizes.default) };
     text.parse().ok().filter(|limit| (1..=sizes.largest).contains(limit)).ok_or_else(|| {
@@ -65,12 +65,12 @@ pub(super) fn take_limit(parameters: &mut BTreeMap<String, String>, sizes: PageS
     })
 }
 
-/// A parameter of a query; an empty one is absent.
+/// A query parameter; an empty one is absent.
 pub fn take(parameters: &mut BTreeMap<String, String>, name: &str) -> Option<String> {
     parameters.remove(name).filter(|value| !value.is_empty())
 }
 
-/// A parameter that has one of these values.
+/// A parameter limited to these values.
 pub fn take_one_of(parameters: &mut BTreeMap<String, String>, name: &str, allowed: &[&str]) -> Result<Option<String>> {
     let Some(value) = parameters.remove(name) else { return Ok(None) };
     if allowed.contains(&&*value) {

@@ -1,4 +1,4 @@
-//! Where a question looks: the fields that every route over documents has in common.
+//! Where a question searches: the fields that all document routes share.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use super::{
 
 const NAMES: &str = r#"{"anyOf":[{"type":"string"},{"type":"array","maxItems":100,"items":{"type":"string"}}]}"#;
 
-/// Fields of every route that looks for passages in documents.
+/// Fields of every route that searches documents for passages.
 pub const FIELDS: &[FieldSpec] = &[
     honoured("collections", NAMES, "Names or ids of collections; they are searched together. Default `default`."),
     honoured("document_ids", NAMES, "Look in these documents only."),
@@ -43,16 +43,16 @@ pub const FIELDS: &[FieldSpec] = &[
 const TOP_K_DEFAULT: usize = 5;
 const TOP_K_MAX: i64 = 100;
 const MIN_SIMILARITY_DEFAULT: f32 = 0.3;
-/// Longest that documents are waited for when `wait` does not say how long.
+/// Longest wait for documents when `wait` gives no duration.
 const WAIT_DEFAULT: Duration = Duration::from_secs(300);
 const WAIT_MAX_SECONDS: f64 = 3600.0;
 
 /// See the module's documentation.
 #[derive(Clone, Debug)]
 pub struct LookupBody {
-    /// Names or ids; empty is the default one.
+    /// Names or ids; empty means the default one.
     pub collections: Vec<String>,
-    /// Only these documents; empty is all.
+    /// Only these documents; empty means all.
     pub document_ids: Vec<String>,
     pub filter: Option<AttributeFilter>,
     pub mode: SearchMode,
@@ -65,11 +65,11 @@ pub struct LookupBody {
 /// What to do about documents that are still being read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wait {
-    /// Say so, instead of an answer that does not know them.
+    /// Refuse, instead of answering without them.
     Refuse,
     /// Answer from what can be searched now.
     Never,
-    /// Wait for them, so long at most.
+    /// Wait for them, at most this long.
     For(Duration),
 }
 
@@ -99,7 +99,7 @@ impl LookupBody {
 }
 
 impl LookupBody {
-    /// What its filter and its documents leave to look in.
+    /// The filter and the document ids as one restriction.
     pub fn restriction(&self) -> Option<AttributeFilter> {
         let documents = (!self.document_ids.is_empty()).then(|| AttributeFilter::Files(self.document_ids.clone()));
         match (self.filter.clone(), documents) {

@@ -1,4 +1,4 @@
-//! What `GET /v1/me` says of a caller.
+//! What `GET /v1/me` reports about a caller.
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -9,17 +9,17 @@ use hearth_domain::{Budget, Caller, ModelKind, Standing, usage::Remaining};
 pub struct Me {
     #[schemars(extend("const" = "caller"))]
     pub object: &'static str,
-    /// Whose documents, limits and usage are the caller's.
+    /// The id that owns the caller's documents, limits and usage.
     pub id: String,
-    /// The key or token that was shown; null where none is asked for.
+    /// The key or token presented; null where none is required.
     pub key_id: Option<String>,
     #[schemars(extend("items" = {"enum": ["chat", "embed", "documents", "admin"]}))]
     pub scopes: Vec<&'static str>,
-    /// Models that may be named; null is all.
+    /// Models that the caller may name; null means all.
     pub models: Option<Vec<String>>,
-    /// Nothing of this caller's leaves the machine.
+    /// None of this caller's data leaves the machine.
     pub local_only: bool,
-    /// Which side serves where a request does not say; null is the server's own policy.
+    /// Which side serves if a request does not say; null means the server's own policy.
     #[schemars(extend("enum" = ["local-first", "local-only", "hosted-first", "hosted-only", null]))]
     pub policy: Option<&'static str>,
     pub limits: Limits,
@@ -27,7 +27,7 @@ pub struct Me {
     pub features: Features,
 }
 
-/// Null is no limit.
+/// Null means no limit.
 #[derive(Debug, JsonSchema, Serialize)]
 pub struct Limits {
     pub requests_per_minute: Option<u32>,
@@ -41,8 +41,8 @@ pub struct Limits {
     pub documents: Option<u64>,
 }
 
-/// Requests and tokens of the caller's limits or of the server's, whichever is nearer, as in the headers of every answer; budgets
-/// of the caller's own alone. Null where there is none.
+/// Remaining requests and tokens under the caller's limits or the server's, whichever is nearer, as in the headers of
+/// every answer; remaining budgets under the caller's own alone. Null where there is no limit.
 #[derive(Debug, JsonSchema, Serialize)]
 pub struct Left {
     pub requests: Option<u32>,
@@ -53,7 +53,7 @@ pub struct Left {
     pub monthly_compute_seconds: Option<f64>,
 }
 
-/// What the server can do now, so that a client need not find out by errors.
+/// What the server can do now, so that a client need not learn it from errors.
 #[derive(Clone, Copy, Debug, JsonSchema, Serialize)]
 pub struct Features {
     pub chat: bool,
@@ -64,7 +64,8 @@ pub struct Features {
 }
 
 impl Features {
-    /// `has`: whether a model of a kind is served; `documents`: whether there is a local embedding model to search with.
+    /// `has`: whether a model of a kind is served; `documents`: whether there is a local embedding model to search
+    /// with.
     pub fn of(has: impl Fn(ModelKind) -> bool, documents: bool) -> Self {
         Self {
             chat: has(ModelKind::Chat),

@@ -1,8 +1,8 @@
 //! The conversation: OpenAI's messages, checked and turned into what a chat template expects.
 //!
-//! Templates are written for `transformers`: content is a string, a call's arguments are an object, and
-//! the instructions' role is `system`. So text parts are joined, arguments are parsed, and `developer`
-//! becomes `system`. What a template cannot be given (an image, audio, a file) is refused by name.
+//! Templates are written for `transformers`: content is a string, a call's arguments are an object, and the
+//! instructions' role is `system`. So text parts are joined, arguments are parsed, and `developer` becomes `system`.
+//! Content that a template cannot take (an image, audio, a file) is refused by name.
 
 use serde_json::{Map, Value};
 
@@ -11,7 +11,7 @@ use super::{
     fields::{Fields, bad_value, shortened, wrong_type},
 };
 
-/// The component that bodies with messages refer to.
+/// The component that bodies with messages reference.
 pub const COMPONENT: Component = (
     "ChatMessage",
     r##"{"anyOf":[
@@ -42,7 +42,7 @@ pub const COMPONENT: Component = (
     ]}"##,
 );
 
-/// The component that messages refer to.
+/// The component that messages reference.
 pub const CONTENT_COMPONENT: Component = (
     "MessageContent",
     r#"{"anyOf":[{"type":"string"},{"type":"array","items":{"anyOf":[
@@ -103,7 +103,7 @@ fn read_message(item: Value, place: &str) -> Result<Value> {
         }
         _ => {}
     }
-    // Templates know fields that the contract does not, such as `thinking`: they get them as they are.
+    // Templates know fields that the contract does not, such as `thinking`: those pass through unchanged.
     for (name, value) in fields.rest() {
         message.entry(name).or_insert(value);
     }
@@ -123,7 +123,7 @@ fn read_assistant_fields(fields: &mut Fields, message: &mut Map<String, Value>, 
     {
         message.insert("content".to_owned(), Value::String(refusal));
     }
-    // vLLM and OpenRouter say `reasoning`; templates say `reasoning_content`.
+    // vLLM and OpenRouter write `reasoning`; templates read `reasoning_content`.
     let reasoning = fields.string("reasoning_content")?;
     if let Some(reasoning) = reasoning.or(fields.string("reasoning")?) {
         message.insert("reasoning_content".to_owned(), Value::String(reasoning));
@@ -154,8 +154,8 @@ fn read_tool_call(call: Value, place: &str) -> Result<Value> {
     let arguments = match function.take("arguments") {
         None => Value::Object(Map::new()),
         Some(object @ Value::Object(_)) => object,
-        // The contract has the arguments as JSON text, which a model may have written wrongly: then the
-        // template gets the text.
+        // The contract has the arguments as JSON text, which a model may have written wrongly: then the template gets
+        // the text.
         Some(Value::String(text)) => match serde_json::from_str(&text) {
             Ok(object @ Value::Object(_)) => object,
             _ if text.trim().is_empty() => Value::Object(Map::new()),

@@ -1,14 +1,12 @@
-//! The JSON contracts: what a body may say, and what an answer looks like. Serde only.
+//! The JSON contracts: what a body may contain, and what an answer looks like. Serde only.
 //!
-//! Tolerant in, exact out. A request is read field by field from a JSON object, because the contract asks
-//! for what a derived reader cannot give: `null` means absent everywhere, an error names the path of the
-//! field (`messages[2].role`), and each field has a policy (honoured, ignored, refused) that the caller can
-//! rely on. [`body`] says how: the fields are tables beside the
-//! readers, from which the OpenAPI document is made.
-//! An answer is a struct whose nullable fields are always written.
+//! Tolerant in, exact out. A request is read field by field from a JSON object, because the contract requires what a
+//! derived reader cannot give: `null` means absent everywhere, an error names the path of the field
+//! (`messages[2].role`), and each field has a policy (honoured, ignored, refused) that the caller can rely on. [`body`]
+//! explains how: the fields are tables beside the readers, from which the OpenAPI document is generated. An answer is a
+//! struct whose nullable fields are always written.
 //!
-//! Nothing here knows of HTTP or runs a model: readers produce the words of [`hearth_domain`], writers
-//! consume them.
+//! Nothing here knows HTTP or runs a model: readers produce the types of [`hearth_domain`], writers consume them.
 
 pub mod analysis;
 pub mod ask;
@@ -55,7 +53,7 @@ pub struct Envelope {
     pub strict: bool,
 }
 
-/// A request as read, with the names of the fields that were accepted and have no effect.
+/// A parsed request, with the names of the fields that were accepted and have no effect.
 #[derive(Debug)]
 pub struct Parsed<T> {
     pub request: T,

@@ -1,4 +1,4 @@
-//! What `/v1/models` says of the served models.
+//! What `/v1/models` reports about the served models.
 
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -43,7 +43,7 @@ pub struct Capabilities {
     pub logprobs: bool,
 }
 
-/// What the model is, in llama-server's names where it has them.
+/// The model's properties, under llama-server's names where it has them.
 #[derive(Debug, JsonSchema, Serialize)]
 pub struct ModelMeta {
     pub architecture: String,

@@ -1,4 +1,4 @@
-//! `POST /v1/quote`: the body is the one of the request that is to be priced.
+//! `POST /v1/quote`: the body is that of the request to be priced.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::{
     completion_request::CompletionRequest,
 };
 
-/// What is to be priced: a chat completion, or a completion, as the body has `messages` or a `prompt`.
+/// The request to be priced: a chat completion if the body has `messages`, a completion if it has a `prompt`.
 #[derive(Debug)]
 pub struct QuoteRequest {
     pub model: Option<String>,
@@ -68,14 +68,14 @@ pub struct QuotedSide {
     pub served_by: String,
     pub model: String,
     pub prompt_tokens: usize,
-    /// Whether the model's own tokenizer counted them.
+    /// Whether the model's own tokenizer counted the prompt.
     pub prompt_tokens_exact: bool,
     pub max_completion_tokens: usize,
     pub context_length: usize,
     pub expected_wait_ms: f64,
     pub compute_ms: QuotedRange,
     pub cost_usd: QuotedRange,
-    /// Why it would not serve, such as `context_length`; null where it would.
+    /// Why it would not serve, such as `context_length`; null if it would.
     pub refusal: Option<&'static str>,
 }
 

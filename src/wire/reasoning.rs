@@ -1,7 +1,7 @@
-//! How much a model is to think: one wish, for which clients have three fields.
+//! How much a model should think: one setting, for which clients have three fields.
 //!
-//! `reasoning_effort` is OpenAI's, `reasoning` OpenRouter's, `thinking` DeepSeek's and Z.ai's. All come to the variables of the
-//! chat template that models read: `reasoning_effort` (gpt-oss) and `enable_thinking` (Qwen3).
+//! `reasoning_effort` is OpenAI's, `reasoning` OpenRouter's, `thinking` DeepSeek's and Z.ai's. All map to the chat
+//! template variables that models read: `reasoning_effort` (gpt-oss) and `enable_thinking` (Qwen3).
 
 use hearth_domain::error::Result;
 use serde_json::{Map, Value};
@@ -10,8 +10,8 @@ use super::fields::{Fields, bad_value};
 
 const EFFORTS: [&str; 7] = ["none", "minimal", "low", "medium", "high", "xhigh", "max"];
 
-/// Reads the three fields into variables of the template. What the caller set in `chat_template_kwargs` wins, then
-/// `reasoning_effort`, then `reasoning`, then `thinking`.
+/// Reads the three fields into template variables. The caller's `chat_template_kwargs` win, then `reasoning_effort`,
+/// then `reasoning`, then `thinking`.
 pub(super) fn read_reasoning(fields: &mut Fields, kwargs: &mut Map<String, Value>) -> Result<()> {
     let mut effort = read_effort(fields, "reasoning_effort")?;
     let mut is_enabled = None;

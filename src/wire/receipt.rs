@@ -1,6 +1,6 @@
-//! What a request came to, as it stands in answers and in the last event of a stream.
+//! What a request used and cost, as reported in answers and in the last event of a stream.
 //!
-//! The keys are the same for every provider, and all but `grounding` are always present, so that a client parses one shape.
+//! The keys are the same for every provider, and all but `grounding` are always present, so a client parses one shape.
 
 use std::time::Duration;
 
@@ -15,19 +15,19 @@ pub struct Receipt {
     pub request_id: String,
     /// `local`, an upstream's name or `cache`; `none` where no model was needed.
     pub served_by: String,
-    /// Of the record that the answer is of.
+    /// The model that answered.
     pub model: Option<String>,
-    /// Why another one than the first choice served.
+    /// Why a side other than the first choice served.
     pub fallback_reason: Option<String>,
-    /// Upstreams tried, each retry counted.
+    /// Upstreams tried, including each retry.
     pub attempts: u32,
-    /// The cache that had the answer.
+    /// The cache that held the answer.
     pub cache: Option<&'static str>,
-    /// How an answer from documents is bound to them: `extract`, `quote` or `free`; not there in other answers.
+    /// How an answer from documents is bound to them: `extract`, `quote` or `free`; absent in other answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("enum" = ["extract", "quote", "free"]))]
     pub grounding: Option<&'static str>,
-    /// Of all models that worked for the request, as are the figures below.
+    /// Across all models that worked for the request, as are the figures below.
     pub prompt_tokens: u64,
     pub cached_tokens: u64,
     pub completion_tokens: u64,
@@ -40,17 +40,17 @@ pub struct Receipt {
     /// The request's share of the device's time.
     #[schemars(range(min = 0.0))]
     pub compute_ms: f64,
-    /// Since the request was let in.
+    /// Since the request was admitted.
     #[schemars(range(min = 0.0))]
     pub latency_ms: f64,
     #[schemars(range(min = 0.0))]
     pub cost_usd: f64,
-    /// The same in whole millionths, for sums.
+    /// The same in whole millionths, for summing.
     pub cost_micro_usd: u64,
 }
 
 impl Receipt {
-    /// What stands in the account now.
+    /// The account's receipt so far.
     pub fn of(account: &Account) -> Self {
         let receipt = account.receipt();
         let records = || receipt.models.iter();
@@ -77,12 +77,12 @@ impl Receipt {
     }
 }
 
-/// To the microsecond.
+/// Rounded to the microsecond.
 pub fn milliseconds(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// For reading; sums are made of the millionths.
+/// For display; sums use the millionths.
 #[expect(clippy::cast_precision_loss, reason = "exact below nine billion dollars")]
 pub fn usd(micro_usd: u64) -> f64 {
     micro_usd as f64 / 1e6

@@ -36,7 +36,7 @@ pub const DOCUMENTS_MAX: usize = 1000;
 #[derive(Debug)]
 pub struct RerankBody {
     pub model: Option<String>,
-    /// Results at most; `None` is all.
+    /// Most results to return; `None` means all.
     pub top_n: Option<usize>,
     pub return_documents: bool,
     pub request: RerankRequest,
@@ -87,7 +87,7 @@ fn read_documents(documents: Value) -> Result<Vec<String>> {
     items.collect()
 }
 
-/// The answer: the documents' places, most relevant first.
+/// The answer: the documents' positions, most relevant first.
 #[derive(Debug, JsonSchema, Serialize)]
 pub struct Ranking {
     pub model: String,
@@ -98,7 +98,7 @@ pub struct Ranking {
 
 #[derive(Debug, JsonSchema, Serialize)]
 pub struct RankedDocument {
-    /// Place in the request's `documents`.
+    /// Position in the request's `documents`.
     pub index: usize,
     /// 0 to 1.
     #[schemars(range(min = 0.0, max = 1.0))]
@@ -119,7 +119,7 @@ pub struct RankingUsage {
 }
 
 impl Ranking {
-    /// `documents` are the texts to repeat, if they are wanted. Equals stay in the order of the request.
+    /// `documents` are the texts to return, if requested. Ties keep the request's order.
     pub fn new(
         model: String,
         answer: &RerankResponse,

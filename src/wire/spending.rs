@@ -1,4 +1,4 @@
-//! `GET /metrics` as JSON and `GET /v1/usage`: what requests came to, all of them, and by day, caller, model and
+//! `GET /metrics` as JSON and `GET /v1/usage`: the usage and cost of all requests, and by day, caller, model and
 //! provider.
 
 use schemars::JsonSchema;
@@ -7,24 +7,24 @@ use serde_json::{Map, Value};
 
 use super::body::{FieldSpec, RequestQuery, STRING, honoured};
 
-/// What `GET /metrics` answers to whoever does not ask for Prometheus' text: the sums of the whole ledger.
+/// The answer of `GET /metrics` to a request that does not ask for Prometheus' text: the sums of the whole ledger.
 #[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct MetricsSummary {
     pub total_cost_usd: f64,
     /// The same in whole millionths.
     pub total_cost_micro_usd: u64,
     pub total_requests: u64,
-    /// From letting a request in to its end, however it came.
+    /// From a request's admission to its end, however it ended.
     pub avg_latency_ms: f64,
     pub total_input_tokens: u64,
-    /// Of the input, what was in a prefix cache.
+    /// The part of the input that was in a prefix cache.
     pub total_cached_tokens: u64,
     pub total_output_tokens: u64,
     pub total_compute_seconds: f64,
-    /// Bytes of requests' text that left the machine.
+    /// Bytes of request text that left the machine.
     pub total_bytes_out: u64,
     pub requests_by_outcome: Outcomes,
-    /// Requests whose rows could not be kept, since the server started; in no other figure here.
+    /// Requests whose rows were lost since the server started; in no other figure here.
     pub ledger_rows_lost: u64,
 }
 
@@ -40,11 +40,11 @@ pub struct Outcomes {
 /// The query of `GET /v1/usage`.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct UsageParameters {
-    /// A date, a time as RFC 3339 writes it, or Unix seconds.
+    /// A date, an RFC 3339 time, or Unix seconds.
     pub from: Option<String>,
-    /// The same; a date is counted in.
+    /// The same; a date is included.
     pub to: Option<String>,
-    /// `day`, `caller`, `model` and `provider`, with commas.
+    /// `day`, `caller`, `model` and `provider`, separated by commas.
     pub group_by: Option<String>,
     pub caller: Option<String>,
 }
@@ -65,23 +65,23 @@ impl RequestQuery for UsageParameters {
     ];
 }
 
-/// What `GET /v1/usage` answers.
+/// The answer of `GET /v1/usage`.
 #[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct UsageReport {
     #[schemars(extend("const" = "usage"))]
     pub object: &'static str,
-    /// Unix seconds; the first one that counts, and the first that does not.
+    /// Unix seconds; the first one included, and the first one excluded.
     pub from: i64,
     pub to: i64,
     pub group_by: Vec<&'static str>,
-    /// Sorted by what they are grouped by.
+    /// Sorted by the grouping keys.
     pub data: Vec<UsageEntry>,
     pub total: UsageFigures,
 }
 
 #[derive(Clone, Debug, JsonSchema, Serialize)]
 pub struct UsageEntry {
-    /// What was grouped by, under its own name: `"day": "2026-01-31"`.
+    /// The grouping keys, under their own names: `"day": "2026-01-31"`.
     #[serde(flatten)]
     pub keys: Map<String, Value>,
     #[serde(flatten)]

@@ -13,7 +13,7 @@ use super::{
 
 const MODEL: FieldSpec = honoured("model", STRING, "A served chat model. Default the first.");
 
-/// A piece of what is to be tokenized: llama-server takes text and token ids mixed.
+/// A piece of the input: llama-server accepts text and token ids mixed.
 #[derive(Debug)]
 pub enum TokenizePart {
     Text(String),
@@ -87,7 +87,7 @@ pub struct TokenPiece {
     pub piece: Piece,
 }
 
-/// Text, or the bytes of a token that is no whole text by itself.
+/// Text, or the bytes of a token that is not whole text by itself.
 #[derive(Debug, JsonSchema, Serialize)]
 #[serde(untagged)]
 pub enum Piece {

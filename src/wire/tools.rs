@@ -8,7 +8,7 @@ use super::{
     fields::{Fields, bad_value, shortened, wrong_type},
 };
 
-/// The component that bodies with tools refer to.
+/// The component that bodies with tools reference.
 pub const COMPONENT: Component = (
     "Tool",
     r#"{"type":"object","required":["type","function"],"properties":{"type":{"const":"function"},"function":{"type":"object","required":["name"],"properties":{
@@ -84,7 +84,7 @@ fn is_function_name(name: &str) -> bool {
     (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
 }
 
-/// What the caller wants done with the tools, checked against them.
+/// The caller's tool choice, checked against the tools.
 pub(super) fn read_tool_choice(fields: &mut Fields, tools: &[Value]) -> Result<ToolChoice> {
     let choice = match fields.take("tool_choice") {
         None => return Ok(ToolChoice::Auto),

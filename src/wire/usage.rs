@@ -91,11 +91,11 @@ impl Timings {
 }
 
 fn milliseconds(duration: Duration) -> f64 {
-    // Microseconds are as fine as a wall clock is worth, and print short.
+    // A wall clock is not worth more than microseconds, and they print short.
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// Milliseconds per token and tokens per second; 0 where nothing was measured, since JSON has no infinity.
+/// Milliseconds per token and tokens per second; 0 if nothing was measured, since JSON has no infinity.
 fn rates(tokens: usize, duration: Duration) -> (f64, f64) {
     #[expect(clippy::cast_precision_loss, reason = "token counts stay far below 2^52")]
     let tokens = tokens as f64;

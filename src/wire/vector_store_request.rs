@@ -1,4 +1,4 @@
-//! What `/v1/vector_stores` is asked: bodies and queries.
+//! What `/v1/vector_stores` accepts: bodies and queries.
 
 use std::collections::BTreeMap;
 
@@ -68,7 +68,7 @@ impl VectorStoreCreate {
     }
 }
 
-/// `POST /v1/vector_stores/{id}`: `None` leaves what there is.
+/// `POST /v1/vector_stores/{id}`: `None` leaves a value unchanged.
 #[derive(Debug)]
 pub struct VectorStoreUpdate {
     pub name: Option<String>,
@@ -108,7 +108,7 @@ fn read_metadata(fields: &mut Fields) -> Result<Option<Attributes>> {
     Ok(metadata)
 }
 
-/// What is to keep texts on this machine must not be misspelt.
+/// A misspelt value must not let texts leave this machine.
 fn check_local_only(metadata: &Attributes) -> Result<()> {
     let is_clear = match metadata.get(LOCAL_ONLY) {
         None | Some(AttributeValue::Bool(_)) => true,
@@ -141,7 +141,7 @@ fn take_attributes(fields: &mut Fields) -> Result<Attributes> {
     Ok(fields.map("attributes")?.map(|found| read_attributes(found, &path)).transpose()?.unwrap_or_default())
 }
 
-/// A file that is to be in a vector store.
+/// A file to add to a vector store.
 #[derive(Debug, PartialEq)]
 pub struct VectorStoreFileRequest {
     pub file_id: String,
@@ -171,7 +171,7 @@ impl VectorStoreFileRequest {
     }
 }
 
-/// `POST /v1/vector_stores/{id}/files/{file_id}`: the attributes that take the place of the old ones.
+/// `POST /v1/vector_stores/{id}/files/{file_id}`: the attributes that replace the old ones.
 #[derive(Debug)]
 pub struct VectorStoreFileUpdate {
     pub attributes: Attributes,
@@ -188,7 +188,7 @@ impl RequestBody for VectorStoreFileUpdate {
 
 impl VectorStoreFileUpdate {
     pub fn read(body: Value, strict: bool) -> Result<Parsed<Self>> {
-        // Null removes them; leaving them out is a mistake.
+        // Null removes them; omitting them is a mistake.
         let is_null = body.get("attributes").is_some_and(Value::is_null);
         let mut fields = Fields::body(body)?;
         if fields.peek("attributes").is_none() && !is_null {
@@ -261,7 +261,7 @@ impl FileBatchRequest {
     }
 }
 
-/// Which vector stores are listed.
+/// Which vector stores to list.
 #[derive(Debug)]
 pub struct VectorStoreListQuery {
     pub page: PageRequest,
@@ -282,7 +282,7 @@ impl VectorStoreListQuery {
     }
 }
 
-/// Which files of a vector store are listed.
+/// Which files of a vector store to list.
 #[derive(Debug)]
 pub struct VectorStoreFileListQuery {
     pub page: PageRequest,
@@ -324,9 +324,9 @@ pub struct VectorStoreSearchRequest {
     pub queries: Vec<String>,
     pub filter: Option<AttributeFilter>,
     pub max_num_results: usize,
-    /// By the cosine, 0 to 1.
+    /// The least cosine, 0 to 1.
     pub score_threshold: f32,
-    /// Only by meaning, and not by words.
+    /// Search by meaning only, not by words.
     pub dense_only: bool,
 }
 

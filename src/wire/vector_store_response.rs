@@ -1,4 +1,4 @@
-//! What `/v1/vector_stores` answers.
+//! What `/v1/vector_stores` returns.
 
 use hearth_domain::documents::{Chunk, Collection, Document, DocumentCounts, DocumentStatus};
 use schemars::JsonSchema;
@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::documents::{Attributes, write_attributes};
 
-/// What OpenAI calls a document's status.
+/// OpenAI's name for a document's status.
 fn status_name(status: &DocumentStatus) -> &'static str {
     match status {
         DocumentStatus::Processing => "in_progress",
@@ -50,7 +50,7 @@ pub struct VectorStoreObject {
     /// Unix seconds.
     pub created_at: i64,
     pub name: String,
-    /// Of the files that can be searched.
+    /// The size of the files that can be searched.
     pub usage_bytes: u64,
     pub file_counts: FileCounts,
     /// `in_progress` while a file is being read, else `completed`.
@@ -95,7 +95,7 @@ fn usage_bytes(document: &Document) -> u64 {
 #[derive(Debug, JsonSchema, Serialize)]
 #[schemars(rename = "VectorStoreFile")]
 pub struct VectorStoreFileObject {
-    /// The file's own.
+    /// The file's id.
     pub id: String,
     #[schemars(extend("const" = "vector_store.file"))]
     pub object: &'static str,
@@ -108,7 +108,7 @@ pub struct VectorStoreFileObject {
     pub usage_bytes: u64,
     #[schemars(extend("additionalProperties" = {"type": ["string", "number", "boolean"]}))]
     pub attributes: Map<String, Value>,
-    /// Always `{"type": "other"}`: the document's own structure.
+    /// Always `{"type": "other"}`: chunks follow the document's own structure.
     pub chunking_strategy: Value,
 }
 
@@ -197,7 +197,7 @@ impl TextContent {
     }
 }
 
-/// What was read of a file, piece by piece; neighbours overlap.
+/// The text read from a file, piece by piece; neighbours overlap.
 #[derive(Debug, JsonSchema, Serialize)]
 pub struct FileContentPage {
     #[schemars(extend("const" = "vector_store.file_content.page"))]
@@ -231,7 +231,7 @@ pub struct SearchResultsPage {
     #[schemars(extend("const" = "vector_store.search_results.page"))]
     pub object: &'static str,
     pub search_query: Vec<String>,
-    /// The nearest first.
+    /// Nearest first.
     pub data: Vec<SearchResult>,
     pub has_more: bool,
     pub next_page: Option<String>,

@@ -1,7 +1,7 @@
 //! The baseline of `--baseline`: candle-transformers' own quantized model of the same file.
 //!
-//! One sequence, as its examples run it: the whole prompt at once, then one token after another. It computes on
-//! the CPU with as many threads as candle chooses (`CANDLE_NUM_THREADS` and `RAYON_NUM_THREADS` bind it).
+//! One sequence, as its examples run it: the whole prompt at once, then token by token. It computes on the CPU with as
+//! many threads as candle chooses (`CANDLE_NUM_THREADS` and `RAYON_NUM_THREADS` limit it).
 
 use std::{fs::File, path::Path, time::Instant};
 
@@ -28,7 +28,7 @@ enum Model {
 
 impl Baseline {
     /// # Errors
-    /// If candle-transformers has no such architecture or cannot read the file, a split one for instance.
+    /// If candle-transformers lacks the architecture or cannot read the file, such as a split one.
     pub(super) fn load(path: &Path, architecture: &str, vocab_size: usize) -> anyhow::Result<Self> {
         let model = Model::load(path, architecture)
             .with_context(|| format!("--baseline: candle-transformers cannot load {}", path.display()))?;
@@ -68,7 +68,7 @@ impl Model {
         })
     }
 
-    /// The likeliest token after `tokens`, the first of which is at `position`; position 0 begins anew.
+    /// The likeliest token after `tokens`, the first of which is at `position`; position 0 starts a new sequence.
     fn next_token(&mut self, tokens: &[u32], position: usize) -> candle_core::Result<u32> {
         let input = Tensor::new(tokens, &Device::Cpu)?.unsqueeze(0)?;
         let logits = match self {

@@ -1,4 +1,4 @@
-//! Through a server on loopback: what a client sees, sockets, JSON and all.
+//! Through a server on loopback: what a client sees, sockets and JSON included.
 
 use std::{sync::Arc, time::Instant};
 
@@ -17,7 +17,7 @@ use crate::{
 /// Starts a server on the loaded model and measures it as [`super::in_process`] measures the engine.
 pub(super) async fn measure(config: &Config, model: LocalChat, workload: Workload) -> anyhow::Result<Measured> {
     let mut config = config.clone();
-    // Only this process is to reach it.
+    // Only this process may reach it.
     config.address = ([127, 0, 0, 1], 0).into();
     config.http.tls = None;
     let key = NewKey::random()?.key;

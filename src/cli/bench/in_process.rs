@@ -1,5 +1,5 @@
-//! At the engine's handle: token ids in, token events out, no text and no sockets; and, if it is asked for, the
-//! baseline in turns with it, so that whatever else the machine does falls on both.
+//! At the engine's handle: token ids in, token events out, no text and no sockets. The baseline, if requested,
+//! alternates with it, so that other load on the machine affects both.
 
 use std::time::Instant;
 

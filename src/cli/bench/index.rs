@@ -1,8 +1,8 @@
 //! `hearth bench index`: recall against queries per second of the vector index, on one thread.
 //!
-//! The vectors are a file's, or made: clusters of vectors that vary along a few directions each, one in ten all but
-//! equal to another, as the vectors of documents are. What is right is what the exact scan finds. Filters let a share
-//! of the vectors through, drawn without regard to where they are.
+//! The vectors come from a file or are generated: clusters of vectors that vary along a few directions each, one in ten
+//! nearly equal to another, like vectors of documents. The exact scan defines the right results. Filters let a share of
+//! the vectors through, drawn regardless of their position.
 
 use std::{
     path::PathBuf,
@@ -63,7 +63,7 @@ pub(super) struct Curve {
 
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub(super) struct Point {
-    /// What was set to get it.
+    /// The setting that produced it.
     #[serde(default)]
     pub candidates: usize,
     /// Share of the right results that were found, 0 to 1.
@@ -75,7 +75,7 @@ pub(super) struct Point {
 const SELECTIVITIES: [f64; 3] = [0.01, 0.1, 0.5];
 /// Vectors inserted at a time.
 const INSERTED_AT_A_TIME: usize = 4096;
-/// How long one figure is measured.
+/// Least time that one figure is measured.
 const MEASURED_AT_LEAST: Duration = Duration::from_millis(500);
 /// Exact searches are slow, and need no more for a steady figure.
 const EXACT_QUERIES: usize = 100;
@@ -187,8 +187,8 @@ fn table(curve: &Curve, filtered: &[serde_json::Value], limit: usize) -> Table {
     table
 }
 
-/// What each query gives, and queries a second: the first tenth of them once to warm up, then all, again and again
-/// until it has taken long enough for a steady figure.
+/// The results of each query, and queries per second: first a tenth of the queries to warm up, then all of them,
+/// repeated until the time is long enough for a steady figure.
 fn timed<E>(
     queries: &[Vec<f32>],
     search: impl Fn(&Vec<f32>) -> Result<Vec<Hit>, E>,
@@ -208,8 +208,8 @@ fn timed<E>(
     }
 }
 
-/// Share of the right results among the found ones. One as near as the last right one is right: of equal vectors any
-/// will do.
+/// Share of the right results among the found ones. A result as near as the last right one is right: equal vectors are
+/// interchangeable.
 fn recall(found: &[Vec<Hit>], truth: &[Vec<Hit>]) -> f64 {
     let (mut right, mut all) = (0, 0);
     for (found, truth) in found.iter().zip(truth) {
@@ -220,7 +220,7 @@ fn recall(found: &[Vec<Hit>], truth: &[Vec<Hit>]) -> f64 {
     right as f64 / f64::from(all.max(1) as u32)
 }
 
-/// What is indexed, and what is searched for.
+/// The vectors to index, and the queries.
 fn data(args: &Args) -> anyhow::Result<(Rows, Rows)> {
     let mut vectors = match &args.vectors {
         Some(path) => read_npy(path)?,
@@ -233,13 +233,13 @@ fn data(args: &Args) -> anyhow::Result<(Rows, Rows)> {
     Ok((vectors, queries))
 }
 
-/// Clusters of 200, each varying along 16 directions of its own and a little along all; one in ten all but equal to the
-/// one before.
+/// Clusters of 200, each varying along 16 directions of its own and slightly along all; one vector in ten is nearly
+/// equal to the one before.
 fn made(count: usize, dim: usize) -> Rows {
     const CLUSTER: usize = 200;
     const DIRECTIONS: usize = 16;
     let mut random = StdRng::seed_from_u64(0);
-    // The sum of twelve even draws is as good as normal.
+    // The sum of twelve uniform draws is close enough to normal.
     let mut normal = || (0..12).map(|_| random.random_range(-0.5..0.5_f32)).sum::<f32>();
     let mut clusters: Vec<Vec<Vec<f32>>> = Vec::new();
     for _ in 0..count.div_ceil(CLUSTER).max(1) {
@@ -250,7 +250,7 @@ fn made(count: usize, dim: usize) -> Rows {
         let vector: Vec<f32> = if index % 10 == 9 {
             vectors[index - 1].iter().map(|x| x + 0.01 * normal()).collect()
         } else {
-            // Scattered over the clusters, so that queries taken off the end are from everywhere.
+            // Scattered over the clusters, so that queries taken from the end come from everywhere.
             let cluster = &clusters[index * 7919 % clusters.len()];
             let weights: Vec<f32> = (0..DIRECTIONS).map(|_| 0.35 * normal()).collect();
             (0..dim)

@@ -1,10 +1,9 @@
 //! `hearth bench`: how fast a model file is on this machine.
 //!
-//! Three figures, each the median of several repetitions: prefill (a prompt that nothing has cached),
-//! decode (one stream), and concurrent decode (several streams at once). They are taken at the engine's
-//! handle, where llama-bench takes its own, with `--http` once more through a server on loopback, which is what
-//! a client sees, and with `--baseline` beside candle-transformers' own model of the same file. `hearth bench index`
-//! measures the vector index instead.
+//! Three figures, each the median of several repetitions: prefill (a prompt that nothing has cached), decode (one
+//! stream), and concurrent decode (several streams at once). They are taken at the engine's handle, where llama-bench
+//! takes its own; with `--http` also through a server on loopback, which is what a client sees; and with `--baseline`
+//! also on candle-transformers' own model of the same file. `hearth bench index` measures the vector index instead.
 
 mod candle;
 mod http;
@@ -80,13 +79,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     ensure!(args.decode_tokens >= 2, "--decode-tokens must be at least 2: one comes from the prefill");
     ensure!(args.repetitions >= 1, "--repetitions must be at least 1");
     let mut settings = args.settings;
-    // That a file has no chat template, for instance, is of no account here.
+    // Warnings, such as a missing chat template, do not matter here.
     settings.log.get_or_insert_with(|| "error".to_owned());
     settings.parallel.get_or_insert(8);
     settings.port.get_or_insert(0);
     let longest = args.prompt_tokens + args.decode_tokens + 16;
     settings.ctx_size.get_or_insert(longest);
-    // Every prompt is new: the cache would only be measured by mistake.
+    // Every prompt is new: a cache hit would only be measured by mistake.
     settings.no_prefix_cache = Some(true);
     let config = Config::load(settings)?;
     telemetry::init_logs(&config.log_filter, config.log_format)?;
@@ -127,8 +126,8 @@ fn load_baseline(config: &Config, model: &ModelInfo) -> anyhow::Result<Baseline>
     Baseline::load(&path, &model.architecture, model.vocab_size)
 }
 
-/// A prompt of tokens that nothing has cached: a multiplicative congruential walk over the vocabulary, so
-/// that two runs measure the same work.
+/// A prompt that nothing has cached: a multiplicative congruential walk over the vocabulary, so that two runs measure
+/// the same work.
 fn prompt(length: usize, vocab_size: usize, salt: u64) -> Vec<u32> {
     let mut state = salt.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     (0..length)

@@ -24,7 +24,7 @@ enum Format {
 }
 
 impl OutputArgs {
-    /// Prints the report as it was asked for, and writes it to a file if it was; the plot is its maker's business.
+    /// Prints the report in the requested format, and writes it to a file if requested; the caller draws the plot.
     pub(super) fn write(&self, table: impl Display, json: &str) -> anyhow::Result<()> {
         match self.format {
             Format::Table => writeln!(std::io::stdout(), "{table}")?,

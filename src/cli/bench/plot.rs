@@ -1,4 +1,4 @@
-//! The report as a picture: one bar for each figure and way of measuring, its spread as a line.
+//! The report as a chart: one bar per figure and way of measuring, its spread as a line.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ const MARGIN: i32 = 16;
 const LABEL_WIDTH: i32 = 250;
 const CHART_WIDTH: i32 = 420;
 const VALUE_WIDTH: i32 = 90;
-/// One for each way of measuring.
+/// One per way of measuring.
 const COLORS: [RGBColor; 3] = [RGBColor(60, 110, 180), RGBColor(220, 140, 60), RGBColor(130, 130, 130)];
 
 /// Writes an SVG. All bars have one scale, from 0: a longer bar is a larger figure.

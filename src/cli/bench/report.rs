@@ -7,14 +7,14 @@ use serde_json::{Value, json};
 
 use super::Workload;
 
-/// Samples of one way of measuring, one for each counted repetition; none of what that way does not do.
+/// Samples of one way of measuring, one per counted repetition; empty for what that way does not measure.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Measured {
-    /// Prompt tokens a second, to the first token.
+    /// Prompt tokens per second, to the first token.
     pub(super) prefill: Vec<f64>,
-    /// Tokens a second of one stream, from the first token to the last.
+    /// Tokens per second of one stream, from the first token to the last.
     pub(super) decode: Vec<f64>,
-    /// Tokens a second of all streams together, from the first submission to the last token.
+    /// Tokens per second of all streams together, from the first submission to the last token.
     pub(super) concurrent_decode: Vec<f64>,
     /// Milliseconds from submission to the first token of the prefill.
     pub(super) first_token_ms: Vec<f64>,
@@ -28,7 +28,7 @@ impl Measured {
         self.decode.push((workload.decode_tokens - 1) as f64 / decode);
     }
 
-    /// Adds one repetition of several streams at once, which took so many seconds together.
+    /// Adds one repetition of several concurrent streams, which took this many seconds together.
     pub(super) fn record_concurrent(&mut self, workload: Workload, seconds: f64) {
         self.concurrent_decode.push((workload.parallel * workload.decode_tokens) as f64 / seconds);
     }
@@ -162,7 +162,7 @@ fn median(samples: &[f64]) -> f64 {
     spread(samples)[1]
 }
 
-/// Smallest, median and largest; zeros of nothing.
+/// Smallest, median and largest; zeros without samples.
 pub(super) fn spread(samples: &[f64]) -> [f64; 3] {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);

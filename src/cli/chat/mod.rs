@@ -1,7 +1,7 @@
 //! `hearth chat`: a conversation in the terminal, with a model in this process or with a server and its documents.
 //!
-//! With a prompt on the command line or on standard input it answers once and ends; in a terminal it is a dialogue with history
-//! and editing. Ctrl-C stops an answer, Ctrl-D ends the dialogue.
+//! With a prompt on the command line or on standard input it answers once and exits; in a terminal it is a dialogue
+//! with history and editing. Ctrl-C stops an answer, Ctrl-D ends the dialogue.
 
 mod local;
 mod served;
@@ -57,18 +57,18 @@ pub struct Args {
 
 pub fn run(args: Args) -> anyhow::Result<()> {
     let mut settings = args.settings.clone();
-    // A dialogue is not a log: what is loaded and how is for `serve` and `doctor` to say.
+    // A dialogue is not a log: `serve` and `doctor` report what is loaded and how.
     settings.log.get_or_insert_with(|| "warn".to_owned());
     // One sequence at a time, so all of the memory may be its context.
     settings.parallel.get_or_insert(1);
-    // A model of a server's need not be one that is here.
+    // A server's model need not exist here.
     let mut config = Config::load(Settings { model: None, ..settings.clone() })?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     if let Some((client, models)) = runtime.block_on(server(&args, &config))? {
         if let Some(partner) = ServedPartner::choose(client, &models, &args) {
             return runtime.block_on(talk(Partner::Served(partner), &args, &config));
         }
-        // A model that the server does not have is loaded here; not so where the server itself was asked for.
+        // A model that the server does not have is loaded here, unless the user asked for the server itself.
         ensure!(args.url.is_none() && args.collection.is_empty(), "the server has no such chat model");
     }
     if !args.collection.is_empty() {
@@ -84,11 +84,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     runtime.block_on(talk(Partner::Local(Box::new(partner)), &args, &config))
 }
 
-/// The server that was named, or that runs on the data directory, and its models.
+/// The named server, or the one that runs on the data directory, and its models.
 async fn server(args: &Args, config: &Config) -> anyhow::Result<Option<(Client, Value)>> {
     let Some(url) = &args.url else {
         return match find_running(config).await {
-            // The conversation can be had here as well.
+            // The conversation can run here as well.
             Err(error) if args.collection.is_empty() => {
                 writeln!(std::io::stderr(), "Not asking the server that runs: {}", sentence(&error))?;
                 Ok(None)
@@ -111,11 +111,11 @@ async fn talk(partner: Partner, args: &Args, config: &Config) -> anyhow::Result<
     }
 }
 
-/// What to answer: the argument, what is piped in, or, as in `cat page | hearth chat "Summarize:"`, one before the other. `None`
-/// is a dialogue.
+/// The prompt: the argument, the piped input, or, as in `cat page | hearth chat "Summarize:"`, the argument before the
+/// input. `None` is a dialogue.
 fn prompt(argument: Option<String>) -> anyhow::Result<Option<String>> {
     let mut piped = String::new();
-    // Without an argument whatever is not a terminal is read to its end.
+    // Without an argument, anything that is not a terminal is read to its end.
     if is_piped() || (argument.is_none() && !std::io::stdin().is_terminal()) {
         std::io::stdin().read_to_string(&mut piped).context("reading the prompt from standard input")?;
     }
@@ -127,7 +127,8 @@ fn prompt(argument: Option<String>) -> anyhow::Result<Option<String>> {
     })
 }
 
-/// Whether standard input is a pipe or a file. What is inherited of a service or a script is often neither, and may never end.
+/// Whether standard input is a pipe or a file. One inherited from a service or a script is often neither, and may never
+/// end.
 #[cfg(unix)]
 fn is_piped() -> bool {
     use std::os::{fd::AsFd, unix::fs::FileTypeExt};
@@ -141,7 +142,7 @@ fn is_piped() -> bool {
     !std::io::stdin().is_terminal()
 }
 
-/// Parses a number of this range.
+/// Parses a number in this range.
 fn between(low: f32, high: f32) -> impl Fn(&str) -> Result<f32, String> + Clone {
     move |text| match text.parse::<f32>() {
         Ok(value) if (low..=high).contains(&value) => Ok(value),
@@ -149,11 +150,11 @@ fn between(low: f32, high: f32) -> impl Fn(&str) -> Result<f32, String> + Clone 
     }
 }
 
-/// What can be typed in a dialogue beside messages.
+/// Commands of a dialogue, besides messages.
 const COMMANDS: &str =
     "/clear forgets the conversation, /exit or Ctrl-D ends, Ctrl-C stops an answer, /help says this.";
 
-/// Reads lines until the user has had enough.
+/// Reads lines until the user ends the dialogue.
 async fn converse(dialogue: &mut Dialogue, history: &Path) -> anyhow::Result<()> {
     let mut editor = rustyline::DefaultEditor::new()?;
     if history.exists() {
@@ -191,7 +192,7 @@ async fn converse(dialogue: &mut Dialogue, history: &Path) -> anyhow::Result<()>
     editor.save_history(history).with_context(|| format!("writing {}", history.display()))
 }
 
-/// An error of an answer; of a model in this process, with what helps here: there is no server to be started with another
+/// An answer's error; for a model in this process, with advice that fits: there is no server to restart with another
 /// context.
 fn explained(error: &anyhow::Error) -> String {
     let is_full = error.downcast_ref::<Error>().is_some_and(|error| error.code() == Some("context_length_exceeded"));
@@ -203,13 +204,13 @@ fn explained(error: &anyhow::Error) -> String {
     sentence(error)
 }
 
-/// Who answers.
+/// The side that answers.
 enum Partner {
     Local(Box<LocalPartner>),
     Served(ServedPartner),
 }
 
-/// What comes of an answer.
+/// A piece of an answer.
 enum Piece {
     Text(String),
     /// Thinking is not the answer.
@@ -249,8 +250,7 @@ impl Dialogue {
         self.messages = self.system.iter().map(|system| json!({"role": "system", "content": system})).collect();
     }
 
-    /// Prints the answer as it comes, and keeps both sides of the exchange; an exchange that failed is
-    /// forgotten.
+    /// Prints the answer as it arrives, and keeps both sides of the exchange; a failed exchange is forgotten.
     async fn answer(&mut self, text: String) -> anyhow::Result<()> {
         let before = self.messages.len();
         self.messages.push(json!({"role": "user", "content": text}));
@@ -285,7 +285,7 @@ impl Dialogue {
                     out.flush()?;
                     answer.push_str(&text);
                 }
-                // It goes where it can be seen and is not piped on.
+                // Standard error is visible and is not piped on.
                 Some(Piece::Thinking(text)) => std::io::stderr().write_all(text.as_bytes())?,
                 Some(piece) => after.push(piece),
                 None => break,

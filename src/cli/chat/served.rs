@@ -1,4 +1,4 @@
-//! A model of a server, with its documents where they are asked for.
+//! A server's model, with its documents if requested.
 
 use std::{
     path::Path,
@@ -17,16 +17,16 @@ use crate::cli::{client::Client, documents::ask::write_sources};
 
 pub(super) struct ServedPartner {
     client: Client,
-    /// `None` answers from documents alone.
+    /// `None` answers from documents only.
     model: Option<String>,
-    /// The body of a request, but for its messages.
+    /// The request body without its messages.
     body: Value,
     from_documents: bool,
     timings: bool,
 }
 
 impl ServedPartner {
-    /// The model of this server that is asked for, or else its first; `None` if there is none.
+    /// The requested model of this server, or else its first; `None` if there is none.
     pub(super) fn choose(client: Client, models: &Value, args: &Args) -> Option<Self> {
         let from_documents = !args.collection.is_empty();
         let model = match args.settings.model.as_deref() {
@@ -88,7 +88,7 @@ fn chat_models(models: &Value) -> impl Iterator<Item = &Value> {
     models["data"].as_array().into_iter().flatten().filter(|model| model["capabilities"]["chat"] == true)
 }
 
-/// Whether a model has this name, or is called after this file.
+/// Whether a model has this name, or is named after this file.
 fn is_called(model: &Value, wanted: &Path) -> bool {
     let is_file = wanted.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
     let stem = wanted.file_stem().filter(|_| is_file);
@@ -96,7 +96,7 @@ fn is_called(model: &Value, wanted: &Path) -> bool {
     names.into_iter().any(|name| wanted == Path::new(name) || stem.is_some_and(|stem| stem == name))
 }
 
-/// What one event says.
+/// The pieces in one event.
 fn pieces(event: &Value, timings: bool) -> Vec<anyhow::Result<Piece>> {
     let text = |value: &Value| value.as_str().filter(|text| !text.is_empty()).map(str::to_owned);
     let delta = &event["choices"][0]["delta"];

@@ -1,4 +1,4 @@
-//! `hearth ask`: an answer from documents as it comes, and then its sources.
+//! `hearth ask`: an answer from documents as it arrives, then its sources.
 
 use std::io::Write;
 
@@ -68,7 +68,7 @@ async fn stream(client: &Client, body: &Value) -> anyhow::Result<()> {
     bail!("the answer ended before it was done")
 }
 
-/// What follows an answer: its sources, who wrote it, and what in it no source supports.
+/// What follows an answer: its sources, its author, and its sentences that no source supports.
 pub(in crate::cli) fn write_sources(out: &mut impl Write, done: &Value) -> anyhow::Result<()> {
     let sources = done["sources"].as_array().or(done["citations"].as_array()).map(Vec::as_slice).unwrap_or_default();
     if !sources.is_empty() {

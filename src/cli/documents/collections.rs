@@ -1,4 +1,4 @@
-//! `hearth collections`: which there are, with their documents, and deleting one.
+//! `hearth collections`: lists them with their documents, and deletes one.
 
 use std::io::Write;
 

@@ -1,5 +1,5 @@
-//! Which files `hearth ingest` reads, by the names under which they are known: what is named, what is below a directory, and
-//! what is in a ZIP archive, whose files are documents as those of a directory are.
+//! Which files `hearth ingest` reads, and their document names: the named files, those below a named directory, and
+//! those in a ZIP archive, whose files are documents like those of a directory.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,20 +13,20 @@ use hearth_text::extract::packed::PackedFiles;
 use ignore::WalkBuilder;
 use reqwest::multipart::Part;
 
-/// Entries of an archive at most.
+/// Most entries in an archive.
 const PACKED_MAX: u64 = 20_000;
 
 /// A file that can become a document.
 #[derive(Clone, Debug)]
 pub(super) struct FoundFile {
-    /// Where it is on the disk; of a packed file, its archive.
+    /// Its path on disk; for a packed file, its archive's.
     path: PathBuf,
     /// Its name in the archive.
     packed: Option<String>,
 }
 
 impl FoundFile {
-    /// Where it is, without links and dots; a packed file is below its archive.
+    /// Its path, without links and dots; a packed file is below its archive.
     pub(super) fn origin(&self) -> anyhow::Result<PathBuf> {
         let path = absolute(&self.path)?;
         Ok(self.packed.iter().fold(path, |path, name| path.join(name)))
@@ -44,7 +44,7 @@ pub(super) struct Found {
 }
 
 impl Found {
-    /// Everything that is named, and what is below it.
+    /// Everything that is named, and everything below it.
     pub(super) fn below(paths: &[PathBuf]) -> anyhow::Result<Self> {
         let mut found = Self::default();
         for path in paths {
@@ -84,14 +84,14 @@ impl Found {
         Ok(())
     }
 
-    /// Under its short name; where that is another file's, under its long one.
+    /// Inserts a file under its short name, or under its long one if another file has the short one.
     fn insert(&mut self, short: String, long: String, file: FoundFile) {
         let name = if self.files.contains_key(&short) { long } else { short };
         self.files.insert(name, file);
     }
 
-    /// Which of the files that documents were read from, below what is named, are there no longer. A file that is only left out
-    /// now, as by .gitignore, is still there.
+    /// The source files of documents, below what is named, that no longer exist. A file that is only excluded now, as
+    /// by .gitignore, still exists.
     pub(super) fn gone(
         &self,
         named: &[PathBuf],
@@ -111,12 +111,12 @@ impl Found {
     }
 }
 
-/// Whether there still is what a document was read from; of a packed file, its archive.
+/// Whether a document's source still exists; for a packed file, its archive.
 pub(super) fn is_there(origin: &Path) -> bool {
     origin.exists() || origin.ancestors().skip(1).any(Path::is_file)
 }
 
-/// Reads files as parts of a form. An archive stays open while its files are read one after the other.
+/// Reads files as parts of a form. An archive stays open while its files are read in sequence.
 #[derive(Debug, Default)]
 pub(super) struct FileReader {
     open: Option<(PathBuf, PackedFiles)>,
@@ -140,19 +140,19 @@ fn is_archive(path: &Path) -> bool {
     path.is_file() && path.extension().is_some_and(|extension| OsStr::eq_ignore_ascii_case(extension, "zip"))
 }
 
-/// The path of a file that is there, without links and dots.
+/// The path of an existing file, without links and dots.
 fn absolute(path: impl AsRef<Path>) -> anyhow::Result<PathBuf> {
     let path = path.as_ref();
     path.canonicalize().with_context(|| format!("reading {}", path.display()))
 }
 
-/// A file's path as it is below what was named: of an absolute path, what is above it says nothing about it.
+/// A file's path below what was named: the part above a named absolute path says nothing about it.
 fn below(named: &Path, path: &Path) -> PathBuf {
     let parent = if named.is_absolute() { named.parent().unwrap_or(named) } else { Path::new("") };
     path.strip_prefix(parent).unwrap_or(path).to_owned()
 }
 
-/// A path's names, without what stands for a place.
+/// A path's names, without roots and dots.
 fn name(path: &Path) -> String {
     let names = path.components().filter_map(|part| match part {
         Component::Normal(name) => Some(name.to_string_lossy()),

@@ -1,7 +1,7 @@
 //! `hearth ingest`: files, directories and archives into a collection.
 //!
-//! A file is known by its path as it was named, or as it is below what was named. A file that has changed replaces its earlier
-//! version, and an unchanged file is left alone, so an interrupted run is continued by running the command again.
+//! A file is identified by its path as it was named, or as it is below what was named. A changed file replaces its
+//! earlier version and an unchanged file is left alone, so running the command again continues an interrupted run.
 
 use std::{
     collections::HashMap,
@@ -43,7 +43,7 @@ pub struct Args {
     settings: Settings,
 }
 
-/// Bytes of a packed file at most, unless --upload-limit-mib says otherwise: no server takes more by default.
+/// Largest packed file in bytes, unless --upload-limit-mib says otherwise: no server accepts more by default.
 const PACKED_BYTES_MAX: u64 = 100 << 20;
 
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -62,15 +62,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     })
 }
 
-/// The attribute with the absolute path of the file that a document was read from; a packed file is below its archive.
+/// The attribute with the absolute path of a document's source file; a packed file is below its archive.
 const PATH: &str = "hearth.path";
-/// The attribute of a document that several files are, byte for byte: it does not go with one of them.
+/// The attribute of a document that several identical files share: it is not deleted with one of them.
 const SHARED: &str = "hearth.shared";
-/// Attributes have no longer values; a document of a longer path has none.
+/// Attribute values cannot be longer; a document with a longer path has none.
 const PATH_CHARS_MAX: usize = 512;
 
-/// Deletes the documents that were read from files below the named directories and archives, where those files are gone. A
-/// document that came in another way, or that another file is as well, stays.
+/// Deletes the documents whose source files, below the named directories and archives, no longer exist. A document that
+/// came in another way, or that another file shares, stays.
 async fn delete_gone(client: &Client, collection: &str, named: &[PathBuf], found: &Found) -> anyhow::Result<()> {
     let documents: Vec<(PathBuf, String)> = documents_of(client, collection)
         .await?
@@ -89,7 +89,7 @@ async fn delete_gone(client: &Client, collection: &str, named: &[PathBuf], found
     Ok(())
 }
 
-/// In how many collections each document is.
+/// The number of collections that each document is in.
 async fn collections_of_each(client: &Client) -> anyhow::Result<HashMap<String, usize>> {
     let mut counts = HashMap::new();
     for document in all_documents(client, None).await? {
@@ -98,7 +98,7 @@ async fn collections_of_each(client: &Client) -> anyhow::Result<HashMap<String, 
     Ok(counts)
 }
 
-/// Takes a document out of a collection, and deletes its file where no other of its `collections` has it.
+/// Takes a document out of a collection, and deletes its file if none of its other `collections` has it.
 async fn take_out(client: &Client, collection: &str, id: &str, collections: usize) -> anyhow::Result<()> {
     let path = match collections {
         0 => return Ok(()),
@@ -108,7 +108,7 @@ async fn take_out(client: &Client, collection: &str, id: &str, collections: usiz
     client.delete(&path).await.map(drop)
 }
 
-/// Notes on a document that was there already from which file it is now, or that it is of several.
+/// Records on an existing document which file it now comes from, or that several files share it.
 async fn note_path(client: &Client, document: &Value, path: &str) -> anyhow::Result<()> {
     let mut attributes = document["attributes"].clone();
     match attributes[PATH].as_str() {
@@ -124,9 +124,9 @@ async fn note_path(client: &Client, document: &Value, path: &str) -> anyhow::Res
 async fn ingest(client: &Client, collection: &str, found: Found, packed_bytes: u64) -> anyhow::Result<()> {
     let Found { files, mut refused, .. } = found;
     let of = files.len() + refused.len();
-    // Of several of one name, the newest: it knows whose place it was to take.
+    // Of several with one name, the newest: it knows which one it was to replace.
     let mut earlier: HashMap<String, (i64, String)> = HashMap::new();
-    // Those that could not be read are tried again, and take no place beside the new attempt.
+    // Failed documents are tried again, and do not stay beside the new attempt.
     let mut failed: HashMap<String, Vec<String>> = HashMap::new();
     for (id, document) in documents_of(client, collection).await? {
         if document["status"] == "failed" {
@@ -197,7 +197,7 @@ async fn ingest(client: &Client, collection: &str, found: Found, packed_bytes: u
     Ok(())
 }
 
-/// Which document is being read, and how far.
+/// The document being read, and its progress.
 async fn in_work(client: &Client, id: &str) -> anyhow::Result<String> {
     let document = client.get(&format!("/api/v1/documents/{id}")).await?;
     let (name, progress) = (filename(&document), &document["progress"]);

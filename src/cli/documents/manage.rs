@@ -1,4 +1,4 @@
-//! `hearth documents`: which there are in a collection, and deleting some.
+//! `hearth documents`: lists those of a collection, and deletes some.
 
 use std::io::Write;
 
@@ -83,7 +83,7 @@ async fn list(client: &Client, collection: &str, json: bool) -> anyhow::Result<(
     Ok(())
 }
 
-/// Deletes all or, where one of them is not there, none.
+/// Deletes all of them or, if one does not exist, none.
 async fn delete(client: &Client, collection: &str, wanted: &[String]) -> anyhow::Result<()> {
     let documents = sorted(client, collection).await?;
     let mut chosen: Vec<&Value> = Vec::new();
@@ -110,7 +110,7 @@ async fn delete(client: &Client, collection: &str, wanted: &[String]) -> anyhow:
     Ok(())
 }
 
-/// By name, and by age where names are equal.
+/// By name, then by age.
 async fn sorted(client: &Client, collection: &str) -> anyhow::Result<Vec<Value>> {
     let mut documents: Vec<Value> = documents_of(client, collection).await?.into_values().collect();
     documents.sort_by_key(|document| {

@@ -1,4 +1,4 @@
-//! The commands over documents, which ask a server as any client does: see [`super::client`].
+//! The document commands, which call a server like any client: see [`super::client`].
 
 pub mod ask;
 pub mod collections;
@@ -17,10 +17,10 @@ use serde_json::Value;
 
 use super::client::Client;
 
-/// How often a command looks whether what it waits for is done.
+/// How often a command polls what it waits for.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
-/// The documents of a collection by their ids; none if it is not there yet.
+/// The documents of a collection by their ids; none if it does not exist yet.
 pub(super) async fn documents_of(client: &Client, collection: &str) -> anyhow::Result<HashMap<String, Value>> {
     let documents = all_documents(client, Some(collection)).await?;
     Ok(documents.into_iter().map(|document| (id_of(&document), document)).collect())
@@ -30,7 +30,7 @@ fn id_of(document: &Value) -> String {
     document["document_id"].as_str().unwrap_or_default().to_owned()
 }
 
-/// The documents of a collection or of all, page by page; none if the collection is not there.
+/// The documents of a collection or of all, page by page; none if the collection does not exist.
 pub(super) async fn all_documents(client: &Client, collection: Option<&str>) -> anyhow::Result<Vec<Value>> {
     let mut documents: Vec<Value> = Vec::new();
     loop {
@@ -74,7 +74,7 @@ pub(super) struct LookupArgs {
 }
 
 impl LookupArgs {
-    /// These fields in a body. Documents that are still being read are waited for.
+    /// Writes these fields into a body. The server waits for documents that are still being read.
     fn write(&self, body: &mut Value) {
         body["collections"] = self.collection.clone().into();
         body["top_k"] = self.top_k.into();
@@ -85,7 +85,7 @@ impl LookupArgs {
     }
 }
 
-/// Where in a file: a page, a sheet or a line, as its kind has them.
+/// The place in a file: a page, a sheet or a line, depending on the file's kind.
 fn place_of(filename: &str, place: u64) -> String {
     let filename = filename.strip_suffix(".gz").unwrap_or(filename);
     match filename.rsplit('.').next().map(str::to_lowercase).as_deref() {
@@ -95,7 +95,7 @@ fn place_of(filename: &str, place: u64) -> String {
     }
 }
 
-/// A passage's line: how similar it is, what it is about and where it is from.
+/// A passage's line: its similarity, its subject and its origin.
 fn source_line(number: usize, source: &Value) -> String {
     let text = |key: &str| source[key].as_str().unwrap_or_default().to_owned();
     let (title, filename) = (text("title"), text("filename"));

@@ -1,4 +1,4 @@
-//! `hearth recover`: a new database in the place of a damaged one.
+//! `hearth recover`: a new database in place of a damaged one.
 
 use std::io::Write;
 

@@ -1,4 +1,4 @@
-//! `hearth reindex`: a collection's vectors made anew, with a bar that says how far.
+//! `hearth reindex`: recomputes a collection's vectors, with a progress bar.
 
 use std::io::Write;
 
@@ -29,7 +29,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             tokio::time::sleep(LOOK_AGAIN).await;
             job = client.get(&path).await?;
             if let Some(left) = job["progress"]["left"].as_u64() {
-                // The first report has all of them.
+                // The first report counts all of them.
                 let all = bar.length().unwrap_or(0).max(left);
                 bar.set_length(all);
                 bar.set_position(all - left);

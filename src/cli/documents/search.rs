@@ -42,7 +42,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     })
 }
 
-/// The part of a passage that has most of the query's words, as a preview.
+/// The part of a passage with the most of the query's words, as a preview.
 fn excerpt(query: &str, text: &str) -> String {
     let words = |text: &str| -> HashSet<String> {
         let words = text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
@@ -52,7 +52,7 @@ fn excerpt(query: &str, text: &str) -> String {
     let found = sentences(text)
         .into_iter()
         .map(|range| (words(&text[range.clone()]).intersection(&wanted).count(), range.start));
-    // Of several that are as good, the first.
+    // Of equally good ones, the first.
     let best = found.reduce(|best, next| if next.0 > best.0 { next } else { best });
     preview(&text[best.map_or(0, |(_, start)| start)..])
 }

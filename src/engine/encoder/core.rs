@@ -1,7 +1,7 @@
-//! The loop of the encoder's thread: take in, drop what nobody waits for, compute one batch, answer.
+//! The loop of the encoder's thread: receive, drop abandoned requests, compute one batch, answer.
 //!
-//! A batch that panics fails its own requests. A panic anywhere else fails every request that is open, and the loop begins
-//! again with an empty queue, unless it has done so too often.
+//! A batch that panics fails its own requests. A panic anywhere else fails every open request, and the loop restarts
+//! with an empty queue, unless it has panicked too often.
 
 use std::{
     collections::HashMap,
@@ -30,7 +30,7 @@ use super::{
 };
 use crate::engine::StepError;
 
-/// How often an idle loop comes round, so that its heartbeat shows that it lives.
+/// An idle loop wakes this often, so that its heartbeat shows that it is alive.
 const IDLE_TURN: Duration = Duration::from_secs(1);
 
 pub(super) struct Core {
@@ -44,7 +44,7 @@ pub(super) struct Core {
     background_rests_until: Option<Instant>,
 }
 
-/// A request that has been accepted and not answered.
+/// An accepted, unanswered request.
 struct Open {
     texts: Vec<Vec<u32>>,
     /// In the order of `texts`; empty until computed.
@@ -89,7 +89,7 @@ impl Core {
         metrics::publish(&self.shared.snapshot());
     }
 
-    /// After a panic that no batch has caught: which texts wait is not certain any more, so every request ends.
+    /// After a panic outside a batch the queue is suspect, so every request ends.
     fn begin_again(&mut self) {
         self.queue = EncoderQueue::default();
         self.background_rests_until = None;
@@ -118,7 +118,7 @@ impl Core {
                     Err(RecvTimeoutError::Disconnected) => self.background_rests_until = None,
                 }
             }
-            // Handles that are gone wait for nothing, but their futures may: the queue is finished first.
+            // The handles are gone, but futures may still wait: the queue is finished first.
             while let Ok(command) = self.inbox.try_recv() {
                 self.take_in(command);
             }
@@ -145,7 +145,7 @@ impl Core {
         }
     }
 
-    /// How long nothing is to be computed: only background texts wait, and they rest. Who drains waits for them.
+    /// How long to compute nothing: only background texts wait, and they rest. A drain waits for them.
     fn rest(&self) -> Option<Duration> {
         let until = self.background_rests_until.filter(|_| self.queue.is_background_only() && self.drain.is_none())?;
         until.checked_duration_since(Instant::now()).filter(|rest| !rest.is_zero())
@@ -198,7 +198,7 @@ impl Core {
         }
     }
 
-    /// Answers those who wait for the end, if this is it.
+    /// Answers the drain requests once the queue is empty.
     fn finish_drain(&mut self) -> bool {
         let Some(drain) = &self.drain else { return false };
         if !self.open.is_empty() && Instant::now() < drain.until {
@@ -208,7 +208,7 @@ impl Core {
             self.fail(request, draining);
         }
         for done in self.drain.take().into_iter().flat_map(|drain| drain.done) {
-            // Whoever asked may have stopped waiting.
+            // The receiver may have stopped waiting.
             let _gone = done.send(());
         }
         true
@@ -234,7 +234,7 @@ impl Core {
         let elapsed = started.elapsed();
         self.shared.stats.batch_ended(elapsed);
         metrics::batch(elapsed);
-        // Also where the batch failed: the device has worked for it.
+        // A failed batch is charged, too: the device has worked for it.
         for (member, length) in batch.iter().zip(&lengths) {
             if let Some(open) = self.open.get_mut(&member.request) {
                 let share = elapsed.mul_f64(*length as f64 / tokens.len().max(1) as f64);
@@ -276,9 +276,9 @@ impl Core {
             running: started.elapsed(),
             compute: open.compute,
         };
-        // The places come back before the caller can ask again.
+        // The places come back before the caller can submit again.
         drop(open.places);
-        // A caller that went away during the last batch is told nothing.
+        // A caller that left during the last batch gets no answer.
         let _cancelled = open.reply.send(Ok(encoded));
     }
 
@@ -306,7 +306,7 @@ impl Core {
 }
 
 impl Drop for Core {
-    /// However the thread ends, nobody is to take it for a living one.
+    /// However the thread ends, its heartbeat must not look alive.
     fn drop(&mut self) {
         self.shared.stats.end();
     }

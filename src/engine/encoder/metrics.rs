@@ -14,7 +14,7 @@ pub const EMBEDDING_FAILED_BATCHES_TOTAL: &str = "hearth_embedding_failed_batche
 pub const EMBEDDING_ABANDONED_REQUESTS_TOTAL: &str = "hearth_embedding_abandoned_requests_total";
 pub const EMBEDDING_TEXTS_OPEN: &str = "hearth_embedding_texts_open";
 
-/// Gives each metric its line of help.
+/// Registers each metric's help text.
 pub(in crate::engine) fn describe() {
     describe_histogram!(EMBEDDING_QUEUE_SECONDS, "From an embedding request's arrival to its first batch.");
     describe_histogram!(EMBEDDING_BATCH_SECONDS, "Computing one batch of texts.");
@@ -33,7 +33,7 @@ pub(super) fn batch(duration: Duration) {
     histogram!(EMBEDDING_BATCH_SECONDS).record(duration.as_secs_f64());
 }
 
-/// Brings counters and the gauge to what the stats say.
+/// Sets counters and the gauge from the stats.
 pub(super) fn publish(stats: &EncoderStats) {
     counter!(EMBEDDED_TEXTS_TOTAL).absolute(stats.finished_texts);
     counter!(EMBEDDED_TOKENS_TOTAL).absolute(stats.finished_tokens);

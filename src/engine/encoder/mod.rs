@@ -1,10 +1,10 @@
-//! The embedding model's thread: texts' tokens go in, vectors come out.
+//! The embedding model's thread: tokens go in, vectors come out.
 //!
-//! An [`EncoderHandle`] is a clonable handle on one OS thread that owns the model. [`EncoderHandle::submit`]
-//! refuses early: the queue has a limit in texts. The thread merges waiting requests into batches (`queue`
-//! says which), so that a text's vector is the same alone and in any company. Dropping the returned future
-//! cancels the request between batches. A panic or an error in a batch fails the requests in that
-//! batch, and the thread goes on; a panic of the loop itself fails all requests, and the loop begins again.
+//! An [`EncoderHandle`] is a clonable handle on one OS thread that owns the model. [`EncoderHandle::submit`] refuses
+//! early: the queue has a limit in texts. The thread merges waiting requests into batches (`queue` says which); a
+//! text's vector does not depend on its batch. Dropping the returned future cancels the request between batches. A
+//! panic or an error in a batch fails the requests in that batch, and the thread goes on; a panic of the loop itself
+//! fails all requests, and the loop restarts.
 
 mod core;
 pub(super) mod metrics;
@@ -50,10 +50,10 @@ impl EncoderModel for Arc<Encoder> {
     }
 }
 
-/// The queue's limits. All are counts of what their name says.
+/// The encoder's limits, all of them counts.
 #[derive(Clone, Debug)]
 pub struct EncoderConfig {
-    /// Texts that may wait or run, of all requests together; a request that would pass it is refused.
+    /// Texts that may wait or run, over all requests; a request that would exceed it is refused.
     pub max_waiting_texts: usize,
     /// Tokens of one batch. A single longer text is a batch of its own.
     pub max_batch_tokens: usize,
@@ -71,9 +71,9 @@ pub struct EncodeRequest {
     /// Token ids of each text, complete with special tokens, at least one.
     pub texts: Vec<Vec<u32>>,
     pub priority: Priority,
-    /// Whose turn it is: callers share the model fairly.
+    /// The key of fair scheduling between callers.
     pub caller: String,
-    /// Where the request's share of each batch is written down.
+    /// Where the request's share of each batch is recorded.
     pub record: UsageRecord,
     /// The request ends with an error at this instant, unless its last batch is being computed.
     pub deadline: Option<Instant>,
@@ -84,23 +84,23 @@ pub struct EncodeRequest {
 pub struct Encoded {
     /// One per text, in the order of the request.
     pub vectors: Vec<Vec<f32>>,
-    /// Until its first text was computed.
+    /// Time until its first text was computed.
     pub queue: Duration,
-    /// From then to the end.
+    /// Time from then to the end.
     pub running: Duration,
-    /// Its share, by tokens, of the batches that it took part in.
+    /// Its share, by tokens, of its batches' time.
     pub compute: Duration,
 }
 
-/// A handle on the encoder's thread. The thread ends when every handle is gone and what was accepted is done,
-/// or when [`EncoderHandle::drain`] is done.
+/// A handle on the encoder's thread. The thread ends when every handle is gone and all accepted work is done, or when
+/// [`EncoderHandle::drain`] is done.
 #[derive(Clone)]
 pub struct EncoderHandle {
     commands: Sender<Command>,
     shared: Arc<Shared>,
 }
 
-/// What handles and the thread both see.
+/// State shared by the handles and the thread.
 struct Shared {
     config: EncoderConfig,
     /// Texts accepted and not yet answered; bounds the queue at the moment of submission.
@@ -112,7 +112,7 @@ struct Shared {
     part: Arc<Part>,
 }
 
-/// Everything that the thread is told.
+/// Commands to the thread.
 enum Command {
     Submit(Submission),
     Drain { until: Instant, done: oneshot::Sender<()> },
@@ -128,10 +128,11 @@ struct Submission {
 }
 
 impl EncoderHandle {
-    /// Moves the model to its own thread and starts the loop. Health knows it by `name`, such as `embedding engine`.
+    /// Moves the model to its own thread and starts the loop. The health report lists it as `name`, such as `embedding
+    /// engine`.
     ///
     /// # Errors
-    /// A limit of zero, or a thread that the system does not give.
+    /// A limit of zero, or a thread that cannot be started.
     pub fn start(name: &str, model: Box<dyn EncoderModel>, config: EncoderConfig) -> Result<Self> {
         if config.max_waiting_texts == 0 || config.max_batch_tokens == 0 {
             return Err(Error::new(
@@ -148,7 +149,7 @@ impl EncoderHandle {
             stats: SharedStats::default(),
             part: Part::new(name),
         });
-        // The channel itself has no limit: a submission has taken its places in the queue before it is sent.
+        // The channel itself is unbounded: a submission has taken its places in the queue before it is sent.
         let (commands, inbox) = channel();
         let core = Core::new(model, shared.clone(), inbox);
         std::thread::Builder::new()
@@ -158,7 +159,7 @@ impl EncoderHandle {
         Ok(Self { commands, shared })
     }
 
-    /// Gives the request a place in the bounded queue. Dropping what is returned cancels it.
+    /// Queues the request, within the queue's limit. Dropping the returned future cancels it.
     ///
     /// # Errors
     /// Before any work: a full queue, a draining encoder, a text without tokens.
@@ -194,7 +195,7 @@ impl EncoderHandle {
         .with_retry_after(self.shared.stats.estimated_wait(open))
     }
 
-    /// Of a request that the thread let go of without a word.
+    /// The error of a request that the thread dropped unanswered.
     fn unanswered(&self) -> Error {
         if self.shared.draining.load(Ordering::Acquire) {
             draining()
@@ -214,7 +215,7 @@ impl EncoderHandle {
         }
     }
 
-    /// From here on background texts make way for what this says is going on. It is asked before each batch.
+    /// From now on background texts yield to the activity that `foreground` reports. It is asked before each batch.
     pub fn give_way_to(&self, foreground: impl Fn() -> Foreground + Send + Sync + 'static) {
         self.shared.gives_way.to(foreground);
     }
@@ -223,17 +224,17 @@ impl EncoderHandle {
         &self.shared.config
     }
 
-    /// Counts as of now.
+    /// The current counts.
     pub fn stats(&self) -> EncoderStats {
         self.shared.snapshot()
     }
 
-    /// Is the loop alive, and how long has the current batch taken?
+    /// Whether the loop is alive, and how long the current batch has taken.
     pub fn heartbeat(&self) -> Heartbeat {
         self.shared.stats.heartbeat()
     }
 
-    /// How often the loop has panicked, and whether it has been given up.
+    /// How often the loop has panicked, and whether it has given up.
     pub fn part(&self) -> &Arc<Part> {
         &self.shared.part
     }
@@ -276,7 +277,7 @@ impl Shared {
     }
 }
 
-/// One accepted request's places; dropping it gives them back.
+/// One accepted request's places; dropping it releases them.
 struct OpenTexts {
     shared: Arc<Shared>,
     texts: usize,

@@ -1,19 +1,19 @@
-//! How background batches make way for those who chat.
+//! How background batches yield to chats.
 //!
-//! What a machine can compute in a second is shared by the chat engine and the encoder, and people notice a pause
-//! between two tokens where nobody notices that a document is ready later. So while sequences are generated, a
-//! background batch computes aside, on one thread that the engine does without; and it is small, for a question's own
-//! text must not wait long behind it. While sequences wait for a place the machine is full: background batches keep
-//! their turn and no more, and rest between two of them.
+//! The chat engine and the encoder share the machine, and people notice a pause between two tokens, while a document
+//! that is ready a little later goes unnoticed. So while sequences are generated, a background batch runs on one
+//! thread, which the engine leaves to it; and the batch is small, because a question's own text must not wait long
+//! behind it. While sequences wait for a place the machine is saturated: background batches only keep their share of
+//! turns, and rest between two of them.
 
 use std::{fmt, sync::OnceLock, time::Duration};
 
 use super::queue::BACKGROUND_TURN;
 
-/// A background batch beside a chat has at most this part of the usual tokens.
+/// A background batch beside a chat has at most the usual tokens divided by this.
 const SMALLER: usize = 8;
-/// Threads of which one may always be given to the background. Where there are fewer, it rests so long that it has a
-/// quarter of the machine's time, too.
+/// From this many threads on, one may always be given to the background. With fewer, the background rests between
+/// batches so that it takes a quarter of the machine's time there, too.
 const THREADS_FOR_ONE_ASIDE: usize = 4;
 
 /// What the chat engine is doing.
@@ -30,7 +30,7 @@ pub struct Foreground {
 pub(super) enum Pace {
     /// On all threads.
     Full,
-    /// On one thread, beside sequences that run.
+    /// On one thread, beside running sequences.
     Aside,
     /// The same, and rarely, while sequences wait.
     Rarely,
@@ -45,7 +45,7 @@ impl Pace {
         }
     }
 
-    /// Tokens of a batch, of those that a batch may have.
+    /// The token budget of a batch, from the usual one.
     pub fn batch_tokens(self, at_most: usize) -> usize {
         match self {
             Self::Full => at_most,
@@ -53,7 +53,7 @@ impl Pace {
         }
     }
 
-    /// How long the background rests after a batch that took so long, on a machine of so many threads.
+    /// How long the background rests after a batch of this duration, on a machine with this many threads.
     pub fn rest(self, batch: Duration, threads: usize) -> Duration {
         match self {
             Self::Full => Duration::ZERO,
@@ -66,12 +66,12 @@ impl Pace {
     }
 }
 
-/// Where the encoder looks for what the chat engine is doing. Before it is told, there is none.
+/// The source of the chat engine's activity. Until it is set, there is none.
 #[derive(Default)]
 pub(super) struct GivesWay(OnceLock<Box<dyn Fn() -> Foreground + Send + Sync>>);
 
 impl GivesWay {
-    /// Told twice, it keeps to the first.
+    /// Only the first call counts.
     pub fn to(&self, foreground: impl Fn() -> Foreground + Send + Sync + 'static) {
         let _told = self.0.set(Box::new(foreground));
     }

@@ -1,31 +1,30 @@
 //! Which waiting texts are computed together: pure, without tensors or a clock.
 //!
-//! Callers take turns. The one whose turn it is names the batch's length bucket by its longest waiting text;
-//! then every request gives the texts it has in that bucket, until the token budget is spent. Tokens are packed
-//! without padding, so buckets save no arithmetic: they keep a short question out of a batch of long
-//! documents, whose time it would share. Interactive requests go before background ones, which keep
-//! a fixed share so that they end.
+//! Callers take turns. The caller whose turn it is sets the batch's length bucket by its longest waiting text; then
+//! every request contributes its texts in that bucket, until the token budget is spent. Tokens are packed without
+//! padding, so buckets save no arithmetic: they keep a short question out of a batch of long documents, whose latency
+//! it would share. Interactive requests go before background ones, which keep a fixed share so that they finish.
 
 use std::collections::VecDeque;
 
 /// How urgent a request is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Priority {
-    /// Somebody waits for the answer.
+    /// A caller waits for the answer.
     #[default]
     Interactive,
     /// Indexing and re-embedding: runs when no interactive text waits, and in one batch of [`BACKGROUND_TURN`].
     Background,
 }
 
-/// While interactive texts wait, every so-many-th batch is a background one.
+/// While interactive texts wait, one batch in this many is a background one.
 pub const BACKGROUND_TURN: usize = 8;
 
 /// One text of one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct BatchMember {
     pub request: u64,
-    /// The text's place in its request.
+    /// The text's index in its request.
     pub text: usize,
 }
 
@@ -34,7 +33,7 @@ pub(super) struct BatchMember {
 struct Waiting {
     request: u64,
     caller: String,
-    /// `(tokens, place in the request)`, shortest first.
+    /// `(tokens, index in the request)`, shortest first.
     texts: Vec<(usize, usize)>,
 }
 
@@ -51,7 +50,7 @@ impl EncoderQueue {
         self.interactive.is_empty() && self.background.is_empty()
     }
 
-    /// `lengths` are the tokens of each of the request's texts, at least one text.
+    /// `lengths` are the token counts of the request's texts, at least one text.
     pub fn push(&mut self, request: u64, caller: String, priority: Priority, lengths: impl Iterator<Item = usize>) {
         let mut texts: Vec<(usize, usize)> = lengths.enumerate().map(|(text, length)| (length, text)).collect();
         texts.sort_unstable();
@@ -62,25 +61,25 @@ impl EncoderQueue {
         class.push_back(Waiting { request, caller, texts });
     }
 
-    /// Takes out a request that was cancelled, expired or failed.
+    /// Removes a request that was cancelled, expired or failed.
     pub fn remove(&mut self, request: u64) {
         self.interactive.retain(|waiting| waiting.request != request);
         self.background.retain(|waiting| waiting.request != request);
     }
 
-    /// Whose batch is the next one.
+    /// The priority of the next batch.
     pub fn next_turn(&self) -> Priority {
         let is_due = self.interactive_turns + 1 >= BACKGROUND_TURN && !self.background.is_empty();
         if self.interactive.is_empty() || is_due { Priority::Background } else { Priority::Interactive }
     }
 
-    /// Whether nothing but background texts waits.
+    /// Whether only background texts wait.
     pub fn is_background_only(&self) -> bool {
         self.interactive.is_empty() && !self.background.is_empty()
     }
 
-    /// The next texts to compute: at least one if any waits, together at most `budget` tokens unless a single
-    /// text is longer.
+    /// The next texts to compute: at least one if any waits, at most `budget` tokens in total unless a single text is
+    /// longer.
     pub fn next_batch(&mut self, budget: usize) -> Vec<BatchMember> {
         match self.next_turn() {
             Priority::Background => {
@@ -118,7 +117,7 @@ fn take(class: &mut VecDeque<Waiting>, budget: usize) -> Vec<BatchMember> {
         }
     }
     class.retain(|waiting| !waiting.texts.is_empty());
-    // The caller has had its turn: its requests go behind everybody else's, in their order.
+    // The caller has had its turn: its requests go to the back of the queue, in their order.
     let (served, others): (VecDeque<_>, VecDeque<_>) = class.drain(..).partition(|waiting| waiting.caller == caller);
     *class = others;
     class.extend(served);
@@ -143,7 +142,7 @@ mod tests {
         queue.push(1, "a".into(), Priority::Interactive, [100, 10, 90].into_iter());
         queue.push(2, "b".into(), Priority::Interactive, [60, 12].into_iter());
         assert_eq!(requests(&queue.next_batch(1000)), [1, 1, 2]);
-        // b has not had its turn as the one who names the bucket
+        // b has not yet had a turn that sets the bucket
         assert_eq!(requests(&queue.next_batch(1000)), [2, 1]);
         assert!(queue.is_empty());
     }

@@ -1,4 +1,4 @@
-//! What the encoder's thread has done and is doing, for `/health/deep`, `/metrics` and `Retry-After`.
+//! The encoder thread's counts and state, for `/health/deep`, `/metrics` and `Retry-After`.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use crate::engine::Heartbeat;
 
-/// Counts since the start, and the state of this moment.
+/// Counts since the start, and the current state.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct EncoderStats {
     /// Texts that wait or are being computed.
@@ -78,7 +78,7 @@ impl SharedStats {
         }
     }
 
-    /// The loop came round.
+    /// Records a turn of the loop.
     pub fn turn(&self) {
         *self.last_turn.lock() = Instant::now();
     }
@@ -115,7 +115,7 @@ impl SharedStats {
         }
     }
 
-    /// When `open` texts will have been computed, by the pace so far; a second before there is one.
+    /// When `open` texts will have been computed, at the pace so far; a second before there is one.
     pub fn estimated_wait(&self, open: usize) -> Duration {
         let finished = self.finished_texts.load(Ordering::Relaxed);
         if finished == 0 {

@@ -5,8 +5,8 @@ use std::sync::mpsc;
 use super::*;
 use hearth_domain::part::RESTARTS_MAX;
 
-/// A text's vector is the sum of its tokens and its length, so that every text's vector is known. Each batch
-/// waits for a permit and is reported, so that tests decide when a batch ends.
+/// A text's vector is the sum of its tokens and its length, so that every text's vector is known. Each batch waits for
+/// a permit and is reported, so that tests decide when a batch ends.
 struct Mock {
     permits: mpsc::Receiver<Outcome>,
     batches: Sender<Vec<usize>>,
@@ -141,7 +141,8 @@ async fn a_panic_and_an_error_fail_their_own_batch_only() {
     assert_eq!(bench.handle.heartbeat().consecutive_failures, 0);
 }
 
-/// Makes the loop panic outside of its batches, this many times: between two of them it asks who chats.
+/// Makes the loop panic outside its batches, this many times, through the foreground check that it makes between
+/// batches.
 fn panic_in_the_loop(handle: &EncoderHandle) -> Arc<AtomicUsize> {
     let left = Arc::new(AtomicUsize::new(0));
     let counter = left.clone();
@@ -158,7 +159,7 @@ async fn a_loop_that_panics_ends_every_request_and_begins_again() {
     let bench = Bench::new(EncoderConfig::default());
     let panics = panic_in_the_loop(&bench.handle);
     let background = || EncodeRequest { priority: Priority::Background, ..request(&[&[1, 2]]) };
-    // Two requests are open when the loop panics: one whose batch runs meanwhile, and one behind it.
+    // Two requests are open when the loop panics: one whose batch is running, and one behind it.
     let first = bench.handle.submit(request(&[&[5]])).expect("there is room");
     assert_eq!(bench.batch(), [1]);
     let second = bench.handle.submit(background()).expect("there is room");
@@ -199,7 +200,7 @@ async fn a_loop_that_panics_again_and_again_is_given_up_and_says_so() {
     let refused = loop {
         match bench.handle.submit(request(&[&[1]])) {
             Err(refused) => break refused,
-            // The thread is about to let go of its end of the channel.
+            // The thread is about to drop its end of the channel.
             Ok(answer) => drop(answer.await.expect_err("the thread has ended")),
         }
     };
@@ -244,7 +245,7 @@ async fn draining_finishes_what_was_accepted_and_refuses_the_rest() {
     let error = bench.handle.submit(request(&[&[1]])).err().expect("it is draining");
     assert_eq!(error.kind(), ErrorKind::Draining);
     bench.permit(Outcome::Succeed);
-    // A text that came in just before the drain waits for its permit; without one the thread may have ended.
+    // A text that arrived just before the drain waits for its permit; without one the thread may have ended.
     let _ended = bench.permits.send(Outcome::Succeed);
     accepted.await.expect("it was accepted before the drain");
     drained.await.expect("the drain ends");
@@ -264,7 +265,7 @@ async fn the_grace_time_ends_what_is_still_waiting() {
     }
     bench.permit(Outcome::Succeed);
     running.await.expect("its batch was running");
-    // The drain command may come after one more batch has begun; if not, the thread has ended by itself.
+    // The drain command may arrive after one more batch has begun; if not, the thread has ended by itself.
     let _ended = bench.permits.send(Outcome::Succeed);
     drained.await.expect("the drain ends");
     if let Err(error) = waiting.await {
@@ -280,7 +281,7 @@ fn nothing_to_embed_is_refused() {
     assert!(bench.handle.submit(request(&[&[1], &[]])).is_err());
 }
 
-/// Says of each batch which threads computed it and how many tokens it had.
+/// Reports which threads computed each batch and how many tokens it had.
 struct OnThreads(Sender<(Vec<Option<String>>, usize)>);
 
 impl EncoderModel for OnThreads {

@@ -10,7 +10,7 @@ fn greedy(request: SequenceRequest) -> SequenceRequest {
     SequenceRequest { sampling: SamplingParams { temperature: 0.0, ..request.sampling }, ..request }
 }
 
-/// Allows these tokens at each place, and is complete after the last.
+/// Allows these tokens at each position, and is complete after the last.
 struct Script(Vec<Vec<u32>>);
 
 impl TokenConstraint for Script {

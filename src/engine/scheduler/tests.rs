@@ -23,7 +23,7 @@ enum Happening {
 }
 
 fn prompts() -> impl Strategy<Value = Vec<u32>> {
-    // Few beginnings, so that many prompts share one.
+    // Few prefixes, so that many prompts share one.
     (0_u32..3, 0_usize..20, proptest::collection::vec(0..VOCAB as u32, 1..20)).prop_map(|(kind, shared, own)| {
         (0..shared as u32).map(|position| (kind * 11 + position) % VOCAB as u32).chain(own).collect()
     })
@@ -50,7 +50,7 @@ struct OpenChoice {
     paused: bool,
 }
 
-/// Plays the part of the engine's core, without its thread.
+/// Stands in for the engine's core, without its thread.
 struct Driver {
     scheduler: Scheduler,
     model: MockModel,
@@ -102,7 +102,7 @@ impl Driver {
         }
     }
 
-    /// One step, with everything that must hold at one.
+    /// One step, with every invariant checked.
     fn step(&mut self, prefill_tokens: usize) -> ScheduledStep {
         let step = self.scheduler.schedule(prefill_tokens);
         self.scheduler.check();
@@ -124,7 +124,7 @@ impl Driver {
             return step;
         }
         let scored: usize = step.sequences.iter().filter(|s| s.logits == LogitsWanted::All).map(|s| s.num_tokens).sum();
-        // A prompt's last token goes like a decode step, so each running sequence may add one.
+        // A prompt's last token is like a decode step, so each running sequence may add one.
         assert!(scored <= self.scheduler.config.max_logits_rows + self.scheduler.num_running());
         let logits = self.model.forward(&batch).expect("every token that a sequence looks back at was written");
         self.scheduler.computed(&step);
@@ -177,7 +177,7 @@ impl Driver {
         self.scheduler.remove(id);
     }
 
-    /// Steps until all have ended; in a bounded number of steps, because the oldest always gets on.
+    /// Steps until all have ended; in a bounded number of steps, because the oldest always makes progress.
     fn finish(&mut self) {
         let ids: Vec<SequenceId> = self.open.keys().copied().collect();
         ids.into_iter().for_each(|id| self.pause(id, false));
@@ -281,7 +281,7 @@ fn one_request_of_a_caller_passes_a_hundred_of_another() {
     }
     driver.step(16);
     let other = driver.arrive(1, &[9; 6], 5, 1, false);
-    // Those that run finish; the next place is the other caller's.
+    // Those that run finish; the next place goes to the other caller.
     for _ in 0..12 {
         driver.step(16);
     }

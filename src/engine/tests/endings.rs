@@ -5,7 +5,7 @@ use std::sync::mpsc::Sender;
 use super::*;
 use hearth_domain::{TokenConstraint, part::RESTARTS_MAX};
 
-/// An engine whose steps wait for permits; without the sender they run free.
+/// An engine whose steps wait for permits; without the sender they run freely.
 fn start_paced(config: EngineConfig) -> (Engine, Arc<MockControl>, Sender<()>) {
     let (pace, permits) = std::sync::mpsc::channel();
     let control = Arc::new(MockControl::default());
@@ -71,7 +71,7 @@ fn what_undefined_logits_came_of_is_found_by_no_later_request() {
     assert_eq!(tokens_of(&events, 0), greedy(&prompt, 3));
 }
 
-/// Allows everything; its end is a panic in the engine's loop.
+/// Allows everything; its drop panics in the engine's loop.
 struct FatalConstraint;
 
 impl TokenConstraint for FatalConstraint {

@@ -1,4 +1,4 @@
-//! Against a committed record of what `transformers` does, and against plain reference code.
+//! Against a committed record of the results of `transformers`, and against plain reference code.
 
 use proptest::prelude::*;
 use serde_json::Value;
@@ -140,7 +140,7 @@ proptest! {
         }
         let mut partly: Vec<Candidate> = (0..).zip(&logits).map(|(token, &logit)| Candidate { token, logit }).collect();
         top_p(&mut partly, p);
-        // As many of the best as they are, and all of the mass that was asked for.
+        // The best tokens, as few as reach the requested mass.
         prop_assert_eq!(&partly[..], &sorted[..partly.len()]);
         let total = total_weight(&sorted);
         prop_assert!(total_weight(&partly) / total >= f64::from(p) - 1e-6);

@@ -1,7 +1,8 @@
-//! The OpenAPI document, made from the table of routes and from the types that are read and written.
+//! The OpenAPI document, generated from the table of routes and from the request and response types.
 //!
-//! A request's schema is made of the fields that its reader goes by, so the document cannot promise a field that is refused. An
-//! answer's is derived from the struct that is written. Both may grow: unknown fields are allowed everywhere.
+//! A request's schema is built from the fields that its reader uses, so the document cannot promise a field that is
+//! refused. An answer's schema is derived from the struct that is written. Both may grow: unknown fields are allowed
+//! everywhere.
 
 use std::collections::BTreeSet;
 
@@ -65,7 +66,7 @@ pub(super) fn document() -> Value {
     })
 }
 
-/// The path as OpenAPI writes it, which has no rest of a path.
+/// The path as OpenAPI writes it, which has no catch-all parameter.
 fn path_of(route: &Route) -> String {
     route.path.replace("{*", "{")
 }
@@ -122,7 +123,7 @@ fn content(answer: &AnswerDescription, generator: &mut SchemaGenerator) -> Value
     if answer.media_type != "text/event-stream" {
         return json!({"schema": schema});
     }
-    // The schema is that of one event, as OpenAPI 3.2 has it for this media type.
+    // The schema describes one event, as OpenAPI 3.2 defines it for this media type.
     let failed: Value = generator.subschema_for::<ErrorBody>().into();
     json!({"schema": {
         "type": "object",
@@ -138,13 +139,13 @@ fn content(answer: &AnswerDescription, generator: &mut SchemaGenerator) -> Value
 
 /// The statuses of refusals and failures, which follow from what the route takes and does.
 fn errors(route: &Route, has_path_parameters: bool) -> BTreeSet<u16> {
-    // Of the host that is called and the page that calls, and of what the server itself does wrong.
+    // For the called host, the calling page, and the server's own failures.
     let mut errors = BTreeSet::from([400, 403, 500, 503]);
     if route.rules.access != Access::Public {
         errors.insert(401);
     }
     if has_path_parameters {
-        // 405 where the path becomes another one, as with an empty part.
+        // 405 where the path turns into another one, as with an empty parameter.
         errors.extend([404, 405]);
     }
     if route.body.is_some() {
@@ -168,7 +169,7 @@ fn error_response(schema: &Value) -> Value {
     })
 }
 
-/// Headers of an answer; those of the receipt where the request leaves a row in the ledger.
+/// Headers of an answer, including the receipt's if the request leaves a row in the ledger.
 fn answer_headers(route: &Route) -> Map<String, Value> {
     let of_receipt = receipt::DESCRIBED;
     let mut headers = vec![("x-request-id", "The client's own, if it sent a sane one.")];

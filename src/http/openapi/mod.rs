@@ -1,4 +1,4 @@
-//! `/openapi.json`, the description of the contract for machines, and `/docs`, the pages that show it to people.
+//! `/openapi.json`, the machine-readable description of the contract, and `/docs`, the pages that show it to people.
 
 mod document;
 mod pages;

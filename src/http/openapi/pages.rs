@@ -1,6 +1,6 @@
-//! `/docs`: Swagger UI, served from the binary, so that it works without a network. Its files lie in the archive of one
-//! release as its project publishes it (the crate utoipa-swagger-ui-vendored); only the file that says which description
-//! to show is ours.
+//! `/docs`: Swagger UI, served from the binary so that it works without a network. Its files come from a release
+//! archive as its project publishes it (the crate utoipa-swagger-ui-vendored); only the file that selects the
+//! description to show is ours.
 
 use std::{
     collections::HashMap,
@@ -20,7 +20,7 @@ use zip::{ZipArchive, result::ZipError};
 
 use crate::http::error::ApiError;
 
-/// Takes the place of the archive's own `swagger-initializer.js`, which shows an example of its project.
+/// Replaces the archive's own `swagger-initializer.js`, which shows the project's example.
 const INITIALIZER: &str = r##"window.onload = function () {
   window.ui = SwaggerUIBundle({
     url: "/openapi.json",
@@ -65,8 +65,8 @@ fn content_type(name: &str) -> Option<&'static str> {
     }
 }
 
-/// The files of Swagger UI's distribution that a browser asks for, by name. They are unpacked once, so that requests cost a
-/// look-up.
+/// The files of Swagger UI's distribution that a browser requests, by name. They are unpacked once, so that a request
+/// costs a look-up.
 fn distribution() -> Result<HashMap<String, Bytes>, ZipError> {
     let mut archive = ZipArchive::new(Cursor::new(SWAGGER_UI_VENDORED))?;
     let mut files = HashMap::new();

@@ -1,13 +1,13 @@
-//! A bucket of one atomic number: so many units a minute, at most a minute's worth at once.
+//! A token bucket in one atomic number: a rate per minute, and a burst of at most one minute's worth.
 //!
-//! The generic cell rate algorithm in its virtual scheduling form (ITU-T I.371, Annex A). The one number is the
-//! theoretical arrival time: the instant at which the bucket will be full again. Taking moves it on by the units' share
-//! of a minute, and is refused where it would come to lie further ahead than the tolerance. In any span of time, so, no
-//! more is taken than the limit allows for that span and one full bucket beside.
+//! The generic cell rate algorithm in its virtual scheduling form (ITU-T I.371, Annex A). The number is the theoretical
+//! arrival time: the instant at which the bucket will be full again. Taking units advances it by their share of a
+//! minute, and is refused if it would end up further ahead than the tolerance. So no span of time takes more than the
+//! limit allows for that span plus one full bucket.
 //!
-//! Units may be taken before it is known how many are needed: what was too much is given back, what was too little is
-//! charged. Giving back never fills the bucket above its brim, for an instant in the past is a full bucket like any
-//! other; charging may put it into debt, which later callers wait for.
+//! Units may be taken before the need is known: the surplus is given back, the shortfall is charged. Giving back never
+//! overfills the bucket, because any instant in the past means a full bucket; charging may put it into debt, which
+//! later callers wait out.
 
 use std::{
     num::NonZeroU32,
@@ -22,7 +22,7 @@ const MINUTE_NS: u64 = 60_000_000_000;
 pub(super) struct Rate(pub NonZeroU32);
 
 impl Rate {
-    /// `None` where there is no limit; a limit of nothing is read as one unit a minute.
+    /// `None` where there is no limit; a limit of zero is read as one unit per minute.
     pub fn of(per_minute: Option<u32>) -> Option<Self> {
         per_minute.map(|limit| Self(NonZeroU32::new(limit).unwrap_or(NonZeroU32::MIN)))
     }
@@ -31,14 +31,14 @@ impl Rate {
         self.0.get()
     }
 
-    /// The units' share of a minute, rounded up.
+    /// The units' share of a minute in nanoseconds, rounded up.
     fn cost(self, units: u64) -> u64 {
         let share = (u128::from(units) * u128::from(MINUTE_NS)).div_ceil(u128::from(self.per_minute()));
         u64::try_from(share).unwrap_or(u64::MAX)
     }
 
-    /// How far ahead the theoretical arrival time may lie: a minute, and a nanosecond for each unit, since as many
-    /// shares may have been rounded up.
+    /// How far ahead the theoretical arrival time may lie: a minute, plus a nanosecond per unit, because each unit's
+    /// share may have been rounded up.
     fn tolerance(self) -> u64 {
         MINUTE_NS + u64::from(self.per_minute())
     }
@@ -47,14 +47,14 @@ impl Rate {
 /// Why nothing was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Short {
-    /// There will be enough after this time, if nobody else takes any.
+    /// There will be enough after this time, if no other caller takes any.
     Wait(Duration),
-    /// More than a full bucket.
+    /// More than a full bucket holds.
     TooLarge,
 }
 
-/// See the module. Every `now` is nanoseconds since the same instant. The rate comes with each call, so that a limit
-/// may be changed while the bucket is in use.
+/// See the module. Every `now` is nanoseconds since the same origin. The rate is passed to each call, so that a limit
+/// may change while the bucket is in use.
 #[derive(Debug, Default)]
 pub(super) struct Bucket {
     full_at: AtomicU64,
@@ -76,13 +76,13 @@ impl Bucket {
             .map_err(|full_at| Short::Wait(Duration::from_nanos(taken(full_at) - now - rate.tolerance())))
     }
 
-    /// What was taken and not used.
+    /// Returns units that were taken and not used.
     pub fn give_back(&self, rate: Rate, units: u64) {
         let cost = rate.cost(units);
         self.update(|full_at| full_at.saturating_sub(cost));
     }
 
-    /// What was used and not taken.
+    /// Charges units that were used and not taken.
     pub fn charge(&self, rate: Rate, units: u64, now: u64) {
         let cost = rate.cost(units);
         self.update(|full_at| full_at.max(now).saturating_add(cost));
@@ -99,7 +99,7 @@ impl Bucket {
         u32::try_from(units).unwrap_or(u32::MAX).min(rate.per_minute())
     }
 
-    /// Until the bucket is full, if nobody takes any.
+    /// Time until the bucket is full, if no caller takes any.
     pub fn reset(&self, now: u64) -> Duration {
         Duration::from_nanos(self.until_full(now))
     }
@@ -160,7 +160,7 @@ mod tests {
         bucket.take(rate, 1, 61 * SECOND).expect("a unit has come in");
     }
 
-    /// What the bucket stands for, in units and fractions of them, without its representation.
+    /// What the bucket should hold, in fractional units, independent of its representation.
     struct Model {
         level: f64,
         at: u64,
@@ -202,7 +202,7 @@ mod tests {
                 match step {
                     Step::Take(units) => {
                         let taken = bucket.take(rate, units, now);
-                        // Between them is what floating point and rounded nanoseconds leave open.
+                        // The tolerance covers floating point and rounded nanoseconds.
                         if model.level > units as f64 + 1e-3 {
                             prop_assert_eq!(taken, Ok(()));
                         } else if model.level < units as f64 - 1e-3 {
@@ -227,8 +227,8 @@ mod tests {
             }
         }
 
-        /// Reservations that are settled later, for less: what is used in a minute, whichever minute, is at most the
-        /// limit and a full bucket.
+        /// With reservations that are settled later for less, the units used in any minute are at most the limit plus a
+        /// full bucket.
         #[test]
         fn no_window_holds_more_than_limit_and_burst(
             limit in 1u32..200,
@@ -237,7 +237,7 @@ mod tests {
             let (bucket, rate) = (Bucket::default(), rate(limit));
             let mut now = 0;
             let mut open: Vec<(u64, u64)> = Vec::new();
-            // What left the bucket and what came back, by its time.
+            // What left the bucket and what came back, by time.
             let mut changes: Vec<(u64, i64)> = Vec::new();
             for (pause, reserved, used, settles) in requests {
                 now += pause;
@@ -269,13 +269,13 @@ mod tests {
                 let (bucket, taken, clock) = (&bucket, &taken, &clock);
                 scope.spawn(move || {
                     for turn in 0..1000 {
-                        // Half a minute passes altogether; who looked earlier may come later.
+                        // Half a minute passes in total; a thread that read the clock earlier may arrive later.
                         let now = clock.fetch_add(30 * SECOND / 16_000, Relaxed);
                         if bucket.take(rate, 1 + (turn + thread) % 3, now).is_ok() {
                             taken.fetch_add(1 + (turn + thread) % 3, Relaxed);
                         }
                         if turn % 7 == 0 {
-                            // Taken and not used at all: it must make no difference.
+                            // Taken and given back in full: it must make no difference.
                             if bucket.take(rate, 2, now).is_ok() {
                                 bucket.give_back(rate, 2);
                             }

@@ -1,4 +1,4 @@
-//! What one party uses: a caller, or all of them together.
+//! The usage of one party: a caller, or all callers together.
 
 use std::{
     sync::{
@@ -19,11 +19,11 @@ use super::{
 };
 use hearth_domain::{Budget, usage::Remaining};
 
-/// What whoever finds all places taken is told to wait, before it is known how long requests take.
+/// The wait suggested when all permits are taken and no request's latency is known yet.
 const WAIT_UNKNOWN: Duration = Duration::from_secs(1);
-/// The bounds of what they are told afterwards.
+/// The bounds of the suggested wait once latencies are known.
 const WAIT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(60));
-/// Each request changes the mean by this part of the difference.
+/// Each request moves the mean by this fraction of the difference.
 const MEAN_OVER: u64 = 8;
 
 /// See the module.
@@ -32,16 +32,16 @@ pub(super) struct Meter {
     pub requests: Bucket,
     pub tokens: Bucket,
     running: AtomicUsize,
-    /// How long requests took of late, in nanoseconds; 0 before the first.
+    /// The recent mean latency of requests, in nanoseconds; 0 before the first.
     mean_latency: AtomicU64,
     spending: Mutex<Spending>,
 }
 
 impl Meter {
-    /// A place among `limit` that run at the same time.
+    /// Takes one of `limit` concurrent places.
     ///
     /// # Errors
-    /// If all are taken: when one may come free.
+    /// If all are taken: when one may become free.
     pub fn enter(self: &Arc<Self>, limit: Option<u32>) -> Result<Running, Duration> {
         let limit = limit.map_or(usize::MAX, |limit| limit as usize);
         self.running
@@ -53,7 +53,7 @@ impl Meter {
             })
     }
 
-    /// A request that had a place took this long.
+    /// Records the latency of a request that held a place.
     pub fn took(&self, latency: Duration) {
         let latest = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX).max(1);
         let next = |mean: u64| if mean == 0 { latest } else { mean - mean / MEAN_OVER + latest / MEAN_OVER };
@@ -64,12 +64,12 @@ impl Meter {
         self.spending.lock().add(now, spent);
     }
 
-    /// What was spent in the day and in the month that `now` is in, before the server started.
+    /// Adds what was spent before the server started, in the day and in the month that contain `now`.
     pub fn spend_before(&self, now: SystemTime, today: Spent, this_month: Spent) {
         self.spending.lock().add_both(now, today, this_month);
     }
 
-    /// What is left of these budgets; `None` of what has no limit.
+    /// What is left of these budgets; `None` for an absent limit.
     pub fn left(&self, now: SystemTime, daily: &Budget, monthly: &Budget) -> (Budget, Budget) {
         self.spending.lock().left(now, daily, monthly)
     }
@@ -78,7 +78,7 @@ impl Meter {
         self.spending.lock().used_up(now, daily, monthly)
     }
 
-    /// Whether it is as a new one would be, but for a mean that nobody needs.
+    /// Whether this meter equals a new one, apart from the mean latency, which is not worth keeping.
     pub fn is_idle(&self, now_ns: u64, now: SystemTime) -> bool {
         self.running.load(Acquire) == 0
             && [&self.requests, &self.tokens].into_iter().all(|bucket| bucket.reset(now_ns).is_zero())
@@ -92,7 +92,7 @@ pub(super) fn remaining(bucket: &Bucket, rate: Option<Rate>, now_ns: u64) -> Opt
     Some(Remaining { limit: rate.per_minute(), remaining: bucket.remaining(rate, now_ns), reset: bucket.reset(now_ns) })
 }
 
-/// A place among those that run; see [`Meter::enter`].
+/// A place among the running requests; see [`Meter::enter`].
 #[derive(Debug)]
 pub(super) struct Running(Arc<Meter>);
 

@@ -1,13 +1,14 @@
-//! What requests may use: so many a minute, so many tokens a minute, so many at the same time, so much a day and a
-//! month; each caller for itself, and all together.
+//! The limits of requests: requests per minute, tokens per minute, concurrent requests, and spending per day and per
+//! month, for each caller and for all callers together.
 //!
-//! A request is admitted before any work for it: budgets first, since no wait mends them soon, then a place among those
-//! that run, which it keeps until its account is settled, then one of the minute's requests. Before a model works,
-//! tokens are set aside by an estimate; when the account is settled, what was not used comes back and what was used
-//! beyond is charged, and money and compute time are added to the day and the month. A budget is held against what has
-//! been settled: what runs already runs to its end, so that a budget may be passed by what was let in before.
+//! A request is admitted before any work is done for it: budgets are checked first, since no short wait helps there,
+//! then a permit for one concurrent request is taken, which the request holds until its meter is settled, then one of
+//! the minute's requests. Before a model runs, an estimate of tokens is reserved; when the meter is settled, unused
+//! tokens are given back, excess tokens are charged, and money and compute time are added to the day and the month. A
+//! budget is checked against what has been settled: a running request runs to its end, so requests admitted earlier may
+//! overrun the budget.
 //!
-//! Nothing here reads a clock: a [`Now`] comes with each call.
+//! Nothing here reads a clock: each call is passed a [`Now`].
 
 mod bucket;
 mod meter;
@@ -36,19 +37,19 @@ use self::{
 };
 use crate::store::{SpentBy, Store, StoreError};
 
-/// Callers are remembered up to this number before those that need not be are forgotten.
+/// Above this many callers, those with an idle meter are forgotten.
 const SWEEP_AT: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 
 /// The limits of a server.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct LimitSettings {
-    /// Of all callers together.
+    /// For all callers together.
     pub server: CallerLimits,
-    /// Of each caller that has no limit of its own; one by one.
+    /// For each caller that has no limit of its own, separately.
     pub caller: CallerLimits,
 }
 
-/// An instant on both clocks: one that never goes back, for the minute, and the calendar's.
+/// An instant on both clocks: the monotonic one, for the minute, and the calendar's.
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
     ns: u64,
@@ -56,7 +57,7 @@ pub struct Now {
 }
 
 impl Now {
-    /// `started` is the same in every call to the same [`Limits`].
+    /// `started` must be the same in every call to the same [`Limits`].
     pub fn since(started: Instant) -> Self {
         Self { ns: u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX), wall: SystemTime::now() }
     }
@@ -76,7 +77,7 @@ struct Callers {
     sweep_at: usize,
 }
 
-/// A caller or the server, and what holds for it.
+/// A caller or the server, and the limits that apply to it.
 struct Party {
     whose: Whose,
     meter: Arc<Meter>,
@@ -84,7 +85,7 @@ struct Party {
 }
 
 impl Limits {
-    /// Limits whose budgets have been spent as the store's ledger says.
+    /// Limits whose budgets start from what the store's ledger says was spent.
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -107,16 +108,16 @@ impl Limits {
         Ok(limits)
     }
 
-    /// Limits of which nothing has been used.
+    /// Limits with nothing used yet.
     pub fn new(settings: LimitSettings) -> Self {
         let callers = Callers { by_id: HashMap::new(), sweep_at: SWEEP_AT.get() };
         Self { settings, server: Arc::default(), callers: RwLock::new(callers) }
     }
 
-    /// Lets a request in; see the module for the order.
+    /// Admits a request; see the module for the order.
     ///
     /// # Errors
-    /// If a budget is spent or a limit reached; what was taken before that is given back.
+    /// If a budget is spent or a limit is reached; what was taken before that is given back.
     pub fn admit(&self, caller: &Caller, now: Now) -> Result<Permit> {
         let parties = self.parties(caller, now);
         for Party { whose, meter, limits } in &parties {
@@ -143,14 +144,14 @@ impl Limits {
         Ok(Permit::held_by(places))
     }
 
-    /// Sets tokens aside.
+    /// Reserves tokens.
     ///
     /// # Errors
-    /// If there are not that many, or never will be.
+    /// If there are not enough now, or never will be.
     pub fn reserve(&self, request: &UsageMeter, tokens: u64, now: Now) -> Result<()> {
         let parties = self.parties(&request.context().caller, now);
         if !request.is_admitted() {
-            // A job: its request was let in long ago.
+            // A job: its request was admitted long ago.
             for Party { whose, meter, limits } in &parties {
                 if let Some(used_up) = meter.used_up(now.wall, &limits.daily, &limits.monthly) {
                     return Err(refusal::spent(*whose, &used_up));
@@ -159,7 +160,7 @@ impl Limits {
         }
         for (index, Party { whose, meter, limits }) in parties.iter().enumerate() {
             let Some(rate) = Rate::of(limits.tokens_per_minute) else { continue };
-            // All of a request's reservations must fit together, or it would be told to wait for nothing.
+            // All of a request's reservations must fit together, or the caller would be told to wait in vain.
             let taken = match request.reserved().saturating_add(tokens) {
                 all if all > u64::from(rate.per_minute()) => Err(Short::TooLarge),
                 _ => meter.tokens.take(rate, tokens, now.ns),
@@ -176,8 +177,8 @@ impl Limits {
         Ok(())
     }
 
-    /// Writes down what a request has used, and corrects what was set aside for it. What a job uses without having set
-    /// it aside, such as the vectors of documents, counts for budgets and not for the minute.
+    /// Records what a request has used and corrects its reservation. What a job uses without a reservation, such as a
+    /// document's embeddings, counts against the budgets and not against the minute.
     pub fn settle(&self, request: &UsageMeter, receipt: &Receipt, now: Now) {
         let spent = Spent { micro_usd: receipt.cost_micro_usd, compute: receipt.compute() };
         let (is_admitted, reserved) = (request.is_admitted(), request.reserved());
@@ -188,7 +189,7 @@ impl Limits {
             .models
             .iter()
             .filter(|record| !matches!(record.served_by, ServedBy::Cache(_)))
-            // An upstream says how many they were, and may say anything.
+            // An upstream reports these counts, and they may be anything.
             .fold(0, |sum: u64, record| {
                 sum.saturating_add(record.prompt_tokens).saturating_add(record.completion_tokens)
             });
@@ -206,7 +207,7 @@ impl Limits {
         }
     }
 
-    /// What a caller has left, of its own limits or of the server's, whichever is less.
+    /// What a caller has left of its own limits or of the server's, whichever is less.
     pub fn allowance(&self, caller: &Caller, now: Now) -> Allowance {
         let parties = self.parties(caller, now);
         let least = |left: &dyn Fn(&Party) -> Option<Remaining>| {
@@ -244,7 +245,7 @@ impl Limits {
         }
         let mut callers = self.callers.write();
         if callers.by_id.len() >= callers.sweep_at {
-            // Whoever uses a meter holds it: what only the map holds can be forgotten, if it says nothing.
+            // A party in use holds its meter: one that only the map holds can be forgotten if it is idle.
             callers.by_id.retain(|_, meter| Arc::strong_count(meter) > 1 || !meter.is_idle(now.ns, now.wall));
             callers.sweep_at = SWEEP_AT.get().max(2 * callers.by_id.len());
         }
@@ -252,7 +253,7 @@ impl Limits {
     }
 }
 
-/// A caller's own limits, and others where it has none.
+/// A caller's own limits, with `others` where it has none.
 fn or(own: CallerLimits, others: CallerLimits) -> CallerLimits {
     let budget = |own: Budget, others: Budget| Budget {
         micro_usd: own.micro_usd.or(others.micro_usd),

@@ -1,4 +1,4 @@
-//! What whoever is over a limit is told: which limit, whose it is, and when to come back.
+//! The refusal of a request over a limit: which limit, whose it is, and when to retry.
 
 use std::time::Duration;
 
@@ -72,7 +72,7 @@ pub(super) fn spent(whose: Whose, used_up: &UsedUp) -> Error {
     Error::new(ErrorKind::QuotaExceeded, message).with_retry_after(*wait)
 }
 
-/// To the hundredth, rounded up.
+/// Rounded up to hundredths.
 fn seconds(wait: Duration) -> String {
     format!("{:.2} s", wait.as_millis().div_ceil(10) as f64 / 100.0)
 }

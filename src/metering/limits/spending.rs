@@ -1,4 +1,4 @@
-//! What has been spent in this day and this month of the calendar, in UTC.
+//! What has been spent in the current calendar day and month, in UTC.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -26,7 +26,7 @@ impl Spent {
         }
     }
 
-    /// What of a budget is used up, in words.
+    /// The part of a budget that is used up, in words.
     fn beyond(&self, budget: &Budget) -> Option<String> {
         if let Some(limit) = budget.micro_usd.filter(|limit| self.micro_usd >= *limit) {
             return Some(format!("{} US dollars", limit as f64 / 1e6));
@@ -41,7 +41,7 @@ impl Spent {
 pub(super) struct UsedUp {
     /// `daily budget of 5 US dollars`
     pub what: String,
-    /// Until the day or the month is over.
+    /// Until the day or the month ends.
     pub wait: Duration,
 }
 
@@ -57,7 +57,7 @@ pub(super) struct Spending {
 }
 
 impl Spending {
-    /// What was spent in the day and in the month that `now` is in.
+    /// Adds what was spent in the day and in the month that contain `now`.
     pub fn add_both(&mut self, now: SystemTime, today: Spent, this_month: Spent) {
         self.turn_over(now);
         self.today.add(today);
@@ -74,7 +74,7 @@ impl Spending {
         (self.today.left_of(daily), self.this_month.left_of(monthly))
     }
 
-    /// The budget, of these two, that is used up, if one is; the one that is waited for longer.
+    /// Which of the two budgets is used up, if any; if both are, the one with the longer wait.
     pub fn used_up(&mut self, now: SystemTime, daily: &Budget, monthly: &Budget) -> Option<UsedUp> {
         self.turn_over(now);
         let used_up = |of: &str, budget, spent: &Spent, end: Duration| {
@@ -85,13 +85,13 @@ impl Spending {
             .or_else(|| used_up("daily", daily, &self.today, DAY * (self.day as u32 + 1)))
     }
 
-    /// Whether anything was spent that a budget could ask for.
+    /// Whether nothing was spent that a budget could count.
     pub fn is_empty(&mut self, now: SystemTime) -> bool {
         self.turn_over(now);
         self.this_month == Spent::default()
     }
 
-    /// A clock that is put back does not give back what was spent.
+    /// A clock that is set back does not give back what was spent.
     fn turn_over(&mut self, now: SystemTime) {
         if day(now) > self.day {
             (self.day, self.today) = (day(now), Spent::default());
@@ -102,7 +102,7 @@ impl Spending {
     }
 }
 
-/// The beginnings of the day and of the month that `now` is in.
+/// The starts of the day and of the month that contain `now`.
 pub fn beginnings(now: SystemTime) -> (SystemTime, SystemTime) {
     (UNIX_EPOCH + DAY * day(now) as u32, UNIX_EPOCH + end_of_month(month(now) - 1))
 }
@@ -127,7 +127,7 @@ fn month(now: SystemTime) -> u64 {
     (era * 400 + year_of_era) * 12 + month_from_march + 2
 }
 
-/// The first instant after a month, by "`days_from_civil`" of the same work.
+/// The first instant after a month, by "`days_from_civil`" of the same paper.
 fn end_of_month(month: u64) -> Duration {
     let from_march = month + 1 - 2;
     let (year, month_from_march) = (from_march / 12, from_march % 12);
@@ -145,7 +145,7 @@ mod tests {
         UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
-    /// Seconds after 1970, as `date -u -d ... +%s` has them.
+    /// Seconds after 1970, as printed by `date -u -d ... +%s`.
     const FEBRUARY_29_2028_NOON: u64 = 1_835_438_400;
     const MARCH_1_2028: u64 = 1_835_481_600;
     const DECEMBER_31_2026_LAST_SECOND: u64 = 1_798_761_599;
@@ -197,7 +197,7 @@ mod tests {
         assert!(spending.used_up(noon, &budget(4), &budget(11)).is_none());
         assert!(spending.used_up(noon, &budget(3), &budget(11)).is_some());
         assert!(spending.used_up(noon, &budget(4), &budget(10)).is_some());
-        // A clock that is put back a day changes nothing.
+        // A clock that is set back a day changes nothing.
         assert!(spending.used_up(at(FEBRUARY_29_2028_NOON - 86_400), &budget(3), &budget(11)).is_some());
     }
 }

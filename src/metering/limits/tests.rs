@@ -1,4 +1,4 @@
-//! Limits on a clock that the tests turn.
+//! Limits on a clock that the tests advance.
 
 use super::*;
 use crate::store::LedgerRow;
@@ -9,7 +9,7 @@ use hearth_domain::{
     usage::{ModelUsage, NoSink, UsageSink},
 };
 
-/// Noon of a day in the middle of a month, and so much after it.
+/// Noon of a day in the middle of a month, plus this many seconds.
 fn now(seconds: f64) -> Now {
     let since = Duration::from_secs_f64(seconds);
     Now { ns: since.as_nanos() as u64, wall: UNIX_EPOCH + Duration::from_secs(1_797_336_000) + since }
@@ -32,7 +32,7 @@ fn opening(caller: &Arc<Caller>) -> RequestContext {
     }
 }
 
-/// What a request comes to that used these tokens, this money and this time.
+/// The receipt of a request that used these tokens, this money and this time.
 fn receipt(tokens: u64, micro_usd: u64, compute: Duration) -> Receipt {
     let record = ModelUsage {
         model: "m".to_owned(),
@@ -50,7 +50,7 @@ fn receipt(tokens: u64, micro_usd: u64, compute: Duration) -> Receipt {
     Receipt { models: vec![record], cost_micro_usd: micro_usd, latency: Duration::from_secs(4), ..empty }
 }
 
-/// UsageSink on a clock that stands still: limits without the rest of metering.
+/// A `UsageSink` on a stopped clock: limits without the rest of metering.
 struct Frozen(Arc<Limits>, Now);
 
 impl UsageSink for Frozen {
@@ -75,7 +75,7 @@ fn account(limits: &Arc<Limits>, caller: &Arc<Caller>, now: Now) -> Arc<Account>
     Account::open(Arc::new(Frozen(limits.clone(), now)), opening(caller))
 }
 
-/// As the caller is told, rounded up.
+/// The wait that the caller is told, rounded up.
 fn milliseconds(error: &Error) -> u128 {
     error.retry_after().expect("a time to come back at").as_nanos().div_ceil(1_000_000)
 }
@@ -102,7 +102,7 @@ fn requests_a_minute_are_each_callers_own_and_the_servers_are_everybodys() {
     assert_eq!(milliseconds(&error), 12_000);
     let left = limits.allowance(&b, now(0.0)).requests.expect("a limit");
     assert_eq!((left.limit, left.remaining), (5, 0), "the nearer one is told");
-    // The refusal took nothing of b's own: a third request is there when the server has room.
+    // The refusal took none of b's own requests: a third one is there when the server has room.
     limits.admit(&b, now(12.001)).expect("both have one");
 }
 
@@ -161,7 +161,7 @@ fn how_long_requests_take_is_how_long_one_waits_for_a_place() {
     let caller = caller("a", CallerLimits { concurrent_requests: Some(2), ..CallerLimits::default() });
     let running = account(&limits, &caller, now(0.0));
     running.admit().expect("a place");
-    // Requests take four seconds, so one of two ends every two.
+    // Requests take four seconds, so with two of them one ends every two.
     limits.settle(&running, &receipt(1, 0, Duration::ZERO), now(0.0));
     let _other = limits.admit(&caller, now(0.0)).expect("a place");
     let error = limits.admit(&caller, now(0.0)).expect_err("both are taken");
@@ -181,7 +181,7 @@ fn tokens_are_set_aside_and_settled() {
     let other = account(&limits, &caller, now(0.0));
     let error = other.reserve(500).expect_err("there are 400");
     assert_eq!((error.kind(), milliseconds(&error)), (ErrorKind::TokensLimited, 6000));
-    // The request used 100: what was too much comes back.
+    // The request used 100: the surplus comes back.
     limits.settle(&request, &receipt(100, 0, Duration::ZERO), now(0.0));
     assert_eq!(left(now(0.0)), 900);
     other.reserve(500).expect("there are as many now");
@@ -190,7 +190,7 @@ fn tokens_are_set_aside_and_settled() {
     assert_eq!(left(now(0.0)), 200);
     assert_eq!(left(now(24.0)), 600);
 
-    // What was answered before costs no tokens.
+    // A cached answer costs no tokens.
     let again = account(&limits, &caller, now(60.0));
     again.reserve(500).expect("a minute later");
     let mut cached = receipt(400, 0, Duration::ZERO);
@@ -220,7 +220,7 @@ fn a_request_that_can_never_fit_is_told_so() {
     let error = request.reserve(1001).expect_err("a bucket holds 1000");
     assert!(error.is_lasting() && error.retry_after().is_none());
     assert!(error.message().contains("more than your limit of 1000 tokens a minute can ever hold"), "{error}");
-    // Nor in parts: all of them are one request.
+    // Nor in parts: all parts belong to one request.
     request.reserve(600).expect("there are as many");
     let error = request.reserve(600).expect_err("1200 in all");
     assert!(error.is_lasting() && error.message().contains("1200"), "{error}");

@@ -1,6 +1,6 @@
-//! A map that is bounded in bytes and time: what was not used for longest goes first.
+//! A map bounded in bytes and time, with least-recently-used eviction.
 //!
-//! One lock is enough: it is held for a look into two maps, once a request.
+//! One lock is enough: it is held for two map look-ups, once per request.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use super::key::Key;
 
-/// What an entry takes beside its value: its key, and the notes about it.
+/// The overhead of an entry beside its value: its key and its bookkeeping.
 const ENTRY_BYTES: usize = 192;
 
 /// See the module.
@@ -25,7 +25,7 @@ pub struct BoundedMap<V> {
 #[derive(Debug)]
 struct Held<V> {
     entries: HashMap<Key, Entry<V>>,
-    /// By when they were last used; the first is the one that was not used for longest.
+    /// Keys by last use; the first is the least recently used.
     order: BTreeMap<u64, Key>,
     next_use: u64,
     bytes: usize,
@@ -60,7 +60,7 @@ impl<V: Clone> BoundedMap<V> {
         Some(entry.value.clone())
     }
 
-    /// Keeps `value`, which takes `bytes`, if there can be room for it.
+    /// Keeps `value`, which takes `bytes`, if it can fit.
     pub fn insert(&self, key: Key, value: V, bytes: usize) {
         let bytes = bytes + ENTRY_BYTES;
         let mut held = self.held.lock();
@@ -80,7 +80,7 @@ impl<V: Clone> BoundedMap<V> {
         held.bytes += bytes;
     }
 
-    /// Memory that the entries take, of `max_bytes`.
+    /// Memory that the entries take, out of `max_bytes`.
     pub fn bytes(&self) -> usize {
         self.held.lock().bytes
     }

@@ -1,8 +1,8 @@
-//! Texts that were embedded before: their vectors, without the model.
+//! The embedding cache: vectors of texts that were embedded before, without running the model.
 //!
-//! A request is taken apart into its texts. Those that are known are answered from here, the others go to the model in
-//! one request, and the answer keeps the caller's order. Of each text its tokens are kept beside the vector, so that
-//! the usage is what it would have been. Work in the background has its own handle on the model and does not come here.
+//! A request is split into its texts. Cached texts are answered from here, the others go to the model in one request,
+//! and the answer keeps the caller's order. Each text's token count is kept beside its vector, so that the reported
+//! usage is the same. Background work has its own handle on the model and bypasses this cache.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,7 +22,7 @@ use super::{
 };
 use crate::providers::Embedder;
 
-/// Vectors by everything that they depend on.
+/// Vectors, keyed by everything that they depend on.
 #[derive(Clone, Debug)]
 pub struct EmbeddingCache {
     vectors: Arc<BoundedMap<Arc<KeptVector>>>,
@@ -49,7 +49,7 @@ impl EmbeddingCache {
     }
 }
 
-/// An embedding model that is asked only for what it has not been asked before.
+/// An embedding model that is asked only for texts that are not cached.
 #[derive(Clone)]
 pub struct CachedEmbedder {
     model: Arc<dyn Embedder>,
@@ -134,13 +134,13 @@ impl CachedEmbedder {
         inputs.iter().map(|input| embedding_key(scope, input)).collect()
     }
 
-    /// The texts at these places, from the model. The answer counts each one's tokens.
+    /// The texts at these positions, computed by the model. The answer counts each one's tokens.
     async fn compute(&self, request: &EmbedRequest, keys: &[Key], missing: &[usize]) -> Result<EmbedResponse> {
         let inputs: Vec<EmbedInput> = missing.iter().map(|&place| request.inputs[place].clone()).collect();
         let lengths: Vec<usize> = inputs.iter().map(length).collect();
         let asked = self.model.embed(EmbedRequest { inputs, ..request.clone() }).await;
         let mut response = match asked {
-            // Such an error names a text by its place, which is another one in the caller's own request.
+            // Such an error names a text by its index, which differs in the caller's own request.
             Err(error) if missing.len() < keys.len() && names_a_place(&error) => {
                 return self.model.embed(request.clone()).await.and_then(|_| Err(error));
             }
@@ -173,7 +173,8 @@ fn length(input: &EmbedInput) -> usize {
     }
 }
 
-/// A sum of tokens, where no more is known, shared out by the texts' lengths. The shares add up to the sum.
+/// A total of tokens, where only that is known, split in proportion to the texts' lengths. The shares add up to the
+/// total.
 fn shares(total: usize, lengths: &[usize]) -> Vec<usize> {
     let all = lengths.iter().sum::<usize>().max(1);
     let (mut so_far, mut given) = (0, 0);

@@ -1,8 +1,8 @@
-//! The same request again: the same answer, without a model.
+//! The exact cache: the same request gets the same answer without running a model.
 //!
-//! Only where the answer is a function of the request: greedy decoding, or a seed that the caller gave. An answer is
-//! kept whole, event by event, and only if it came to its end. It is found by its caller alone: an answer that comes
-//! at once says that somebody asked this before.
+//! It applies only where the answer is a function of the request: greedy decoding, or a seed given by the caller. An
+//! answer is kept whole, event by event, and only if it completed. Only the same caller can find it: an instant answer
+//! reveals that the question was asked before.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,12 +19,12 @@ use super::{
 };
 use crate::providers::{ChatModel, GenerateStream, PromptTokenizer};
 
-/// Of the cache's room, what one answer may take at most: one in so many parts.
+/// One answer takes at most one part in this many of the cache's room.
 const LARGEST_PART: usize = 4;
-/// How long a leader may be silent until those who wait compute for themselves.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a leader may make no progress before the waiting requests compute for themselves.
+const FLIGHT_WAIT_MAX: Duration = Duration::from_secs(30);
 
-/// Answers by everything that they depend on.
+/// Answers, keyed by everything that they depend on.
 #[derive(Clone, Debug)]
 pub struct ExactCache {
     answers: Arc<BoundedMap<Arc<Recorded>>>,
@@ -39,7 +39,7 @@ impl ExactCache {
             answers: Arc::new(BoundedMap::new(max_bytes, time_to_live)),
             flights: Arc::default(),
             max_answer_bytes: max_bytes / LARGEST_PART,
-            patience: PATIENCE,
+            patience: FLIGHT_WAIT_MAX,
         }
     }
 
@@ -59,7 +59,7 @@ impl ExactCache {
         metrics::holds(EXACT, self.answers.bytes());
     }
 
-    /// Takes down what passes, keeps it when it is whole, and hands it to those who wait for `lead`.
+    /// Records the events that pass, keeps a complete answer, and hands it to the requests that wait for `lead`.
     fn record(&self, events: GenerateStream, key: Key, lead: Option<Lead>) -> GenerateStream {
         let (cache, mut lead, mut recorder) = (self.clone(), lead, Recorder::new(self.max_answer_bytes));
         Watched::stream(events, move |event| {
@@ -84,7 +84,7 @@ impl ExactCache {
     }
 }
 
-/// A chat model that answers what it has answered before without asking `model`.
+/// A chat model that answers repeated requests without asking `model`.
 #[derive(Clone)]
 pub struct CachedChat {
     model: Arc<dyn ChatModel>,
@@ -124,7 +124,7 @@ impl CachedChat {
                     return self.model.generate(request).await;
                 }
                 FlightOutcome::Leads(lead) => {
-                    // The leader before this one may have ended between the look and the lead.
+                    // The previous leader may have ended between the look-up and the lead.
                     if let Some(answer) = self.cache.answers.get(&key) {
                         return Ok(self.replay(answer, &request));
                     }

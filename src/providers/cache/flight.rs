@@ -1,9 +1,9 @@
-//! One computation for all who ask the same at the same time.
+//! Request coalescing: one computation for all identical requests in flight.
 //!
-//! The first one leads: it computes, and its caller sees the answer as it comes. The others wait for the whole answer.
-//! A leader whose caller leaves, or whose generation fails, lets go, and one of those who wait leads next. A leader
-//! that makes no progress, because its caller does not read or it stands in a long queue itself, is waited for no
-//! longer than the patience.
+//! The first request leads: it computes, and its caller sees the answer as it streams. The others wait for the whole
+//! answer. If the leader's caller disconnects or its generation fails, the leader lets go and one of the waiting
+//! requests leads next. The others wait no longer than the patience for a leader that makes no progress, because its
+//! caller does not read or because it is itself stuck in a long queue.
 
 use std::{
     collections::HashMap,
@@ -34,24 +34,24 @@ struct Flight {
 #[derive(Clone, Debug)]
 enum Landed {
     Answer(Arc<Recorded>),
-    /// Longer than can be kept: everybody computes for themselves.
+    /// Too long to keep: every request computes for itself.
     TooLong,
 }
 
-/// Where a request finds itself.
+/// What a request does after it joined.
 #[derive(Debug)]
 pub enum FlightOutcome {
-    /// It computes for all who come until it ends.
+    /// It computes for all requests that join until it ends.
     Leads(Lead),
-    /// It waited, and here is the answer.
+    /// It waited, and this is the answer.
     Answered(Arc<Recorded>),
     /// It computes for itself.
     Alone,
-    /// It waited in vain: look again.
+    /// It waited in vain and must look again.
     Again,
 }
 
-/// The leader's end; to drop it without [`Lead::land`] is to fail.
+/// The leader's handle; dropping it without [`Lead::land`] means failure.
 #[derive(Debug)]
 pub struct Lead {
     flights: Arc<Flights>,
@@ -66,7 +66,7 @@ impl Flights {
         self.0.lock().is_empty()
     }
 
-    /// Leads, or waits for the one who does.
+    /// Leads, or waits for the leader.
     ///
     /// # Errors
     /// If the deadline passes.
@@ -117,13 +117,13 @@ fn passed() -> Error {
 }
 
 impl Lead {
-    /// One more event has come.
+    /// Another event has arrived.
     pub fn progressed(&self) {
         self.events.fetch_add(1, Relaxed);
     }
 
-    /// The answer is whole, or `None` where it is too long to be kept. It must be in the cache by now: who comes next
-    /// looks there.
+    /// The answer is complete, or `None` if it is too long to keep. It must be in the cache before this call, because
+    /// the next request looks there.
     pub fn land(self, answer: Option<Arc<Recorded>>) {
         self.end.send_replace(Some(answer.map_or(Landed::TooLong, Landed::Answer)));
     }

@@ -1,12 +1,12 @@
-//! What an answer depends on, as one hash.
+//! The cache key: everything that an answer depends on, as one hash.
 //!
-//! Everything is taken apart field by field, without `..`: a field that a request gains does not compile until it is
-//! said here what it is to a cache. Each value is written with its length or a tag before it, so that two requests that
-//! differ cannot spell the same bytes.
+//! Every request is destructured field by field, without `..`, so a new field does not compile until this file says how
+//! it affects the key. Each value is written with its length or a tag before it, so that two different requests cannot
+//! produce the same bytes.
 //!
-//! JSON is hashed in the order in which it stands: a template prints a tool's schema as it finds it, and a schema's
-//! properties are generated in their order, so that another order may be another answer. The fields of a message and
-//! the template's variables are the exception. They are looked up by name, and clients write them in any order.
+//! JSON is hashed in its given order: a template prints a tool's schema as it finds it, and a schema's properties are
+//! generated in their order, so another order may give another answer. The fields of a message and the template's
+//! variables are the exception: they are looked up by name, and clients write them in any order.
 
 use serde_json::{Map, Value};
 
@@ -15,7 +15,7 @@ use hearth_domain::{
     SamplingParams, ToolChoice, documents::EmbeddingIdentity,
 };
 
-/// Of everything that an answer depends on.
+/// The hash of everything that an answer depends on.
 pub type Key = blake3::Hash;
 
 /// Writes a [`Key`], value by value.
@@ -23,7 +23,7 @@ pub type Key = blake3::Hash;
 pub struct KeyWriter(blake3::Hasher);
 
 impl KeyWriter {
-    /// Keys of two purposes are never the same.
+    /// `purpose` separates key spaces: keys of two purposes never collide.
     pub fn new(purpose: &str) -> Self {
         let mut writer = Self(blake3::Hasher::new());
         writer.text(purpose);
@@ -96,14 +96,14 @@ impl KeyWriter {
         self.list(&fields, |writer, (name, value)| writer.text(name).json(value));
     }
 
-    /// Who asks, and who may answer.
+    /// The caller, and which side may answer.
     pub fn account(&mut self, account: &Account) -> &mut Self {
         self.text(&account.caller().id).option(account.policy(), |writer, policy| {
             writer.text(Policy::as_str(policy));
         })
     }
 
-    /// Which model answers. Two of one name differ by their file's size and date, at the least.
+    /// The model that answers. Two models of one name differ at least by their file's size and date.
     pub fn model(&mut self, info: &ModelInfo) -> &mut Self {
         let ModelInfo {
             id,
@@ -132,7 +132,7 @@ impl KeyWriter {
         self.flag(*supports_tools).flag(*supports_reasoning).number(*created)
     }
 
-    /// Everything of a generation that its text depends on.
+    /// Everything in a generation request that the text depends on.
     pub fn generation(&mut self, request: &GenerateRequest) -> &mut Self {
         let GenerateRequest {
             account,
@@ -148,7 +148,7 @@ impl KeyWriter {
             echo,
             return_token_ids,
             constraint,
-            // Ends an answer with an error, and those are not kept.
+            // It ends an answer with an error, and failed answers are not kept.
             deadline: _,
         } = request;
         self.account(account);
@@ -242,7 +242,7 @@ impl KeyWriter {
     }
 }
 
-/// Of a generation by this model.
+/// The key of a generation by this model.
 pub fn generation_key(info: &ModelInfo, request: &GenerateRequest) -> Key {
     KeyWriter::new("generation").model(info).generation(request).finish()
 }
@@ -258,12 +258,12 @@ pub struct EmbeddingScope<'a> {
     pub truncate: bool,
 }
 
-/// Of one text's vector.
+/// The key of one text's vector.
 pub fn embedding_key(scope: EmbeddingScope<'_>, input: &EmbedInput) -> Key {
     let EmbeddingScope { account, model, identity, input_type, dimensions, truncate } = scope;
     let EmbeddingIdentity { name, dimensions: length } = identity;
     let mut writer = KeyWriter::new("embedding");
-    // Whoever serves, it is the same model: the policy is of no matter.
+    // Both sides serve the same model, so the policy does not affect the vector.
     writer.text(&account.caller().id).model(model).text(name).count(*length);
     writer.number(match input_type {
         EmbedInputType::Plain => 0,

@@ -9,7 +9,7 @@ pub const MISSES_TOTAL: &str = "hearth_cache_misses_total";
 /// Gauge by `cache`.
 pub const BYTES: &str = "hearth_cache_bytes";
 
-/// Gives each metric its line of help.
+/// Registers each metric's help text.
 pub fn describe() {
     describe_counter!(HITS_TOTAL, "Answers, or vectors of texts, that were there already.");
     describe_counter!(MISSES_TOTAL, "Answers, or vectors of texts, that were looked for and had to be computed.");

@@ -1,8 +1,8 @@
-//! Answers that were given before.
+//! Caches of earlier answers.
 //!
-//! All of it is in memory, bounded in bytes and time, and none of it is shared between callers. Nothing is cached
-//! unless the server was told to: prompts that begin alike are fast already, by the engine's prefix cache, and a
-//! measurement of a server that remembers its answers measures its memory.
+//! All of them are in memory, bounded in bytes and time, and never shared between callers. Nothing is cached unless the
+//! operator enables it: the engine's prefix cache already makes prompts with a common prefix fast, and a benchmark of a
+//! server that remembers its answers measures only its memory.
 
 mod bounded;
 pub mod embedding;
@@ -21,21 +21,22 @@ use self::{
 };
 use super::{ChatModel, Embedder};
 
-/// As receipts and metrics name the caches.
+/// The caches' names in receipts and metrics.
 pub const EXACT: &str = "exact";
 pub const EMBEDDING: &str = "embedding";
 pub const SEMANTIC: &str = "semantic";
 
-/// Which caches there are, and how large.
+/// Which caches are enabled, and how large they are.
 #[derive(Clone, Debug)]
 pub struct CacheSettings {
-    /// Of answers to requests that are repeated; 0 is none.
+    /// Room for answers to repeated requests; 0 disables them.
     pub response_bytes: usize,
     pub response_ttl: Duration,
-    /// The least cosine at which one question's answer is another's; `None` is none. Such answers live as long as others.
+    /// The least cosine at which one question's answer serves another question; `None` disables that. Such answers live
+    /// as long as the others.
     pub semantic_similarity: Option<f32>,
     pub semantic_bytes: usize,
-    /// Of vectors; 0 is none.
+    /// Room for vectors; 0 disables them.
     pub embedding_bytes: usize,
     pub embedding_ttl: Duration,
 }
@@ -53,8 +54,8 @@ impl Default for CacheSettings {
     }
 }
 
-/// The caches around models. A model is wrapped where it is registered; answers by what questions mean are looked up
-/// by the services, which know what the question is.
+/// The caches around models. A model is wrapped where it is registered; the services look up answers by a question's
+/// meaning, because they know what the question is.
 #[derive(Clone, Debug, Default)]
 pub struct Caches {
     exact: Option<ExactCache>,

@@ -1,4 +1,4 @@
-//! An answer as it was given, event by event, to be given again.
+//! A recorded answer, event by event, for replay.
 
 use std::{
     pin::Pin,
@@ -15,7 +15,7 @@ use hearth_domain::{
 
 use crate::providers::GenerateStream;
 
-/// A whole answer.
+/// A complete answer.
 #[derive(Debug)]
 pub struct Recorded {
     /// The last is [`GenerateEvent::Done`].
@@ -30,8 +30,8 @@ impl Recorded {
         self.bytes
     }
 
-    /// The same events again, on `account`, whose receipt says that they come from `cache`. They took no time of any
-    /// device, and do not claim to have.
+    /// Replays the events on `account`, whose receipt names `cache` as their source. They report no device time,
+    /// because they took none.
     pub fn replay(self: Arc<Self>, account: &Arc<Account>, model: &str, cache: &'static str) -> GenerateStream {
         account.set_cache(cache);
         let record = account.begin_record(model, ServedBy::Cache(cache));
@@ -48,7 +48,7 @@ impl Recorded {
     }
 }
 
-/// Takes down an answer while it is given.
+/// Records an answer as it streams.
 #[derive(Debug)]
 pub struct Recorder {
     events: Vec<GenerateEvent>,
@@ -56,12 +56,12 @@ pub struct Recorder {
     max_bytes: usize,
 }
 
-/// What an event made of a recording.
+/// The state of a recording after an event.
 #[derive(Debug)]
 pub enum Progress {
     Going,
     Whole(Arc<Recorded>),
-    /// It is longer than whoever records has room for.
+    /// It exceeds the recorder's room.
     TooLong,
 }
 
@@ -107,7 +107,7 @@ fn logprob_bytes(token: &TokenLogprob) -> usize {
 }
 
 /// Passes events on as they come and shows them to `watch` until it has seen enough. A stream that fails, ends early or
-/// is dropped takes `watch` with it.
+/// is dropped drops `watch` with it.
 pub struct Watched<W> {
     events: GenerateStream,
     watch: Option<W>,

@@ -1,8 +1,8 @@
-//! Answers by what their questions mean: that of an earlier question which is near enough.
+//! The semantic cache: the answer to an earlier question whose meaning is near enough.
 //!
 //! Nearness is the cosine of the questions' vectors, and only questions of one scope are compared: the scope is a hash
-//! of all else that the answer depends on, the caller first of all. A scope's vectors lie in one block of memory and
-//! are all compared, which for [`QUESTIONS_PER_SCOPE`] of them is a fraction of what embedding the question takes.
+//! of everything else that the answer depends on, the caller above all. A scope's vectors lie in one block of memory
+//! and are all compared, which for [`QUESTIONS_PER_SCOPE`] of them costs a fraction of embedding the question.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -15,9 +15,9 @@ use parking_lot::Mutex;
 use super::{SEMANTIC, key::Key, metrics};
 use hearth_kernels::distance::{dot_range, padded_floats};
 
-/// Questions of one scope; one more takes the oldest one's place.
+/// Questions per scope; one more evicts the oldest.
 pub const QUESTIONS_PER_SCOPE: usize = 1024;
-/// What an entry takes beside its vector and its answer.
+/// The overhead of an entry beside its vector and its answer.
 const ENTRY_BYTES: usize = 256;
 
 /// See the module.
@@ -55,13 +55,13 @@ struct Entry<T> {
 }
 
 impl<T> SemanticCache<T> {
-    /// `similarity` is the least cosine at which one question's answer is another's.
+    /// `similarity` is the least cosine at which one question's answer serves another question.
     pub fn new(similarity: f32, max_bytes: usize, time_to_live: Duration) -> Self {
         let kept = Kept { scopes: HashMap::new(), ages: BTreeMap::new(), next_id: 0, bytes: 0 };
         Self { similarity, max_bytes, time_to_live, kept: Mutex::new(kept) }
     }
 
-    /// What was kept for the nearest question, if it is near enough.
+    /// The value kept for the nearest question, if it is near enough.
     pub fn find(&self, scope: Key, question: &[f32]) -> Option<Arc<T>> {
         let question = unit_row(question);
         let mut kept = self.kept.lock();
@@ -75,7 +75,7 @@ impl<T> SemanticCache<T> {
         found
     }
 
-    /// Keeps an answer of `bytes`, instead of what was kept for a question that is as good as the same.
+    /// Keeps an answer of `bytes`, and replaces the entry of a question that is practically the same.
     pub fn keep(&self, scope: Key, question: &[f32], value: Arc<T>, bytes: usize) {
         let question = unit_row(question);
         let bytes = bytes + size_of_val(question.as_slice()) + ENTRY_BYTES;
@@ -159,7 +159,7 @@ impl<T> Scope<T> {
     }
 }
 
-/// A vector of unit length, padded as the kernel wants it. One of zeros is near nothing.
+/// A unit vector, padded as the kernel requires. A vector of zeros is near nothing.
 fn unit_row(vector: &[f32]) -> Vec<f32> {
     let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
     let scale = if length > 0.0 { 1.0 / length } else { 0.0 };

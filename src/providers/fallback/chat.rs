@@ -1,4 +1,4 @@
-//! A chat model that is several: the first of its candidates that can serve does.
+//! A chat model with several candidates: the first one that can serve does.
 
 use std::sync::{Arc, OnceLock};
 
@@ -12,9 +12,9 @@ use crate::providers::{GenerateStream, PromptTokenizer};
 pub struct FallbackChat {
     candidates: Vec<Candidate<dyn ChatModel>>,
     policies: Policies,
-    /// The name that callers use, and what is told of the model until the local one is there.
+    /// The name that callers use, and the model's description until the local model is loaded.
     before: ModelInfo,
-    /// The local model's own, under that name.
+    /// The local model's own description, under that name.
     known: OnceLock<ModelInfo>,
 }
 
@@ -25,10 +25,10 @@ impl std::fmt::Debug for FallbackChat {
 }
 
 impl FallbackChat {
-    /// `name` is what callers name it by, whoever serves.
+    /// `name` is what callers use, whichever candidate serves.
     ///
     /// # Panics
-    /// If there is neither a hosted candidate nor a local one that is loaded: nothing could be told of the model.
+    /// If there is neither a hosted candidate nor a loaded local one: the model could not be described.
     pub fn new(name: &str, candidates: Vec<Candidate<dyn ChatModel>>, policies: Policies) -> Self {
         let described = candidates.iter().find_map(Candidate::model).expect("a candidate that exists");
         let before = ModelInfo { id: name.to_owned(), ..described.info().clone() };
@@ -40,8 +40,8 @@ impl FallbackChat {
     }
 }
 
-/// Asks one candidate after the other. What a stream says first is part of the asking: a request that fails before its
-/// first event has not begun.
+/// Asks one candidate after the other. A stream's first event is part of the asking: a request that fails before it has
+/// not begun.
 fn ask(mut search: Search<dyn ChatModel>, request: GenerateRequest) -> BoxFuture<'static, Result<GenerateStream>> {
     async move {
         while let Some((candidate, model)) = search.next() {
@@ -58,7 +58,7 @@ fn ask(mut search: Search<dyn ChatModel>, request: GenerateRequest) -> BoxFuture
     .boxed()
 }
 
-/// The candidate's events; those of the next one if the first is an error for which there is one.
+/// The candidate's events, or those of the next candidate if the first event is an error that another may avoid.
 fn begun(
     mut events: GenerateStream,
     candidate: Candidate<dyn ChatModel>,
@@ -109,7 +109,7 @@ impl ChatModel for FallbackChat {
     fn quotes(&self, request: &GenerateRequest) -> Result<Vec<Quote>> {
         let mut sides = Vec::new();
         for candidate in self.policies.order(&self.candidates, &request.account)? {
-            // Of a model that is not there nothing can be said.
+            // A model that is not loaded cannot give a quote.
             let Some(model) = candidate.model() else { continue };
             let obstacle = match &candidate {
                 Candidate::Local(place) => place.obstacle(),
@@ -124,7 +124,7 @@ impl ChatModel for FallbackChat {
         Ok(sides)
     }
 
-    /// The local model's, once it is there.
+    /// The local model's, once it is loaded.
     fn tokenizer(&self) -> Option<&dyn PromptTokenizer> {
         self.candidates.iter().find_map(|candidate| match candidate {
             Candidate::Local(place) => place.model()?.tokenizer(),

@@ -1,9 +1,9 @@
-//! An embedding model that is served here and elsewhere.
+//! An embedding model that is served both locally and by upstreams.
 //!
-//! Vectors of two models must not be compared, so an embedding falls back to the same model only. A route says that an
-//! upstream serves the same one; that is verified before the upstream is used in the local model's stead: fixed texts are
-//! embedded on both sides, and the vectors must be as long and point the same way. The local vectors are made when the
-//! local model has been loaded, so that they are there when it is not. What came of it is remembered.
+//! Vectors of two models must not be compared, so an embedding falls back only to the same model. A route claims that
+//! an upstream serves the same model, and the claim is verified before the upstream stands in for the local model: both
+//! sides embed fixed texts, and the vectors must have the same length and direction. The local vectors are computed
+//! when the local model has been loaded, so that they are available when it is not. The verdict is remembered.
 
 use std::sync::{Arc, OnceLock};
 
@@ -17,12 +17,12 @@ use tokio::sync::Mutex;
 
 use super::{Candidate, Embedder, LocalSlot, Policies, Search, Side, give_up};
 
-/// What both sides embed: words, figures, marks and other scripts, so that a tokenizer, a casing or a pooling of another
-/// kind shows.
+/// What both sides embed: words, numbers, punctuation and other scripts, so that a different tokenizer, casing or
+/// pooling shows.
 const PROBE: &str =
     "The Quick brown fox read 1,984 pages; naïve café-goers (all 42 %) wrote \"東京 – Zürich\" back: why not?";
-/// Vectors of one model on two machines differ in their last bits only; those of another precision or quantization of
-/// the same weights differ by more than this allows.
+/// Vectors of one model on two machines differ only in their last bits; another precision or quantization of the same
+/// weights exceeds this tolerance.
 const LEAST_COSINE: f64 = 0.999;
 
 /// See the module's documentation.
@@ -31,13 +31,13 @@ pub struct FallbackEmbedder {
     policies: Policies,
     before: ModelInfo,
     known: OnceLock<ModelInfo>,
-    /// The local model's vectors of the probe, by the kind of text that it is taken for.
+    /// The local model's vectors of the probe, by input type.
     probes: OnceLock<[Vec<f32>; 3]>,
-    /// By the hosted candidate's name.
+    /// Keyed by the hosted candidate's name.
     verdicts: Mutex<std::collections::HashMap<(String, usize), Verdict>>,
 }
 
-/// What came of a comparison.
+/// The result of a comparison.
 #[derive(Clone, Debug)]
 enum Verdict {
     Same,
@@ -53,10 +53,10 @@ impl std::fmt::Debug for FallbackEmbedder {
 }
 
 impl FallbackEmbedder {
-    /// `name` is what callers name it by, whoever serves.
+    /// `name` is what callers use, whichever candidate serves.
     ///
     /// # Panics
-    /// If there is neither a hosted candidate nor a local one that is loaded: nothing could be told of the model.
+    /// If there is neither a hosted candidate nor a loaded local one: the model could not be described.
     pub fn new(name: &str, candidates: Vec<Candidate<dyn Embedder>>, policies: Policies) -> Self {
         let described = candidates.iter().find_map(Candidate::model).expect("a candidate that exists");
         let before = ModelInfo { id: name.to_owned(), ..described.info().clone() };
@@ -81,7 +81,7 @@ impl FallbackEmbedder {
         self.place()?.model()
     }
 
-    /// Embeds the probe with the local model, for comparisons to come. To be called when it has been loaded.
+    /// Embeds the probe with the local model, for later comparisons. Call it once the model has been loaded.
     ///
     /// # Errors
     /// If the model cannot.
@@ -96,7 +96,7 @@ impl FallbackEmbedder {
         Ok(())
     }
 
-    /// Whether the hosted model's vectors may stand in for the local one's.
+    /// Verifies that the hosted model's vectors may stand in for the local ones.
     async fn verify(
         &self,
         name: &str,
@@ -105,7 +105,7 @@ impl FallbackEmbedder {
         account: &Arc<Account>,
     ) -> Result<()> {
         let Some(place) = self.place().filter(|place| !place.is_absent()) else {
-            // It is the only candidate, and stands in for nobody.
+            // It is the only candidate and stands in for no other.
             return Ok(());
         };
         let Some(probes) = self.probes.get() else {
@@ -121,7 +121,7 @@ impl FallbackEmbedder {
         };
         let kind = INPUT_TYPES.iter().position(|known| *known == input_type).unwrap_or_default();
         let key = (name.to_owned(), kind);
-        // Held meanwhile, so that requests that come together ask once.
+        // Held during the comparison, so that concurrent requests ask once.
         let mut verdicts = self.verdicts.lock().await;
         let verdict = match verdicts.get(&key) {
             Some(verdict) => verdict.clone(),
@@ -197,7 +197,7 @@ impl Embedder for FallbackEmbedder {
         }
     }
 
-    /// The local model's; a hosted one's where that is all there is.
+    /// The local model's identity, or a hosted one's if there is no local model.
     fn identity(&self) -> EmbeddingIdentity {
         let model = self.local().cloned().or_else(|| self.candidates.iter().find_map(Candidate::model));
         model.map_or_else(|| EmbeddingIdentity { name: String::new(), dimensions: 0 }, |model| model.identity())
@@ -207,7 +207,8 @@ impl Embedder for FallbackEmbedder {
         async move {
             let mut ordered = self.policies.order(&self.candidates, &request.account)?;
             if self.place().is_none_or(|place| place.is_absent()) {
-                // With nobody to compare them with, one upstream alone serves: vectors of two would be mixed.
+                // Without local vectors to compare with, only one upstream serves: otherwise vectors of two models
+                // would mix.
                 let mut has_hosted = false;
                 ordered
                     .retain(|candidate| candidate.side() == Side::Local || !std::mem::replace(&mut has_hosted, true));
@@ -225,7 +226,7 @@ impl Embedder for FallbackEmbedder {
                         search.serves(&candidate, &request.account);
                         return Ok(answer);
                     }
-                    // The same model has the same limit elsewhere.
+                    // The same model has the same limit on every candidate.
                     Err(error) if error.kind() == ErrorKind::ContextLengthExceeded => return Err(error),
                     Err(error) => search.refused(&candidate, error)?,
                 }

@@ -1,4 +1,4 @@
-//! The place of a local model, which may be taken later than the first request for it comes, or never.
+//! The slot of a local model, which may be filled after the first request for it arrives, or never.
 
 use std::{
     sync::{Arc, OnceLock},
@@ -14,13 +14,13 @@ use hearth_domain::error::{Error, ErrorKind};
 #[derive(Debug)]
 pub struct Obstacle {
     pub reason: Reason,
-    /// What the caller is told if nobody else can serve.
+    /// What the caller is told if no other candidate can serve.
     pub error: Error,
-    /// The candidate would serve in the end: if nobody else does, it is asked after all.
+    /// The candidate would serve eventually: if no other candidate does, it is asked after all.
     pub passes_by_waiting: bool,
 }
 
-/// What a local model says of itself before it is asked. Must answer at once.
+/// What a local model reports before it is asked. Must return at once.
 pub trait Readiness: Send + Sync {
     /// `None`: it may be asked.
     fn obstacle(&self) -> Option<Obstacle>;
@@ -47,7 +47,7 @@ struct Taken<T: ?Sized> {
 #[derive(Clone, Debug)]
 enum Vacancy {
     Loading,
-    /// None is configured.
+    /// No local model is configured.
     Absent,
     Failed(String),
 }
@@ -67,19 +67,19 @@ impl<T: ?Sized> LocalSlot<T> {
         Arc::new(Self { taken: OnceLock::new(), vacancy: Mutex::new(Vacancy::Loading) })
     }
 
-    /// A model that is there.
+    /// A slot with a loaded model.
     pub fn of(model: Arc<T>, readiness: impl Readiness + 'static) -> Arc<Self> {
         let place = Self::loading();
         place.take(model, readiness);
         place
     }
 
-    /// The model has been loaded. Taken once and for all: whoever comes second is ignored.
+    /// The model has been loaded. The slot is filled once: a second call is ignored.
     pub fn take(&self, model: Arc<T>, readiness: impl Readiness + 'static) {
         let _already_taken = self.taken.set(Taken { model, readiness: Box::new(readiness) });
     }
 
-    /// There is no model to load.
+    /// There will be no model.
     pub fn stays_empty(&self) {
         *self.vacancy.lock() = Vacancy::Absent;
     }
@@ -93,7 +93,7 @@ impl<T: ?Sized> LocalSlot<T> {
         self.taken.get().map(|taken| &taken.model)
     }
 
-    /// Whether no model will ever be here.
+    /// Whether the slot will always stay empty.
     pub fn is_absent(&self) -> bool {
         self.taken.get().is_none() && matches!(*self.vacancy.lock(), Vacancy::Absent)
     }

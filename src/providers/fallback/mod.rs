@@ -1,12 +1,12 @@
-//! Which side serves: a local model or a hosted one, and who comes next where the first cannot.
+//! Which side serves, a local model or a hosted one, and which candidate comes next when the first cannot.
 //!
-//! A request's policy says in which order the candidates of its model are asked ([`Policies`]). It is decided before the
-//! first byte of the answer and never after it: a candidate that says beforehand that it cannot ([`Readiness`]) is not
-//! asked, one that refuses for a reason that another does not share ([`Reason`]) is followed by the next, and a mistake
-//! of the caller's own ends the matter, since every candidate would call it one. What must stay on this machine never
-//! meets a hosted candidate, not even the question whether it could.
+//! A request's policy sets the order in which its model's candidates are asked ([`Policies`]). The choice is made
+//! before the first byte of the answer and never changes after it: a candidate that reports an obstacle beforehand
+//! ([`Readiness`]) is not asked, one that refuses for a reason that another may not share ([`Reason`]) is followed by
+//! the next, and a caller's mistake ends the search, since every candidate would refuse it. A request that must stay on
+//! this machine never reaches a hosted candidate, not even to ask whether it could serve.
 //!
-//! What a hosted candidate does to reach its upstream (time limits, retries, breaker) is its own business.
+//! What a hosted candidate does to reach its upstream (timeouts, retries, breaker) is left to `providers/hosted`.
 
 mod chat;
 mod embedder;
@@ -28,20 +28,20 @@ pub use self::{
 };
 use super::{ChatModel, Embedder};
 
-/// Why another candidate than the first choice served. Written down in the account and told in the receipt.
+/// Why another candidate than the first choice served. Recorded in the account and reported in the receipt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Reason {
-    /// The local model is still loading, could not be loaded, is not there, or has failed.
+    /// The local model is still loading, could not be loaded, is not configured, or has failed.
     NotReady,
-    /// The local queue is full, or the wait in it longer than the server's limit.
+    /// The local queue is full, or its wait is longer than the server's limit.
     QueueWait,
     /// The prompt does not fit into the candidate's context.
     ContextLength,
     /// The local device has no room for the request.
     OutOfMemory,
-    /// The upstream could not be reached, failed, or refused the server itself.
+    /// The upstream could not be reached, failed, or rejected the server itself.
     UpstreamError,
-    /// The upstream failed so often that it is not asked for now.
+    /// The upstream's breaker is open after repeated failures.
     BreakerOpen,
 }
 
@@ -55,7 +55,7 @@ impl Reason {
         Self::BreakerOpen,
     ];
 
-    /// As it stands in the ledger and in receipts.
+    /// As written in the ledger and in receipts.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NotReady => "not_ready",
@@ -67,8 +67,8 @@ impl Reason {
         }
     }
 
-    /// What another candidate may not meet. `None` for what every candidate would say, or what is nobody's fault but
-    /// the caller's: no one else is asked then.
+    /// A reason that another candidate may not share. `None` for an error that every candidate would give, or that is
+    /// the caller's own fault: then no other candidate is asked.
     fn of(side: Side, error: &Error) -> Option<Self> {
         match (side, error.kind()) {
             (_, ErrorKind::ContextLengthExceeded) => Some(Self::ContextLength),
@@ -91,14 +91,14 @@ impl Reason {
     }
 }
 
-/// Whose machine a candidate works on.
+/// Which machine a candidate runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     Local,
     Hosted,
 }
 
-/// One of those that can serve a name.
+/// One of the candidates for a served name.
 pub enum Candidate<T: ?Sized> {
     Local(Arc<LocalSlot<T>>),
     Hosted {
@@ -138,7 +138,7 @@ impl<T: ?Sized> Candidate<T> {
         }
     }
 
-    /// The model, if there is one now.
+    /// The model, if it is loaded now.
     fn model(&self) -> Option<Arc<T>> {
         match self {
             Self::Local(place) => place.model().cloned(),
@@ -147,9 +147,9 @@ impl<T: ?Sized> Candidate<T> {
     }
 }
 
-/// Who decides which side serves. What must stay on this machine stays, whoever else says otherwise: by the server's own
-/// `local-only`, by the caller, by the request or by a collection that it reads. Then the request decides, then its key,
-/// then the route, then the server.
+/// The precedence of policies. What must stay on this machine stays, whatever the other policies say: by the server's
+/// own `local-only`, by the caller, by the request or by a collection that it reads. After that the request decides,
+/// then its key, then the route, then the server.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Policies {
     pub server: Policy,
@@ -164,7 +164,7 @@ impl Policies {
         account.policy().or(self.route).unwrap_or(self.server)
     }
 
-    /// Those who may serve, the first choice first. Candidates of one side keep their order.
+    /// The candidates that may serve, the first choice first. Candidates of one side keep their order.
     fn order<T: ?Sized>(self, candidates: &[Candidate<T>], account: &Account) -> Result<Vec<Candidate<T>>> {
         let policy = self.of(account);
         let of_side = |side| candidates.iter().filter(move |candidate| candidate.side() == side).cloned();
@@ -200,7 +200,7 @@ struct Failure {
     error: Error,
 }
 
-/// The end where nobody could serve: what the first choice said, and who else was tried.
+/// The error when no candidate could serve: the first choice's, with the other candidates that were tried.
 fn give_up(mut failures: Vec<Failure>) -> Error {
     if failures.is_empty() {
         return Error::internal(anyhow::anyhow!("a model without candidates"));
@@ -215,10 +215,10 @@ fn give_up(mut failures: Vec<Failure>) -> Error {
     }
 }
 
-/// A request on its way through its candidates.
+/// A request's search through its candidates.
 struct Search<T: ?Sized> {
     left: std::collections::VecDeque<Candidate<T>>,
-    /// The first choice, which would serve if nobody did so sooner.
+    /// The first choice, which would serve eventually if no other candidate does so sooner.
     patient: Option<Candidate<T>>,
     failures: Vec<Failure>,
 }
@@ -228,7 +228,7 @@ impl<T: ?Sized> Search<T> {
         Self { left: ordered.into(), patient: None, failures: Vec::new() }
     }
 
-    /// The next one to ask.
+    /// The next candidate to ask.
     fn next(&mut self) -> Option<(Candidate<T>, Arc<T>)> {
         while let Some(candidate) = self.left.pop_front() {
             let Candidate::Local(place) = &candidate else {
@@ -237,7 +237,7 @@ impl<T: ?Sized> Search<T> {
             };
             match place.obstacle() {
                 None => {}
-                // Whoever has nobody else to go to waits.
+                // With no other candidate left, the request waits.
                 Some(obstacle) if obstacle.passes_by_waiting && self.left.is_empty() => {}
                 Some(Obstacle { reason, error, passes_by_waiting }) => {
                     if passes_by_waiting {
@@ -261,7 +261,7 @@ impl<T: ?Sized> Search<T> {
         self.failures.push(Failure { candidate: candidate.name().to_owned(), reason, error });
     }
 
-    /// What became of a candidate that was asked: an error is handed back if it is the request's last word.
+    /// Handles a candidate's refusal: returns the error if the search ends with it.
     fn refused(&mut self, candidate: &Candidate<T>, error: Error) -> Result<()> {
         match Reason::of(candidate.side(), &error) {
             Some(reason) => {
@@ -272,7 +272,7 @@ impl<T: ?Sized> Search<T> {
         }
     }
 
-    /// Writes down that this one serves, and why if it was not the first choice.
+    /// Records which candidate serves, and why if it was not the first choice.
     fn serves(&self, candidate: &Candidate<T>, account: &Account) {
         if let Some(first) = self.failures.first()
             && first.candidate != candidate.name()
@@ -293,10 +293,10 @@ impl<T: ?Sized> Search<T> {
     }
 }
 
-/// Counter by `reason`: requests that another than the first choice served.
+/// Counter by `reason`: requests that another candidate than the first choice served.
 pub const FALLBACKS_TOTAL: &str = "hearth_fallbacks_total";
 
-/// Gives each metric its line of help.
+/// Registers each metric's help text.
 pub fn describe_metrics() {
     metrics::describe_counter!(FALLBACKS_TOTAL, "Requests that another candidate than the first choice served.");
 }

@@ -1,4 +1,4 @@
-//! Every policy against every failure, over models that follow a script.
+//! Every policy against every failure, over scripted models.
 
 use std::{
     collections::BTreeSet,
@@ -130,7 +130,8 @@ async fn outcome(model: &FallbackChat, account: &Arc<Account>) -> Result<String,
     Err("ended early".to_owned())
 }
 
-/// One request under a policy: who said what, who was asked in which order, and the reason in the receipt.
+/// One request under a policy: who answered with what, which candidates were asked in which order, and the reason in
+/// the receipt.
 async fn run(
     policy: Policy,
     local_is: Condition,
@@ -195,7 +196,7 @@ async fn only_means_only() {
         assert!(outcome.is_err() && reason.is_none(), "{condition:?}");
         assert!(!asked.contains(&"hosted"), "{condition:?}: {asked:?}");
     }
-    // Whoever has nobody else to go to waits.
+    // With no other candidate, the request waits.
     assert_eq!(run(Policy::LocalOnly, LongQueue, Well).await, (Ok("local".to_owned()), vec!["local"], None));
     for condition in [Broken, TimesOut, Condition::BreakerOpen, TooLong] {
         let (outcome, asked, reason) = run(Policy::HostedOnly, Well, condition).await;
@@ -344,7 +345,7 @@ async fn a_model_has_one_name_whoever_serves_and_each_candidate_its_own() {
     assert_eq!(local.requests().len(), 1);
 }
 
-/// An embedder that counts, and answers with the scripted vectors, changed.
+/// An embedder that counts, and answers with altered scripted vectors.
 struct Counting {
     inner: ScriptedEmbedder,
     asked: AtomicUsize,
@@ -392,7 +393,7 @@ fn texts(account: &Arc<Account>) -> EmbedRequest {
     }
 }
 
-/// Local, which refuses where the flag says so, and hosted.
+/// A local candidate, which refuses while the flag says so, and a hosted one.
 fn embedder(hosted: &Arc<Counting>, is_busy: &Arc<AtomicUsize>) -> FallbackEmbedder {
     let is_busy = is_busy.clone();
     let place = LocalSlot::of(Counting::new(|_| {}) as Arc<dyn Embedder>, move || {

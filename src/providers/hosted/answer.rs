@@ -1,7 +1,7 @@
-//! An upstream's chunks in the words of the domain: each token once, each count checked.
+//! Translates an upstream's chunks into the domain's events: each token once, each count checked.
 //!
-//! Upstreams differ in what they leave out, repeat or put elsewhere; what is known of that is handled here. What cannot
-//! be understood is an error, never a gap in the text.
+//! Upstreams differ in what they leave out, repeat or put elsewhere; the known differences are handled here. A chunk
+//! that cannot be understood is an error, never a gap in the text.
 
 use std::{collections::VecDeque, time::Instant};
 
@@ -16,15 +16,15 @@ use hearth_domain::{
     FinishReason, GenerateEvent, GenerateRequest, Timings, TokenLogprob, TopLogprob, Usage, usage::UsageRecord,
 };
 
-/// What ends a stream in OpenAI's contract.
+/// Ends a stream in OpenAI's contract.
 pub(super) const LAST_EVENT: &str = "[DONE]";
 
-/// Why a stream cannot be gone on with.
+/// Why a stream cannot continue.
 #[derive(Debug, PartialEq)]
 pub(super) enum Fault {
-    /// The upstream says that it failed.
+    /// The upstream reported a failure.
     Reported(Value),
-    /// What it sent means nothing.
+    /// It sent something unintelligible.
     Malformed(String),
 }
 
@@ -32,13 +32,13 @@ pub(super) enum Fault {
 #[derive(Debug)]
 pub(super) struct Translator {
     upstream: String,
-    /// Where what is used is written down as it comes.
+    /// Where usage is recorded as it arrives.
     record: UsageRecord,
     choices: Vec<Choice>,
     wants_echo: bool,
     most_tokens: Option<usize>,
     reported: Option<ReportedUsage>,
-    /// Counted here, against what is reported, and in its place.
+    /// Counted here, to check the reported usage and to stand in for it.
     counted: Usage,
     sent_at: Instant,
     first_event_at: Option<Instant>,
@@ -68,7 +68,7 @@ impl Translator {
         }
     }
 
-    /// Every choice has said why it ended: nothing that matters is missing any more.
+    /// Every choice has its finish reason: nothing essential is missing.
     pub(super) fn is_whole(&self) -> bool {
         self.choices.iter().all(|choice| choice.is_finished)
     }
@@ -83,7 +83,7 @@ impl Translator {
             return Err(Fault::Reported(error));
         }
         if let Some(usage) = chunk.usage.filter(|usage| !usage.is_null()) {
-            // Some report in every chunk: the last one counts.
+            // Some upstreams report usage in every chunk: the last one counts.
             self.reported = Some(chunk::usage(&usage));
         }
         let already = events.len();
@@ -129,7 +129,7 @@ impl Translator {
             if is_echo {
                 events.push_back(GenerateEvent::Echo { choice: index, text: said, logprobs, token_ids });
             } else {
-                // A chunk is a token, unless it says that it is several.
+                // A chunk is one token, unless it says that it is several.
                 let tokens = token_ids.len().max(logprobs.len()).max(1);
                 self.counted.completion_tokens += tokens;
                 (0..tokens).for_each(|_| self.record.count_token());
@@ -167,14 +167,14 @@ impl Translator {
         GenerateEvent::Done { usage, timings }
     }
 
-    /// The time so far. Waiting in the upstream's queue is part of the prefill, as nobody here can tell them apart.
+    /// The time so far. Waiting in the upstream's queue counts as prefill, because it cannot be told apart from here.
     fn timings(&self) -> Timings {
         let now = Instant::now();
         let first = self.first_event_at.unwrap_or(now);
         Timings { prefill: first - self.sent_at, decode: now - first, ..Timings::default() }
     }
 
-    /// What the upstream reports, as it bills that, where it can be true; what was counted here otherwise.
+    /// The usage that the upstream reports, as it bills that, where it is plausible; otherwise what was counted here.
     fn usage(&self) -> Usage {
         let counted = self.counted;
         let reported = self.reported.unwrap_or_default();
@@ -205,10 +205,10 @@ impl Translator {
 }
 
 impl Drop for Translator {
-    /// Of a stream that broke off or was left, the time so far stands in the usage_sink; its tokens do already.
+    /// When a stream breaks off or is dropped, the time so far is recorded; its tokens are already.
     fn drop(&mut self) {
         if self.first_event_at.is_none() {
-            // Nothing came, so there is nothing to pay for.
+            // Nothing arrived, so there is nothing to charge.
             self.record.set_prompt_tokens(0, 0);
         } else if !self.is_whole() {
             self.record.set_timings(&self.timings());
@@ -216,8 +216,8 @@ impl Drop for Translator {
     }
 }
 
-/// Why a choice ended, in the contract's words. Calls that ended by themselves are `tool_calls`, whatever the upstream
-/// says.
+/// A choice's finish reason in the contract's words. Calls that ended by themselves are `tool_calls`, whatever the
+/// upstream says.
 fn finish(reason: &str, has_calls: bool, upstream: &str) -> FinishReason {
     match reason {
         "length" | "max_tokens" | "model_length" => FinishReason::Length,
@@ -231,7 +231,7 @@ fn finish(reason: &str, has_calls: bool, upstream: &str) -> FinishReason {
     }
 }
 
-/// Scores of either shape. Ids are those of the scores themselves, else of the chunk, where there are as many.
+/// Scores of either shape. Ids come from the scores themselves, else from the chunk if the counts match.
 fn scores(logprobs: Logprobs, token_ids: &[u32]) -> Vec<TokenLogprob> {
     let Logprobs { content, refusal, tokens, token_logprobs, top_logprobs } = logprobs;
     let mut scores: Vec<TokenLogprob> = if let Some(tokens) = tokens {

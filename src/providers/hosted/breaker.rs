@@ -1,7 +1,8 @@
-//! A circuit breaker: after a run of failures an upstream's model is left alone for a while, then one request may try.
+//! A circuit breaker: after a run of failures an upstream's model is not asked for a while, then one request may probe
+//! it.
 //!
-//! Each request holds a [`Permit`] until its last token, so that a stream that breaks in the middle counts as the failure
-//! that it is. A permit that is dropped without a word, because the caller left, says nothing about the upstream.
+//! Each request holds a [`Permit`] until its last token, so that a stream that breaks in the middle counts as a
+//! failure. A permit that is dropped without a verdict, because the caller left, says nothing about the upstream.
 
 use std::{
     sync::Arc,
@@ -23,22 +24,22 @@ pub struct Breaker {
 struct Circuit {
     /// Failures since the last success.
     failures: u32,
-    /// Until when nobody is let through.
+    /// Until when no request is let through.
     open_until: Option<Instant>,
-    /// The one request that tries whether the upstream is back.
+    /// The one request that probes whether the upstream is back.
     is_probing: bool,
-    /// Goes up with every change from open to closed and back: what was let through before speaks of the past.
+    /// Incremented with every change between open and closed: permits of an earlier epoch say nothing about this one.
     epoch: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BreakerState {
     Closed,
-    /// Nobody is let through for this long.
+    /// No request is let through for this long.
     Open {
         for_another: Duration,
     },
-    /// The rest is over: one request may try, or tries already.
+    /// The rest is over: one request may probe, or is probing already.
     HalfOpen {
         is_probing: bool,
     },
@@ -54,14 +55,14 @@ impl Breaker {
         self.circuit.lock().state(Instant::now())
     }
 
-    /// A request would be refused now.
+    /// Whether a request would be refused now.
     pub fn is_open(&self) -> bool {
         !matches!(self.state(), BreakerState::Closed | BreakerState::HalfOpen { is_probing: false })
     }
 
-    /// Lets a request through, or says how long to wait.
+    /// Lets a request through, or returns how long to wait.
     pub(super) fn admit(self: &Arc<Self>) -> Result<Permit, Duration> {
-        /// While somebody tries: the outcome will be known soon.
+        /// While a probe is in flight: its outcome will be known soon.
         const WHILE_PROBING: Duration = Duration::from_secs(1);
         let mut circuit = self.circuit.lock();
         let is_probe = match circuit.state(Instant::now()) {
@@ -87,7 +88,7 @@ impl Circuit {
     }
 }
 
-/// The right to try, and the duty to say what came of it.
+/// The right to send a request, and the duty to report its outcome.
 #[derive(Debug)]
 pub(super) struct Permit {
     breaker: Arc<Breaker>,
@@ -97,7 +98,7 @@ pub(super) struct Permit {
 }
 
 impl Permit {
-    /// The upstream answered, if only that the request is wrong.
+    /// The upstream answered, if only to reject the request.
     pub(super) fn succeeded(mut self) {
         self.is_settled = true;
         let mut circuit = self.breaker.circuit.lock();
@@ -129,7 +130,7 @@ impl Permit {
 }
 
 impl Drop for Permit {
-    /// Nobody knows: the next one may try.
+    /// Without a verdict the next request may probe.
     fn drop(&mut self) {
         if self.is_probe && !self.is_settled {
             let mut circuit = self.breaker.circuit.lock();

@@ -26,7 +26,7 @@ pub struct HostedChat {
 }
 
 impl HostedChat {
-    /// `upstream_model` is the upstream's own name for the model; `info` says what callers hear of it.
+    /// `upstream_model` is the upstream's own name for the model; `info` is what callers are told about it.
     pub fn new(upstream: Arc<Upstream>, upstream_model: String, info: ModelInfo) -> Self {
         Self { upstream, upstream_model, info }
     }
@@ -35,7 +35,7 @@ impl HostedChat {
         &self.upstream
     }
 
-    /// Whether this model of the upstream is left alone at present.
+    /// The breaker of this upstream's model.
     pub fn breaker(&self) -> Arc<Breaker> {
         self.upstream.breaker(&self.upstream_model)
     }
@@ -62,12 +62,12 @@ impl ChatModel for HostedChat {
         &self.info
     }
 
-    /// Resolves when the first word of the answer has arrived.
+    /// Resolves when the first event of the answer has arrived.
     fn generate(&self, request: GenerateRequest) -> BoxFuture<'_, Result<GenerateStream>> {
         async move {
             let translated = request::generation(&request, &self.upstream_model, self.upstream.dialect())?;
             let body = Bytes::from(translated.body.to_string());
-            // However often it is tried, it is one model's work.
+            // All attempts count as one model's work.
             let record = parking_lot::Mutex::default();
             let (answer, permit) =
                 with_retries(&self.upstream, &self.upstream_model, &request.account, request.deadline, || {
@@ -79,7 +79,7 @@ impl ChatModel for HostedChat {
         .boxed()
     }
 
-    /// The tokens are estimated: whoever counts them is elsewhere.
+    /// The tokens are estimated: only the upstream's tokenizer can count them.
     fn quotes(&self, request: &GenerateRequest) -> Result<Vec<Quote>> {
         let served_by = ServedBy::Upstream(self.upstream.name().to_owned());
         let tokens = request.prompt.estimated_tokens();

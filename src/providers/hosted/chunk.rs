@@ -1,4 +1,4 @@
-//! One event of an upstream's answer as JSON: everything optional, unknown fields passed over, since upstreams differ.
+//! One event of an upstream's answer as JSON: everything optional, unknown fields ignored, since upstreams differ.
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 #[serde(default)]
 pub(super) struct Chunk {
     pub choices: Option<Vec<ChunkChoice>>,
-    /// Read by [`usage`], since a wrong one must not cost the text beside it.
+    /// Read by [`usage`], since a malformed one must not cost the text beside it.
     pub usage: Option<Value>,
     pub error: Option<Value>,
 }
@@ -16,11 +16,11 @@ pub(super) struct Chunk {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct ChunkChoice {
-    /// Absent is the first.
+    /// Absent means the first.
     pub index: usize,
-    /// Of a chat.
+    /// In a chat.
     pub delta: Option<Delta>,
-    /// Of a completion.
+    /// In a completion.
     pub text: Option<String>,
     pub logprobs: Option<Logprobs>,
     pub finish_reason: Option<String>,
@@ -31,10 +31,10 @@ pub(super) struct ChunkChoice {
 #[serde(default)]
 pub(super) struct Delta {
     pub content: Option<String>,
-    /// What a model says in place of an answer that it will not give.
+    /// What a model says instead of an answer that it refuses to give.
     pub refusal: Option<String>,
     pub reasoning_content: Option<String>,
-    /// Another name of the same; who sends both says everything twice.
+    /// An alias of the same field; an upstream that sends both repeats the same text.
     pub reasoning: Option<String>,
     pub tool_calls: Option<Vec<CallDelta>>,
 }
@@ -75,7 +75,7 @@ pub(super) struct ChatLogprob {
     pub top_logprobs: Option<Vec<ChatLogprob>>,
 }
 
-/// What an upstream says that a request used; `None` where it says no number.
+/// The usage that an upstream reports; `None` where it gives no number.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct ReportedUsage {
     pub prompt_tokens: Option<usize>,
@@ -84,7 +84,7 @@ pub(super) struct ReportedUsage {
     pub reasoning_tokens: Option<usize>,
 }
 
-/// Reads what can be read of a usage object.
+/// Reads as much of a usage object as is readable.
 pub(super) fn usage(value: &Value) -> ReportedUsage {
     let count = |path: &str| value.pointer(path).and_then(Value::as_u64).and_then(|count| usize::try_from(count).ok());
     ReportedUsage {

@@ -1,14 +1,15 @@
-//! Which fields an upstream understands beyond OpenAI's own, and what it assumes where a field is absent.
+//! Which fields an upstream understands beyond OpenAI's own, and its defaults for absent fields.
 //!
-//! Sources: OpenAI's API reference; vLLM's `protocol.py` (`ChatCompletionRequest`, `SamplingParams`, whose defaults come
-//! from the model's `generation_config.json`); llama-server's README ("Using the CLI", sampling defaults of its own).
+//! Sources: OpenAI's API reference; vLLM's `protocol.py` (`ChatCompletionRequest`, `SamplingParams`, whose defaults
+//! come from the model's `generation_config.json`); llama-server's README ("Using the CLI", sampling defaults of its
+//! own).
 
 /// What kind of server an upstream is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dialect {
     /// OpenAI itself.
     OpenAi,
-    /// Anybody who follows OpenAI's contract; nothing beyond it is asked for.
+    /// Any server that follows OpenAI's contract; nothing beyond it is requested.
     Compatible,
     Vllm,
     LlamaServer,
@@ -18,7 +19,7 @@ pub enum Dialect {
 impl Dialect {
     pub const ALL: [Self; 5] = [Self::OpenAi, Self::Compatible, Self::Vllm, Self::LlamaServer, Self::Hearth];
 
-    /// As it is written in the settings.
+    /// As written in the settings.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::OpenAi => "openai",
@@ -29,19 +30,19 @@ impl Dialect {
         }
     }
 
-    /// The usual one of an address: OpenAI's own host speaks OpenAI's, any other the part that all have.
+    /// The default for an address: OpenAI's own host speaks OpenAI's dialect, any other the common subset.
     pub fn of_host(host: &str) -> Self {
         let is_openai = host == "api.openai.com" || host.ends_with(".api.openai.com");
         if is_openai { Self::OpenAi } else { Self::Compatible }
     }
 
-    /// Samples in its own way unless told otherwise, so everything must be said.
+    /// Has sampling defaults of its own, so every parameter must be sent.
     pub(super) fn has_own_defaults(self) -> bool {
         matches!(self, Self::Vllm | Self::LlamaServer)
     }
 
-    /// What a chat's bound on tokens is called. OpenAI's reasoning models refuse the old name, and others do not know the
-    /// new one.
+    /// The name of a chat's token limit. OpenAI's reasoning models refuse the old name, and others do not know the new
+    /// one.
     pub(super) fn max_tokens_field(self) -> &'static str {
         if self == Self::OpenAi { "max_completion_tokens" } else { "max_tokens" }
     }

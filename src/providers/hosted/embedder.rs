@@ -28,8 +28,8 @@ pub struct HostedEmbedder {
 }
 
 impl HostedEmbedder {
-    /// `identity` is as configured: this server cannot look at the weights. Where it equals a local model's, vectors
-    /// of both are compared.
+    /// `identity` is as configured: this server cannot inspect the weights. Where it equals a local model's, their
+    /// vectors are compared.
     pub fn new(upstream: Arc<Upstream>, upstream_model: String, info: ModelInfo, identity: EmbeddingIdentity) -> Self {
         Self { upstream, upstream_model, info, identity }
     }
@@ -38,7 +38,7 @@ impl HostedEmbedder {
         &self.upstream
     }
 
-    /// Whether this model of the upstream is left alone at present.
+    /// The breaker of this upstream's model.
     pub fn breaker(&self) -> Arc<Breaker> {
         self.upstream.breaker(&self.upstream_model)
     }
@@ -100,7 +100,7 @@ struct Embedding {
     embedding: Vector,
 }
 
-/// Numbers, or little-endian f32 in base64 from upstreams that do not ask which.
+/// Numbers, or little-endian f32 in base64 from upstreams that ignore the requested encoding.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum Vector {
@@ -108,7 +108,7 @@ enum Vector {
     Base64(String),
 }
 
-/// The vectors in the order of the inputs, each there once, with as many dimensions as expected; and the tokens.
+/// The vectors in the order of the inputs, each exactly once, with the expected dimensions; and the tokens.
 fn read(answer: &[u8], num_inputs: usize, dimensions: usize) -> Result<(Vec<Vec<f32>>, Option<usize>), String> {
     let list: EmbeddingList = serde_json::from_slice(answer).map_err(|error| format!("not embeddings: {error}"))?;
     let mut vectors: Vec<Option<Vec<f32>>> = vec![None; num_inputs];

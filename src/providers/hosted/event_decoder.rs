@@ -1,9 +1,9 @@
-//! Server-sent events out of a stream of bytes, however packets cut it.
+//! Decodes server-sent events from a byte stream, however packets split it.
 //!
 //! The format is the WHATWG's ("Server-sent events", section 9.2.6): lines end with LF, CRLF or CR, a line of `data:`
-//! adds to the event, a blank line ends it, a line that begins with a colon is a comment. Names, ids and retry times of
-//! events mean nothing in this contract and are passed over. Bytes are looked at once, and an event has a largest size:
-//! an upstream must not be able to fill the memory.
+//! adds to the event, a blank line ends it, a line that begins with a colon is a comment. Event names, ids and retry
+//! times mean nothing in this contract and are ignored. Each byte is examined once, and an event has a maximum size: an
+//! upstream must not be able to fill the memory.
 
 /// The largest event, in bytes. A chunk with 20 alternatives per token is a few kilobytes.
 const EVENT_BYTES_MAX: usize = 4 << 20;
@@ -11,9 +11,9 @@ const EVENT_BYTES_MAX: usize = 4 << 20;
 /// See the module's documentation.
 #[derive(Debug, Default)]
 pub struct EventDecoder {
-    /// The line that has not ended yet.
+    /// The unfinished line.
     line: Vec<u8>,
-    /// Data of the event that has not ended yet; `None` before its first `data:` line.
+    /// Data of the unfinished event; `None` before its first `data:` line.
     data: Option<Vec<u8>>,
     /// The last byte was a CR, so an LF after it belongs to it.
     after_cr: bool,
@@ -29,7 +29,7 @@ pub enum DecodeError {
 }
 
 impl EventDecoder {
-    /// Takes the next packet and adds the data of each event that it ends to `events`.
+    /// Takes the next packet and appends the data of each event that it completes to `events`.
     pub fn push(&mut self, packet: &[u8], events: &mut Vec<String>) -> Result<(), DecodeError> {
         for &byte in packet {
             let after_cr = std::mem::replace(&mut self.after_cr, byte == b'\r');
@@ -47,8 +47,8 @@ impl EventDecoder {
         Ok(())
     }
 
-    /// The bytes have come to their end. Some upstreams leave out the last blank line; a line that breaks off is no
-    /// event, however: it may be half of one.
+    /// The stream has ended. Some upstreams omit the last blank line; an unfinished line is discarded, however, because
+    /// it may be half an event.
     pub(super) fn finish(&mut self, events: &mut Vec<String>) -> Result<(), DecodeError> {
         if self.line.is_empty() { self.end_event(events) } else { Ok(()) }
     }

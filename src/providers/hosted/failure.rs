@@ -1,7 +1,7 @@
-//! What an upstream's failure means: for the caller, for the operator, and for whether to try again.
+//! What an upstream's failure means: for the caller, for the operator, and for retries.
 //!
-//! A mistake in the request comes back as the upstream words it. Everything else is the server's affair: the caller hears
-//! that the upstream failed, the log hears how. No message holds the key.
+//! A mistake in the request is returned in the upstream's words. Any other failure is the operator's concern: the
+//! caller learns that the upstream failed, and the log says how. No message contains the key.
 
 use std::time::{Duration, SystemTime};
 
@@ -16,24 +16,24 @@ use hearth_domain::error::{Error, ErrorKind};
 #[derive(Debug)]
 pub(super) struct Failure {
     pub error: Error,
-    /// The same request may do better a little later.
+    /// The same request may succeed a little later.
     pub is_passing: bool,
-    /// How long the upstream asks to be left alone.
+    /// How long the upstream asks callers to wait.
     pub retry_after: Option<Duration>,
     /// The upstream is at fault, rather than the request.
     pub is_upstreams: bool,
 }
 
-/// Longest message of an upstream that is passed on, in characters.
+/// Longest upstream message that is passed on, in characters.
 const MESSAGE_CHARS_MAX: usize = 2000;
 
 impl Failure {
-    /// The upstream failed; trying again may help.
+    /// The upstream failed; a retry may help.
     pub(super) fn passing(error: Error) -> Self {
         Self { error, is_passing: true, retry_after: None, is_upstreams: true }
     }
 
-    /// It would fail again.
+    /// A retry would fail again.
     pub(super) fn lasting(error: Error) -> Self {
         Self { error, is_passing: false, retry_after: None, is_upstreams: true }
     }
@@ -43,7 +43,7 @@ impl Failure {
         Self { error, is_passing: false, retry_after: None, is_upstreams: false }
     }
 
-    /// No answer within the time that was given.
+    /// No answer within the timeout.
     pub(super) fn timed_out(upstream: &str, what: &str, after: Duration) -> Self {
         Self::passing(Error::new(
             ErrorKind::UpstreamTimeout,
@@ -53,7 +53,7 @@ impl Failure {
 
     /// The request never got through, or its answer broke off.
     pub(super) fn of_transport(upstream: &str, error: reqwest::Error) -> Self {
-        // The address may hold a secret, and whoever configured it knows it.
+        // The address may hold a secret, and the operator who configured it knows it.
         let error = error.without_url();
         if error.is_timeout() {
             let message = format!("The hosted upstream `{upstream}` could not be reached in time.");
@@ -69,7 +69,7 @@ impl Failure {
         };
         let message = format!("The hosted upstream `{upstream}` {what}.");
         let error = Error::new(ErrorKind::UpstreamFailed, message).with_source(error);
-        // A certificate is as wrong the next time.
+        // A retry meets the same certificate.
         if is_tls { Self::lasting(error) } else { Self::passing(error) }
     }
 
@@ -82,7 +82,7 @@ impl Failure {
         let retry_after = retry_after(headers, SystemTime::now());
         match status.as_u16() {
             400 | 413 | 422 => Self::of_request(said.invalid()),
-            // Without an error of the contract, it is the address that is wrong.
+            // Without an error body of the contract, the address is wrong.
             404 if said.message.is_some() => Self::of_request(said.invalid()),
             401..=404 => {
                 tracing::error!(
@@ -117,7 +117,7 @@ impl Failure {
         }
     }
 
-    /// A stream that began with 200 cannot be gone on with.
+    /// A stream that began with 200 cannot continue.
     pub(super) fn of_stream(upstream: &Upstream, fault: Fault) -> Self {
         let name = upstream.name();
         match fault {
@@ -139,8 +139,8 @@ impl Failure {
     }
 }
 
-/// Whether the encryption failed, rather than the connection beneath it. An I/O error hides what it wraps from
-/// `source`, and there may be several around each other.
+/// Whether TLS failed, rather than the connection beneath it. An I/O error hides what it wraps from `source`, and
+/// several may be nested.
 fn is_tls(error: &(dyn std::error::Error + 'static)) -> bool {
     let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
     error.is::<rustls::Error>()
@@ -168,7 +168,7 @@ impl Said {
             .map_or_else(Self::default, |error| Self::of_error(upstream, error))
     }
 
-    /// OpenAI's object, or what others put in its place.
+    /// OpenAI's object, or what other upstreams send instead.
     fn of_error(upstream: &Upstream, error: &Value) -> Self {
         let text = |name: &str| error.get(name).and_then(Value::as_str).map(|text| upstream.redacted(text));
         let count = |name: &str| error.get(name).and_then(Value::as_u64).and_then(|count| usize::try_from(count).ok());
@@ -202,7 +202,7 @@ impl Said {
     }
 }
 
-/// Codes that callers act upon.
+/// Codes that clients act upon.
 fn known_code(code: &str) -> Option<&'static str> {
     const CODES: [&str; 7] = [
         "content_filter",
@@ -220,7 +220,7 @@ fn known_code(code: &str) -> Option<&'static str> {
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     let number = |text: &str| text.parse::<f64>().ok().filter(|number| number.is_finite() && *number >= 0.0);
-    /// Beyond this a wait is no longer a useful number.
+    /// A longer wait is no longer a useful number.
     const LONGEST_SECONDS: f64 = 1e9;
     if let Some(milliseconds) = text("retry-after-ms").and_then(number) {
         return Some(Duration::from_secs_f64((milliseconds / 1e3).min(LONGEST_SECONDS)));

@@ -1,4 +1,4 @@
-//! What is counted of upstreams, each by its name.
+//! Metrics of upstreams, labelled by name.
 
 use metrics::{counter, describe_counter};
 
@@ -7,7 +7,7 @@ const FAILURES_TOTAL: &str = "hearth_upstream_failures_total";
 const BYTES_SENT_TOTAL: &str = "hearth_upstream_bytes_sent_total";
 const USAGE_ESTIMATED_TOTAL: &str = "hearth_upstream_usage_estimated_total";
 
-/// Gives each metric its line of help.
+/// Registers each metric's help text.
 pub fn describe() {
     describe_counter!(ATTEMPTS_TOTAL, "Requests sent to a hosted upstream, repetitions included.");
     describe_counter!(FAILURES_TOTAL, "Of those, the ones that failed, streams that broke off included.");

@@ -1,11 +1,11 @@
-//! Models that run elsewhere: any upstream that speaks OpenAI's contract, behind the same traits as a local one.
+//! Hosted models: any upstream that speaks OpenAI's contract, behind the same traits as a local one.
 //!
-//! One [`Upstream`] is one address with its key, its timeouts and its pool of connections. [`HostedChat`] and
-//! [`HostedEmbedder`] are one of its models each. A request is translated ([`request`](self)) and sent, again if that
-//! may help, until the first event of the answer has arrived; from then on nothing is tried again, so that no token
-//! comes twice. What an upstream cannot be asked for is refused by name, never left out.
+//! One [`Upstream`] is one address with its key, its timeouts and its connection pool. A [`HostedChat`] or a
+//! [`HostedEmbedder`] is one of its models. A request is translated ([`request`](self)) and sent, with retries until
+//! the first event of the answer has arrived; after that nothing is retried, so that no token comes twice. A field that
+//! the upstream's dialect cannot express is refused by name, never left out.
 //!
-//! Which side serves a request is not decided here: see `providers/fallback.rs`.
+//! Which side serves a request is decided elsewhere: see `providers/fallback/mod.rs`.
 
 mod answer;
 mod breaker;
@@ -34,12 +34,12 @@ pub use self::{
 };
 use hearth_domain::{ModelInfo, ModelKind};
 
-/// What an upstream is, as configured.
+/// An upstream, as configured.
 #[derive(Clone)]
 pub struct UpstreamSettings {
     /// Appears in receipts, logs and metrics.
     pub name: String,
-    /// Up to and with `/v1`, without a slash at the end.
+    /// Up to and including `/v1`, without a trailing slash.
     pub base_url: url::Url,
     pub api_key: Option<ApiKey>,
     /// Sent with every request, beside the key.
@@ -47,13 +47,13 @@ pub struct UpstreamSettings {
     pub dialect: Dialect,
     pub timeouts: Timeouts,
     pub retries: Retries,
-    /// Certificates to trust beside the system's own, PEM.
+    /// Certificates to trust in addition to the system's own, PEM.
     pub ca_file: Option<PathBuf>,
     pub breaker: BreakerSettings,
 }
 
 impl std::fmt::Debug for UpstreamSettings {
-    /// Headers by their names alone: some upstreams take their key in one.
+    /// Headers by name only: some upstreams take their key in one.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let headers: Vec<&str> = self.headers.iter().map(|(name, _)| name.as_str()).collect();
         f.debug_struct("UpstreamSettings")
@@ -66,7 +66,7 @@ impl std::fmt::Debug for UpstreamSettings {
 }
 
 impl UpstreamSettings {
-    /// Requests to it do not leave this machine.
+    /// Whether requests to it stay on this machine.
     pub fn is_on_this_machine(&self) -> bool {
         match self.base_url.host() {
             Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
@@ -77,12 +77,12 @@ impl UpstreamSettings {
     }
 }
 
-/// A key that no log and no error shows.
+/// A key that never appears in a log or an error.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ApiKey(String);
 
 impl ApiKey {
-    /// `None` if it is empty or cannot stand in a header.
+    /// `None` if it is empty or not a valid header value.
     pub fn new(key: &str) -> Option<Self> {
         let is_header = !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_graphic());
         is_header.then(|| Self(key.to_owned()))
@@ -100,32 +100,32 @@ impl std::fmt::Debug for ApiKey {
     }
 }
 
-/// How long an upstream may be silent.
+/// An upstream's timeouts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// Until the connection stands, TLS included.
+    /// Until the connection is established, TLS included.
     pub connect: Duration,
-    /// From the request to the head of its answer.
+    /// From the request to the response head.
     pub first_byte: Duration,
-    /// Between two packets of an answer, signs of life included.
+    /// Between two packets of an answer, keep-alives included.
     pub idle: Duration,
 }
 
 impl Default for Timeouts {
-    /// A long prompt may take a minute and more before its first token.
+    /// A long prompt may take a minute or more before its first token.
     fn default() -> Self {
         Self { connect: Duration::from_secs(5), first_byte: Duration::from_secs(120), idle: Duration::from_secs(60) }
     }
 }
 
-/// How often a request that failed before its first event is sent again, and when.
+/// How often a request that failed before its first event is retried, and when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retries {
     /// Attempts after the first one.
     pub max: u32,
-    /// The wait before attempt `n` is drawn from 0 to this times `2^n`, where the upstream does not say.
+    /// The wait before attempt `n` is drawn from 0 to this times `2^n`, unless the upstream names one.
     pub base: Duration,
-    /// And never longer than this.
+    /// The cap on that wait.
     pub longest: Duration,
 }
 
@@ -135,12 +135,12 @@ impl Default for Retries {
     }
 }
 
-/// When an upstream's model is left alone for a while.
+/// When an upstream's breaker opens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BreakerSettings {
     /// Failures in a row.
     pub failures: u32,
-    /// How long it is left alone before one request may try again.
+    /// How long the breaker stays open before one request may probe.
     pub rest: Duration,
 }
 
@@ -160,15 +160,15 @@ pub struct HostedModel {
     pub context_length: usize,
     /// Length of an embedding.
     pub dimensions: Option<usize>,
-    /// What the vectors depend on: where it equals a local model's identity, vectors of both may be compared.
+    /// What the vectors depend on: where it equals a local model's identity, their vectors may be compared.
     pub identity: Option<String>,
 }
 
-/// What is assumed of a hosted model's context where nobody says, in tokens.
+/// The context assumed for a hosted model that is configured without one, in tokens.
 pub const CONTEXT_LENGTH_ASSUMED: usize = 32_768;
 
 impl HostedModel {
-    /// A chat model of which nothing is known but its name.
+    /// A chat model of which only the name is known.
     pub fn chat(upstream_model: impl Into<String>) -> Self {
         Self {
             upstream_model: upstream_model.into(),
@@ -179,8 +179,8 @@ impl HostedModel {
         }
     }
 
-    /// What `/v1/models` says of it under the name that it is served by. The shape is that of local models; what
-    /// only the upstream knows is 0 or empty.
+    /// What `/v1/models` reports under the served name. The shape is that of local models; what only the upstream knows
+    /// is 0 or empty.
     pub fn info(&self, served_name: &str) -> ModelInfo {
         ModelInfo {
             id: served_name.to_owned(),

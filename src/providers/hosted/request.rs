@@ -1,8 +1,7 @@
-//! A generation in the words of an upstream.
+//! Translates a generation request into an upstream's dialect.
 //!
-//! What the upstream cannot be asked for is refused with the field's name: leaving it out would give another answer than
-//! was asked for. Fields that would say what the upstream does anyway are left out, as reasoning models refuse some even
-//! at their defaults.
+//! A field that the upstream cannot express is refused by name: leaving it out would give another answer than was asked
+//! for. Fields that match the upstream's default are left out, as reasoning models refuse some even at their defaults.
 
 use hearth_domain::{
     ChatPrompt, Constraint, EmbedInput, EmbedInputType, EmbedRequest, GenerateRequest, Prompt, SamplingParams,
@@ -13,15 +12,15 @@ use serde_json::{Map, Value, json};
 
 use super::dialect::Dialect;
 
-/// A body and where it goes.
+/// A request body and its path.
 #[derive(Debug, PartialEq)]
 pub(super) struct UpstreamRequest {
-    /// Beneath the base URL.
+    /// Relative to the base URL.
     pub path: &'static str,
     pub body: Value,
 }
 
-/// What every refusal of a field says.
+/// The common text of every field's refusal.
 fn not_expressible(param: &str, dialect: Dialect) -> Error {
     Error::invalid(
         param,
@@ -34,7 +33,7 @@ fn not_expressible(param: &str, dialect: Dialect) -> Error {
     .with_code("unsupported_parameter")
 }
 
-/// The shortest decimal that means this number: 0.7 rather than 0.699999988079071.
+/// The shortest decimal of this number: 0.7 rather than 0.699999988079071.
 fn number(value: f32) -> Value {
     let shortest: f64 = value.to_string().parse().unwrap_or(f64::from(value));
     Value::from(shortest)
@@ -99,11 +98,11 @@ fn write_limits(
             let field = if is_chat { dialect.max_tokens_field() } else { "max_tokens" };
             body.insert(field.to_owned(), max_tokens.into());
         }
-        // It takes a bound beyond the context for the end of the context.
+        // It takes a limit beyond the context as the end of the context.
         None if !is_chat && dialect == Dialect::Hearth => {
             body.insert("max_tokens".to_owned(), i32::MAX.into());
         }
-        // In a chat, nothing said is "to the end"; in a completion it is 16 tokens, except to llama-server.
+        // In a chat, no limit means "to the end"; in a completion it means 16 tokens, except to llama-server.
         None if !is_chat && dialect != Dialect::LlamaServer => {
             return Err(Error::invalid(
                 "max_tokens",
@@ -162,12 +161,12 @@ fn write_sampling(sampling: &SamplingParams, dialect: Dialect, body: &mut Map<St
         None => {}
     }
     if dialect == Dialect::LlamaServer && sampling.repetition_penalty != usual.repetition_penalty {
-        // Its own window is the last 64 tokens; ours is everything.
+        // Its default window is the last 64 tokens; ours is everything.
         body.insert("repeat_last_n".to_owned(), (-1).into());
     }
     if dialect.has_top_k() {
         if sampling.top_k != 0 || always {
-            // vLLM's word for all is -1, and 0 to others.
+            // vLLM's value for all is -1, the others' is 0.
             let all_is_minus_one = dialect == Dialect::Vllm && sampling.top_k == 0;
             body.insert("top_k".to_owned(), if all_is_minus_one { (-1).into() } else { sampling.top_k.into() });
         }
@@ -242,7 +241,7 @@ fn write_chat(chat: &ChatPrompt, dialect: Dialect, body: &mut Map<String, Value>
     write_template_kwargs(&chat.template_kwargs, dialect, body)
 }
 
-/// Only `reasoning_effort` has a name of its own in the contract.
+/// Only `reasoning_effort` has a field of its own in the contract.
 fn write_template_kwargs(kwargs: &Map<String, Value>, dialect: Dialect, body: &mut Map<String, Value>) -> Result<()> {
     if kwargs.is_empty() {
         return Ok(());
@@ -256,7 +255,7 @@ fn write_template_kwargs(kwargs: &Map<String, Value>, dialect: Dialect, body: &m
     for (name, value) in kwargs {
         match (&**name, value) {
             ("reasoning_effort", _) => {}
-            // Not to think is an effort, too; to think is what such models do.
+            // No thinking is an effort, too; thinking is the default of such models.
             ("enable_thinking", Value::Bool(false)) if effort.as_ref().is_none_or(|effort| *effort == none) => {
                 effort = Some(none.clone());
             }
@@ -270,7 +269,7 @@ fn write_template_kwargs(kwargs: &Map<String, Value>, dialect: Dialect, body: &m
     Ok(())
 }
 
-/// A message of the contract: what templates want as an object, the arguments of a call, is text there.
+/// A message of the contract: a call's arguments, an object for templates, are a string there.
 fn message(message: &Value) -> Value {
     let mut message = message.clone();
     let Some(calls) = message.get_mut("tool_calls").and_then(Value::as_array_mut) else { return message };
@@ -337,7 +336,7 @@ mod tests {
         ChatPrompt { parallel_tool_calls: true, add_generation_prompt: true, ..ChatPrompt::default() }
     }
 
-    /// The body without what every one has.
+    /// The body without the fields that every one has.
     fn body(request: &GenerateRequest, dialect: Dialect) -> Result<Value> {
         let mut body = generation(request, "m", dialect)?.body;
         let fields = body.as_object_mut().expect("an object");

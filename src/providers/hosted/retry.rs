@@ -1,4 +1,4 @@
-//! Trying again: exponential backoff with full jitter, the upstream's own wishes, and the request's deadline.
+//! Retries: exponential backoff with full jitter, the upstream's `Retry-After`, and the request's deadline.
 //!
 //! See Brooker, "Exponential Backoff and Jitter" (2015), for why the whole wait is drawn and not only a part of it.
 
@@ -15,11 +15,11 @@ use rand::Rng;
 
 use super::{Retries, breaker::Permit, failure::Failure, metrics, upstream::Upstream};
 
-/// Whoever asks for a longer wait than this is not waited for.
+/// An upstream that asks for a longer wait than this is not retried.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// Calls `attempt` until it succeeds, cannot succeed, or there is no time left. What succeeded comes with the permit
-/// that is to be settled when it has ended.
+/// Calls `attempt` until it succeeds, cannot succeed, or the deadline is too near. A success comes with the permit that
+/// the caller settles at the end.
 pub(super) async fn with_retries<T, F>(
     upstream: &Upstream,
     upstream_model: &str,
@@ -42,7 +42,7 @@ where
         let outcome = match deadline {
             Some(deadline) => match tokio::time::timeout_at(deadline.into(), attempt()).await {
                 Ok(outcome) => outcome,
-                // The caller had little patience, which says nothing of the upstream.
+                // The caller's deadline was short, which says nothing about the upstream.
                 Err(_elapsed) => return Err(out_of_time(upstream.name())),
             },
             None => attempt().await,
@@ -71,7 +71,7 @@ where
     unreachable!("the loop has no end of its own")
 }
 
-/// How long to wait before attempt `number + 1`; `None` is not to try again.
+/// How long to wait before attempt `number + 1`; `None` means no retry.
 fn wait_before(number: u32, failure: &Failure, retries: Retries, deadline: Option<Instant>) -> Option<Duration> {
     if !failure.is_passing || number >= retries.max {
         return None;

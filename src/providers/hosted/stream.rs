@@ -1,6 +1,6 @@
-//! An answer as it comes: packets to events, until the upstream has said everything, breaks off, or is silent too long.
+//! An answer as it streams: packets to events, until the upstream is done, breaks off, or is silent too long.
 //!
-//! Dropping it closes the connection, by which the upstream learns that nobody listens any more.
+//! Dropping it closes the connection, which tells the upstream that the caller has left.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -22,25 +22,25 @@ use super::{
 };
 use crate::providers::GenerateStream;
 
-/// How long to wait, once every choice has ended, for the token counts and the end of the stream.
+/// How long to wait, once every choice has ended, for the usage and the end of the stream.
 const PATIENCE_AFTER_THE_END: Duration = Duration::from_secs(2);
 
-/// A stream that has begun.
+/// A started stream.
 pub(super) struct Answer {
     upstream: Arc<Upstream>,
     response: Option<Response>,
     decoder: EventDecoder,
     translator: Translator,
-    /// Translated and not yet read.
+    /// Translated events that have not been read.
     ready: VecDeque<GenerateEvent>,
-    /// What comes after those.
+    /// Comes after those events.
     failure: Option<Failure>,
     is_over: bool,
     permit: Option<Permit>,
 }
 
 impl Answer {
-    /// Waits for the first word of the answer: up to here, another attempt costs nobody anything.
+    /// Waits for the first event of the answer: until then a retry is invisible to the caller.
     pub(super) async fn begin(
         upstream: Arc<Upstream>,
         response: Response,
@@ -71,7 +71,7 @@ impl Answer {
         Ok(answer)
     }
 
-    /// The events, and what they mean for the breaker.
+    /// The events; how they end is reported to the breaker.
     pub(super) fn into_stream(mut self, permit: Permit) -> GenerateStream {
         self.permit = Some(permit);
         futures_util::stream::unfold(self, |mut answer| async move {
@@ -111,7 +111,7 @@ impl Answer {
         }
     }
 
-    /// Reads one packet, or what comes in its place.
+    /// Reads one packet, or handles its absence.
     async fn advance(&mut self) {
         let is_whole = self.translator.is_whole();
         let idle = self.upstream.timeouts().idle;
@@ -167,7 +167,7 @@ impl Answer {
         self.failure = Some(Failure::of_stream(&self.upstream, super::answer::Fault::Malformed(what)));
     }
 
-    /// No more bytes come. What matters may be there all the same.
+    /// No more bytes arrive. Everything essential may have arrived all the same.
     fn broke_off(&mut self, error: Option<reqwest::Error>) {
         if self.is_over || self.failure.is_some() {
             return;
@@ -191,7 +191,7 @@ impl Answer {
             // A connection whose answer has been read to its end can carry the next request.
             tokio::spawn(async move {
                 let rest = async { while let Ok(Some(_)) = response.chunk().await {} };
-                // What does not end soon is closed.
+                // A connection that does not end soon is closed.
                 drop(tokio::time::timeout(PATIENCE_AFTER_THE_END, rest).await);
             });
         }

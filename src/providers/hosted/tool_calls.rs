@@ -1,7 +1,7 @@
-//! Tool calls from an upstream's pieces, in the order and shape in which a local model gives them.
+//! Assembles an upstream's tool call pieces in the order and shape that a local model gives them.
 //!
 //! A call opens once, with its id and name. Upstreams repeat ids, leave out indexes, or send the name after the first
-//! arguments; what cannot be reported yet is held until the name is there.
+//! arguments; a piece that cannot be reported yet is held until the name arrives.
 
 use std::collections::VecDeque;
 
@@ -14,14 +14,14 @@ pub(super) struct ToolCalls {
     calls: Vec<Call>,
 }
 
-/// More calls than this in one answer are a fault.
+/// More calls than this in one answer are an error.
 const CALLS_MAX: usize = 1024;
 
 #[derive(Debug, Default)]
 struct Call {
     id: Option<String>,
     is_open: bool,
-    /// Arguments that came before the name.
+    /// Arguments that arrived before the name.
     held: String,
 }
 
@@ -30,7 +30,7 @@ impl ToolCalls {
         self.calls.is_empty()
     }
 
-    /// Every call has its name.
+    /// Whether every call has its name.
     pub(super) fn are_whole(&self) -> bool {
         self.calls.iter().all(|call| call.is_open)
     }
@@ -50,7 +50,7 @@ impl ToolCalls {
         let arguments = function.arguments.unwrap_or_default();
         let index = match index {
             Some(index) => index,
-            // A new id is a new call; without one it goes on with the last.
+            // A new id opens a new call; without an id the last call continues.
             None => match &id {
                 Some(id) => {
                     let known = self.calls.iter().position(|call| call.id.as_ref() == Some(id));

@@ -1,4 +1,4 @@
-//! One upstream: its address, its key, its pool of connections, and the breaker of each of its models.
+//! One upstream: its address, its key, its connection pool, and each model's breaker.
 
 use std::{
     collections::HashMap,
@@ -21,12 +21,12 @@ use reqwest::{
 use super::{Dialect, Retries, Timeouts, UpstreamSettings, breaker::Breaker, failure::Failure, metrics};
 use hearth_domain::Account;
 
-/// How long an idle connection is kept. Shorter than the usual patience of servers and load balancers, so that no
+/// How long an idle connection is kept. Shorter than the usual timeout of servers and load balancers, so that no
 /// request meets a connection that is being closed.
 const POOL_IDLE: Duration = Duration::from_secs(30);
 /// The largest answer that is not a stream, in bytes: 2048 embeddings of 4096 numbers as text.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
-/// What is read of an error.
+/// How much of an error body is read.
 const ERROR_BYTES_MAX: usize = 64 << 10;
 
 /// See the module's documentation.
@@ -43,7 +43,7 @@ impl std::fmt::Debug for Upstream {
 }
 
 impl Upstream {
-    /// Nothing is sent yet.
+    /// Sends nothing yet.
     ///
     /// # Errors
     /// If a header or the certificates cannot be used.
@@ -65,9 +65,9 @@ impl Upstream {
             .default_headers(headers)
             .connect_timeout(settings.timeouts.connect)
             .pool_idle_timeout(POOL_IDLE)
-            // A redirect would carry the text to an address that nobody configured.
+            // A redirect would carry the text to an address that was not configured.
             .redirect(reqwest::redirect::Policy::none())
-            // What is tried again is decided by `retry.rs` alone.
+            // Only `retry.rs` decides what is retried.
             .retry(reqwest::retry::never());
         if settings.is_on_this_machine() {
             builder = builder.no_proxy();
@@ -109,19 +109,20 @@ impl Upstream {
         breaker
     }
 
-    /// `text` without this upstream's key in it, nor what its configured headers say, where keys are as well.
+    /// `text` without this upstream's key and without the values of its configured headers, which may hold keys as
+    /// well.
     pub(super) fn redacted(&self, text: &str) -> String {
         /// Shorter values are words, such as a version, and no keys.
         const KEY_CHARS_MIN: usize = 8;
         let key = self.settings.api_key.as_ref().map(|key| key.reveal());
         let headers = self.settings.headers.iter().map(|(_, value)| value);
-        // Of `Bearer KEY` an upstream may name the key alone.
+        // Of `Bearer KEY` an upstream may quote the key alone.
         let headers = headers.flat_map(|value| [Some(value.as_str()), value.split_once(' ').map(|(_, key)| key)]);
         let secrets = headers.flatten().filter(|value| value.len() >= KEY_CHARS_MIN).chain(key);
         secrets.fold(text.to_owned(), |text, secret| text.replace(secret, "***"))
     }
 
-    /// Sends one request and waits for the head of a successful answer.
+    /// Sends one request and waits for the head of a successful response.
     pub(super) async fn send(&self, path: &str, body: Bytes, account: &Arc<Account>) -> Result<Response, Failure> {
         let url = format!("{}/{path}", self.settings.base_url.as_str().trim_end_matches('/'));
         let body = CountedBody { bytes: Some(body), account: account.clone(), upstream: self.settings.name.clone() };
@@ -142,12 +143,12 @@ impl Upstream {
             return Ok(answer);
         }
         let headers = answer.headers().clone();
-        // Without its words, the status says enough.
+        // Without a body, the status says enough.
         let said = self.read(answer, ERROR_BYTES_MAX).await.unwrap_or_default();
         Err(Failure::of_status(self, status, &headers, &said))
     }
 
-    /// The whole body of an answer that is not a stream.
+    /// The whole body of a non-streaming response.
     pub(super) async fn read_whole(&self, answer: Response) -> Result<Vec<u8>, Failure> {
         self.read(answer, ANSWER_BYTES_MAX).await
     }
@@ -171,7 +172,7 @@ impl Upstream {
     }
 }
 
-/// A body whose bytes are counted when the connection takes them, and not before there is one.
+/// A body whose bytes are counted when the connection takes them, not before.
 struct CountedBody {
     bytes: Option<Bytes>,
     account: Arc<Account>,

@@ -1,4 +1,4 @@
-//! The stream that a caller reads: engine events in, the request's own words out.
+//! The stream that a caller reads: engine events in, the provider's events out.
 
 use std::{
     collections::VecDeque,
@@ -17,22 +17,22 @@ use crate::engine::{ScoredToken, TokenEvent, TokenStream};
 pub(super) struct Answer {
     tokens: TokenStream,
     choices: Vec<Choice>,
-    /// Translated and not yet read.
+    /// Translated events that have not been read.
     ready: VecDeque<GenerateEvent>,
     prompt: PromptFacts,
     cached_tokens: usize,
 }
 
-/// What the answer says of the prompt.
+/// What the answer reports about the prompt.
 pub(super) struct PromptFacts {
     pub(super) num_tokens: usize,
     pub(super) echo: Option<Echo>,
     pub(super) tokenizer: Tokenizer,
-    /// Where the final counts are written down.
+    /// Where the final counts are recorded.
     pub(super) record: UsageRecord,
 }
 
-/// The prompt, to be repeated before the answer.
+/// The prompt, to be echoed before the answer.
 pub(super) struct Echo {
     pub(super) text: String,
     pub(super) token_ids: Vec<u32>,

@@ -1,8 +1,7 @@
-//! One choice's way from tokens to events: characters, then stop strings, then tool calls and thinking.
+//! One choice's pipeline from tokens to events: characters, then stop strings, then tool calls and reasoning.
 //!
-//! Each stage may hold back what it cannot decide yet. A token's log-probability is reported once the
-//! token's text has left the stages that can still take text away, so that tokens behind a stop string are
-//! reported nowhere.
+//! Each stage may hold back what it cannot decide yet. A token's log-probability is reported once the token's text has
+//! left the stages that can still remove text, so that tokens behind a stop string are not reported.
 
 use std::{collections::VecDeque, sync::Arc};
 
@@ -19,9 +18,9 @@ use hearth_text::{
 pub(super) struct Wanted {
     pub(super) logprobs: bool,
     pub(super) token_ids: bool,
-    /// No stop string is looked for in this many first tokens.
+    /// Stop strings are ignored in this many first tokens.
     pub(super) min_tokens: usize,
-    /// The answer can be nothing but calls.
+    /// The answer can contain nothing but calls.
     pub(super) only_calls: bool,
 }
 
@@ -31,7 +30,7 @@ struct PendingToken {
     logprob: Option<TokenLogprob>,
     /// Bytes of the choice's text before this token's own.
     starts_at: usize,
-    /// And with it.
+    /// And including it.
     ends_at: usize,
 }
 
@@ -39,10 +38,10 @@ pub(super) struct Choice {
     index: usize,
     wanted: Wanted,
     tokenizer: Tokenizer,
-    /// Absent after the end.
+    /// `None` after the end.
     detokenizer: Option<Detokenizer>,
     stops: StopMatcher,
-    /// Absent where the text is passed on as it is.
+    /// `None` where the text is passed on unparsed.
     parser: Option<OutputParser>,
     pending: VecDeque<PendingToken>,
     /// Bytes of text that have come out of the detokenizer.
@@ -51,7 +50,7 @@ pub(super) struct Choice {
     released: usize,
     /// Tokens generated, up to a stop string.
     pub(super) completion_tokens: usize,
-    /// Of those, the ones that came while the model was thinking.
+    /// Those generated while the model was reasoning.
     pub(super) reasoning_tokens: usize,
     thinking: bool,
     called: bool,
@@ -124,7 +123,7 @@ impl Choice {
         stopped
     }
 
-    /// The engine has ended the choice: what was held back comes out.
+    /// The engine has ended the choice: held-back text is released.
     pub(super) fn finish(&mut self, reason: FinishReason, events: &mut VecDeque<GenerateEvent>) {
         if self.finished {
             return;
@@ -149,12 +148,12 @@ impl Choice {
             self.emit_pieces(pieces, events);
         }
         self.finished = true;
-        // A call that was cut short by the length limit is still reported as cut short.
+        // A call that the length limit cut short keeps that reason.
         let reason = if self.called && reason == FinishReason::Stop { FinishReason::ToolCalls } else { reason };
         events.push_back(GenerateEvent::Finished { choice: self.index, reason });
     }
 
-    /// Reports text that is certainly part of the answer, with the tokens whose text is out.
+    /// Reports text that is certainly part of the answer, with the tokens whose text is complete.
     fn emit(&mut self, text: String, events: &mut VecDeque<GenerateEvent>) {
         let mut logprobs = Vec::new();
         let mut token_ids = Vec::new();
@@ -204,7 +203,7 @@ impl Choice {
     }
 }
 
-/// A token's score in the words of the contract.
+/// A token's score in the domain's type.
 pub(super) fn scored(tokenizer: &Tokenizer, id: u32, logprob: Option<f32>, top: &[(u32, f32)]) -> TokenLogprob {
     let (text, bytes) = spelled(tokenizer, id);
     let top = top

@@ -1,10 +1,9 @@
-//! The chat model in this process: words in, engine tokens through, words out.
+//! The chat model in this process: text in, engine tokens through, text out.
 //!
-//! Everything that knows text happens here, at the engine's edge: the chat template, the tokenizer, the
-//! grammar that a schema becomes, stop strings, tool calls. Preparing a request can take milliseconds (a
-//! long prompt, a large schema) and runs where `crates/text/src/work.rs` says. A prompt is tokenized no further than its refusal
-//! makes necessary. The stream it returns owns the engine's
-//! stream, so dropping one cancels the other.
+//! Everything that deals with text happens here, at the engine's edge: the chat template, the tokenizer, the grammar
+//! compiled from a schema, stop strings, tool calls. Preparing a request can take milliseconds (a long prompt, a large
+//! schema) and runs where `crates/text/src/work.rs` says. A prompt is tokenized no further than its refusal requires.
+//! The returned stream owns the engine's stream, so dropping one cancels the other.
 
 mod answer;
 mod choice;
@@ -35,14 +34,14 @@ use self::answer::Answer;
 use super::{ChatModel, GenerateStream, PromptTokenizer};
 use crate::engine::{Engine, SequenceRequest};
 
-/// Tokens of the prompt whose scores all choices of a request may repeat together.
+/// Prompt tokens whose scores all choices of a request may echo together.
 const ECHOED_TOKENS_MAX: usize = 64 * 1024;
 
 /// A clonable handle on a loaded chat model.
 #[derive(Clone, Debug)]
 pub struct LocalChat(Arc<Parts>);
 
-/// What a local chat model is made of.
+/// The parts of a local chat model.
 #[derive(Debug)]
 pub struct Parts {
     pub info: ModelInfo,
@@ -50,12 +49,12 @@ pub struct Parts {
     pub template: ChatTemplate,
     pub grammars: GrammarCompiler,
     pub engine: Engine,
-    /// Callers share the KV blocks of prompts that begin alike, and can tell from the counts of cached tokens what others have
-    /// sent.
+    /// Callers share the KV blocks of common prompt prefixes, and can tell from the cached token counts what others
+    /// have sent.
     pub callers_share_prefixes: bool,
-    /// Where it computes: `cpu`, `cuda` or `metal`.
+    /// The device: `cpu`, `cuda` or `metal`.
     pub device: &'static str,
-    /// Storage of its keys and values.
+    /// Storage type of its keys and values.
     pub kv_type: KvType,
     /// Memory that they take.
     pub kv_bytes: u64,
@@ -83,10 +82,10 @@ impl LocalChat {
     }
 }
 
-/// What the refusal of a prompt adds that was not counted to its end.
+/// Added to the refusal of a prompt that was not counted to its end.
 const NOT_COUNTED: &str = "The prompt was not counted to its end: it has at least that many tokens.";
 
-/// A request that is ready for the engine, and what turns its tokens back into words.
+/// A request that is ready for the engine, with what turns its tokens back into text.
 struct Prepared {
     sequence: SequenceRequest,
     prompt: answer::PromptFacts,
@@ -97,7 +96,7 @@ struct Prepared {
 struct PromptTokens {
     text: String,
     ids: Vec<u32>,
-    /// How many tokens it has, at least: of one that is far too long, not all are made, or none.
+    /// How many tokens it has, at least: a prompt that is far too long is tokenized partly or not at all.
     count: usize,
     /// The field that it came from.
     param: &'static str,
@@ -110,7 +109,8 @@ impl PromptTokens {
 }
 
 impl Parts {
-    /// A prompt is counted exactly up to this multiple of the context, so that a refusal says by how much it is too long.
+    /// A prompt is counted exactly up to this multiple of the context, so that a refusal says by how much it is too
+    /// long.
     const COUNTED: usize = 2;
 
     fn prepare(&self, request: GenerateRequest, wanted: &Wanted) -> Result<Prepared> {
@@ -129,7 +129,7 @@ impl Parts {
             Prompt::Chat(_) => Thinking::detect(self.template.source(), &text),
             Prompt::Text(_) | Prompt::Tokens(_) => Thinking::Never,
         };
-        // A forced answer that comes after thinking must still have room.
+        // A constrained answer that follows the reasoning must still have room.
         let thinking_tokens = request.max_tokens.unwrap_or(room).min(room) / 2;
         let constraints = self.constraints(&request, thinking, thinking_tokens)?;
         let choices =
@@ -161,7 +161,7 @@ impl Parts {
         Ok(Prepared { sequence, prompt, choices })
     }
 
-    /// What each choice must conform to; nothing, or one for each.
+    /// The constraint of each choice: none at all, or one each.
     fn constraints(
         &self,
         request: &GenerateRequest,
@@ -175,7 +175,7 @@ impl Parts {
             (None, Some(chat)) => self.grammars.compile_tool_calls(&ToolCallRules {
                 tools: &chat.tools,
                 choice: &chat.tool_choice,
-                // A function that is named is called once, as in the contract.
+                // A named function is called exactly once, as in the contract.
                 parallel: chat.parallel_tool_calls && !matches!(chat.tool_choice, ToolChoice::Named(_)),
                 format: self.tool_format(),
                 thinking,
@@ -206,7 +206,7 @@ impl Parts {
             OutputParser::new(tools.map(|_| self.tool_format()), names, thinking)
         });
         // A prompt to be continued decides whether the first token's leading space belongs to the answer; the
-        // template's own last token does not. Some of the marks that the parser looks for are special tokens.
+        // template's own last token does not. Some of the markers that the parser looks for are special tokens.
         let before = if matches!(request.prompt, Prompt::Chat(_)) { None } else { last_prompt_token };
         let detokenizer = Detokenizer::after(self.tokenizer.clone(), before, parser.is_some());
         let wanted = choice::Wanted {
@@ -229,7 +229,7 @@ impl Parts {
                         self.first_tokens(text, false, Some(mark), "messages", wanted)?
                     }
                 };
-                // Most templates write the opening token out; where one does not, the model still wants it.
+                // Most templates write the BOS token; where one does not, the model still needs it.
                 if let Some(bos) = self.tokenizer.bos()
                     && self.tokenizer.adds_bos()
                     && prompt.ids.first() != Some(&bos)
@@ -254,7 +254,7 @@ impl Parts {
         }
     }
 
-    /// The tokens of a text, as far as it could fit; of a guarded one, without the marks.
+    /// The tokens of a text, as far as it could fit; of a guarded text, without its marks.
     fn first_tokens(
         &self,
         text: String,
@@ -264,7 +264,7 @@ impl Parts {
         wanted: &Wanted,
     ) -> Result<PromptTokens> {
         let enough = Self::COUNTED * self.engine.config().context_length;
-        // A mark is three bytes and no text; a prompt that is too long by that much is refused by its tokens.
+        // A mark is three bytes and no text; a prompt that is too long by that much is refused by its token count.
         let fewest = if mark.is_none() { self.tokenizer.fewest_tokens(&text) } else { 0 };
         if fewest > enough {
             return Ok(PromptTokens { text, ids: Vec::new(), count: fewest, param });
@@ -276,7 +276,7 @@ impl Parts {
         };
         let text = mark.map(|mark| text.replace(mark, "")).unwrap_or(text);
         wanted.check()?;
-        // What is behind the last part is one token at least.
+        // The unread rest is at least one token.
         let count = first.ids.len() + usize::from(!first.is_whole);
         Ok(PromptTokens { text, ids: first.ids, count, param })
     }
@@ -290,7 +290,7 @@ impl Parts {
     }
 }
 
-/// Each choice repeats the prompt's scores, which take a few kilobytes a token.
+/// Each choice echoes the prompt's scores, which take a few kilobytes per token.
 fn check_echoes(choices: usize, prompt_tokens: usize) -> Result<()> {
     let tokens = choices.saturating_mul(prompt_tokens);
     if choices == 1 || tokens <= ECHOED_TOKENS_MAX {
@@ -303,7 +303,7 @@ fn check_echoes(choices: usize, prompt_tokens: usize) -> Result<()> {
     Err(Error::invalid("n", message).with_code("invalid_value"))
 }
 
-/// The conversation, if it has tools that may be called.
+/// The conversation, if it has callable tools.
 fn tools(prompt: &Prompt) -> Option<&ChatPrompt> {
     match prompt {
         Prompt::Chat(chat) if !chat.tools.is_empty() && chat.tool_choice != ToolChoice::None => Some(chat),

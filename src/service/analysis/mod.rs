@@ -1,8 +1,8 @@
 //! Analyses: questions about a company that are answered in the background.
 //!
-//! Each is a job (`worker.rs` does it), so that it outlives the request and the process; what it has said is kept for
-//! whoever comes late. When it has ended, in whatever way, another job tells the address that was named
-//! (`notify.rs`).
+//! Each analysis is a job (run by `worker.rs`), so that it outlives the request and the process; its events are kept
+//! for clients that connect late. When it has ended, however it ended, another job notifies the webhook address that
+//! the request named (`notify.rs`).
 
 mod notify;
 mod worker;
@@ -30,20 +30,20 @@ use crate::{
     wire::analysis::{AnalysisBody, AnalysisJob},
 };
 
-/// The kind of job that an analysis is.
+/// The job kind of an analysis.
 const ANALYSIS: &str = "analysis";
-/// The kind of job that tells of one.
+/// The job kind of its notification.
 const WEBHOOK: &str = "webhook";
-/// Analyses that are worked at together; each generates twice at a time, and leaves room for who waits for an answer.
+/// Concurrent analyses; each runs up to two generations at a time, and leaves room for callers that wait for an answer.
 const AT_A_TIME: usize = 2;
 const WEBHOOKS_AT_A_TIME: usize = 4;
 /// Analyses that may wait or run; one more is refused with 503.
 const UNENDED_MAX: usize = 1000;
-/// Of one caller's, so that it leaves places for others.
+/// The same per caller, so that others have room.
 const UNENDED_OWN_MAX: usize = 250;
 const RETRY_FULL: Duration = Duration::from_secs(30);
 
-/// See the module's documentation. One for the server.
+/// See the module's documentation. One per server.
 #[derive(Debug)]
 pub struct Analyses {
     documents: Arc<Documents>,
@@ -51,17 +51,16 @@ pub struct Analyses {
     webhooks: Arc<WebhookSettings>,
 }
 
-/// What a job's payload holds: the request as it came, which was read once to check it and is read again to be worked
-/// at.
+/// A job's payload: the request as received; submission reads it once to check it, the worker again to run it.
 #[derive(Debug, Deserialize, Serialize)]
 struct Payload {
     body: Value,
-    /// Its texts are to stay on this machine, also when the request and what it said of that are over.
+    /// Its texts must stay on this machine, even after the request that said so is over.
     #[serde(default)]
     is_local_only: bool,
 }
 
-/// An analysis as it is now.
+/// An analysis and its current state.
 #[derive(Debug)]
 pub struct State {
     pub job: AnalysisJob,
@@ -77,7 +76,7 @@ impl Analyses {
         self.documents.jobs()
     }
 
-    /// The models are loaded, or there are none: from now on analyses are worked at.
+    /// The models are loaded, or there are none: from now on analyses are run.
     pub fn begin(&self) {
         let analyst = Analyst { documents: self.documents.clone(), models: self.models.clone() };
         self.jobs().start(Arc::new(analyst), AT_A_TIME);
@@ -85,11 +84,11 @@ impl Analyses {
         self.jobs().start(Arc::new(notify), WEBHOOKS_AT_A_TIME);
     }
 
-    /// Takes an analysis on. `body` is what `request` was read from.
+    /// Accepts an analysis. `body` is the JSON that `request` was read from.
     ///
     /// # Errors
-    /// If it could not be worked at as things are now: no embedding model, no such collection, an address that is not
-    /// told; and 503 if too many are waiting.
+    /// If it could not run as things are now: no embedding model, no such collection, a webhook address that is
+    /// refused; and 503 if too many are waiting.
     pub async fn submit(&self, request: &AnalysisBody, body: Value, account: &Arc<Account>) -> Result<AnalysisJob> {
         if let Some(url) = &request.webhook_url {
             self.webhooks.check(url).map_err(|reason| {
@@ -114,19 +113,19 @@ impl Analyses {
             payload: serde_json::to_value(payload).map_err(Error::internal)?,
             followed_by: request.webhook_url.is_some().then(|| WEBHOOK.to_owned()),
         };
-        Ok(told(self.jobs().of(&account.caller().id).enqueue_job(job).await?, Some(Vec::new())))
+        Ok(as_analysis(self.jobs().of(&account.caller().id).enqueue_job(job).await?, Some(Vec::new())))
     }
 
-    /// The caller's own, the newest first, without what they have said.
+    /// The caller's own, the newest first, without their events.
     ///
     /// # Errors
     /// If the store cannot be read.
     pub async fn list(&self, owner: &str, limit: usize) -> Result<Vec<AnalysisJob>> {
         let jobs = self.jobs().of(owner).list(ANALYSIS, limit).await?;
-        Ok(jobs.into_iter().map(|job| told(job, None)).collect())
+        Ok(jobs.into_iter().map(|job| as_analysis(job, None)).collect())
     }
 
-    /// An analysis of the caller's own, and what it has said from event `first` on. If it has ended, that is all it will say.
+    /// One of the caller's analyses, and its events from number `first` on. If it has ended, there will be no more.
     ///
     /// # Errors
     /// 404
@@ -134,7 +133,7 @@ impl Analyses {
         state_of(self.jobs().of(owner), id, first).await
     }
 
-    /// Ends an analysis of the caller's own; one that has ended stays as it is.
+    /// Cancels one of the caller's analyses; one that has ended stays as it is.
     ///
     /// # Errors
     /// 404
@@ -155,14 +154,14 @@ impl Analyses {
 }
 
 async fn state_of(jobs: OwnedJobs<'_>, id: &str, first: u64) -> Result<State> {
-    // In this order: what has ended says nothing further, so that its events are all there.
+    // In this order: a finished job adds no events, so none is missed.
     let job = jobs.find(ANALYSIS, id).await?;
     let events = jobs.events(id, first).await?;
     let events = events.into_iter().map(|(number, event)| numbered(number, event)).collect();
-    Ok(State { has_ended: has_ended(&job), job: told(job, Some(events)) })
+    Ok(State { has_ended: has_ended(&job), job: as_analysis(job, Some(events)) })
 }
 
-/// An event with its number, which goes first.
+/// An event with its number, which comes first.
 fn numbered(number: u64, event: Value) -> Value {
     let mut numbered = serde_json::Map::from_iter([("number".to_owned(), Value::from(number))]);
     if let Value::Object(event) = event {
@@ -171,7 +170,7 @@ fn numbered(number: u64, event: Value) -> Value {
     Value::Object(numbered)
 }
 
-fn told(job: Job, events: Option<Vec<Value>>) -> AnalysisJob {
+fn as_analysis(job: Job, events: Option<Vec<Value>>) -> AnalysisJob {
     let field = |name: &str| job.payload["body"][name].as_str().unwrap_or_default().to_owned();
     let (company_name, question) = (field("company_name"), field("question"));
     let (status, result, error) = match job.state {

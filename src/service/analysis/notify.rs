@@ -1,8 +1,8 @@
-//! Tells the address that an analysis named that it has ended.
+//! Notifies the address that an analysis named of its end.
 //!
-//! It is a job that begins in the transaction that ends the analysis: neither is there without the other, whenever the
-//! process is killed. A receiver may get the same message twice, and knows it by its id. Of an analysis whose texts are to
-//! stay on this machine it says only that it has ended.
+//! The notification is a job that is enqueued in the transaction that ends the analysis: neither exists without the
+//! other, whenever the process is killed. A receiver may get the same message twice, and recognizes it by its id. If
+//! the texts of the analysis must stay on this machine, the message says only that it has ended.
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,7 +25,7 @@ use crate::{
     },
 };
 
-/// A receiver that is down is tried again for most of a day.
+/// Retries for a receiver that is down cover most of a day.
 const RETRIES: [Duration; 8] = [
     Duration::from_secs(1),
     Duration::from_secs(5),
@@ -37,7 +37,7 @@ const RETRIES: [Duration; 8] = [
     Duration::from_secs(10 * 3600),
 ];
 
-/// Sends the messages.
+/// Sends the notifications.
 #[derive(Debug)]
 pub(super) struct Notify {
     pub(super) documents: Arc<Documents>,
@@ -50,7 +50,7 @@ impl Worker for Notify {
     }
 
     fn work(&self, job: Job, progress: Progress) -> BoxFuture<'_, Result<Value, Failure>> {
-        async move { self.tell(&job, progress.account()).await }.boxed()
+        async move { self.deliver(&job, progress.account()).await }.boxed()
     }
 
     fn retries(&self) -> &[Duration] {
@@ -59,10 +59,10 @@ impl Worker for Notify {
 }
 
 impl Notify {
-    async fn tell(&self, job: &Job, account: &Arc<Account>) -> Result<Value, Failure> {
+    async fn deliver(&self, job: &Job, account: &Arc<Account>) -> Result<Value, Failure> {
         let id = job.payload["job_id"].as_str().unwrap_or_default();
         let passing = |error: hearth_domain::error::Error| match error.kind() {
-            // It ended so long ago that it is forgotten.
+            // It ended so long ago that it has been deleted.
             ErrorKind::NotFound => Failure::Moot,
             _ => Failure::Passing(error.to_string()),
         };
@@ -85,8 +85,8 @@ impl Notify {
         Ok(json!({}))
     }
 
-    /// Whether the texts of an analysis are to stay on this machine: because its request or its caller said so, or a
-    /// collection says so that it was asked of.
+    /// Whether the texts of an analysis must stay on this machine: because its request, its caller or one of its
+    /// collections said so.
     async fn is_kept(&self, analysis: &Job, account: &Arc<Account>) -> bool {
         let Ok(Payload { body, is_local_only }) = serde_json::from_value(analysis.payload.clone()) else { return true };
         let envelope = Envelope { account: account.clone(), deadline: None, strict: false };
@@ -96,7 +96,7 @@ impl Notify {
             }
             Err(error) => Err(error),
         };
-        // The payload says what a collection said that has been deleted since.
+        // The payload records what a collection said that has been deleted since.
         let collections = collections.unwrap_or_default();
         is_local_only || Lookup::account_for(account, &collections).policy() == Some(Policy::LocalOnly)
     }

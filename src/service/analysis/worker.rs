@@ -1,7 +1,7 @@
-//! One analysis: several searches, what they found packed into one prompt, a summary written over it and rated.
+//! Runs one analysis: several searches, their passages packed into one prompt, and a written and rated summary.
 //!
-//! Everything it needs is in the job, so that an attempt that was cut off is simply made again. What it says on the way
-//! is stored; the summary's text is said in pieces of about a second, not token by token.
+//! Everything it needs is in the job, so that an interrupted attempt is simply repeated. Its progress events are
+//! stored; the summary's text is reported in pieces of about a second, not token by token.
 
 use std::{
     collections::HashSet,
@@ -46,13 +46,13 @@ use crate::{
 
 /// One attempt takes no longer, whatever the request's own `timeout`.
 const ATTEMPT_MAX: Duration = Duration::from_secs(3600);
-/// How long documents that are still being read are waited for, where the request does not say.
-const PATIENCE: Duration = Duration::from_secs(600);
-/// Searches for one analysis.
+/// How long to wait for documents that are still being read, where the request does not say.
+const DOCUMENTS_WAIT_MAX: Duration = Duration::from_secs(600);
+/// Searches per analysis.
 const QUERIES_MAX: usize = 6;
-/// How often the summary's text is said while it is written.
+/// The interval at which the summary's new text is reported.
 const TEXT_EVERY: Duration = Duration::from_secs(1);
-/// After attempts that may go well another time: a queue that is full is not emptied in seconds.
+/// Delays before retries: a full queue does not empty in seconds.
 const RETRIES: [Duration; 5] = [
     Duration::from_secs(1),
     Duration::from_secs(5),
@@ -61,7 +61,7 @@ const RETRIES: [Duration; 5] = [
     Duration::from_secs(300),
 ];
 
-/// Works at analyses.
+/// The worker of analyses.
 #[derive(Debug)]
 pub(super) struct Analyst {
     pub(super) documents: Arc<Documents>,
@@ -98,7 +98,7 @@ fn failure(job: &Job, error: &Error) -> Failure {
     let reason = error.to_string();
     match error.kind() {
         ErrorKind::Draining => Failure::Interrupted,
-        // No embedding model is served; there will be none before the server is started anew.
+        // No embedding model is served; there will be none until the server is restarted.
         _ if error.is_lasting() => Failure::Lasting(reason),
         ErrorKind::Overloaded
         | ErrorKind::OutOfMemory
@@ -168,14 +168,14 @@ impl Analyst {
         serde_json::to_value(result).map_err(Error::internal)
     }
 
-    /// The collections that are asked, once what is in them can be searched.
+    /// The searched collections, once their documents are searchable.
     async fn searchable(&self, request: &AnalysisBody, progress: &Progress) -> Result<Vec<Collection>, Error> {
         let lookup = &request.lookup;
         let documents = self.documents.of(progress.account());
         let within = |patience| documents.scope(&lookup.collections, &lookup.document_ids, patience, request.deadline);
         let patience = match lookup.wait {
             Wait::Never => return within(None).await,
-            Wait::Refuse => PATIENCE,
+            Wait::Refuse => DOCUMENTS_WAIT_MAX,
             Wait::For(patience) => patience,
         };
         match within(Some(Duration::ZERO)).await {
@@ -188,7 +188,7 @@ impl Analyst {
     }
 }
 
-/// A question that says whom it is about.
+/// A question that names the company.
 fn about(company: &str, question: &str) -> String {
     if question.to_lowercase().contains(&company.to_lowercase()) {
         question.to_owned()
@@ -197,7 +197,7 @@ fn about(company: &str, question: &str) -> String {
     }
 }
 
-/// What is looked for: the question about the company, each sentence of it, the question as it stands, as passages of a
+/// The queries: the question about the company, each sentence of it, the question as it stands, because passages of a
 /// company's own documents seldom name it, and the company.
 fn queries(company: &str, question: &str) -> Vec<String> {
     let sentences = question.split_inclusive(['?', '.', ';', '\n']).map(str::trim);
@@ -236,7 +236,7 @@ struct Written {
     usage: Usage,
 }
 
-/// Gathers the summary, and says its text in pieces on the way.
+/// Collects the summary, and reports its text in pieces on the way.
 async fn write(mut events: GenerateStream, progress: &Progress) -> Result<Written, Error> {
     let mut written = Written { text: String::new(), finish_reason: FinishReason::Stop, usage: Usage::default() };
     let (mut said, mut last_said) = (0, Instant::now());

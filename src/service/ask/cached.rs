@@ -1,7 +1,7 @@
-//! Earlier answers to questions that mean the same, with the passages that they were made from.
+//! Semantic caching of answers, together with the passages that they were made from.
 //!
-//! Quoted answers are not kept: finding the sentences takes little more than looking here. Neither is an answer with a rating,
-//! which is of the passages and this very question.
+//! Quoted answers are not cached: finding the sentences costs little more than the look-up. Neither are answers with a
+//! rating, which applies to the passages and this exact question.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::{
     service::{models::Models, semantic::SemanticSlot},
 };
 
-/// Where the answer that `writer` would write is kept, or would be; `None` where nothing is kept.
+/// The cache slot of the answer that `writer` would write; `None` if caching does not apply.
 pub(super) async fn slot<'w>(
     models: &Models,
     writer: Option<&'w Arc<dyn ChatModel>>,
@@ -32,7 +32,7 @@ pub(super) async fn slot<'w>(
     Some((writer, slot))
 }
 
-/// The earlier answer, if there is one and the request takes it.
+/// The cached answer, if there is one and the request accepts it.
 pub(super) fn earlier(slot: &SemanticSlot, writer: &Arc<dyn ChatModel>, account: &Arc<Account>) -> Option<Asked> {
     let kept = slot.kept(account)?;
     Some(Asked {
@@ -45,7 +45,7 @@ pub(super) fn earlier(slot: &SemanticSlot, writer: &Arc<dyn ChatModel>, account:
     })
 }
 
-/// The answer, which is kept when it is whole.
+/// The answer, which is cached once it is complete.
 pub(super) fn recorded(slot: SemanticSlot, asked: Asked) -> Asked {
     // Nothing was found, and no model was asked.
     if asked.sources.is_empty() {
@@ -55,8 +55,8 @@ pub(super) fn recorded(slot: SemanticSlot, asked: Asked) -> Asked {
     Asked { events, ..asked }
 }
 
-/// All that an answer depends on beside the question. The collections' versions stand for what is in them; they are read before
-/// the collections are searched.
+/// Everything that an answer depends on beside the question. The collections' versions stand for their contents; they
+/// are read before the collections are searched.
 fn scope(model: &Arc<dyn ChatModel>, retriever: &Retriever, request: &AskRequest) -> KeyWriter {
     let AskRequest { question: _, history, lookup, max_tokens, temperature, confidence, grounding, deadline: _ } =
         request;

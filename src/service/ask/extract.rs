@@ -1,7 +1,7 @@
-//! An answer of sentences that stand in the passages, chosen by their vectors; no chat model is asked.
+//! Answers with sentences of the passages, chosen by their vectors; no chat model is asked.
 //!
-//! It cannot say what no document says. It can quote a sentence that does not answer, so that one which is not near enough to
-//! the question is not quoted, and the answer is the fixed refusal.
+//! Such an answer cannot claim what no document says. It could quote a sentence that does not answer, so a sentence
+//! that is not near enough to the question is not quoted, and the answer is the fixed refusal.
 
 use std::sync::Arc;
 
@@ -17,13 +17,13 @@ use crate::{
     service::findings::{Confidence, Findings},
 };
 
-/// Sentences that an answer has at most.
+/// The most sentences in an answer.
 pub(super) const QUOTED_MAX: usize = 3;
 
-/// How much lower than the best sentence's a score may be for a sentence to be quoted with it.
+/// Sentences within this distance of the best score are quoted with it.
 const QUOTED_WITHIN: f32 = 0.1;
 
-/// Resolves when the answer is there.
+/// Resolves when the answer is complete.
 ///
 /// # Errors
 /// If the sentences cannot be embedded.
@@ -51,8 +51,8 @@ pub(super) async fn answer(retriever: &Retriever, request: AskRequest, passages:
     })
 }
 
-/// The text of an answer of these sentences, best first, each with the mark of its passage, and the passages that it cites.
-/// Sentences of one passage stand together, in its order.
+/// The text of an answer from these sentences, best first, each with its passage's citation mark, and the passages that
+/// it cites. Sentences of one passage stand together, in its order.
 pub(super) fn quote(sentences: Vec<Sentence>, passages: Vec<Passage>) -> (String, Vec<Passage>) {
     let mut cited: Vec<usize> = Vec::new();
     for sentence in &sentences {

@@ -1,8 +1,8 @@
-//! An answer that the chat model writes over the passages, which stand in its prompt.
+//! Answers with text that the chat model writes over the passages in its prompt.
 //!
-//! Nothing holds such an answer to the passages, so each of its sentences is held against theirs when it is complete; those
-//! that no sentence of a passage is near to are named. How far the passages answer the question can be rated by a second
-//! generation beside the first.
+//! Nothing binds such an answer to the passages, so when it is complete, each of its sentences is checked against
+//! theirs; those that are not near any sentence of a passage are reported. A second, concurrent generation can rate how
+//! far the passages answer the question.
 
 use std::sync::Arc;
 
@@ -32,12 +32,12 @@ use crate::{
     },
 };
 
-/// What the rating generation is asked, after the context and the question.
+/// The rating's instruction, after the context and the question.
 const RATE: &str = "Rate how fully the context answers the question. Reply with one number from 0 (not at all) to 1 \
                     (fully), such as 0.7, and nothing else.";
-/// What it may reply.
+/// The allowed reply.
 const RATING: &str = r"0(\.[0-9]{1,2})?|1(\.0{1,2})?";
-/// The confidence when a rating cannot be understood.
+/// The confidence when a rating cannot be parsed.
 const UNKNOWN_CONFIDENCE: f32 = 0.5;
 
 /// Resolves when the generation has been admitted.
@@ -69,7 +69,7 @@ pub(super) async fn answer(
                     Ok(unsupported) => {
                         let _ = findings.unsupported.set(unsupported);
                     }
-                    // The answer is whole; only what is said of it is missing.
+                    // The answer is complete; only the report on it is missing.
                     Err(error) => tracing::debug!(%error, "an answer was not held against its passages"),
                 }
                 Ok(())
@@ -87,7 +87,7 @@ pub(super) async fn answer(
     })
 }
 
-/// The events, the last of which waits for what is found out about the text.
+/// The events, the last of which waits for the findings about the text.
 fn held_until(
     events: GenerateStream,
     find: impl FnOnce(String) -> BoxFuture<'static, Result<()>> + Send + 'static,
@@ -120,7 +120,7 @@ async fn packed(
     let (model, question, history) = (model.clone(), request.question.clone(), request.history.clone());
     let context_length = model.info().context_length;
     let budget = context_length - request.max_tokens.min(context_length / 2);
-    // How long passages are is the server's doing; the caller's are the question and the conversation.
+    // The passages' length is the server's choice; the caller's part is the question and the conversation.
     let bytes = question.len() + history.iter().map(|message| message.to_string().len()).sum::<usize>();
     off_the_async_threads(bytes, move |wanted| {
         let count = |prompt: &str| {
@@ -137,7 +137,7 @@ async fn packed(
     .await
 }
 
-/// Starts the rating, which runs beside the answer.
+/// Starts the rating, which runs concurrently with the answer.
 async fn rate(
     model: &Arc<dyn ChatModel>,
     request: &AskRequest,

@@ -1,10 +1,10 @@
-//! A question answered from documents: passages found, and an answer that is bound to them in one of three ways.
+//! Answers a question from documents: finds passages, and binds the answer to them in one of three ways.
 //!
-//! `extract.rs` quotes the sentences that answer, chosen by their vectors. `quote.rs` has the chat model choose among them.
-//! `free.rs` has it write, and holds what it wrote against the passages. Small models choose and write badly, so unless a
-//! request says how, the size of the chat model does.
+//! `extract.rs` quotes the sentences that answer, chosen by their vectors. `quote.rs` has the chat model choose among
+//! them. `free.rs` has it write, and checks the text against the passages. Small models choose and write badly, so
+//! unless a request says how, the size of the chat model decides.
 //!
-//! Where no passage is near enough there is nothing to answer from, and the model is not asked: the answer is a fixed
+//! If no passage is near enough there is nothing to answer from, and the model is not asked: the answer is a fixed
 //! sentence.
 
 mod cached;
@@ -36,15 +36,15 @@ use crate::{
     wire::ask::{Source, preview},
 };
 
-/// The answer where the documents hold nothing on a question.
+/// The answer when the documents hold nothing on a question.
 pub const NOTHING_FOUND: &str = "The knowledge base holds nothing on this question.";
 
-/// A chat model of fewer parameters is not asked to write: of the bundled model of 6 million and of SmolLM2 of 135 million
-/// most answers were wrong where quoting was right (`scripts/bench_answers.py`). Larger ones have not been measured; models
-/// from about here on are made to answer from a context.
+/// A chat model with fewer parameters is not asked to write: most answers of the bundled model of 6 million and of
+/// SmolLM2 of 135 million were wrong where quoting was right (`scripts/bench_answers.py`). Larger ones have not been
+/// measured; models from about this size on are trained to answer from a context.
 const WRITES_FROM_PARAMETERS: u64 = 1_000_000_000;
 
-/// A question and where to look for its answer.
+/// A question and where to search for its answer.
 #[derive(Clone, Debug)]
 pub struct AskRequest {
     pub question: String,
@@ -53,7 +53,7 @@ pub struct AskRequest {
     pub lookup: Arc<Lookup>,
     /// `None` leaves it to the size of the chat model.
     pub grounding: Option<Grounding>,
-    /// Of what a model writes; sentences are quoted whole.
+    /// Limits what a model writes; sentences are quoted whole.
     pub max_tokens: usize,
     pub temperature: f32,
     /// Rate how far the passages answer the question.
@@ -61,18 +61,18 @@ pub struct AskRequest {
     pub deadline: Option<Instant>,
 }
 
-/// An answer on its way.
+/// An answer that is being generated.
 pub struct Asked {
-    /// `None` where no document was looked into.
+    /// `None` if no document was searched.
     pub grounding: Option<Grounding>,
-    /// The model that answers: the embedding model where it chose.
+    /// The model that answers: the embedding model if it chose the sentences.
     pub model: String,
     /// The passages that the answer may cite, in the order of their numbers: `[1]` in the answer is the first.
     pub sources: Vec<Passage>,
     /// Passages that were found and did not fit into the model's context.
     pub left_out: usize,
     pub events: GenerateStream,
-    /// Complete when the last event has come.
+    /// Complete when the last event has arrived.
     pub findings: Arc<Findings>,
 }
 
@@ -87,7 +87,7 @@ impl std::fmt::Debug for Asked {
 }
 
 impl AskRequest {
-    /// Continues the conversation without looking into any document.
+    /// Continues the conversation without searching any document.
     ///
     /// # Errors
     /// If the model refuses.
@@ -105,10 +105,10 @@ impl AskRequest {
         })
     }
 
-    /// How an answer of this model is bound to its sources; decided once, as models may be loaded meanwhile.
+    /// How an answer of this model is bound to its sources; decided once, because models may be loaded meanwhile.
     pub fn settle_grounding(&mut self, model: Option<&dyn ChatModel>) -> Grounding {
         let of_size = || match model.map(|model| model.parameters_for(&self.lookup.account)) {
-            // How large a hosted model is only its upstream knows.
+            // Only the upstream knows how large a hosted model is.
             Some(0 | WRITES_FROM_PARAMETERS..) => Grounding::Free,
             Some(_) | None => Grounding::Extract,
         };
@@ -118,11 +118,12 @@ impl AskRequest {
     }
 }
 
-/// Answers a question, or gives an earlier answer to a question that means the same. Resolves when the answer's generation has
-/// been admitted, or, where sentences are quoted, has ended. `model` may be `None` where none is needed.
+/// Answers a question, or returns the cached answer to a question with the same meaning. Resolves when the answer's
+/// generation has been admitted or, if sentences are quoted, has ended. `model` may be `None` if none is needed.
 ///
 /// # Errors
-/// If the search fails, a model is needed and `None`, not even one passage fits beside the question, or a model refuses.
+/// If the search fails, a model is needed and `None`, not even one passage fits beside the question, or a model
+/// refuses.
 pub async fn ask(
     models: &Models,
     model: Option<&Arc<dyn ChatModel>>,
@@ -150,7 +151,8 @@ async fn search_and_answer(
     ask_over(model, retriever, request, passages).await
 }
 
-/// [`ask`] with passages that have been found already, best first, and without earlier answers. The request's lookup is not used.
+/// [`ask`] with passages that have been found already, best first, and without cached answers. The request's lookup is
+/// not used.
 ///
 /// # Errors
 /// As [`ask`].
@@ -179,7 +181,7 @@ pub async fn ask_over(
     }
 }
 
-/// A passage as it is named to the caller.
+/// A passage as reported to the caller.
 pub fn source(passage: &Passage) -> Source {
     Source {
         title: passage.title().to_owned(),
@@ -193,7 +195,7 @@ pub fn source(passage: &Passage) -> Source {
     }
 }
 
-/// The model that an answer is said to be of.
+/// The model that an answer is attributed to.
 fn answering(grounding: Grounding, model: Option<&Arc<dyn ChatModel>>, retriever: &Retriever) -> String {
     match model {
         Some(model) if grounding != Grounding::Extract => model.info().id.clone(),
@@ -201,7 +203,7 @@ fn answering(grounding: Grounding, model: Option<&Arc<dyn ChatModel>>, retriever
     }
 }
 
-/// The fixed refusal, after so much work.
+/// The fixed refusal, with the usage so far.
 fn nothing_found(grounding: Grounding, model: String, request: &AskRequest, usage: Usage, timings: Timings) -> Asked {
     let findings = Findings::default();
     if request.confidence {
@@ -217,7 +219,7 @@ fn nothing_found(grounding: Grounding, model: String, request: &AskRequest, usag
     }
 }
 
-/// The events of a text that is there already.
+/// The events of a finished text.
 fn whole(text: String, usage: Usage, timings: Timings) -> GenerateStream {
     let events = [
         GenerateEvent::Delta { choice: 0, text, logprobs: Vec::new(), token_ids: Vec::new() },
@@ -240,7 +242,7 @@ fn generation(request: &AskRequest, messages: Vec<Value>) -> GenerateRequest {
     }
 }
 
-/// Tokens of a conversation as the model will see it; of a hosted one they can only be estimated.
+/// Tokens of a conversation as the model will see it; for a hosted model they can only be estimated.
 fn count_tokens(model: &dyn ChatModel, messages: &[Value]) -> Result<usize> {
     let prompt = chat_prompt(messages.to_vec());
     match model.tokenizer() {
@@ -249,8 +251,8 @@ fn count_tokens(model: &dyn ChatModel, messages: &[Value]) -> Result<usize> {
     }
 }
 
-/// The conversation that the model continues. Where its template has no place for a system turn, the instructions go
-/// before the question.
+/// The conversation that the model continues. If its template has no system turn, the instructions go before the
+/// question.
 fn messages(model: &dyn ChatModel, instructions: &str, history: &[Value], prompt: &str) -> Vec<Value> {
     let with = |first: Option<Value>, last: String| -> Vec<Value> {
         first.into_iter().chain(history.iter().cloned()).chain([json!({"role": "user", "content": last})]).collect()

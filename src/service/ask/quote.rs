@@ -1,7 +1,7 @@
-//! An answer of sentences that stand in the passages, chosen by the chat model.
+//! Answers with sentences of the passages, chosen by the chat model.
 //!
-//! The model sees the likeliest sentences with numbers and may reply with numbers alone: a constraint allows nothing else. So
-//! it can choose badly and cannot invent.
+//! The model sees the likeliest sentences with numbers and may reply with numbers alone: a constraint allows nothing
+//! else. So it can choose badly but cannot invent.
 
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ use crate::{
 /// Sentences that the model chooses among.
 const CANDIDATES: usize = 9;
 
-/// Three numbers and two commas, a token each, and one to end.
+/// Three numbers and two commas, one token each, and one to end.
 const REPLY_TOKENS: usize = 2 * QUOTED_MAX;
 
 const CHOOSE: &str = "You choose the sentences that answer a question. Reply with their numbers, separated by commas, or with \
@@ -67,7 +67,7 @@ pub(super) async fn answer(
     if let Prompt::Chat(chat) = &mut choosing.prompt
         && model.info().supports_reasoning
     {
-        // A reply is a few tokens, and none of them a thought.
+        // A reply is a few tokens, with none to spare for reasoning.
         chat.template_kwargs.insert("enable_thinking".to_owned(), false.into());
     }
     let mut generation = gather(start(model, choosing).await.map_err(in_the_callers_words)?, 1).await?;
@@ -116,7 +116,7 @@ async fn fitted(
     .await
 }
 
-/// The constraint is not the caller's field.
+/// The caller did not set the constraint, so an error must not name it.
 fn in_the_callers_words(error: Error) -> Error {
     if error.code() != Some("unsupported_parameter") {
         return error;
@@ -126,7 +126,7 @@ fn in_the_callers_words(error: Error) -> Error {
     Error::invalid("grounding", message).with_code("unsupported_parameter")
 }
 
-/// What the model may reply: 0, or up to three numbers of sentences.
+/// The allowed reply: 0, or up to three sentence numbers.
 fn reply(candidates: usize) -> String {
     format!("0|[1-{candidates}](,[1-{candidates}]){{0,{}}}", QUOTED_MAX - 1)
 }
@@ -142,7 +142,7 @@ fn prompt(question: &str, sentences: &[Sentence], passages: &[Passage]) -> Strin
     prompt
 }
 
-/// The places of the sentences that a reply names, each once, in its order.
+/// The indices of the sentences that a reply names, each once, in its order.
 fn numbers(reply: &str, candidates: usize) -> impl Iterator<Item = usize> + '_ {
     let mut seen = Vec::new();
     reply.split(',').filter_map(move |number| {

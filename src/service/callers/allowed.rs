@@ -10,7 +10,7 @@ use hearth_domain::{
 use crate::{providers::ChatModel, service::models::Models};
 
 impl Models {
-    /// Whether a caller may use the model of this id, be it allowed by that or another of the model's names.
+    /// Whether a caller may use the model of this id, whichever of the model's names its rights list.
     pub fn allows(&self, caller: &Caller, id: &str) -> bool {
         let Some(allowed) = &caller.allowed_models else { return true };
         let aliases = self.find(id).map(|(_, aliases)| aliases).unwrap_or_default();
@@ -33,7 +33,7 @@ impl Models {
     /// The chat model for a route where naming one is optional: the first that the caller may use.
     ///
     /// # Errors
-    /// If there is none, or the one that is named may not be used.
+    /// If there is none, or the named one is not allowed.
     pub fn chat_or_first_for(&self, caller: &Caller, name: Option<&str>) -> Result<Arc<dyn ChatModel>> {
         let first_allowed = || {
             let allowed = caller.allowed_models.as_ref()?;

@@ -1,7 +1,8 @@
 //! An issuer's public keys (JWKS, RFC 7517) from a file or an address.
 //!
-//! A set of public keys has no shared secrets: those in it are left out. A set is read again when a token names a key that is not in it, and from time to time; not more often than
-//! [`JwksSettings::refetch_after`] says, as anybody can name keys.
+//! A set of public keys must not contain shared secrets: any in it are ignored. A set is read again when a token names
+//! a key that is not in it, and from time to time; not more often than [`JwksSettings::refetch_after`] allows, because
+//! any client can name unknown keys.
 
 use std::{
     path::PathBuf,
@@ -19,22 +20,22 @@ use url::{Host, Url};
 use super::jws::{Algorithm, Jwk, VerifyingKey};
 use hearth_domain::error::{Error, ErrorKind, Result};
 
-/// For the connection, the request and the whole answer together.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Covers the connection, the request and the whole answer.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 const SET_BYTES_MAX: usize = 1 << 20;
 const KEYS_MAX: usize = 256;
-/// A set of this age is read again, though it may have every key that is named: keys are taken back, too.
+/// A set of this age is read again even if it has every named key: keys are revoked, too.
 const REFRESH_AFTER: Duration = Duration::from_secs(15 * 60);
-/// Without its issuer a set is good for this long.
+/// How long a set stays usable while its issuer cannot be reached.
 const USABLE_FOR: Duration = Duration::from_secs(24 * 3600);
-/// Without any keys, the next attempt comes this soon.
+/// Delay before the next attempt while there are no keys.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
-/// Where a set of keys is, and how often it is asked for.
+/// The source of a key set, and how often it is fetched.
 #[derive(Clone, Debug)]
 pub struct JwksSettings {
     pub place: JwksPlace,
-    /// A set is not read again within this time of the last.
+    /// A set is not read again within this time of the last read.
     pub refetch_after: Duration,
 }
 
@@ -64,7 +65,7 @@ impl std::str::FromStr for JwksPlace {
     }
 }
 
-/// The usable keys of a set. One that is not understood leaves the others as they are.
+/// The usable keys of a set. One that is not understood does not affect the others.
 fn parse(json: &[u8]) -> anyhow::Result<Vec<VerifyingKey>> {
     #[derive(Deserialize)]
     struct Set {
@@ -82,7 +83,7 @@ fn parse(json: &[u8]) -> anyhow::Result<Vec<VerifyingKey>> {
     Ok(keys)
 }
 
-/// What a token says of the key that it was signed with.
+/// A token's claim about the key that signed it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wanted<'a> {
     pub(super) id: Option<&'a str>,
@@ -95,13 +96,13 @@ impl Wanted<'_> {
     }
 }
 
-/// A set of keys that may change where it comes from.
+/// A set of keys that may change at its source.
 #[derive(Debug)]
 pub(super) struct Jwks {
     settings: JwksSettings,
     client: reqwest::Client,
     read: RwLock<Option<KeySet>>,
-    /// When it was last tried to read it.
+    /// The time of the last attempt to read it.
     tried: Mutex<Option<Instant>>,
 }
 
@@ -113,10 +114,11 @@ struct KeySet {
 
 impl Jwks {
     /// # Errors
-    /// If the file cannot be used. An address is asked when the first token comes: its issuer may start later.
+    /// If the file cannot be used. An address is fetched when the first token arrives, because its issuer may start
+    /// later.
     pub(super) fn new(settings: JwksSettings) -> anyhow::Result<Self> {
         let client =
-            reqwest::Client::builder().timeout(PATIENCE).redirect(reqwest::redirect::Policy::none()).build()?;
+            reqwest::Client::builder().timeout(FETCH_TIMEOUT).redirect(reqwest::redirect::Policy::none()).build()?;
         let read = match &settings.place {
             JwksPlace::File(path) => {
                 let bytes = std::fs::read(path).with_context(|| format!("--jwt-jwks {}", path.display()))?;
@@ -128,7 +130,7 @@ impl Jwks {
         Ok(Self { settings, client, tried: Mutex::new(read.as_ref().map(|set| set.read_at)), read: RwLock::new(read) })
     }
 
-    /// The keys as they are known, read again where that may help.
+    /// The known keys, refetched if that may help.
     ///
     /// # Errors
     /// 503 if there are none.
@@ -139,7 +141,7 @@ impl Jwks {
             None => Some(RETRY_AFTER),
             Some(set) if !has(set) => Some(self.settings.refetch_after),
             Some(set) if set.read_at.elapsed() > REFRESH_AFTER => {
-                // The others go on with what is known.
+                // Only one request refetches; the others use the known keys.
                 if let Ok(tried) = self.tried.try_lock() {
                     self.read_again(tried, self.settings.refetch_after).await;
                 }

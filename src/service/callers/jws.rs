@@ -1,8 +1,8 @@
-//! Signatures of tokens (JWS, RFC 7515): the algorithms that are accepted, and keys, each of which is for one of them.
+//! Signatures of tokens (JWS, RFC 7515): the accepted algorithms, and keys, each bound to one of them.
 //!
-//! The algorithm belongs to the key. It follows from what the key is and from what its issuer says of it (`alg` of the
-//! JWK, RFC 7517), and whoever checks a signature cannot choose another: there is no `none`, and no way to take a public
-//! key for a shared secret. The cryptography is aws-lc's, and `hmac`'s, which compares in constant time.
+//! The algorithm belongs to the key. It follows from the key's type and from what its issuer says about it (`alg` of
+//! the JWK, RFC 7517), and a token cannot choose another one: there is no `none`, and no way to use a public key as a
+//! shared secret. The cryptography is aws-lc's, and `hmac`'s, which compares in constant time.
 
 use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ED25519, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA384,
@@ -14,7 +14,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde::Deserialize;
 use sha2::Sha256;
 
-/// Those of RFC 7518 (section 3.1) and RFC 8037 that are accepted.
+/// The accepted algorithms of RFC 7518 (section 3.1) and RFC 8037.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Algorithm {
     Hs256,
@@ -30,7 +30,7 @@ pub(super) enum Algorithm {
 }
 
 impl Algorithm {
-    /// As it is written in the head of a token. Letters count: `none` has no relatives here either.
+    /// By its name in a token's header. Case matters: no variant spelling of `none` is accepted either.
     pub(super) fn named(name: &str) -> Option<Self> {
         Some(match name {
             "HS256" => Self::Hs256,
@@ -67,7 +67,7 @@ enum Material {
     Curve(UnparsedPublicKey<Vec<u8>>),
 }
 
-/// A key, and the one algorithm that it is for.
+/// A key, and the one algorithm that it may be used with.
 pub(super) struct VerifyingKey {
     pub(super) id: Option<String>,
     pub(super) algorithm: Algorithm,
@@ -80,7 +80,7 @@ impl std::fmt::Debug for VerifyingKey {
     }
 }
 
-/// A key as a set of them has it (RFC 7517, RFC 7518 section 6, RFC 8037), as far as it is read here.
+/// A key in a JWKS (RFC 7517, RFC 7518 section 6, RFC 8037), as far as it is read here.
 #[derive(Deserialize)]
 pub(super) struct Jwk {
     kty: String,
@@ -101,7 +101,7 @@ impl VerifyingKey {
         Self { id: None, algorithm: Algorithm::Hs256, material: Material::Secret(secret.to_vec()) }
     }
 
-    /// `None`: not a public key for signatures that are known here.
+    /// `None`: not a public key for a supported signature.
     pub(super) fn of_jwk(jwk: Jwk) -> Option<Self> {
         let is_for_signatures = jwk.purpose.is_none_or(|purpose| purpose == "sig")
             && jwk.key_ops.is_none_or(|operations| operations.iter().any(|operation| operation == "verify"));

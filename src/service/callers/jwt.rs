@@ -1,9 +1,9 @@
-//! Callers by token: JWTs (RFC 7519) that an issuer signed, checked as RFC 8725 advises.
+//! Authenticates callers by token: JWTs (RFC 7519) signed by an issuer, checked as RFC 8725 advises.
 //!
-//! A token's word on its own algorithm only picks among the keys that are for that algorithm: a key's algorithm is a
-//! property of the key (see [`super::jws`]). So there is no `none`, and a public key cannot be used as if it were a
-//! shared secret. A token must expire, must be for this server and from its issuer where those are configured, and what
-//! it says of rights must be understood whole.
+//! A token's `alg` only selects among the keys for that algorithm: the algorithm is a property of the key (see
+//! [`super::jws`]). So there is no `none`, and a public key cannot be used as a shared secret. A token must expire,
+//! must match the audience and issuer where those are configured, and its claims about rights must be understood
+//! completely.
 
 use std::{
     collections::BTreeSet,
@@ -22,7 +22,7 @@ use super::{
     rights::{Rights, limits_of},
 };
 
-/// RFC 7518, section 3.2: as long as the hash, at least.
+/// RFC 7518, section 3.2: at least as long as the hash.
 pub const SECRET_BYTES_MIN: usize = 32;
 /// Longest `sub`, in bytes.
 const SUBJECT_BYTES_MAX: usize = 256;
@@ -31,19 +31,19 @@ const SUBJECT_BYTES_MAX: usize = 256;
 #[derive(Clone, Debug)]
 pub struct JwtSettings {
     pub keys: JwtKeys,
-    /// A token must be for one of these. Empty: for nobody in particular.
+    /// A token's audience must be one of these. Empty: a token must name no audience.
     pub audiences: Vec<String>,
-    /// A token must be from one of these. Empty: from whoever has the key.
+    /// A token's issuer must be one of these. Empty: any issuer that has the key.
     pub issuers: Vec<String>,
-    /// What a caller's id begins with; the token's `sub` is the rest. Has a character that no other caller's id has.
+    /// The prefix of a caller's id; the token's `sub` follows. Contains a character that no other caller's id has.
     pub caller_prefix: String,
-    /// How far clocks may be apart.
+    /// Tolerated clock skew.
     pub leeway: Duration,
 }
 
 #[derive(Clone)]
 pub enum JwtKeys {
-    /// For HS256, of [`SECRET_BYTES_MIN`] at least.
+    /// For HS256, at least [`SECRET_BYTES_MIN`] long.
     Secret(Vec<u8>),
     Public(JwksSettings),
 }
@@ -57,7 +57,7 @@ impl std::fmt::Debug for JwtKeys {
     }
 }
 
-/// Three parts with dots between them.
+/// Whether it has a token's form: three parts separated by dots.
 pub(super) fn is_token(presented: &str) -> bool {
     presented.bytes().filter(|byte| *byte == b'.').count() == 2
 }
@@ -70,7 +70,7 @@ struct Head {
     crit: Option<Value>,
 }
 
-/// Registered claims are looked at one by one, so that what is wrong with them can be said.
+/// Registered claims are checked one by one, so that the error can say which is wrong.
 #[derive(Deserialize)]
 struct Claims {
     sub: Option<Value>,
@@ -87,7 +87,7 @@ struct Claims {
     limits: Option<Map<String, Value>>,
 }
 
-/// `"a b"` as in RFC 8693, or `["a", "b"]` as others write it.
+/// `"a b"` as in RFC 8693, or `["a", "b"]` as other issuers write it.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Words {
@@ -96,7 +96,7 @@ enum Words {
 }
 
 impl Words {
-    /// Those that are scopes here: an issuer has words for others, too.
+    /// The scopes that this server knows: an issuer may list others, too.
     fn scopes(&self) -> BTreeSet<Scope> {
         match self {
             Self::Text(text) => text.split_ascii_whitespace().filter_map(|word| word.parse().ok()).collect(),
@@ -120,7 +120,7 @@ pub(super) struct Tokens {
 
 impl Tokens {
     /// # Errors
-    /// If the file of keys cannot be used.
+    /// If the key file cannot be used.
     pub(super) fn new(settings: JwtSettings) -> anyhow::Result<Self> {
         let keys = match &settings.keys {
             JwtKeys::Secret(secret) => Keys::Secret([VerifyingKey::of_secret(secret)]),
@@ -129,15 +129,15 @@ impl Tokens {
         Ok(Self { keys, settings })
     }
 
-    /// Whether an id is that of a token's caller.
+    /// Whether an id belongs to a token's caller.
     pub(super) fn has_caller(&self, id: &str) -> bool {
         id.starts_with(&self.settings.caller_prefix)
     }
 
-    /// Who a token says calls.
+    /// The caller that a token identifies.
     ///
     /// # Errors
-    /// 401 if it does not hold; 503 if there are no keys to check it with.
+    /// 401 if it is invalid; 503 if there are no keys to check it with.
     pub(super) async fn caller(&self, token: &str) -> Result<Caller> {
         let token = Parts::of(token).ok_or_else(|| refused("The token is malformed."))?;
         if token.head.crit.is_some() {
@@ -146,7 +146,7 @@ impl Tokens {
         let algorithm = Algorithm::named(&token.head.alg)
             .ok_or_else(|| refused("The token is signed by an algorithm that is not accepted (`alg`)."))?;
         match &self.keys {
-            // One key needs no name, whatever the token calls it.
+            // A single key matches whatever key id the token names.
             Keys::Secret([key]) if key.algorithm != algorithm => {
                 return Err(refused("The token is signed by an algorithm that is not accepted (`alg`)."));
             }
@@ -167,7 +167,7 @@ impl Tokens {
         self.named(claims).map_err(|wrong| refused(format!("The token's claims are not understood: {wrong}.")))
     }
 
-    /// Holds the registered claims against the clock and what is configured (RFC 7519, section 4.1).
+    /// Checks the registered claims against the clock and the configuration (RFC 7519, section 4.1).
     fn check(&self, claims: &Claims) -> Result<()> {
         let JwtSettings { audiences, issuers, leeway, .. } = &self.settings;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
@@ -186,7 +186,7 @@ impl Tokens {
         match &claims.aud {
             None if audiences.is_empty() => {}
             None => return Err(lacks("aud")),
-            // Whoever has no name of its own here is not the one that it is for.
+            // A server without a configured audience is not the audience of any token.
             Some(audience) => {
                 let named = words(audience).ok_or_else(|| malformed("aud"))?;
                 if !named.iter().any(|name| audiences.iter().any(|own| own == name)) {
@@ -218,8 +218,8 @@ impl Tokens {
             limits: limits.map(limits_of).transpose()?.unwrap_or_default(),
         };
         let token_id = jti.filter(|id| id.len() <= SUBJECT_BYTES_MAX && !id.chars().any(char::is_control));
-        // Two issuers may have a subject of the same name. Callers of the first keep their ids when another is added; those of the
-        // others have the issuer in them, which a subject of the first must not imitate.
+        // Two issuers may use the same subject. Callers of the first issuer keep their ids when another is added; those
+        // of the others have the issuer in them, which a subject of the first must not imitate.
         let others = self.settings.issuers.get(1..).unwrap_or_default();
         if others.iter().any(|other| sub.starts_with(&format!("{other}#"))) {
             return Err("`sub` begins as the callers of another issuer do".to_owned());
@@ -230,10 +230,10 @@ impl Tokens {
     }
 }
 
-/// A token, taken apart and not believed yet.
+/// A parsed token, not verified yet.
 struct Parts<'a> {
     head: Head,
-    /// What is signed.
+    /// The signed bytes.
     message: &'a [u8],
     signature: Vec<u8>,
     /// JSON.
@@ -259,7 +259,7 @@ fn check_signature<'k>(token: &Parts<'_>, keys: impl IntoIterator<Item = &'k Ver
     if is_right { Ok(()) } else { Err(refused("The token's signature is wrong.")) }
 }
 
-/// One text, or a list of them.
+/// One string, or a list of strings.
 fn words(value: &Value) -> Option<Vec<&str>> {
     match value {
         Value::String(word) => Some(vec![word]),

@@ -1,9 +1,9 @@
-//! Who calls: keys and tokens, and what they come to.
+//! Authentication: API keys and tokens, and the callers that they identify.
 //!
-//! Nobody is asked for a key as long as none was configured or ever made. From then on everybody is. A stored key is
-//! found by its id, which is no secret, and its hash compared in constant time; an id that is not there costs the same
-//! work. What the store said of a key is believed for `BELIEVED_FOR`, so that a revocation by another process holds
-//! within a second.
+//! No key is required as long as none was configured or ever made. From then on every request needs one. A stored key
+//! is found by its id, which is no secret, and its hash is compared in constant time; an unknown id costs the same
+//! work. What the store says about a key is cached for `BELIEVED_FOR`, so that a revocation by another process takes
+//! effect within a second.
 
 mod allowed;
 mod jwks;
@@ -40,18 +40,18 @@ use crate::store::{Store, StoredKey};
 /// Longest key or token, in bytes.
 const PRESENTED_BYTES_MAX: usize = 8 * 1024;
 const BELIEVED_FOR: Duration = Duration::from_millis(800);
-/// Keys whose state is remembered; those of attackers count, too.
+/// Keys whose state is cached, attackers' guesses included.
 const REMEMBERED_MAX: usize = 4096;
-/// When a key was last used is stored this exactly.
+/// The precision at which a key's last use is stored.
 const LAST_USED_WITHIN: Duration = Duration::from_secs(60);
 
-/// Who may call, as configured.
+/// Which callers are accepted, as configured.
 #[derive(Clone, Default)]
 pub struct CallerSettings {
-    /// Keys of whoever runs the server, any of which is accepted, beside those of the store.
+    /// The operator's keys, any of which is accepted, in addition to those of the store.
     pub api_keys: Vec<String>,
     pub jwt: Option<JwtSettings>,
-    /// Serve on other addresses than this machine's own though nobody is asked for a key.
+    /// Serve on addresses beyond this machine even if no key is required.
     pub allow_unauthenticated: bool,
 }
 
@@ -61,7 +61,7 @@ impl std::fmt::Debug for CallerSettings {
     }
 }
 
-/// The callers that a server knows.
+/// The callers known to a server.
 #[derive(Debug)]
 pub struct Callers {
     store: Arc<Store>,
@@ -72,11 +72,11 @@ pub struct Callers {
     asks: Asks,
     secret: OnceLock<KeySecret>,
     remembered: Mutex<HashMap<String, Remembered>>,
-    /// What tokens said last of their callers, for work in their names that goes on without them.
+    /// The last token's rights of each caller, for background work on the caller's behalf.
     by_token: Mutex<HashMap<String, Arc<Caller>>>,
 }
 
-/// Whether keys are asked for. Once they are, they always are.
+/// Whether keys are required. Once they are, they always are.
 #[derive(Debug)]
 struct Asks {
     yes: AtomicBool,
@@ -89,30 +89,30 @@ struct Remembered {
     key: Arc<KnownKey>,
 }
 
-/// What the store says of a key's id.
+/// What the store says about a key id.
 #[derive(Debug)]
 struct KnownKey {
     /// `None`: there is no such key.
     found: Option<(StoredKey, Arc<Caller>)>,
-    /// Its use is still to be written down.
+    /// Its use has not been recorded yet.
     is_news: AtomicBool,
 }
 
 impl Callers {
-    /// Those of the store alone.
+    /// Accepts the store's keys alone.
     pub fn new(store: Arc<Store>) -> Arc<Self> {
         Arc::new(Self::of(store, &[], None))
     }
 
     /// # Errors
-    /// If the file that tokens are checked with cannot be used.
+    /// If the key file for tokens cannot be used.
     pub fn with_settings(store: Arc<Store>, settings: &CallerSettings) -> anyhow::Result<Arc<Self>> {
         let tokens = settings.jwt.clone().map(Tokens::new).transpose()?;
         Ok(Arc::new(Self::of(store, &settings.api_keys, tokens)))
     }
 
     fn of(store: Arc<Store>, api_keys: &[String], tokens: Option<Tokens>) -> Self {
-        // If the store does not say, it is safer to ask.
+        // If the store cannot tell, it is safer to require keys.
         let has_keys = || KeySecret::is_made(store.directory()) || store.has_keys().unwrap_or(true);
         let yes = !api_keys.is_empty() || tokens.is_some() || has_keys();
         Self {
@@ -127,7 +127,7 @@ impl Callers {
         }
     }
 
-    /// Whether a caller must show a key: not before one was configured or made, be it by another process.
+    /// Whether a caller must present a key: not until one was configured or made, even by another process.
     pub fn asks_for_keys(&self) -> bool {
         if self.asks.yes.load(Relaxed) {
             return true;
@@ -137,16 +137,16 @@ impl Callers {
             return false;
         }
         *looked = Instant::now();
-        // The first key's secret is made before the key.
+        // The secret is created before the first key.
         let yes = KeySecret::is_made(self.store.directory());
         self.asks.yes.fetch_or(yes, Relaxed);
         yes
     }
 
-    /// Who calls, by the key or token that was shown.
+    /// The caller identified by the presented key or token.
     ///
     /// # Errors
-    /// 401 if one is asked for and this is none that holds; 503 if tokens cannot be checked now.
+    /// 401 if one is required and this one is not valid; 503 if tokens cannot be checked now.
     pub async fn authenticate(&self, presented: Option<&str>) -> Result<Arc<Caller>> {
         if !self.asks_for_keys() {
             return Ok(self.local.clone());
@@ -172,7 +172,7 @@ impl Callers {
         }
     }
 
-    /// Compares hashes, and with every key, so that the time taken tells neither a key's length nor its place.
+    /// Compares hashes, and with every key, so that the time taken reveals neither a key's length nor its position.
     fn configured(&self, presented: &str) -> Option<Caller> {
         let hash = blake3::hash(presented.as_bytes());
         let mut found = Choice::from(0);
@@ -185,7 +185,7 @@ impl Callers {
 
     async fn stored(&self, id: &str, presented: &str) -> Result<Arc<Caller>> {
         let known = self.known(id).await?;
-        // Without one no key was made yet.
+        // Without a secret no key has been made yet.
         let Some(secret) = self.secret.get() else { return Err(incorrect()) };
         let hash = secret.hash(presented);
         let expected = known.found.as_ref().map_or([0; 32], |(key, _)| key.hash);
@@ -227,7 +227,7 @@ impl Callers {
         .map_err(Error::internal)?
         .map_err(Error::internal)?;
         if let Some(secret) = secret {
-            // Another request may have been first, with the same.
+            // Another request may have set it first, to the same secret.
             let _ = self.secret.set(secret);
         }
         let is_long_ago =
@@ -243,8 +243,9 @@ impl Callers {
         Ok(key)
     }
 
-    /// The caller of this id, for work in its name that goes on after its request: what its best key allows. One who has
-    /// no key any more may do nothing, and nothing of it leaves this machine; nor if only one of its keys says so.
+    /// The caller of this id, for background work that outlives its request: with the rights of its best key. A caller
+    /// without any valid key may do nothing, and nothing of it leaves this machine; the latter also holds if only one
+    /// of its keys says so.
     pub async fn of_id(&self, id: &str) -> Arc<Caller> {
         if let Some(caller) = self.by_token.lock().get(id) {
             return caller.clone();
@@ -269,10 +270,10 @@ impl Callers {
             Vec::new()
         });
         let is_local_only = callers.iter().any(|caller| caller.local_only);
-        // Of those that allow as much the newest, which is the first.
+        // Among keys with equal rights the newest, which is the first.
         let best = callers.into_iter().rev().max_by_key(|caller| caller.scopes.len());
         if id == LOCAL {
-            // Whoever runs the server needs no key of the store.
+            // The operator needs no key in the store.
             return Arc::new(Caller { local_only: is_local_only, ..Caller::local() });
         }
         Arc::new(match best {
@@ -283,8 +284,8 @@ impl Callers {
     }
 }
 
-/// The caller of a token that was not shown since the server began: it was let in when it asked, and what it was allowed
-/// beyond that is not known.
+/// The caller of a token that has not been presented since the server started: it was admitted when it asked, and its
+/// other rights are unknown.
 fn unseen(id: &str) -> Caller {
     let scopes = [Scope::Chat, Scope::Embed, Scope::Documents].into();
     Rights { scopes, local_only: true, ..Rights::default() }.caller(id.to_owned(), None)
@@ -301,7 +302,7 @@ fn caller_of(key: StoredKey) -> Result<(StoredKey, Arc<Caller>)> {
     Ok((key, Arc::new(caller)))
 }
 
-/// Keeps the map small; whoever is forgotten is asked for again.
+/// Keeps the map small; forgotten entries are looked up again.
 fn remember<T>(map: &mut HashMap<String, T>, key: String, value: T) {
     if map.len() >= REMEMBERED_MAX && !map.contains_key(&key) {
         map.clear();

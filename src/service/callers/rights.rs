@@ -1,7 +1,7 @@
-//! What a key or a token allows, as JSON in the store and in tokens, and as a [`Caller`].
+//! The rights of a key or a token, as JSON in the store and in tokens, and as a [`Caller`].
 //!
-//! Both are read strictly where they restrict: a limit that nobody knows is a mistake, and taking it for none would let
-//! more happen than was meant.
+//! Both are read strictly where they restrict: an unknown limit is an error, because ignoring it would allow more than
+//! was intended.
 
 use std::{
     collections::BTreeSet,
@@ -18,7 +18,7 @@ use hearth_domain::{Budget, Caller, CallerLimits, Policy, Scope, StorageQuota};
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rights {
     pub scopes: BTreeSet<Scope>,
-    /// Models that may be named; `None` is all.
+    /// Models that may be named; `None` means all.
     pub models: Option<Vec<String>>,
     pub local_only: bool,
     pub policy: Option<Policy>,
@@ -38,8 +38,8 @@ struct RightsJson {
     limits: LimitsJson,
 }
 
-/// Limits as they are written. A limit of nothing is no limit but a refusal, and for that there are scopes; a budget of
-/// no money is one.
+/// Limits in JSON. A limit of zero is an error, because it would refuse every request, and scopes exist for that; a
+/// budget of zero money is allowed.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct LimitsJson {
@@ -103,9 +103,9 @@ impl From<CallerLimits> for LimitsJson {
 
 impl Rights {
     /// # Errors
-    /// If it is not such JSON, or holds a word that this version does not know.
+    /// If it is not such JSON, or contains a word that this version does not know.
     pub fn from_json(json: &str) -> Result<Self, String> {
-        // An array would be taken for fields in their order.
+        // An array would be read as the fields in order.
         let object: Map<String, Value> = serde_json::from_str(json).map_err(|error| error.to_string())?;
         let RightsJson { scopes, models, local_only, policy, limits } =
             serde_json::from_value(Value::Object(object)).map_err(|error| error.to_string())?;

@@ -1,8 +1,8 @@
-//! Keys as they are made and shown once, and the secret that their hashes are keyed with.
+//! API keys as they are made and shown once, and the secret that keys their hashes.
 //!
 //! A key is `hk_`, an id of 16 hexadecimal digits that may be shown, `_`, and 256 random bits in base64url. The store
-//! has HMAC-SHA256 of the whole key; the HMAC's key is in a file beside the database, so that neither the database nor a
-//! copy of it says which guesses are right. A slow hash as for passwords would protect nothing: nobody guesses 256 bits.
+//! has HMAC-SHA256 of the whole key; the HMAC's key is in a file beside the database, so that neither the database nor
+//! a copy of it can confirm a guess. A slow password hash would add nothing: 256 random bits cannot be guessed.
 
 use std::{
     fmt,
@@ -16,16 +16,16 @@ use hmac::{Hmac, KeyInit, Mac};
 use rand::{TryRngCore, rngs::OsRng};
 use sha2::Sha256;
 
-/// What every key begins with, so that people and scanners know one.
+/// The prefix of every key, so that people and scanners recognize one.
 const PREFIX: &str = "hk_";
 const ID_DIGITS: usize = 16;
 /// The file in the data directory.
 const FILE: &str = "keys.secret";
 
-/// A key on its way to the one who will use it.
+/// A new key, on its way to its user.
 #[derive(Clone)]
 pub struct NewKey {
-    /// `hk_` and 16 digits: the key's name, which is no secret.
+    /// `hk_` and 16 digits: the key's public name.
     pub id: String,
     /// The whole key.
     pub key: String,
@@ -48,7 +48,7 @@ impl NewKey {
     }
 }
 
-/// The id of what looks like one of our keys.
+/// The id of a string that looks like one of our keys.
 pub fn id_of(key: &str) -> Option<&str> {
     let (digits, _) = key.strip_prefix(PREFIX)?.split_once('_')?;
     let is_id = digits.len() == ID_DIGITS && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -61,7 +61,7 @@ fn random<const N: usize>() -> io::Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// What hashes are keyed with.
+/// The secret that keys the hashes.
 pub struct KeySecret([u8; 32]);
 
 impl fmt::Debug for KeySecret {
@@ -77,12 +77,12 @@ impl KeySecret {
 
     /// Whether a data directory has one, that is, whether a key was ever made in it.
     pub fn is_made(directory: &Path) -> bool {
-        // What cannot be looked at is taken for there: then keys are asked for.
+        // If the path cannot be checked, the secret is assumed to exist: then keys are required.
         Self::path(directory).try_exists().unwrap_or(true)
     }
 
     /// # Errors
-    /// If there is none, or it is not one; the message names the file and what to do.
+    /// If there is none, or it is not valid; the message names the file and what to do.
     pub fn load(directory: &Path) -> anyhow::Result<Self> {
         let path = Self::path(directory);
         let bytes = fs::read(&path).map_err(|error| {
@@ -98,7 +98,7 @@ impl KeySecret {
         Ok(Self(secret))
     }
 
-    /// The directory's secret, made if there is none.
+    /// The directory's secret, created if there is none.
     ///
     /// # Errors
     /// If it cannot be read or written.
@@ -117,7 +117,8 @@ impl KeySecret {
     }
 }
 
-/// Nobody sees half of it, and of two who make one at the same time, one is second and takes the first's.
+/// Creates it atomically: no process sees a partial file, and of two that create one concurrently, the second uses the
+/// first's.
 fn make(path: &Path) -> io::Result<()> {
     let half = path.with_extension(format!("secret-{}", uuid::Uuid::new_v4().simple()));
     let made = (|| {
@@ -132,10 +133,10 @@ fn make(path: &Path) -> io::Result<()> {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
-        // A key that was shown is worth nothing once a power cut has taken the secret.
+        // A key that was shown is worthless if a power cut takes the secret.
         if cfg!(unix) { fs::File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all() } else { Ok(()) }
     })();
-    // It may never have come to be.
+    // The file may not exist.
     let _ = fs::remove_file(&half);
     made
 }

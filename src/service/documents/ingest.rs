@@ -1,7 +1,7 @@
-//! Reading one document: its text, cut into chunks, turned into vectors, stored and searchable.
+//! Ingests one document: extracts its text, cuts it into chunks, embeds, stores and indexes them.
 //!
-//! Until the last step nothing of it is visible; the last step is one transaction, so that a document is searched in
-//! its old version or in its new one. Whatever comes before may be done again after a crash.
+//! Nothing of it is visible until the last step, which is one transaction, so that a search sees the document's old
+//! version or its new one. All earlier steps may be repeated after a crash.
 
 use std::{
     sync::Arc,
@@ -29,18 +29,18 @@ use crate::{
     store::{INGEST, Job, Store, StoreError},
 };
 
-/// Documents that are read at the same time: the text of one is found while another one is embedded.
+/// Documents that are read concurrently: one's text is extracted while another's is embedded.
 pub const AT_A_TIME: usize = 2;
-/// Chunks in one request to the embedding model; between two, progress is told.
+/// Chunks per request to the embedding model; progress is reported between requests.
 const CHUNKS_AT_A_TIME: usize = 64;
-/// How long an embedding model that has no room is waited for, before the attempt counts as failed.
+/// How long to wait for room at a busy embedding model before the attempt fails.
 const BUSY_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Reads documents.
 pub struct Ingest {
     pub store: Arc<Store>,
     pub indexes: Arc<Indexes>,
-    /// The embedding model, at the priority of work that nobody waits for.
+    /// The embedding model, at background priority.
     pub embedder: Arc<dyn Embedder>,
     pub chunker: Arc<Chunker>,
     pub sandbox: Sandbox,
@@ -76,7 +76,7 @@ impl Worker for Ingest {
 
     fn given_up(&self, job: &Job, reason: &str) {
         if let Ok(Payload { collection_id, file_id, .. }) = payload(job) {
-            // What is wrong with the document itself was said more precisely when it was found, and that stays.
+            // A fault of the document itself was recorded more precisely when it was found, and stays.
             set_failed(self.store.of(&job.owner), &collection_id, &file_id, SERVER_ERROR, reason);
         }
     }
@@ -129,7 +129,7 @@ impl Ingest {
             let extracted = extract(&store.file_path(&id), &file.filename, &limits, &sandbox);
             Ok(extracted.and_then(|extracted| {
                 let chunks = chunker.chunk(&extracted.blocks);
-                // The tokenizer refuses no text that is text.
+                // The tokenizer accepts every valid text.
                 let chunks = chunks.map_err(|error| ExtractError::Crashed { how: error.to_string() })?;
                 Ok((extracted, chunks))
             }))
@@ -164,8 +164,8 @@ impl Ingest {
     }
 }
 
-/// A document that is not found was deleted or cancelled meanwhile. Nothing else makes the work moot: a store that cannot
-/// be read now may be read later.
+/// A document that is not found was deleted or cancelled meanwhile. Nothing else makes the work moot: a store that
+/// cannot be read now may be readable later.
 pub(super) fn not_found_or_passing(error: StoreError) -> Failure {
     match error {
         StoreError::NotFound { .. } => Failure::Moot,
@@ -174,12 +174,12 @@ pub(super) fn not_found_or_passing(error: StoreError) -> Failure {
     }
 }
 
-/// A chunk as the embedding model reads it: what it is about goes first.
+/// A chunk as the embedding model reads it, its heading first.
 pub(super) fn embedded_text(heading: &str, text: &str) -> String {
     if heading.is_empty() { text.to_owned() } else { format!("{heading}\n{text}") }
 }
 
-/// The vectors of passages. It waits for room where interactive work leaves none.
+/// The vectors of passages. Waits for room while interactive work takes it all.
 pub(super) async fn embed_passages(
     embedder: &dyn Embedder,
     texts: Vec<String>,
@@ -192,7 +192,7 @@ pub(super) async fn embed_passages(
             inputs: texts.iter().cloned().map(EmbedInput::Text).collect(),
             input_type: EmbedInputType::Passage,
             dimensions: None,
-            // A chunk's heading and text together may be a little too long; its end is in the next chunk, too.
+            // A chunk's heading and text together may be slightly too long; the next chunk repeats its end.
             truncate: true,
             deadline: None,
         };
@@ -213,7 +213,7 @@ fn reason(error: &Error) -> String {
     error.internal_source().map_or_else(|| error.to_string(), |source| format!("{error} {source:#}"))
 }
 
-/// The headings that a chunk is under, or the document's own title.
+/// The headings above a chunk, or the document's own title.
 fn heading(extracted: &Extracted, chunk: &Chunk) -> String {
     if chunk.headings.is_empty() { extracted.title.clone().unwrap_or_default() } else { chunk.headings.join(" > ") }
 }
@@ -223,12 +223,12 @@ fn stored(extracted: &Extracted, chunk: Chunk, vector: Vec<f32>) -> NewChunk {
     NewChunk { heading, place: first_place(&chunk.place), text: chunk.text, tokens: chunk.tokens, vector }
 }
 
-/// The page at which it begins, or the line.
+/// The page or line where it begins.
 fn first_place(place: &ChunkPlace) -> Option<u32> {
     place.pages.map(|(first, _)| first).or(place.lines.map(|lines| lines.first))
 }
 
-/// What went wrong, as OpenAI names it where it has a name.
+/// The error's code, with OpenAI's name where there is one.
 fn code(error: &ExtractError) -> &'static str {
     match error {
         ExtractError::Unsupported { .. } => "unsupported_file",

@@ -1,4 +1,4 @@
-//! From the fields of a body to where passages are looked for.
+//! Resolves the fields of a body to where passages are searched for.
 
 use std::{
     sync::Arc,
@@ -14,10 +14,10 @@ use crate::{
 };
 
 impl OwnedDocuments {
-    /// Where a body means to look, once what it waits for has been read.
+    /// Resolves a body's lookup, once the documents that it waits for have been read.
     ///
     /// # Errors
-    /// 404 for a collection or a document that is not there, 409 while documents are being read, and 504 after `deadline`.
+    /// 404 for an unknown collection or document, 409 while documents are being read, and 504 after `deadline`.
     pub async fn lookup(&self, body: &LookupBody, deadline: Option<Instant>) -> Result<Arc<Lookup>> {
         let patience = match body.wait {
             Wait::Refuse => Some(Duration::ZERO),
@@ -29,7 +29,7 @@ impl OwnedDocuments {
     }
 }
 
-/// What a body means where the collections are known.
+/// The body's lookup in these collections.
 pub fn lookup_in(account: &Arc<Account>, collections: Vec<Collection>, body: &LookupBody) -> Arc<Lookup> {
     Arc::new(Lookup {
         account: Lookup::account_for(account, &collections),

@@ -1,8 +1,8 @@
-//! What documents there are: files, the collections that they are members of, and what of it can be searched.
+//! Documents: files, the collections that they are members of, and which of them can be searched.
 //!
-//! The store is the truth; the vector indexes follow it, and a job reads each new document (`ingest.rs`). A change is
-//! durable when its call returns: what was uploaded will be read though the process is killed, and what was deleted is
-//! found no more.
+//! The store is the source of truth; the vector indexes follow it, and a job reads each new document (`ingest.rs`). A
+//! change is durable when its call returns: an uploaded document will be read even if the process is killed, and a
+//! deleted one is not found again.
 
 pub mod ingest;
 pub mod lookup;
@@ -33,29 +33,29 @@ use crate::{
     store::{Incoming, Owned, Store},
 };
 
-/// The collection of whoever names none.
+/// The collection of requests that name none.
 pub const DEFAULT_COLLECTION: &str = "default";
 
-/// When an asker whose documents are still being read should come back.
+/// When to retry while documents are still being read.
 const RETRY_INDEXING: Duration = Duration::from_secs(2);
 
 pub use self::owned::OwnedDocuments;
 
 pub type Attributes = BTreeMap<String, AttributeValue>;
 
-/// See the module's documentation. One for the server; handles are clones of its `Arc`.
+/// See the module's documentation. One per server; handles are clones of its `Arc`.
 #[derive(Debug)]
 pub struct Documents {
     store: Arc<Store>,
     indexes: Arc<Indexes>,
     jobs: Arc<Jobs>,
-    /// Of each caller that has none of its own.
+    /// For each caller that has no quota of its own.
     quota: StorageQuota,
     retriever: OnceLock<Retriever>,
 }
 
 impl Documents {
-    /// Callers may store as much as their own quota allows, or `quota` where they have none.
+    /// Callers may store as much as their own quota allows, or `quota` if they have none.
     pub fn new(
         store: Arc<Store>,
         graphs: GraphParameters,
@@ -80,8 +80,8 @@ impl Documents {
         &self.indexes
     }
 
-    /// An embedding model is there: from now on documents are read, by [`ingest::Ingest`] and [`reindex::Reindex`],
-    /// and searched. Said once.
+    /// An embedding model is loaded: from now on documents are read, by [`ingest::Ingest`] and [`reindex::Reindex`],
+    /// and searched. Call it once.
     pub fn begin(&self, retriever: Retriever, ingest: ingest::Ingest, reindex: reindex::Reindex) {
         if self.retriever.set(retriever).is_ok() {
             self.jobs.start(Arc::new(ingest), ingest::AT_A_TIME);
@@ -89,7 +89,7 @@ impl Documents {
         }
     }
 
-    /// Stops reading; what is half read is read again by the next process. Indexes that are being built are waited for.
+    /// Stops reading; the next process restarts interrupted documents. Waits for indexes that are being built.
     pub async fn stop(self: &Arc<Self>) {
         self.jobs.stop_and_wait().await;
         let this = self.clone();
@@ -98,13 +98,12 @@ impl Documents {
         }
     }
 
-    /// What belongs to the caller of this account. What is found of it that is to stay on this machine, the account keeps
-    /// here.
+    /// The documents of this account's caller. What must stay on this machine is decided by each `Lookup`.
     pub fn of(self: &Arc<Self>, account: &Arc<Account>) -> OwnedDocuments {
         OwnedDocuments { documents: self.clone(), account: account.clone() }
     }
 
-    /// Begins to receive a file of about `bytes` bytes; 0 if the sender has not said how many.
+    /// Starts to receive a file of about `bytes` bytes; 0 if the sender has not said how many.
     ///
     /// # Errors
     /// If the data directory cannot be written, or its disk has no room.
@@ -113,10 +112,10 @@ impl Documents {
         blocking(move || this.store.receive_file(bytes)).await
     }
 
-    /// Writes more of a file, and hands it back.
+    /// Writes more of a file, and returns it.
     ///
     /// # Errors
-    /// If the disk does not take the bytes.
+    /// If the disk rejects the bytes.
     pub async fn receive_more(&self, mut incoming: Incoming, bytes: bytes::Bytes) -> Result<Incoming> {
         blocking(move || incoming.write(&bytes).map(|()| incoming)).await
     }
@@ -132,10 +131,10 @@ impl Documents {
     }
 }
 
-/// What a document's failure is called when nothing more precise is known.
+/// A document's error code when nothing more precise is known.
 const SERVER_ERROR: &str = "server_error";
 
-/// Says of a document that is being read that it could not be.
+/// Marks a document that is being read as failed.
 fn set_failed(store: Owned<'_>, collection_id: &str, file_id: &str, code: &str, reason: &str) {
     if let Err(error) = store.fail_document(collection_id, file_id, code, reason) {
         tracing::error!(file_id, %error, "a document's failure could not be stored");

@@ -1,7 +1,7 @@
-//! The documents of one caller: files, the collections that they are members of, and what of it can be searched.
+//! The documents of one caller: files, the collections that they are members of, and which of them can be searched.
 //!
-//! Each handle is of one request's account, and sees what belongs to its caller. What belongs to others is not there: the
-//! answer is the one for what never was.
+//! Each handle belongs to one request's account, and sees only its caller's data. Other callers' data does not exist
+//! here: the answer is the same as for an unknown id.
 
 use std::{
     collections::BTreeMap,
@@ -34,7 +34,7 @@ impl OwnedDocuments {
         &self.account.caller().id
     }
 
-    /// Runs what blocks on the store as the owner sees it, and on the indexes that follow it.
+    /// Runs blocking work on the owner's view of the store, and on the indexes that follow it.
     pub(super) async fn stored<T: Send + 'static>(
         &self,
         work: impl FnOnce(Owned<'_>, &Indexes) -> Result<T, StoreError> + Send + 'static,
@@ -58,7 +58,7 @@ impl OwnedDocuments {
         self.stored(move |store, _| store.collections()).await
     }
 
-    /// By id or name. The default one is made when it is first asked for.
+    /// By id or name. The default collection is created on first use.
     ///
     /// # Errors
     /// 404
@@ -70,7 +70,7 @@ impl OwnedDocuments {
         self.stored(move |store, _| store.collection(&id_or_name)).await
     }
 
-    /// By id or name; made if it is not there, by whichever of several requests comes first.
+    /// By id or name; created if missing, by the first of several concurrent requests.
     ///
     /// # Errors
     /// If the store fails.
@@ -89,7 +89,7 @@ impl OwnedDocuments {
     /// These collections, or the default one if none is named.
     ///
     /// # Errors
-    /// 404 for the first that is not there.
+    /// 404 for the first unknown one.
     pub async fn collections_named(&self, names: &[String]) -> Result<Vec<Collection>> {
         if names.is_empty() {
             return Ok(vec![self.collection(DEFAULT_COLLECTION).await?]);
@@ -104,11 +104,11 @@ impl OwnedDocuments {
         Ok(found)
     }
 
-    /// The collections that a question is about, once what is in them can be searched: those that are named, or else
-    /// those that the documents are in, or else the default one.
+    /// The collections that a question is about, once they can be searched: the named ones, else those of the named
+    /// documents, else the default one.
     ///
     /// # Errors
-    /// 404 for what is not there, and 409 `indexing` as [`Self::settled`].
+    /// 404 for anything unknown, and 409 `indexing` as [`Self::settled`].
     pub async fn scope(
         &self,
         collections: &[String],
@@ -127,7 +127,7 @@ impl OwnedDocuments {
         if let Some(patience) = patience {
             self.settled(&found, patience, deadline).await?;
         }
-        // The first vectors bind a collection: what was read while this waited counts.
+        // Read again, because the first vectors bind a collection and documents were read while this waited.
         self.collections_named(&found.into_iter().map(|collection| collection.id).collect::<Vec<_>>()).await
     }
 
@@ -143,7 +143,7 @@ impl OwnedDocuments {
         self.stored(move |store, _| store.update_collection(&id, name, metadata)).await
     }
 
-    /// Deletes a collection with the documents that are in it; their files stay.
+    /// Deletes a collection with its documents; their files stay.
     ///
     /// # Errors
     /// 404
@@ -157,11 +157,11 @@ impl OwnedDocuments {
                 Ok(collection)
             })
             .await?;
-        self.documents.jobs.look();
+        self.documents.jobs.wake_workers();
         Ok(deleted)
     }
 
-    /// Begins to make a collection's vectors anew with the embedding model that is served now.
+    /// Starts to re-embed a collection with the embedding model that is served now.
     ///
     /// # Errors
     /// 404, and 503 without an embedding model.
@@ -172,10 +172,10 @@ impl OwnedDocuments {
         self.documents.jobs.of(self.owner()).enqueue(reindex::REINDEX, payload).await
     }
 
-    /// A reindexing of a collection, and what it said last.
+    /// A collection's reindexing job, and its last progress event.
     ///
     /// # Errors
-    /// 404 where this collection has no such job.
+    /// 404 if this collection has no such job.
     pub async fn reindexing(&self, id_or_name: &str, job_id: &str) -> Result<(Job, Option<serde_json::Value>)> {
         let collection = self.collection(id_or_name).await?;
         let jobs = self.documents.jobs.of(self.owner());
@@ -190,16 +190,16 @@ impl OwnedDocuments {
 
     // --- files ---
 
-    /// Keeps a file that has been received whole.
+    /// Keeps a completely received file.
     ///
     /// # Errors
-    /// If the disk does not take it.
+    /// If the disk rejects it.
     pub async fn keep(&self, incoming: Incoming, filename: &str, purpose: &str) -> Result<StoredFile> {
         let (filename, purpose) = (filename.to_owned(), purpose.to_owned());
         self.stored(move |store, _| store.keep_file(incoming, &filename, &purpose)).await
     }
 
-    /// A page of the files, of those with a purpose or of all.
+    /// A page of the files, either of one purpose or all.
     pub async fn files(&self, purpose: Option<String>, page: PageRequest) -> Result<Page<StoredFile>> {
         self.stored(move |store, _| store.files_page(purpose.as_deref(), &page)).await
     }
@@ -211,7 +211,7 @@ impl OwnedDocuments {
         self.stored(move |store, _| store.file(&id)).await
     }
 
-    /// Deletes a file and the documents that were made of it.
+    /// Deletes a file and the documents made from it.
     ///
     /// # Errors
     /// 404
@@ -231,14 +231,13 @@ impl OwnedDocuments {
             Ok(())
         })
         .await?;
-        self.documents.jobs.look();
+        self.documents.jobs.wake_workers();
         Ok(())
     }
 
     // --- documents ---
 
-    /// Makes a file a member of a collection; a job will read it. When it has been read, it takes the place of the
-    /// document `supersedes`.
+    /// Makes a file a member of a collection; a job will read it. Once read, it replaces the document `supersedes`.
     ///
     /// # Errors
     /// 404 for the collection or the file.
@@ -258,12 +257,12 @@ impl OwnedDocuments {
                 store.add_document(&collection_id, &file_id, attributes, supersedes.as_deref())
             })
             .await?;
-        self.documents.jobs.look();
+        self.documents.jobs.wake_workers();
         Ok(added)
     }
 
-    /// [`Self::add`] for a file that was uploaded to be just this document: if its bytes are in the collection
-    /// already, the file is not kept and the document that is there is the answer.
+    /// [`Self::add`] for a file that was uploaded only for this document: if its bytes are in the collection already,
+    /// the file is dropped and the existing document is returned.
     ///
     /// # Errors
     /// As [`Self::add`].
@@ -296,7 +295,7 @@ impl OwnedDocuments {
         self.stored(move |store, _| store.document(&collection_id, &file_id)).await
     }
 
-    /// How far the reading of a document is, while it is being read.
+    /// The progress of a document that is being read.
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -308,7 +307,7 @@ impl OwnedDocuments {
         self.stored(move |store, _| store.ingest_progress(&collection_id, &file_id)).await
     }
 
-    /// The documents that a file is, in any collection.
+    /// The documents made from a file, in any collection.
     ///
     /// # Errors
     /// 404 if there is none.
@@ -321,7 +320,7 @@ impl OwnedDocuments {
         .await
     }
 
-    /// A page of a collection's documents: all, or those of a batch or in a status.
+    /// A page of a collection's documents: all, or those of a batch or with a status.
     pub async fn documents(
         &self,
         collection_id: &str,
@@ -333,8 +332,8 @@ impl OwnedDocuments {
         self.stored(move |store, _| store.documents_page(&collection_id, batch_id.as_deref(), status, &page)).await
     }
 
-    /// The documents of up to `limit` files behind a file, the newest first, in one collection or in all; and how many there
-    /// are in all.
+    /// The documents of up to `limit` files after a file, the newest first, in one collection or in all; and the total
+    /// number of documents.
     pub async fn documents_of_files(
         &self,
         collection_id: Option<String>,
@@ -360,7 +359,7 @@ impl OwnedDocuments {
         .await
     }
 
-    /// Ends the reading of a document that is not searchable yet; it stays, as cancelled.
+    /// Stops the reading of a document that is not searchable yet; it stays, as cancelled.
     ///
     /// # Errors
     /// 404
@@ -375,11 +374,11 @@ impl OwnedDocuments {
                 store.set_document_status(&collection_id, &file_id, DocumentStatus::Cancelled)
             })
             .await?;
-        self.documents.jobs.look();
+        self.documents.jobs.wake_workers();
         Ok(document)
     }
 
-    /// Takes a document out of a collection; its file stays.
+    /// Removes a document from a collection; its file stays.
     ///
     /// # Errors
     /// 404
@@ -391,15 +390,15 @@ impl OwnedDocuments {
             Ok(())
         })
         .await?;
-        self.documents.jobs.look();
+        self.documents.jobs.wake_workers();
         Ok(())
     }
 
-    /// Resolves when every document of these collections can be searched or has failed. With `patience` of zero it
-    /// does not wait.
+    /// Resolves when every document of these collections can be searched or has failed. With `patience` of zero it does
+    /// not wait.
     ///
     /// # Errors
-    /// 409 `indexing` when that takes longer than `patience`, or than until the deadline.
+    /// 409 `indexing` if that takes longer than `patience`, or would pass the deadline.
     pub async fn settled(
         &self,
         collections: &[Collection],
@@ -456,7 +455,7 @@ mod tests {
         )
     }
 
-    /// Of a caller who asks for an upstream.
+    /// The account of a caller who asks for an upstream.
     fn account(id: &str) -> Arc<Account> {
         let opening = RequestContext {
             request_id: String::new(),

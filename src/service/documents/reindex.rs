@@ -1,8 +1,8 @@
-//! A collection's vectors made anew with another embedding model.
+//! Re-embeds a collection with another embedding model.
 //!
-//! The new vectors are kept aside until all are there; then they take the place of the old ones in one transaction.
-//! Meanwhile the collection can be searched only with the model that made the old ones. An attempt that was cut off is
-//! gone on with, as far as its vectors are of the same model.
+//! The new vectors are kept aside until all exist; then they replace the old ones in one transaction. Meanwhile the
+//! collection can be searched only with the model that made the old ones. An interrupted attempt is resumed, as far as
+//! its vectors are of the same model.
 
 use std::sync::Arc;
 
@@ -18,12 +18,12 @@ use crate::{
     store::{Job, Store, StoreError},
 };
 
-/// The kind of these jobs; `collection_id` is in their payload.
+/// The kind of these jobs; their payload has `collection_id`.
 pub const REINDEX: &str = "reindex";
 /// Chunks that are embedded, and stored, at a time.
 const CHUNKS_AT_A_TIME: usize = 256;
 
-/// Makes vectors anew.
+/// Re-embeds collections.
 pub struct Reindex {
     pub store: Arc<Store>,
     pub indexes: Arc<Indexes>,
@@ -71,7 +71,8 @@ impl Reindex {
             let (chunks, left) = self.store(next).await?;
             progress.report(&json!({"stage": "embedding", "left": left})).await;
             if chunks.is_empty() {
-                // Chunks that came meanwhile, and cannot be of this model, make it false: then they are next.
+                // Chunks that were added meanwhile, which cannot be of this model, make the swap fail: they are
+                // embedded next.
                 let (collection_id, identity) = (id.clone(), embedding.clone());
                 let swap = move |store: &Store| store.swap_vectors(&collection_id, &identity);
                 if let Some(num_chunks) = self.store(swap).await? {

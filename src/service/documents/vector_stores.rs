@@ -1,4 +1,4 @@
-//! Collections as OpenAI's clients see them: vector stores, each known by its id, of files that are known by theirs.
+//! Collections as OpenAI's clients see them: vector stores, identified by id, of files, also identified by id.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ impl OwnedDocuments {
     /// A new vector store with these files in it. Names need not be unique.
     ///
     /// # Errors
-    /// 404 for a file; then nothing is made.
+    /// 404 for a file; then nothing is created.
     pub async fn create_vector_store(
         &self,
         name: String,
@@ -28,7 +28,7 @@ impl OwnedDocuments {
         files: Vec<String>,
     ) -> Result<Collection> {
         let created = self.stored(move |store, _| store.create_vector_store(name, metadata, files)).await?;
-        self.documents.jobs.look();
+        self.documents.jobs.wake_workers();
         Ok(created)
     }
 
@@ -37,12 +37,12 @@ impl OwnedDocuments {
         self.stored(move |store, _| store.collections_page(&page)).await
     }
 
-    /// How many documents each of these has, in their order.
+    /// The number of documents in each of these, in their order.
     pub async fn document_counts(&self, ids: Vec<String>) -> Result<Vec<DocumentCounts>> {
         self.stored(move |store, _| store.document_counts(&ids)).await
     }
 
-    /// By its id only: nothing is made that is not there, and a shared name means nobody.
+    /// By id only: nothing is created if it is missing, and names are ignored because they may be shared.
     ///
     /// # Errors
     /// 404
@@ -68,14 +68,14 @@ impl OwnedDocuments {
         self.stored(move |store, _| store.update_vector_store(&id, name, metadata)).await
     }
 
-    /// Makes a file a document of its own; a job will read it. One that is there gets the attributes.
+    /// Makes a file a document of its own; a job will read it. An existing one gets the attributes.
     ///
     /// # Errors
     /// 404 for the vector store or the file.
     pub async fn attach(&self, collection_id: &str, member: Member) -> Result<Document> {
         let collection_id = collection_id.to_owned();
         let document = self.stored(move |store, _| store.attach_document(&collection_id, member)).await?;
-        self.documents.jobs.look();
+        self.documents.jobs.wake_workers();
         Ok(document)
     }
 
@@ -86,7 +86,7 @@ impl OwnedDocuments {
     pub async fn attach_batch(&self, collection_id: &str, members: Vec<Member>) -> Result<Batch> {
         let collection_id = collection_id.to_owned();
         let batch = self.stored(move |store, _| store.create_batch(&collection_id, members)).await?;
-        self.documents.jobs.look();
+        self.documents.jobs.wake_workers();
         Ok(batch)
     }
 
@@ -97,18 +97,18 @@ impl OwnedDocuments {
         self.stored(move |store, _| store.batch(&collection_id, &id)).await
     }
 
-    /// Cancels what of a batch has not been read yet.
+    /// Cancels the unread documents of a batch.
     ///
     /// # Errors
     /// 404
     pub async fn cancel_batch(&self, collection_id: &str, id: &str) -> Result<Batch> {
         let (collection_id, id) = (collection_id.to_owned(), id.to_owned());
         let batch = self.stored(move |store, _| store.cancel_batch(&collection_id, &id)).await?;
-        self.documents.jobs.look();
+        self.documents.jobs.wake_workers();
         Ok(batch)
     }
 
-    /// What was read of a document, in its order.
+    /// The text that was read from a document, in order.
     ///
     /// # Errors
     /// 404
@@ -142,8 +142,8 @@ impl OwnedDocuments {
         .await
     }
 
-    /// The passages that are nearest to any of the queries, which ask the same in several words; the nearest first.
-    /// `request` says all but the query.
+    /// The passages nearest to any of the queries, which phrase one question in several ways; the nearest first.
+    /// `request` has everything except the query.
     ///
     /// # Errors
     /// As [`crate::retrieval::search::Retriever::search`].
@@ -161,7 +161,7 @@ impl OwnedDocuments {
                 None => found.push(passage),
             }
         }
-        // What is found is chosen by meaning and words; its order is the one that the scores show.
+        // Results are selected by meaning and words, but ordered by the score that is shown.
         found.sort_by(|a, b| b.similarity.total_cmp(&a.similarity));
         found.truncate(top_k);
         Ok(found)

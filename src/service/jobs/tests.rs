@@ -1,4 +1,4 @@
-//! Workers at jobs: panics, cancellation, and what becomes of a job whose worker is lost.
+//! Workers: panics, cancellation, and what happens to a job whose worker is lost.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -31,7 +31,7 @@ fn job_kind(job: &Job) -> &'static str {
     ["clumsy", "gated", "faulty"].into_iter().find(|kind| *kind == job.kind).unwrap()
 }
 
-/// Panics at its first job, does the second, and is interrupted at the third.
+/// Panics at its first job, completes the second, and is interrupted at the third.
 #[derive(Debug, Default)]
 struct Clumsy(AtomicUsize);
 
@@ -80,7 +80,7 @@ async fn a_panic_fails_its_job_alone_and_a_stop_leaves_the_job_as_it_is() {
     assert_eq!(jobs.parts(), [PartReport { name: "work at `clumsy` jobs".into(), panics: 0, failure: None }]);
 }
 
-/// Says which job it begins, and does it when it is let.
+/// Reports which job it starts, and runs it when the gate lets it.
 struct Gated {
     begun: mpsc::UnboundedSender<(String, u32)>,
     gate: Arc<Semaphore>,
@@ -102,7 +102,7 @@ impl Worker for Gated {
     }
 }
 
-/// Two workers, what they begin, and their gate.
+/// Two workers, the jobs that they start, and their gate.
 fn start_gated(jobs: &Arc<Jobs>) -> (mpsc::UnboundedReceiver<(String, u32)>, Arc<Semaphore>) {
     let (begun, begins) = mpsc::unbounded_channel();
     let gate = Arc::new(Semaphore::new(0));
@@ -139,7 +139,7 @@ async fn who_has_lost_a_job_writes_nothing_more_of_it_and_cancels_nothing() {
     assert_eq!(begins.recv().await.unwrap(), (job.id.clone(), 1));
     // As if another worker had taken it.
     assert_eq!(jobs.store.tamper("UPDATE jobs SET attempts = attempts + 1"), 1);
-    jobs.look();
+    jobs.wake_workers();
     assert_eq!(begins.recv().await.unwrap(), (job.id.clone(), 3), "its worker has let go of it");
     gate.add_permits(1);
     let done = until(&jobs, &job, has_ended).await;
@@ -168,7 +168,7 @@ async fn a_job_that_is_cancelled_while_it_runs_frees_its_worker() {
     assert_eq!(until(&jobs, &running[0], has_ended).await.state, JobState::Cancelled);
 }
 
-/// Fails, and panics where no attempt is guarded when it is asked what to do about that, a number of times.
+/// Fails, and then panics in its retry policy, outside the guarded attempt, a number of times.
 struct Faulty(Arc<AtomicUsize>);
 
 impl Worker for Faulty {
@@ -187,7 +187,7 @@ impl Worker for Faulty {
     }
 }
 
-/// The pauses after panics pass at once.
+/// The delays after panics pass at once.
 #[tokio::test(start_paused = true)]
 async fn a_worker_that_panics_outside_of_an_attempt_goes_on_and_says_how_it_is() {
     let directory = TempDir::new().unwrap();

@@ -60,7 +60,7 @@ fn asking(system: &str, question: &str) -> ChatPrompt {
 }
 
 impl Setup {
-    /// How many answers the model has been asked for when this one has been read.
+    /// How many answers the model has been asked for once this one has been read.
     async fn computed(&self, request: GenerateRequest) -> usize {
         let events = complete(&self.models, &self.model, request).await.expect("an answer");
         let events: Vec<_> = events.map(|event| event.expect("no failure")).collect().await;

@@ -1,4 +1,4 @@
-//! Jobs from outside: who holds one, what ends it, and that nothing waits for ever.
+//! Jobs through the store's interface: which worker holds one, what ends it, and that no job waits forever.
 
 use std::collections::BTreeMap;
 
@@ -30,7 +30,7 @@ fn a_job_is_held_by_one_worker_and_survives_it() {
     assert_eq!((&held.id, held.attempts, &held.state), (&first.id, 1, &JobState::Running));
     assert!(store.holds_job(&held).unwrap());
     assert!(take(&store, &leases).is_none() && store.lease_job("other", &leases).unwrap().is_none());
-    // The clock of the machine says nothing of a lease.
+    // The machine's clock does not affect a lease.
     store.tamper("UPDATE jobs SET leased_until = 0, updated = 0, run_after = 0");
     assert!(take(&store, &leases).is_none());
     drop(lease);
@@ -75,7 +75,7 @@ fn however_a_job_ends_what_follows_it_begins_once() {
         &|job| assert!(store.fail_job(job, "never", None).unwrap()),
         &|job| assert!(store.drop_job(job).unwrap()),
         &|job| assert!(store.of(LOCAL).cancel_job(&job.id).unwrap()),
-        // Tried again first.
+        // A retry, taken first.
         &|job| {
             assert!(store.fail_job(job, "not yet", Some(0)).unwrap());
             assert_eq!(lease("webhook"), None);
@@ -120,7 +120,7 @@ fn a_clock_that_is_set_back_does_not_put_a_retry_off() {
     assert!(store.fail_job(&job, "not yet", Some(3_600_000)).unwrap());
     drop(lease);
     assert!(store.lease_job("ingest", &leases).unwrap().is_none(), "in an hour");
-    // The attempt failed at what is tomorrow now.
+    // The attempt failed at what is now tomorrow.
     store.tamper("UPDATE jobs SET updated = updated + 86400000, run_after = run_after + 86400000");
     assert!(store.lease_job("ingest", &leases).unwrap().is_some());
 }
@@ -135,15 +135,15 @@ fn add(store: &Store, collection: &str, file: &StoredFile, supersedes: Option<&s
     store.of(LOCAL).add_document(collection, &file.id, BTreeMap::new(), supersedes).unwrap()
 }
 
-/// Payloads of the jobs that are to read documents, in the order in which they are taken.
+/// Payloads of the ingest jobs, in the order in which they are taken.
 fn to_read(store: &Store) -> Vec<Value> {
     let leases = Leases::default();
     let taken: Vec<_> = std::iter::from_fn(|| store.lease_job(INGEST, &leases).unwrap()).collect();
     taken.into_iter().map(|(job, _lease)| job.payload).collect()
 }
 
-/// A store with a document that waits to be read and whose job was cancelled, as a lost lease could once do. Beside it
-/// one that has been read, one that has failed and one that waits with its job.
+/// A store with an unread document whose job was cancelled, as a lost lease could once do. Beside it one that has been
+/// read, one that has failed and one that waits with its job.
 fn with_a_stuck_document(directory: &TempDir) -> (Store, String, StoredFile) {
     let store = open(directory);
     let own = store.of(LOCAL);
@@ -212,12 +212,12 @@ fn the_same_bytes_once_more_give_a_stuck_document_a_job() {
     assert_eq!(to_read(&store).len(), 1, "and so does its file, as a member of a vector store");
 }
 
-/// What happens to jobs and those who work at them. Numbers choose among what is there.
+/// What happens to jobs and workers. The numbers choose among what exists.
 #[derive(Clone, Debug)]
 enum Happening {
     Enqueue,
     Lease,
-    /// A worker that may be the holder or one that was ends the job, each in a way of its own.
+    /// A current or former holder ends the job, each variant in its own way.
     Finish(usize),
     Fail(usize),
     Retry(usize),
@@ -227,9 +227,9 @@ enum Happening {
     Say(usize),
     /// The owner.
     Cancel(usize),
-    /// The worker is gone, without a word.
+    /// The worker vanishes silently.
     Lose(usize),
-    /// The process is.
+    /// The process restarts.
     Restart,
     SetClockBack,
 }
@@ -254,11 +254,11 @@ fn happenings() -> impl Strategy<Value = Vec<Happening>> {
     proptest::collection::vec(happening, 1..40)
 }
 
-/// A worker's view of a job, which it may keep for longer than the job is its own.
+/// A worker's view of a job, which it may keep after it has lost the job.
 struct Attempt {
     job: Job,
     lease: Option<Lease>,
-    /// What it was told last of whether it holds the job; nothing makes it true again.
+    /// The last answer to whether it holds the job; once false, it stays false.
     holds: bool,
 }
 
@@ -293,7 +293,7 @@ impl World {
         true
     }
 
-    /// An attempt says something that only the holder may.
+    /// An attempt reports what only the holder may.
     fn says(&mut self, which: usize, ends: bool, keeps: bool, says: impl FnOnce(&Store, &Job) -> bool) {
         let count = self.attempts.len();
         if count == 0 {
@@ -330,7 +330,7 @@ impl World {
             }
             Happening::Drop(which) => self.says(which, true, false, |store, job| store.drop_job(job).unwrap()),
             Happening::Forget(which) => {
-                // Which attempt an earlier one was is not told any more by its number.
+                // The attempt number no longer identifies earlier attempts.
                 self.says(which, false, false, |store, job| store.forget_attempt(job).unwrap());
                 let ids: Vec<String> = self.attempts.iter().map(|attempt| attempt.job.id.clone()).collect();
                 if let Some(id) = ids.get(which % ids.len().max(1)) {
@@ -411,7 +411,7 @@ fn owners_have_their_turns_however_much_each_has_waiting() {
         }
     }
     let take = || store.lease_job("ingest", &leases).unwrap().expect("a job waits");
-    // Two workers, as there are: while one has a job of its owner in work, the other takes another owner's.
+    // Two workers, as in the server: while one works on a job of an owner, the other takes another owner's.
     let mut order = Vec::new();
     let (mut first, mut second) = (take(), take());
     for _ in 0..4 {

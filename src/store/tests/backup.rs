@@ -1,4 +1,4 @@
-//! Backups hold one state whole, and come back as what they were made of.
+//! Backups hold one complete state, and restore to what they were made from.
 
 use super::*;
 

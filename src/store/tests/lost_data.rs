@@ -1,4 +1,4 @@
-//! No opening and no recovery takes an upload away, whatever became of the database.
+//! No opening and no recovery removes an upload, whatever happened to the database.
 
 use super::*;
 
@@ -21,7 +21,7 @@ fn remove_database(directory: &TempDir) {
     }
 }
 
-/// The directory is refused as it is, and a recovery gives all of its uploads back.
+/// The directory is refused as it is, and a recovery restores all of its uploads.
 #[track_caller]
 fn refused_and_recovered(directory: &TempDir, ids: &[String]) {
     let refused = Store::open(directory.path()).unwrap_err();
@@ -56,7 +56,7 @@ fn a_missing_database_beside_uploads_is_refused() {
 fn a_database_that_lost_its_log_and_all_its_tables_is_refused() {
     let (directory, ids) = with_uploads(2);
     remove_database(&directory);
-    // What a process leaves that was killed before its log was taken in: one page without a table.
+    // What a process leaves if it is killed before its log is checkpointed: one page without a table.
     let connection = Connection::open(directory.path().join(DATABASE)).unwrap();
     configure(&connection).unwrap();
     drop(connection);
@@ -92,7 +92,7 @@ fn every_instant_of_a_recovery_leads_to_the_recovered_database_and_all_uploads()
     let mut bytes = fs::read(&path).unwrap();
     bytes.truncate(bytes.len() / 2);
     fs::write(&path, &bytes).unwrap();
-    // The states that renames lead through, as names that are there: by an earlier version and by this one.
+    // The states that the renames pass through, as the names that exist: by an earlier version and by this one.
     let ready = "hearth.sqlite3.recovered-17";
     let states: [(&str, &[&str]); 6] = [
         ("the new one is being made", &[DATABASE, "hearth.sqlite3.new"]),
@@ -199,7 +199,7 @@ fn ids_of_chunks_are_not_given_again_by_an_older_copy() {
     let lost = document(&store, &collection, "b.md", &["one", "two"]).1;
     drop(store);
     fs::write(&path, older).unwrap();
-    // The clock's next second: ids of one second are told apart by it alone.
+    // Usually in the clock's next second: only the second separates the two ranges of ids.
     let store = open(&directory);
     let base = store.chunk_ids(&collection).unwrap();
     let given = document(&store, &collection, "c.md", &["three", "four"]).1;
@@ -254,7 +254,7 @@ fn the_data_directory_is_its_owners_alone() {
     let (upload, wal) = make(&directory);
     assert_eq!((mode(""), mode("files"), mode(DATABASE), mode(&upload), wal), (0o700, 0o700, 0o600, 0o600, 0o600));
     assert_eq!((mode("server-url"), mode("lock")), (0o600, 0o600));
-    // One that an earlier version made.
+    // A directory that an earlier version created.
     for (name, loose) in [("", 0o755), ("files", 0o755), (DATABASE, 0o644), (&upload, 0o644)] {
         fs::set_permissions(directory.join(name), fs::Permissions::from_mode(loose)).unwrap();
     }

@@ -1,4 +1,4 @@
-//! What is asked of the model and what is not, with a scripted model that keeps its requests.
+//! Which texts reach the model and which do not, with a scripted model that records its requests.
 
 use hearth_domain::{Account, Caller, EmbedInputType, RequestContext, usage::NoSink};
 use parking_lot::Mutex;
@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 use super::*;
 use crate::providers::scripted::ScriptedEmbedder;
 
-/// Counts what it is asked.
+/// Counts the texts that it is asked for.
 struct Counting {
     model: ScriptedEmbedder,
     asked: Mutex<Vec<usize>>,

@@ -1,4 +1,4 @@
-//! Who computes, who waits, and what is kept, with a scripted model that counts.
+//! Which request computes, which waits, and what is kept, with a scripted model that counts.
 
 use std::{future::Future, pin::Pin, sync::Arc, task::Poll, time::Instant};
 
@@ -69,7 +69,7 @@ async fn whole(events: GenerateStream) -> Vec<GenerateEvent> {
     events.map(|event| event.expect("no failure")).collect().await
 }
 
-/// What is said, without the time that it took.
+/// What an answer says, without its timings.
 fn said(events: &[GenerateEvent]) -> String {
     let mut events = events.to_vec();
     if let Some(GenerateEvent::Done { timings, .. }) = events.last_mut() {
@@ -78,7 +78,7 @@ fn said(events: &[GenerateEvent]) -> String {
     format!("{events:?}")
 }
 
-/// A request that has been polled once, and waits.
+/// A request that has been polled once and is pending.
 async fn waits<F: Future>(future: F) -> Pin<Box<F>> {
     let mut future = Box::pin(future);
     assert!(poll_immediate(&mut future).await.is_none(), "it should wait");
@@ -146,7 +146,7 @@ async fn those_who_ask_at_the_same_time_wait_for_one() {
     assert!(matches!(live, GenerateEvent::Prefilled { .. }), "the leader's caller sees it as it comes");
     let second_waits = waits(setup.cached.generate(request(&second, "?"))).await;
     let third_waits = waits(setup.cached.generate(request(&third, "?"))).await;
-    // Somebody else's question is no reason to wait.
+    // A different question is no reason to wait.
     setup.ask("a", "what else?").await;
     let rest = whole(leading).await;
     let second_events = whole(second_waits.await.expect("an answer")).await;
@@ -215,7 +215,7 @@ async fn what_is_old_or_does_not_fit_is_computed_again() {
     old.ask("a", "?").await;
     old.ask("a", "?").await;
     assert_eq!(old.model.started(), 2);
-    // One answer is larger than a quarter of the room.
+    // One answer takes more than a quarter of the room.
     let small = cached(ScriptedChat::saying("tiny", "Hello!"), ExactCache::new(2000, HOUR));
     let leading = small.cached.generate(request(&account("a"), "?")).await.expect("let in");
     let second = waits(small.cached.generate(request(&account("a"), "?"))).await;

@@ -1,4 +1,4 @@
-//! Whatever changes an answer changes its key.
+//! Every change that affects an answer changes its key.
 
 use std::{collections::HashSet, sync::Arc, time::Instant};
 
@@ -31,7 +31,7 @@ fn info() -> ModelInfo {
     ScriptedChat::saying("tiny", "Hello").info().clone()
 }
 
-/// The request with each of its fields changed, one at a time. Taken apart without `..`: a new field does not compile
+/// The request with each of its fields changed, one at a time. Destructured without `..`: a new field does not compile
 /// until it is changed here, too.
 fn changed(request: &GenerateRequest) -> Vec<(&'static str, GenerateRequest)> {
     let GenerateRequest {
@@ -214,7 +214,7 @@ fn a_message_is_the_same_in_whatever_order_its_fields_were_written() {
         writer.finish()
     };
     assert_eq!(key(json!({"role": "user", "content": "x"})), key(json!({"content": "x", "role": "user"})));
-    // What is inside a call's arguments is printed as it stands.
+    // The arguments inside a call are printed in their given order.
     let called = |arguments: Value| key(json!({"role": "assistant", "tool_calls": [{"arguments": arguments}]}));
     assert_ne!(called(json!({"a": 1, "b": 2})), called(json!({"b": 2, "a": 1})));
 }

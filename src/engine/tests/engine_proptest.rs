@@ -1,6 +1,6 @@
-//! The whole engine but its thread, under random requests, readers, endings and faults.
+//! The whole engine except its thread, under random requests, readers, endings and faults.
 //!
-//! The test turns the loop itself and has a clock of its own, so that a case that fails once fails always.
+//! The test drives the loop itself and has its own clock, so that a failing case always fails.
 
 use std::sync::mpsc;
 
@@ -17,7 +17,7 @@ use super::{
 use hearth_domain::TokenConstraint;
 use hearth_models::batch::Batch;
 
-/// More turns than any case needs; one that needs more stands still.
+/// More turns than any case needs; a case that needs more is stuck.
 const MAX_TURNS: usize = 5000;
 
 /// What is wrong with a step.
@@ -30,7 +30,7 @@ enum Fault {
     Undefined,
 }
 
-/// What a constraint does at one of its tokens; before, it allows every token.
+/// What a constraint does at one of its tokens; before that it allows every token.
 #[derive(Clone, Copy, Debug)]
 enum ConstraintEnd {
     Completes,
@@ -48,7 +48,7 @@ struct Asked {
     greedy: bool,
     stop_tokens: Vec<u32>,
     scored: bool,
-    /// Turns from now.
+    /// In turns from now.
     deadline: Option<u64>,
     constraint: Option<(usize, ConstraintEnd)>,
 }
@@ -77,7 +77,7 @@ enum Happening {
 }
 
 fn prompts() -> impl Strategy<Value = Vec<u32>> {
-    // Few beginnings, so that many prompts share one.
+    // Few prefixes, so that many prompts share one.
     (0_u32..3, 0_usize..20, proptest::collection::vec(0..VOCAB as u32, 1..20)).prop_map(|(kind, shared, own)| {
         (0..shared as u32).map(|position| (kind * 11 + position) % VOCAB as u32).chain(own).collect()
     })
@@ -250,7 +250,7 @@ impl Reader {
         self.events.iter().flatten().filter_map(token).collect()
     }
 
-    /// Whatever the stream has said so far is in order and is what the model alone would say.
+    /// Checks that whatever the stream has said so far is in order and is what the model alone would say.
     fn check(&self, config: &EngineConfig) {
         let is_prefilled = |event: &TokenEvent| matches!(event, TokenEvent::Prefilled { .. });
         assert!(self.events.iter().flatten().skip(1).all(|event| !is_prefilled(event)), "{:?}", self.events);
@@ -478,7 +478,7 @@ proptest! {
     }
 }
 
-/// Turns until each reader of `waiting` has a token, by its place in `World::readers`.
+/// Turns until each reader of `waiting` has a token, by its index in `World::readers`.
 fn turns_to_first_tokens(world: &mut World, waiting: &[usize]) -> Vec<u64> {
     let begun = world.turns;
     let mut turns = vec![None; waiting.len()];
