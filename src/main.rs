@@ -12,6 +12,7 @@ use hearth_domain::error::sentence;
 use hearth::cli::Cli;
 
 fn main() -> ExitCode {
+    hearth_kernels::freed_memory::bound_arenas();
     match Cli::parse_arguments(std::env::args_os()).run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,

@@ -303,6 +303,8 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
         // An acknowledged change must survive a power cut, not only the end of the process.
         connection.pragma_update(None, "synchronous", "full")?;
     }
+    // KiB, for each of up to seventeen connections; the system caches the file as well.
+    connection.pragma_update(None, "cache_size", -512)?;
     connection.pragma_update(None, "foreign_keys", true)?;
     connection.pragma_update(None, "trusted_schema", false)
 }
