@@ -3,7 +3,7 @@
 //! Logs go to standard error, so that standard output carries only results. Prompts and answers are never logged.
 //! Metric names are constants, so that what is written, described and scraped has one name.
 
-use std::io::IsTerminal;
+use std::{io::IsTerminal, time::Duration};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
@@ -43,6 +43,18 @@ pub fn init_logs(filter: &str, format: LogFormat) -> anyhow::Result<()> {
 /// Upper bounds of the latency histograms' buckets, in seconds: from a fast token to a long prefill.
 const LATENCY_BUCKETS: [f64; 16] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
+
+/// How often samples of histograms are put into their buckets.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Puts samples of histograms into their buckets, for as long as the server runs. The recorder keeps each sample until somebody
+/// scrapes the metrics, and a server that nobody scrapes would keep them all.
+pub async fn keep_up(metrics: PrometheusHandle) {
+    loop {
+        tokio::time::sleep(UPKEEP_INTERVAL).await;
+        metrics.run_upkeep();
+    }
+}
 
 /// Installs the process-wide recorder and returns its renderer. A second call returns the renderer of a separate
 /// recorder that nothing writes to: the first one keeps the process's metrics.

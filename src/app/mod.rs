@@ -188,6 +188,7 @@ impl Server {
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send + 'static) -> anyhow::Result<()> {
         let Self { config, listener, models, router, documents, callers, usage_sink, ledger, state } = self;
         let metrics = telemetry::init_metrics()?;
+        let upkeep = tokio::spawn(telemetry::keep_up(metrics.clone()));
         engine::metrics::describe();
         hosted::describe_metrics();
         http::context::describe_metrics();
@@ -235,6 +236,7 @@ impl Server {
         };
         let http_settings = HttpSettings { shutdown_grace: grace.min(LAST_WORDS), ..config.http };
         let served = http::serve(listener, http::router(app), &http_settings, until).await;
+        upkeep.abort();
         close_books(&usage_sink, ledger, LAST_WORDS).await;
         // A task that still holds the store would keep its log from being merged into the database.
         if let Err(error) = tokio::task::spawn_blocking(move || store.close()).await {
