@@ -22,9 +22,9 @@ fixtures() {
   scripts/fixtures/fetch_vocabs.sh
   "$python" -m pip install -q --disable-pip-version-check \
     -r scripts/fixtures/requirements.txt -r tests/clients/requirements.txt
-  # Made again when the script that makes it has changed.
+  # Made again when the script that makes it has changed, and every day: templates write the date.
   local rendered=$HEARTH_FIXTURES/chat_templates.json made_by
-  made_by=$(sha256sum < scripts/fixtures/chat_templates.py)
+  made_by="$(sha256sum < scripts/fixtures/chat_templates.py) $(date +%F)"
   if [ ! -e "$rendered" ] || [ "$made_by" != "$(cat "$rendered.made-by" 2>/dev/null)" ]; then
     "$python" scripts/fixtures/chat_templates.py "$HEARTH_FIXTURES/templates" "$rendered"
     printf '%s\n' "$made_by" > "$rendered.made-by"

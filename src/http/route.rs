@@ -74,6 +74,8 @@ pub(super) struct AnswerDescription {
     pub(super) description: &'static str,
     /// `None`: text or bytes without further structure.
     pub(super) schema: Option<SchemaOf>,
+    /// The data of a stream's last event, where that is no JSON.
+    pub(super) sentinel: Option<&'static str>,
 }
 
 /// See the module's documentation.
@@ -152,20 +154,40 @@ impl Route {
 
     pub(super) fn answers_with<A: JsonSchema>(mut self, status: u16, description: &'static str) -> Self {
         let schema = Some(subschema::<A> as SchemaOf);
-        self.answers.push(AnswerDescription { status, media_type: "application/json", description, schema });
+        self.answers.push(AnswerDescription {
+            status,
+            media_type: "application/json",
+            description,
+            schema,
+            sentinel: None,
+        });
         self
     }
 
     /// Server-sent events, each with data of this shape.
     pub(super) fn streams<E: JsonSchema>(mut self, description: &'static str) -> Self {
         let schema = Some(subschema::<E> as SchemaOf);
-        self.answers.push(AnswerDescription { status: 200, media_type: "text/event-stream", description, schema });
+        self.answers.push(AnswerDescription {
+            status: 200,
+            media_type: "text/event-stream",
+            description,
+            schema,
+            sentinel: None,
+        });
+        self
+    }
+
+    /// The stream described last ends with an event of this data.
+    pub(super) fn ends_with(mut self, sentinel: &'static str) -> Self {
+        if let Some(stream) = self.answers.last_mut() {
+            stream.sentinel = Some(sentinel);
+        }
         self
     }
 
     /// Text or bytes.
     pub(super) fn answers_raw(mut self, status: u16, media_type: &'static str, description: &'static str) -> Self {
-        self.answers.push(AnswerDescription { status, media_type, description, schema: None });
+        self.answers.push(AnswerDescription { status, media_type, description, schema: None, sentinel: None });
         self
     }
 }

@@ -72,12 +72,14 @@ fn models() -> Vec<Route> {
             .streams::<ChatCompletionChunk>(
                 "With `stream`: chunks of the answer; comments while nothing happens; at the end `data: [DONE]`. After a \
                  failure, one event with an `error` ends the stream.",
-            ),
+            )
+            .ends_with("[DONE]"),
         post("/v1/completions", Chat, completions::create_completion)
             .described("createCompletion", "Continue a prompt")
             .takes::<CompletionRequest>()
             .answers::<Completion>("The continuation.")
-            .streams::<Completion>("With `stream`: the same shape, piece by piece; at the end `data: [DONE]`."),
+            .streams::<Completion>("With `stream`: the same shape, piece by piece; at the end `data: [DONE]`.")
+            .ends_with("[DONE]"),
         post("/v1/embeddings", Embed, embeddings::create_embeddings)
             .described("createEmbeddings", "Vectors of texts")
             .takes::<EmbeddingsRequest>()

@@ -125,15 +125,20 @@ fn content(answer: &AnswerDescription, generator: &mut SchemaGenerator) -> Value
     }
     // The schema describes one event, as OpenAPI 3.2 defines it for this media type.
     let failed: Value = generator.subschema_for::<ErrorBody>().into();
+    let json = json!({
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"anyOf": [schema, failed]},
+    });
+    let data = match answer.sentinel {
+        Some(sentinel) => json!({"anyOf": [{"const": sentinel}, json]}),
+        None => json,
+    };
     json!({"schema": {
         "type": "object",
         "description": answer.description,
         "required": ["data"],
-        "properties": {"data": {
-            "type": "string",
-            "contentMediaType": "application/json",
-            "contentSchema": {"anyOf": [schema, failed]},
-        }},
+        "properties": {"data": data},
     }})
 }
 
