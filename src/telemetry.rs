@@ -47,8 +47,8 @@ const LATENCY_BUCKETS: [f64; 16] =
 /// How often samples of histograms are put into their buckets.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Puts samples of histograms into their buckets, for as long as the server runs. The recorder keeps each sample until somebody
-/// scrapes the metrics, and a server that nobody scrapes would keep them all.
+/// Puts the samples of histograms into their buckets for as long as the server runs. The recorder keeps each sample until the
+/// metrics are scraped, so without this a server that is never scraped would keep them all.
 pub async fn keep_up(metrics: PrometheusHandle) {
     loop {
         tokio::time::sleep(UPKEEP_INTERVAL).await;
