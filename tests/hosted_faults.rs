@@ -63,7 +63,7 @@ fn chat(upstream: &Arc<Upstream>) -> HostedChat {
     HostedChat::new(upstream.clone(), "theirs".to_owned(), model.info("served"))
 }
 
-/// What a caller got, and what stands in the usage_sink.
+/// What a caller got, and what the ledger has of it.
 #[derive(Debug)]
 struct Outcome {
     events: Vec<GenerateEvent>,

@@ -214,7 +214,7 @@ struct Running {
 fn write_down(record: &UsageRecord, event: &GenerateEvent) {
     match event {
         GenerateEvent::Prefilled { prompt_tokens, cached_tokens } => {
-            record.set_prompt_tokens(*prompt_tokens, *cached_tokens)
+            record.set_prompt_tokens(*prompt_tokens, *cached_tokens);
         }
         GenerateEvent::Delta { .. } => record.count_token(),
         GenerateEvent::Done { usage, timings } => {

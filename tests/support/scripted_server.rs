@@ -146,7 +146,7 @@ impl ScriptedServer {
         Self::over(temporary(), chat, settings, callers, accept_any_model, usage_sink)
     }
 
-    /// A server whose requests are written down, and limited, by these usage_sink.
+    /// A server whose requests are written down, and limited, by this sink of usage.
     pub fn with_books(
         chat: ScriptedChat,
         callers: CallerSettings,
@@ -268,7 +268,7 @@ impl ScriptedServer {
     }
 }
 
-/// UsageSink without limits.
+/// A sink of usage without limits.
 fn usage_sink(store: &Arc<Store>, ledger: &Arc<Ledger>) -> Arc<dyn UsageSink> {
     let limits = Limits::open(LimitSettings::default(), store, Now::since(Instant::now())).expect("no limits");
     let prices = Prices::default().with_compute_hour("scripted", 3_600_000_000);
