@@ -82,7 +82,7 @@ fn write_value(value: &AttributeValue) -> Value {
 /// JSON Schema of a filter.
 pub(super) const FILTER: &str = r##"{"$ref":"#/components/schemas/Filter"}"##;
 
-/// The component that [`FILTER`] refers to.
+/// The component that `FILTER` refers to.
 pub const FILTER_COMPONENT: Component = (
     "Filter",
     r##"{"description":"A comparison of an attribute, or several filters of which all or any hold.","anyOf":[
