@@ -139,7 +139,7 @@ impl OpenRequest {
         true
     }
 
-    /// Delivers a sampled token to the reader. Returns the token if the choice goes on with it.
+    /// Delivers a sampled token to the reader. Returns the token if the choice continues after it.
     pub(super) fn sampled(&mut self, choice: usize, sampled: Sampled, now: Instant) -> Option<u32> {
         if sampled.ends {
             self.finish(choice, FinishReason::Stop, Some(sampled.token));

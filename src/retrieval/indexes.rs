@@ -188,7 +188,7 @@ impl Indexes {
         Ok(entry)
     }
 
-    /// Removes what is not in the store. A chunk is in the store before it is in the index, so the index is read first.
+    /// Removes chunks that the store does not have. A chunk is in the store before it is in the index, so the index is read first.
     fn remove_gone(&self, entry: &Entry) -> Result<(), StoreError> {
         let keys = entry.index.keys();
         let stored: Keys = self.store.chunk_ids(&entry.collection_id)?.into_iter().collect();

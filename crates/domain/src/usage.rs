@@ -482,8 +482,8 @@ impl Receipt {
 
     /// Who gave the answer: `local`, an upstream's name or `cache`; `none` if there was no answer.
     pub fn served_by(&self) -> &str {
-        let nobody = if self.cache.is_some() { "cache" } else { "none" };
-        self.main_model().map_or(nobody, |usage| usage.served_by.name())
+        let without_model = if self.cache.is_some() { "cache" } else { "none" };
+        self.main_model().map_or(without_model, |usage| usage.served_by.name())
     }
 
     pub fn compute(&self) -> Duration {
