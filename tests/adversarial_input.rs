@@ -319,3 +319,55 @@ async fn constraints_that_explode_or_that_nothing_fits() {
     }
     server.is_well().await;
 }
+
+/// A part of a tool's schema that no grammar can enforce, and that every call violates.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_call_violates_is_said_in_whole_answers_streams_and_from_the_cache() {
+    let settings = Settings { response_cache_mib: Some(8), ..Settings::default() };
+    let server = Running::start(settings).await;
+    let parameters = json!({
+        "type": "object",
+        "properties": {"a": {"enum": [1]}},
+        "required": ["a"],
+        "additionalProperties": false,
+        "not": {"required": ["a"]},
+    });
+    let mut body = json!({
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": parameters}}],
+        "tool_choice": {"type": "function", "function": {"name": "f"}},
+        "temperature": 0,
+        "max_tokens": 200,
+    });
+    let rule = "tools.0.function.parameters.not";
+    let violations = json!([{"argument": "choices.0.message.tool_calls.0.function.arguments", "rule": rule}]);
+    let post = |body: &Value| server.client.post(format!("{}{CHAT}", server.url)).json(body).send();
+    for cache in [Value::Null, json!("exact")] {
+        let answer = post(&body).await.expect("an answer");
+        let header = |name: &str| answer.headers().get(name).map(|value| value.to_str().expect("text").to_owned());
+        assert_eq!(
+            [header("x-hearth-unenforced"), header("x-hearth-violated")],
+            [Some(rule.to_owned()), Some(rule.to_owned())]
+        );
+        let answer: Value = answer.json().await.expect("JSON");
+        assert_eq!(answer["choices"][0]["finish_reason"], "tool_calls", "{answer}");
+        assert_eq!((&answer["receipt"]["violations"], &answer["receipt"]["cache"]), (&violations, &cache));
+    }
+    body["stream"] = true.into();
+    body["seed"] = 5.into();
+    let text = post(&body).await.expect("an answer").text().await.expect("a stream");
+    let last = text.lines().rev().filter_map(|line| line.strip_prefix("data: {")).next().expect("a chunk");
+    let last: Value = serde_json::from_str(&format!("{{{last}")).expect("JSON");
+    assert_eq!(last["receipt"]["violations"], violations);
+    // A strict tool is refused, and an answer that violates nothing has no such member.
+    body["tools"][0]["function"]["strict"] = true.into();
+    assert_eq!(post(&body).await.expect("an answer").status(), 400);
+    body["stream"] = false.into();
+    body["tools"][0]["function"]["strict"] = false.into();
+    body["tools"][0]["function"]["parameters"]["not"] = json!({"required": ["b"]});
+    let answer = post(&body).await.expect("an answer");
+    assert!(!answer.headers().contains_key("x-hearth-violated"));
+    let answer: Value = answer.json().await.expect("JSON");
+    assert!(answer["receipt"].get("violations").is_none());
+}

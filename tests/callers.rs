@@ -12,7 +12,7 @@ use hearth::{
     service::callers::{CallerSettings, Callers, KeySecret, NewKey, Rights},
     store::{KeyTable, Store, StoredKey},
 };
-use hearth_domain::{CallerLimits, LOCAL, Policy, Scope};
+use hearth_domain::{CallerLimits, LOCAL, RoutingPolicy, Scope};
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -241,7 +241,7 @@ async fn work_that_goes_on_has_the_rights_of_the_best_key_that_holds() {
     make(
         directory,
         "alice",
-        &Rights { limits, policy: Some(Policy::LocalFirst), ..rights(&[Scope::Chat, Scope::Embed]) },
+        &Rights { limits, policy: Some(RoutingPolicy::LocalFirst), ..rights(&[Scope::Chat, Scope::Embed]) },
     );
     make_until(directory, "alice", &rights(&Scope::ALL), Some(1));
     let bob = make(directory, "bob", &rights(&Scope::ALL));
@@ -251,7 +251,7 @@ async fn work_that_goes_on_has_the_rights_of_the_best_key_that_holds() {
     let callers = Callers::new(Arc::new(Store::open(directory).unwrap()));
     let alice = callers.of_id("alice").await;
     assert_eq!(alice.scopes, [Scope::Chat, Scope::Embed].into());
-    assert_eq!((alice.limits.requests_per_minute, alice.policy), (Some(7), Some(Policy::LocalFirst)));
+    assert_eq!((alice.limits.requests_per_minute, alice.policy), (Some(7), Some(RoutingPolicy::LocalFirst)));
     for gone in ["bob", "nobody", "jwt:carol"] {
         let caller = callers.of_id(gone).await;
         assert!(caller.scopes.is_empty() && caller.local_only && caller.id == gone, "{gone}");

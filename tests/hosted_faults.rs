@@ -11,8 +11,8 @@ use hearth::{
     providers::{
         ChatModel, Embedder, GenerateStream,
         hosted::{
-            BreakerSettings, BreakerState, Dialect, HostedChat, HostedEmbedder, HostedModel, Retries, Upstream,
-            UpstreamSettings,
+            BreakerSettings, BreakerState, Dialect, HostedChat, HostedEmbedder, HostedKind, HostedModel, Retries,
+            Upstream, UpstreamSettings,
         },
     },
 };
@@ -609,8 +609,7 @@ async fn vectors_come_through_or_fail_whole() {
         answer("200 OK", &[], &short),
     ];
     let upstream = ScriptedUpstream::start(scripts).await;
-    let model =
-        HostedModel { kind: hearth_domain::ModelKind::Embedding, dimensions: Some(2), ..HostedModel::chat("e") };
+    let model = HostedModel { kind: HostedKind::Embedding, dimensions: Some(2), ..HostedModel::chat("e") };
     let identity = EmbeddingIdentity { name: "e".to_owned(), dimensions: 2 };
     let embedder = HostedEmbedder::new(upstream.client(), "e".to_owned(), model.info("served"), identity.clone());
     assert_eq!(embedder.identity(), identity);

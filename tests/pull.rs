@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use hearth_models::pull::{Choice, HubSettings, PullError, PullProgress, PullRequest, Pulled, Reference, pull};
+use hearth_models::pull::{FileChoice, HubSettings, PullError, PullProgress, PullRequest, Pulled, Reference, pull};
 use tempfile::TempDir;
 
 use crate::support::fake_hub::{BytesRequest, COMMIT, FakeHub, Fault};
@@ -274,7 +274,7 @@ async fn a_manifest_holds_the_hub_to_its_checksum() {
         reference: Reference {
             repository: "owner/name".into(),
             revision: None,
-            choice: Choice::File("model-Q8_0.gguf".into()),
+            choice: FileChoice::File("model-Q8_0.gguf".into()),
         },
         to: None,
         promised: Some(("model-Q8_0.gguf".into(), sha256.into())),
@@ -292,7 +292,7 @@ async fn a_manifest_holds_a_small_file_to_its_checksum_as_well() {
         reference: Reference {
             repository: "owner/name".into(),
             revision: None,
-            choice: Choice::File("README.md".into()),
+            choice: FileChoice::File("README.md".into()),
         },
         to: None,
         promised: Some(("README.md".into(), sha256.into())),

@@ -22,7 +22,7 @@ use hearth::{
     },
     service::health::ServerStatus,
 };
-use hearth_domain::Policy;
+use hearth_domain::RoutingPolicy;
 use serde_json::{Value, json};
 
 use crate::support::{
@@ -95,7 +95,7 @@ async fn a_policy_that_is_none_is_refused_with_those_that_are() {
         let error = answer.error();
         assert_eq!((&error["param"], &error["code"]), (&json!("x-hearth-policy"), &json!("invalid_value")));
         let message = error["message"].as_str().expect("a message");
-        assert!(Policy::ALL.iter().all(|policy| message.contains(policy.as_str())), "{message}");
+        assert!(RoutingPolicy::ALL.iter().all(|policy| message.contains(policy.as_str())), "{message}");
     }
     assert_eq!(routed.hosted.started(), 0);
 }
@@ -207,7 +207,7 @@ async fn what_is_to_stay_on_this_machine_reaches_no_upstream() {
 async fn a_server_that_is_local_only_asks_nobody_whatever_a_request_says() {
     let (url, connections) = counting_upstream();
     let server = Running::start(with_upstream(&url, "policy = \"local-only\"")).await;
-    for policy in Policy::ALL {
+    for policy in RoutingPolicy::ALL {
         everything(&server, policy.as_str()).await;
     }
     let body = json!({"model": "far", "messages": [{"role": "user", "content": "Hi"}]});

@@ -17,7 +17,7 @@ use aws_lc_rs::{
 use axum::{Json, Router, http::StatusCode, routing::get};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use hearth::service::callers::{CallerSettings, JwksSettings, JwtKeys, JwtSettings};
-use hearth_domain::{Policy, Scope};
+use hearth_domain::{RoutingPolicy, Scope};
 use hmac::{Hmac, KeyInit, Mac};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -129,7 +129,7 @@ async fn a_token_says_who_calls_and_what_is_allowed() {
     assert_eq!((&caller.id[..], caller.key_id.as_deref()), ("jwt:alice", Some("t1")));
     assert_eq!(caller.scopes, [Scope::Chat, Scope::Admin].into());
     assert_eq!(caller.allowed_models.as_deref(), Some(&["tiny".to_owned()][..]));
-    assert_eq!((caller.local_only, caller.policy), (true, Some(Policy::LocalFirst)));
+    assert_eq!((caller.local_only, caller.policy), (true, Some(RoutingPolicy::LocalFirst)));
     assert_eq!((caller.limits.requests_per_minute, caller.limits.daily.micro_usd), (Some(5), Some(1000)));
     assert_eq!(caller.limits.monthly.compute, Some(Duration::from_secs(60)));
     // What goes on in its name has what it was allowed last; after a restart, less of it.

@@ -33,7 +33,7 @@ use crate::{
         Engine, EngineConfig,
         encoder::EncoderConfig,
         model::DecoderModel,
-        sizing::{CacheSize, Wanted, size_cache},
+        sizing::{CacheNeeds, CacheSize, size_cache},
     },
     providers::{
         local::{LocalChat, Parts},
@@ -59,7 +59,7 @@ pub fn load_chat(config: &Config) -> anyhow::Result<Option<LocalChat>> {
     let decoder_config = DecoderConfig::from_gguf(&gguf).with_context(|| format!("loading {}", path.display()))?;
     let kv_type = config.engine.kv_type.unwrap_or_else(|| KvCache::default_type(&gguf));
     let block_bytes = decoder_config.kv_bytes_per_block(kv_type) as u64;
-    let CacheSize { num_blocks, context_length } = size_cache(Wanted {
+    let CacheSize { num_blocks, context_length } = size_cache(CacheNeeds {
         model_context: decoder_config.context_length,
         context: config.engine.context_length,
         sequences: config.engine.max_running_sequences,
@@ -81,20 +81,7 @@ pub fn load_chat(config: &Config) -> anyhow::Result<Option<LocalChat>> {
     let template = chat_template(config, &gguf, &tokenizer)?;
     let cache = KvCache::new(decoder.config(), num_blocks, kv_type, &device)
         .with_context(|| format!("making room for a context of {context_length} tokens"))?;
-    let info = ModelInfo {
-        id: config.aliases.first().cloned().unwrap_or_else(|| file_name(&path)),
-        kind: ModelKind::Chat,
-        architecture: gguf.architecture()?.to_owned(),
-        context_length,
-        vocab_size: decoder.config().vocab,
-        embedding_length: None,
-        parameters: gguf.parameters(),
-        quantization: gguf.quantization(),
-        size_bytes: gguf.file_bytes(),
-        supports_tools: template.supports_tools(),
-        supports_reasoning: template.supports_reasoning(),
-        created: modified(&path),
-    };
+    let info = chat_model_info(config, &gguf, &path, decoder.config().vocab, context_length, &template)?;
     let grammars = GrammarCompiler::from_vocabulary(&GrammarVocabulary::new(&tokenizer), decoder.config().vocab)?;
     let engine_config = EngineConfig {
         num_blocks,
@@ -131,6 +118,30 @@ pub fn load_chat(config: &Config) -> anyhow::Result<Option<LocalChat>> {
         kv_type,
         kv_bytes: block_bytes * num_blocks as u64,
     })))
+}
+
+fn chat_model_info(
+    config: &Config,
+    gguf: &Gguf,
+    path: &Path,
+    vocab_size: usize,
+    context_length: usize,
+    template: &ChatTemplate,
+) -> anyhow::Result<ModelInfo> {
+    Ok(ModelInfo {
+        id: config.aliases.first().cloned().unwrap_or_else(|| file_name(path)),
+        kind: ModelKind::Chat,
+        architecture: gguf.architecture()?.to_owned(),
+        context_length,
+        vocab_size,
+        embedding_length: None,
+        parameters: gguf.parameters(),
+        quantization: gguf.quantization(),
+        size_bytes: gguf.file_bytes(),
+        supports_tools: template.supports_tools(),
+        supports_reasoning: template.supports_reasoning(),
+        created: modified(path),
+    })
 }
 
 /// Loads the embedding model that the configuration names, or the one in its models directory; `None` if

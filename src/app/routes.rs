@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::Context;
 use hearth_domain::{
-    ModelKind, Policy,
+    RoutingPolicy,
     documents::EmbeddingIdentity,
     error::{Error, ErrorKind},
 };
@@ -18,7 +18,7 @@ use crate::{
     providers::{
         ChatModel, Embedder,
         fallback::{Candidate, FallbackChat, FallbackEmbedder, LocalSlot, Obstacle, Policies, Reason},
-        hosted::{HostedChat, HostedEmbedder, HostedModel, Upstream},
+        hosted::{HostedChat, HostedEmbedder, HostedKind, HostedModel, Upstream},
         local::LocalChat,
         local_embedder::LocalEmbedder,
     },
@@ -44,7 +44,7 @@ impl Router {
     pub(super) fn new(config: &Config, models: Arc<Models>) -> anyhow::Result<Self> {
         let mut upstreams = BTreeMap::new();
         // An upstream that must never be asked is not even opened.
-        if config.policy != Policy::LocalOnly {
+        if config.policy != RoutingPolicy::LocalOnly {
             for upstream in &config.upstreams {
                 let opened = Upstream::new(upstream.settings.clone())?;
                 upstreams.insert(upstream.settings.name.clone(), opened);
@@ -95,7 +95,7 @@ impl Router {
             return;
         }
         match route.kind {
-            ModelKind::Chat | ModelKind::Rerank => {
+            HostedKind::Chat => {
                 let candidates = route.targets.iter().filter_map(|target| match target {
                     Target::Local => Some(Candidate::Local(self.chat.clone())),
                     Target::Hosted { upstream, model } => self.hosted_chat(&route.name, upstream, model).ok(),
@@ -103,7 +103,7 @@ impl Router {
                 let chat = FallbackChat::new(&route.name, candidates.collect(), policies);
                 self.models.add_hosted_chat(Arc::new(chat), Vec::new());
             }
-            ModelKind::Embedding => {
+            HostedKind::Embedding => {
                 let candidates = route.targets.iter().filter_map(|target| match target {
                     Target::Local => Some(Candidate::Local(self.embedder.clone())),
                     Target::Hosted { upstream, model } => self.hosted_embedder(&route.name, upstream, model).ok(),
@@ -125,12 +125,12 @@ impl Router {
                 }
                 let name = &upstream.settings.name;
                 match model.kind {
-                    ModelKind::Chat | ModelKind::Rerank => {
+                    HostedKind::Chat => {
                         let Ok(candidate) = self.hosted_chat(served, name, model) else { continue };
                         let chat = FallbackChat::new(served, vec![candidate], policies);
                         self.models.add_hosted_chat(Arc::new(chat), Vec::new());
                     }
-                    ModelKind::Embedding => {
+                    HostedKind::Embedding => {
                         let Ok(candidate) = self.hosted_embedder(served, name, model) else { continue };
                         let embedder = FallbackEmbedder::new(served, vec![candidate], policies);
                         self.models.add_hosted_embedder(Arc::new(embedder), Vec::new());
@@ -182,7 +182,7 @@ impl Router {
             model
         };
         names.retain(|name| self.models.find(name).is_err());
-        for route in config.routes.iter().filter(|route| self.is_local(route, ModelKind::Chat)) {
+        for route in config.routes.iter().filter(|route| self.is_local(route, HostedKind::Chat)) {
             self.add_local_chat(config, &route.name, route.policy, Vec::new());
         }
         let Some(name) = names.first() else { return };
@@ -193,14 +193,14 @@ impl Router {
         }
     }
 
-    fn add_local_chat(&self, config: &Config, name: &str, route: Option<Policy>, aliases: Vec<String>) {
+    fn add_local_chat(&self, config: &Config, name: &str, route: Option<RoutingPolicy>, aliases: Vec<String>) {
         let policies = Policies { server: config.policy, route };
         let chat = FallbackChat::new(name, vec![Candidate::Local(self.chat.clone())], policies);
         self.models.add_chat(Arc::new(chat), aliases);
     }
 
     /// Whether the local model alone serves the route.
-    fn is_local(&self, route: &Route, kind: ModelKind) -> bool {
+    fn is_local(&self, route: &Route, kind: HostedKind) -> bool {
         route.kind == kind
             && route.targets.contains(&Target::Local)
             && (!self.has_hosted || route.targets.iter().all(|target| *target == Target::Local))
@@ -217,7 +217,7 @@ impl Router {
             }
         }
         let policies = Policies { server: config.policy, route: None };
-        let routes = config.routes.iter().filter(|route| self.is_local(route, ModelKind::Embedding));
+        let routes = config.routes.iter().filter(|route| self.is_local(route, HostedKind::Embedding));
         for name in routes.map(|route| route.name.clone()) {
             let alone = vec![Candidate::Local(self.embedder.clone())];
             self.models.add_embedder(Arc::new(FallbackEmbedder::new(&name, alone, policies)), Vec::new());
@@ -268,7 +268,7 @@ fn unclaimed(config: &Config, names: Vec<String>) -> Vec<String> {
 /// one.
 fn usual_fallback<'a>(config: &'a Config, names: &[String]) -> Option<(&'a str, &'a HostedModel)> {
     let mut chats = config.upstreams.iter().flat_map(|upstream| {
-        let models = upstream.models.iter().filter(|(_, model)| model.kind == ModelKind::Chat);
+        let models = upstream.models.iter().filter(|(_, model)| model.kind == HostedKind::Chat);
         models.map(|(served, model)| (upstream.settings.name.as_str(), served, model))
     });
     let of_name = chats.clone().find(|(_, served, _)| names.contains(served));

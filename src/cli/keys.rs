@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, ensure};
 use clap::Subcommand;
 use comfy_table::{Table, presets::NOTHING};
-use hearth_domain::{Budget, CallerLimits, Policy, Scope, StorageQuota};
+use hearth_domain::{Budget, CallerLimits, RoutingPolicy, Scope, StorageQuota};
 use jiff::{Span, Timestamp, civil::Date, tz::TimeZone};
 use serde_json::{Value, json};
 
@@ -95,7 +95,7 @@ struct Create {
     local_only: bool,
     /// Which side serves: local-first, local-only, hosted-first or hosted-only [default: the server's own]
     #[arg(long, value_name = "POLICY")]
-    policy: Option<Policy>,
+    policy: Option<RoutingPolicy>,
     /// When it ends: after a time such as 12h or 30d, or on a day such as 2027-01-31, in UTC [default: never]
     #[arg(long, value_name = "WHEN")]
     expires: Option<Expiry>,

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, bail};
 use hearth_models::{
     manifest,
-    pull::{Choice, PullProgress, PullRequest, Pulled, Reference, pull},
+    pull::{FileChoice, PullProgress, PullRequest, Pulled, Reference, pull},
     selection::kind_of,
 };
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
@@ -85,10 +85,10 @@ fn request(
         (None, file) => {
             let mut reference = Reference::parse(model)?;
             if let Some(file) = file {
-                if reference.choice != Choice::Default {
+                if reference.choice != FileChoice::Default {
                     bail!("{model} names what to fetch already: leave {file} out, or the part after the repository");
                 }
-                reference.choice = Choice::File(file);
+                reference.choice = FileChoice::File(file);
             }
             PullRequest { reference, to: None, promised: None }
         }
@@ -180,8 +180,8 @@ mod tests {
 
     #[test]
     fn a_repository_takes_a_file_or_a_quantization_but_not_both() {
-        assert_eq!(parse("o/n", Some("a.gguf"), None).unwrap().reference.choice, Choice::File("a.gguf".into()));
-        assert_eq!(parse("o/n:Q8_0", None, None).unwrap().reference.choice, Choice::Quantization("Q8_0".into()));
+        assert_eq!(parse("o/n", Some("a.gguf"), None).unwrap().reference.choice, FileChoice::File("a.gguf".into()));
+        assert_eq!(parse("o/n:Q8_0", None, None).unwrap().reference.choice, FileChoice::Quantization("Q8_0".into()));
         assert!(parse("o/n:Q8_0", Some("a.gguf"), None).is_err());
         assert!(parse("nonsense", None, None).is_err());
     }

@@ -25,7 +25,7 @@ impl StoreSettings {
         let mut hub = hub_settings();
         hub.offline |= self.offline;
         let data_dir = self.data_dir.map_or_else(default_data_dir, Ok)?;
-        Ok((model_store(self.models_dir, &data_dir, hub.clone()), hub))
+        Ok((model_store(self.models_dir, &data_dir, hub.clone())?, hub))
     }
 }
 

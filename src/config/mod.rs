@@ -9,6 +9,7 @@
 mod caches;
 mod callers;
 mod env;
+mod http;
 mod limits;
 mod prices;
 mod routes;
@@ -24,7 +25,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use hearth_domain::Policy;
+use hearth_domain::RoutingPolicy;
 use hearth_kernels::{
     device::DeviceChoice,
     index::{GRAPH_MIN, GraphParameters},
@@ -43,7 +44,7 @@ pub use self::{
     upstreams::{ModelDetails, ModelEntry, ModelTable, UpstreamConfig, UpstreamTable},
 };
 use crate::{
-    http::{AllowedHosts, HttpSettings, TlsSettings},
+    http::HttpSettings,
     metering::{limits::LimitSettings, prices::Prices},
     providers::cache::CacheSettings,
     service::{callers::CallerSettings, webhook::WebhookSettings},
@@ -85,7 +86,7 @@ pub struct Config {
     /// Names and who may serve them.
     pub routes: Vec<Route>,
     /// The side that serves by default.
-    pub policy: Policy,
+    pub policy: RoutingPolicy,
     /// A request that would wait longer in the local queue goes to an upstream instead.
     pub queue_wait_max: Duration,
     pub address: SocketAddr,
@@ -147,22 +148,21 @@ impl Config {
         Self::from_settings(settings)
     }
 
-    fn from_settings(settings: Settings) -> anyhow::Result<Self> {
+    fn from_settings(mut settings: Settings) -> anyhow::Result<Self> {
         let limits = limits::limits(&settings)?;
         let caches = cache_settings(&settings)?;
         let callers = callers::read(&settings)?;
+        let host = settings.host.as_deref().unwrap_or("127.0.0.1");
+        let address = SocketAddr::new(parse_host(host)?, settings.port.unwrap_or(8080));
+        let http = http::http_settings(&mut settings, address.ip())?;
+        let engine = engine_settings(&settings)?;
+        let offline = settings.offline.unwrap_or(false);
+        let webhooks = webhook_settings(&settings, offline)?;
         let data_dir = match settings.data_dir {
             Some(dir) => dir,
             None => default_data_dir()?,
         };
-        if let Some(models_dir) = &settings.models_dir {
-            ensure!(
-                models_dir.is_dir() || !models_dir.exists(),
-                "--models-dir {} is not a directory: give the one that the model's file is in, or name the file with --model.",
-                models_dir.display()
-            );
-        }
-        let store = model_store(settings.models_dir, &data_dir, hub_settings());
+        let store = model_store(settings.models_dir, &data_dir, hub_settings())?;
         let resolve = |flag: &str, named: Option<PathBuf>| -> anyhow::Result<Option<PathBuf>> {
             let Some(named) = named else { return Ok(None) };
             let path = store.resolve(&named.to_string_lossy()).with_context(|| format!("--{flag} {}", named.display()));
@@ -171,36 +171,12 @@ impl Config {
         let model = resolve("model", settings.model)?;
         let embedding_model = resolve("embedding-model", settings.embedding_model)?;
         let rerank_model = resolve("rerank-model", settings.rerank_model)?;
-        let host = settings.host.unwrap_or_else(|| "127.0.0.1".to_owned());
-        let address = SocketAddr::new(parse_host(&host)?, settings.port.unwrap_or(8080));
-        let tls = match (settings.ssl_cert_file, settings.ssl_key_file) {
-            (Some(certificate), Some(private_key)) => Some(TlsSettings { certificate, private_key }),
-            (None, None) => None,
-            _ => bail!("TLS needs both --ssl-cert-file and --ssl-key-file."),
-        };
         if let Some(name) = &settings.chat_template {
             ensure!(
                 settings.chat_template_file.is_none(),
                 "--chat-template {name} and --chat-template-file exclude each other."
             );
         }
-        let cors_origins = settings.cors_origin.unwrap_or_default();
-        for origin in &cors_origins {
-            ensure!(
-                is_origin(origin),
-                "--cors-origin {origin:?} is not an origin: write the scheme, the host and, if it is not the usual one, \
-                 the port, without a path, such as https://example.com; or * for all."
-            );
-        }
-        let machine = sysinfo::System::host_name();
-        let named = settings.allowed_host.unwrap_or_default();
-        let hosts = AllowedHosts::new(address.ip(), &named, machine.as_deref())?;
-        let http = HttpSettings::default();
-        let upload_limit_bytes = in_range("upload-limit-mib", settings.upload_limit_mib, 1..=4096)?
-            .map_or(http.upload_limit_bytes, |mib| mib << 20);
-        let webhook_secret = settings.webhook_secret.map(|secret| secret.parse()).transpose();
-        let webhook_secret = webhook_secret.map_err(|reason| anyhow::anyhow!("--webhook-secret: {reason}."))?;
-        let offline = settings.offline.unwrap_or(false);
         let upstream_flags = UpstreamFlags {
             url: settings.upstream_url,
             key: upstream_api_key(),
@@ -226,20 +202,9 @@ impl Config {
                 _ => DeviceChoice::Auto,
             }),
             threads: in_range("threads", settings.threads, 1..=1024)?,
-            engine: EngineSettings {
-                context_length: in_range("ctx-size", settings.ctx_size, 0..=16 << 20)?.filter(|&tokens| tokens > 0),
-                max_running_sequences: in_range("parallel", settings.parallel, 1..=1024)?.unwrap_or(8),
-                max_waiting_requests: in_range("max-queue", settings.max_queue, 0..=100_000)?.unwrap_or(256),
-                max_batch_tokens: in_range("batch-size", settings.batch_size, 16..=65_536)?.unwrap_or(512),
-                kv_bytes: in_range("kv-cache-mib", settings.kv_cache_mib, 1..=16 << 20)?.map(|mib| (mib as u64) << 20),
-                kv_type: settings.cache_type,
-                prefix_cache: !settings.no_prefix_cache.unwrap_or(false),
-                callers_share_prefixes: settings.share_prefix_cache.unwrap_or(false),
-                max_waiting_embeddings: in_range("max-embedding-queue", settings.max_embedding_queue, 1..=1_000_000)?
-                    .unwrap_or(16_384),
-            },
+            engine,
             documents: DocumentSettings {
-                limits: Limits { file_bytes: upload_limit_bytes as u64, ..Limits::default() },
+                limits: Limits { file_bytes: http.upload_limit_bytes as u64, ..Limits::default() },
                 graphs: GraphParameters {
                     graph_min: in_range("graph-min", settings.graph_min, 2..=100_000_000)?.unwrap_or(GRAPH_MIN),
                     ..GraphParameters::default()
@@ -247,11 +212,7 @@ impl Config {
                 reader: None,
                 library_path: env::library_path(),
             },
-            webhooks: WebhookSettings {
-                secret: webhook_secret,
-                allow_private: settings.webhook_allow_private.unwrap_or(false),
-                offline,
-            },
+            webhooks,
             caches,
             routes: routes::resolve(settings.route.unwrap_or_default(), &upstreams)?,
             upstreams,
@@ -261,33 +222,35 @@ impl Config {
             limits,
             address,
             callers,
-            http: HttpSettings {
-                body_limit_bytes: in_range("body-limit-mib", settings.body_limit_mib, 1..=1024)?
-                    .map_or(http.body_limit_bytes, |mib| mib << 20),
-                upload_limit_bytes,
-                header_read_timeout: seconds("header-timeout", settings.header_timeout, http.header_read_timeout)?,
-                request_body_timeout: seconds("body-timeout", settings.body_timeout, http.request_body_timeout)?,
-                request_deadline: settings
-                    .timeout
-                    .map(|value| seconds("timeout", Some(value), Duration::ZERO))
-                    .transpose()?
-                    .or(http.request_deadline),
-                keep_alive_interval: seconds(
-                    "sse-ping-interval",
-                    settings.sse_ping_interval,
-                    http.keep_alive_interval,
-                )?,
-                shutdown_grace: seconds("grace", settings.grace, http.shutdown_grace)?,
-                hosts,
-                cors_origins,
-                tls,
-                strict: settings.strict.unwrap_or(false),
-                ..http
-            },
+            http,
             log_filter: settings.log.unwrap_or_else(|| "info".to_owned()),
             log_format: settings.log_format.unwrap_or_default(),
         })
     }
+}
+
+fn webhook_settings(settings: &Settings, offline: bool) -> anyhow::Result<WebhookSettings> {
+    let secret = settings.webhook_secret.as_ref().map(|secret| secret.parse()).transpose();
+    Ok(WebhookSettings {
+        secret: secret.map_err(|reason| anyhow::anyhow!("--webhook-secret: {reason}."))?,
+        allow_private: settings.webhook_allow_private.unwrap_or(false),
+        offline,
+    })
+}
+
+fn engine_settings(settings: &Settings) -> anyhow::Result<EngineSettings> {
+    Ok(EngineSettings {
+        context_length: in_range("ctx-size", settings.ctx_size, 0..=16 << 20)?.filter(|&tokens| tokens > 0),
+        max_running_sequences: in_range("parallel", settings.parallel, 1..=1024)?.unwrap_or(8),
+        max_waiting_requests: in_range("max-queue", settings.max_queue, 0..=100_000)?.unwrap_or(256),
+        max_batch_tokens: in_range("batch-size", settings.batch_size, 16..=65_536)?.unwrap_or(512),
+        kv_bytes: in_range("kv-cache-mib", settings.kv_cache_mib, 1..=16 << 20)?.map(|mib| (mib as u64) << 20),
+        kv_type: settings.cache_type,
+        prefix_cache: !settings.no_prefix_cache.unwrap_or(false),
+        callers_share_prefixes: settings.share_prefix_cache.unwrap_or(false),
+        max_waiting_embeddings: in_range("max-embedding-queue", settings.max_embedding_queue, 1..=1_000_000)?
+            .unwrap_or(16_384),
+    })
 }
 
 /// Longer than most answers take: a client that waits this long for the first word is better served elsewhere.
@@ -333,14 +296,6 @@ fn parse_host(host: &str) -> anyhow::Result<IpAddr> {
 }
 
 /// As browsers send it: they compare origins character by character, so a trailing slash would match no page.
-fn is_origin(text: &str) -> bool {
-    let is_host =
-        |host: &str| !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_graphic() && !b"/?#@*".contains(&byte));
-    text == "*"
-        || text == "null"
-        || text.split_once("://").is_some_and(|(scheme, host)| is_host(scheme) && is_host(host))
-}
-
 fn in_range(name: &str, value: Option<usize>, range: std::ops::RangeInclusive<usize>) -> anyhow::Result<Option<usize>> {
     if let Some(value) = value {
         ensure!(range.contains(&value), "--{name} {value}: must be from {} to {}.", range.start(), range.end());
@@ -373,11 +328,16 @@ fn default_data_dir() -> anyhow::Result<PathBuf> {
 
 /// The named directory; else `models/` in the data directory, so that pulled models are found from everywhere, and
 /// beside it the checkout's `models/` when a command runs in one.
-fn model_store(named: Option<PathBuf>, data_dir: &Path, hub: HubSettings) -> ModelStore {
-    match named {
-        Some(directory) => ModelStore::new(directory, hub),
-        None => ModelStore::new(data_dir.join("models"), hub).and_in("models"),
-    }
+fn model_store(named: Option<PathBuf>, data_dir: &Path, hub: HubSettings) -> anyhow::Result<ModelStore> {
+    let Some(directory) = named else {
+        return Ok(ModelStore::new(data_dir.join("models"), hub).and_in("models"));
+    };
+    ensure!(
+        directory.is_dir() || !directory.exists(),
+        "--models-dir {} is not a directory: give the one that the model's file is in, or name the file with --model.",
+        directory.display()
+    );
+    Ok(ModelStore::new(directory, hub))
 }
 
 #[cfg(test)]

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, bail, ensure};
-use hearth_domain::{ModelKind, Policy};
+use hearth_domain::RoutingPolicy;
 use serde::Deserialize;
 
 use super::UpstreamConfig;
-use crate::providers::hosted::HostedModel;
+use crate::providers::hosted::{HostedKind, HostedModel};
 
 /// One `[[route]]` table of the file.
 #[derive(Clone, Debug, Deserialize)]
@@ -25,9 +25,9 @@ pub struct RouteTable {
 #[derive(Clone, Debug)]
 pub struct Route {
     pub name: String,
-    pub kind: ModelKind,
+    pub kind: HostedKind,
     pub targets: Vec<Target>,
-    pub policy: Option<Policy>,
+    pub policy: Option<RoutingPolicy>,
 }
 
 /// A side that may serve.
@@ -69,11 +69,11 @@ fn route(table: RouteTable, upstreams: &[UpstreamConfig]) -> anyhow::Result<Rout
         Target::Local => None,
         Target::Hosted { model, .. } => Some(model.kind),
     });
-    let kind = kinds.next().unwrap_or(ModelKind::Chat);
+    let kind = kinds.next().unwrap_or(HostedKind::Chat);
     ensure!(kinds.all(|other| other == kind), "targets has chat and embedding models: a name is of one kind.");
     let num_hosted = targets.iter().filter(|target| **target != Target::Local).count();
     ensure!(
-        kind == ModelKind::Chat || num_hosted == 1 || targets.contains(&Target::Local),
+        kind == HostedKind::Chat || num_hosted == 1 || targets.contains(&Target::Local),
         "targets has several upstreams for embeddings and no \"local\": there is nothing to verify that they serve the \
          same model. Name one."
     );
@@ -142,8 +142,8 @@ mod tests {
             model: HostedModel::chat(model),
         };
         assert_eq!(routes[0].targets, [Target::Local, hosted("rack", "qwen"), hosted("up", "vendor/gpt-x-mini")]);
-        assert_eq!((routes[0].kind, routes[0].policy), (ModelKind::Chat, Some(Policy::HostedFirst)));
-        assert_eq!((routes[1].kind, routes[1].policy), (ModelKind::Embedding, None));
+        assert_eq!((routes[0].kind, routes[0].policy), (HostedKind::Chat, Some(RoutingPolicy::HostedFirst)));
+        assert_eq!((routes[1].kind, routes[1].policy), (HostedKind::Embedding, None));
     }
 
     #[test]

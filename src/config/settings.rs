@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 
-use hearth_domain::Policy;
+use hearth_domain::RoutingPolicy;
 use hearth_kernels::{device::DeviceChoice, kv::KvType};
 use serde::Deserialize;
 
@@ -283,7 +283,7 @@ settings! {
     /// Which side serves: local-first, local-only, hosted-first or hosted-only [default: local-first]
     #[arg(long, env = "HEARTH_POLICY", value_name = "POLICY", help_heading = "Hosted models")]
     #[serde(deserialize_with = "from_text")]
-    policy: Policy,
+    policy: RoutingPolicy,
     /// Ask an upstream instead where a request would wait longer than this for its turn here, in seconds [default: 10]
     #[arg(long, env = "HEARTH_QUEUE_WAIT", value_name = "SECONDS", help_heading = "Hosted models")]
     queue_wait: f64,

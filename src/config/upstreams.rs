@@ -3,12 +3,12 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use anyhow::{Context, bail, ensure};
-use hearth_domain::ModelKind;
 use serde::Deserialize;
 use url::Url;
 
 use crate::providers::hosted::{
-    ApiKey, BreakerSettings, CONTEXT_LENGTH_ASSUMED, Dialect, HostedModel, Retries, Timeouts, UpstreamSettings,
+    ApiKey, BreakerSettings, CONTEXT_LENGTH_ASSUMED, Dialect, HostedKind, HostedModel, Retries, Timeouts,
+    UpstreamSettings,
 };
 
 /// One `[[upstream]]` table of the file.
@@ -234,18 +234,18 @@ impl ModelEntry {
             Self::Details(details) => details,
         };
         let kind = match details.kind.as_deref() {
-            None | Some("chat") => ModelKind::Chat,
-            Some("embedding") => ModelKind::Embedding,
+            None | Some("chat") => HostedKind::Chat,
+            Some("embedding") => HostedKind::Embedding,
             Some(other) => bail!("kind = {other:?}: must be \"chat\" or \"embedding\"."),
         };
         let context_length = details.context_length.unwrap_or(CONTEXT_LENGTH_ASSUMED);
         ensure!(context_length > 0, "context_length = 0: must be at least 1.");
         match kind {
-            ModelKind::Embedding => ensure!(
+            HostedKind::Embedding => ensure!(
                 details.dimensions.is_some_and(|dimensions| dimensions > 0),
                 "an embedding model needs its `dimensions`."
             ),
-            ModelKind::Chat | ModelKind::Rerank => ensure!(
+            HostedKind::Chat => ensure!(
                 details.dimensions.is_none() && details.identity.is_none(),
                 "`dimensions` and `identity` are for models with kind = \"embedding\"."
             ),
@@ -340,7 +340,7 @@ mod tests {
         assert_eq!(there.settings.retries.max, 1);
         assert_eq!(there.models["small"], HostedModel::chat("gpt-x-mini"));
         let vectors = &there.models["vectors"];
-        assert_eq!((vectors.kind, vectors.dimensions), (ModelKind::Embedding, Some(384)));
+        assert_eq!((vectors.kind, vectors.dimensions), (HostedKind::Embedding, Some(384)));
         assert_eq!(rack.models["qwen"].upstream_model, "qwen");
         let refused = resolve_text(WHOLE, true).expect_err("offline").to_string();
         assert!(refused.contains("--offline") && refused.contains("there"), "{refused}");

@@ -26,7 +26,7 @@ use hearth_domain::{
 use hearth_models::batch::LogitsWanted;
 
 use super::{
-    Command, EngineConfig, Shared, StepError, StepModel, Submission,
+    Command, EngineConfig, EngineState, StepError, StepModel, Submission,
     chunk_size::ChunkSize,
     metrics,
     open_request::{OpenRequest, choice_of},
@@ -57,7 +57,7 @@ pub(super) enum Turn {
 
 pub(super) struct Core {
     model: Box<dyn StepModel>,
-    shared: Arc<Shared>,
+    shared: Arc<EngineState>,
     inbox: Receiver<Command>,
     scheduler: Scheduler,
     /// Keyed by the id of their first sequence.
@@ -70,7 +70,7 @@ pub(super) struct Core {
 }
 
 impl Core {
-    pub(super) fn new(model: Box<dyn StepModel>, shared: Arc<Shared>, inbox: Receiver<Command>) -> Self {
+    pub(super) fn new(model: Box<dyn StepModel>, shared: Arc<EngineState>, inbox: Receiver<Command>) -> Self {
         let scheduler = new_scheduler(&shared.config);
         let chunk_size = new_chunk_size(&shared.config);
         let stats = shared.stats.snapshot();
@@ -494,7 +494,7 @@ fn new_chunk_size(config: &EngineConfig) -> ChunkSize {
 }
 
 /// Marks the thread as gone, however it ended. Dropped after the [`Core`], so all streams have ended by then.
-struct EndOfThread(Arc<Shared>);
+struct EndOfThread(Arc<EngineState>);
 
 impl Drop for EndOfThread {
     fn drop(&mut self) {

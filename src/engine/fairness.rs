@@ -5,15 +5,15 @@
 
 use std::collections::HashMap;
 
-/// Accounts of absent callers that are remembered, so that leaving and returning clears no debt.
-const MAX_ABSENT_ACCOUNTS: usize = 4096;
+/// Counters of absent callers that are remembered, so that leaving and returning clears no debt.
+const MAX_ABSENT_COUNTERS: usize = 4096;
 
 /// Identifies a caller while it has sequences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct CallerId(u64);
 
 #[derive(Debug)]
-struct Account {
+struct TokenCounter {
     name: String,
     num_sequences: usize,
     /// Tokens computed, since some common origin.
@@ -23,12 +23,12 @@ struct Account {
 #[derive(Debug, Default)]
 pub(super) struct Callers {
     ids: HashMap<String, CallerId>,
-    accounts: HashMap<CallerId, Account>,
+    counters: HashMap<CallerId, TokenCounter>,
     next: u64,
 }
 
 impl Callers {
-    /// Opens `num_sequences` sequences on the caller's account.
+    /// Opens `num_sequences` sequences on the caller's counter.
     pub(super) fn enter(&mut self, name: &str, num_sequences: usize) -> CallerId {
         let floor = self.least_served_active();
         let id = match self.ids.get(name) {
@@ -37,29 +37,29 @@ impl Callers {
                 let id = CallerId(self.next);
                 self.next += 1;
                 self.ids.insert(name.to_owned(), id);
-                self.accounts.insert(id, Account { name: name.to_owned(), num_sequences: 0, served: 0 });
+                self.counters.insert(id, TokenCounter { name: name.to_owned(), num_sequences: 0, served: 0 });
                 id
             }
         };
-        let account = self.accounts.get_mut(&id).expect("every id has an account");
-        if account.num_sequences == 0 {
-            account.served = account.served.max(floor.unwrap_or(0));
+        let counter = self.counters.get_mut(&id).expect("every id has a counter");
+        if counter.num_sequences == 0 {
+            counter.served = counter.served.max(floor.unwrap_or(0));
         }
-        account.num_sequences += num_sequences;
+        counter.num_sequences += num_sequences;
         id
     }
 
     /// Closes one sequence.
     pub(super) fn leave(&mut self, id: CallerId) {
-        let account = self.accounts.get_mut(&id).expect("a sequence's caller has an account");
-        account.num_sequences -= 1;
-        if account.num_sequences > 0 {
+        let counter = self.counters.get_mut(&id).expect("a sequence's caller has a counter");
+        counter.num_sequences -= 1;
+        if counter.num_sequences > 0 {
             return;
         }
         match self.least_served_active() {
-            // No other caller to be fair to: the accounts are reset.
+            // No other caller to be fair to: the counters are reset.
             None => {
-                self.accounts.clear();
+                self.counters.clear();
                 self.ids.clear();
             }
             Some(floor) => self.forget_absent(floor),
@@ -67,27 +67,27 @@ impl Callers {
     }
 
     pub(super) fn charge(&mut self, id: CallerId, num_tokens: usize) {
-        if let Some(account) = self.accounts.get_mut(&id) {
-            account.served += num_tokens as u64;
+        if let Some(counter) = self.counters.get_mut(&id) {
+            counter.served += num_tokens as u64;
         }
     }
 
     pub(super) fn served(&self, id: CallerId) -> u64 {
-        self.accounts.get(&id).map_or(0, |account| account.served)
+        self.counters.get(&id).map_or(0, |counter| counter.served)
     }
 
     fn least_served_active(&self) -> Option<u64> {
-        self.accounts.values().filter(|account| account.num_sequences > 0).map(|account| account.served).min()
+        self.counters.values().filter(|counter| counter.num_sequences > 0).map(|counter| counter.served).min()
     }
 
     /// Accounts at or below the floor would restart at the floor anyway.
     fn forget_absent(&mut self, floor: u64) {
-        let absent = self.accounts.values().filter(|account| account.num_sequences == 0).count();
-        let keep_debts = absent <= MAX_ABSENT_ACCOUNTS;
-        self.accounts.retain(|_, account| account.num_sequences > 0 || keep_debts && account.served > floor);
-        let Self { ids, accounts, .. } = self;
-        ids.retain(|_, id| accounts.contains_key(id));
-        debug_assert!(accounts.values().all(|account| ids.contains_key(&account.name)));
+        let absent = self.counters.values().filter(|counter| counter.num_sequences == 0).count();
+        let keep_debts = absent <= MAX_ABSENT_COUNTERS;
+        self.counters.retain(|_, counter| counter.num_sequences > 0 || keep_debts && counter.served > floor);
+        let Self { ids, counters, .. } = self;
+        ids.retain(|_, id| counters.contains_key(id));
+        debug_assert!(counters.values().all(|counter| ids.contains_key(&counter.name)));
     }
 }
 
@@ -122,6 +122,6 @@ mod tests {
         let a = callers.enter("a", 1);
         callers.charge(a, 500);
         callers.leave(a);
-        assert!(callers.accounts.is_empty() && callers.ids.is_empty());
+        assert!(callers.counters.is_empty() && callers.ids.is_empty());
     }
 }

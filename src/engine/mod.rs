@@ -168,11 +168,11 @@ impl EngineConfig {
 #[derive(Clone)]
 pub struct Engine {
     commands: SyncSender<Command>,
-    shared: Arc<Shared>,
+    shared: Arc<EngineState>,
 }
 
 /// State shared by the handles and the engine's thread.
-pub(crate) struct Shared {
+pub(crate) struct EngineState {
     config: EngineConfig,
     vocab_size: usize,
     /// Requests accepted and not yet ended; bounds the queue at the moment of submission.
@@ -185,7 +185,7 @@ pub(crate) struct Shared {
     part: Arc<Part>,
 }
 
-impl Shared {
+impl EngineState {
     /// Makes the loop wake and look at everything that was changed before.
     fn wake(&self, commands: &SyncSender<Command>) {
         if !self.wake_sent.swap(true, Ordering::AcqRel) {
@@ -232,7 +232,7 @@ impl Engine {
     /// A handle, and the loop to run on the engine's thread.
     fn assemble(model: Box<dyn StepModel>, config: EngineConfig) -> Result<(Self, core::Core)> {
         let config = config.validated()?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(EngineState {
             vocab_size: model.vocab_size(),
             open_requests: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
@@ -269,7 +269,7 @@ impl Engine {
         // From here on the output's drop releases the place, wherever that happens.
         let (sender, receiver) = mpsc::channel(output::channel_capacity(config.event_buffer, request.n));
         let side = Arc::new(StreamSide::default());
-        let output = output::Output::new(sender, side.clone(), OpenRequest(self.shared.clone()), request.n);
+        let output = output::Output::new(sender, side.clone(), RequestPlace(self.shared.clone()), request.n);
         let submission = Box::new(Submission { request, output, submitted: Instant::now() });
         match self.commands.try_send(Command::Submit(submission)) {
             Ok(()) => Ok(TokenStream::new(receiver, side, self.commands.clone(), self.shared.clone())),
@@ -337,9 +337,9 @@ impl Engine {
 }
 
 /// One accepted request's place; dropping it releases the place.
-pub(crate) struct OpenRequest(Arc<Shared>);
+pub(crate) struct RequestPlace(Arc<EngineState>);
 
-impl Drop for OpenRequest {
+impl Drop for RequestPlace {
     fn drop(&mut self) {
         self.0.open_requests.fetch_sub(1, Ordering::AcqRel);
     }

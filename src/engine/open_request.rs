@@ -21,7 +21,7 @@ use super::{
 };
 
 /// One answer of the request. The scheduler has its tokens; this is how they are chosen.
-pub(super) struct Choice {
+pub(super) struct OpenChoice {
     /// Absent while a step is sampling with it, and after the end.
     pub(super) sampler: Option<Box<SequenceSampler>>,
     num_generated: usize,
@@ -32,7 +32,7 @@ pub(super) struct OpenRequest {
     pub(super) caller: String,
     pub(super) prefix_scope: Arc<str>,
     pub(super) prompt: Arc<[u32]>,
-    pub(super) choices: Vec<Choice>,
+    pub(super) choices: Vec<OpenChoice>,
     pub(super) deadline: Option<Instant>,
     /// `Some(k)`: prompt tokens are scored, with `k` alternatives.
     pub(super) prompt_logprobs: Option<usize>,
@@ -57,7 +57,7 @@ impl OpenRequest {
         let prompt: Arc<[u32]> = request.prompt.into();
         let mut constraints = request.constraints.into_iter();
         let choices = (0..request.n)
-            .map(|choice| Choice {
+            .map(|choice| OpenChoice {
                 sampler: Some(Box::new(SequenceSampler::new(rules.clone(), &prompt, choice, constraints.next()))),
                 num_generated: 0,
                 finished: false,

@@ -11,7 +11,7 @@ use std::sync::{
 use tokio::sync::mpsc;
 
 use super::{
-    OpenRequest,
+    RequestPlace,
     request::{StreamSide, TokenEvent},
 };
 use hearth_domain::error::{Error, Result};
@@ -31,14 +31,14 @@ pub(super) struct Output {
     sender: mpsc::Sender<Result<TokenEvent>>,
     side: Arc<StreamSide>,
     num_choices: usize,
-    _open: OpenRequest,
+    _open: RequestPlace,
 }
 
 impl Output {
     pub(super) fn new(
         sender: mpsc::Sender<Result<TokenEvent>>,
         side: Arc<StreamSide>,
-        open: OpenRequest,
+        open: RequestPlace,
         num_choices: usize,
     ) -> Self {
         Self { sender, side, num_choices, _open: open }

@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 use thiserror::Error as ThisError;
 use tokio::sync::mpsc;
 
-use super::{Command, EngineConfig, Shared};
+use super::{Command, EngineConfig, EngineState};
 
 /// A prompt and how to continue it.
 pub struct SequenceRequest {
@@ -245,7 +245,7 @@ pub struct TokenStream {
     receiver: mpsc::Receiver<Result<TokenEvent>>,
     side: Arc<StreamSide>,
     commands: SyncSender<Command>,
-    shared: Arc<Shared>,
+    shared: Arc<EngineState>,
     ended: bool,
 }
 
@@ -260,7 +260,7 @@ impl TokenStream {
         receiver: mpsc::Receiver<Result<TokenEvent>>,
         side: Arc<StreamSide>,
         commands: SyncSender<Command>,
-        shared: Arc<Shared>,
+        shared: Arc<EngineState>,
     ) -> Self {
         Self { receiver, side, commands, shared, ended: false }
     }

@@ -1,4 +1,4 @@
-//! How large the KV cache is: pure arithmetic over what is wanted and what is available.
+//! How large the KV cache is: pure arithmetic over what is needs and what is available.
 //!
 //! The cache never needs more than every running sequence filled to its context, and by default takes no more than half
 //! of the memory that is free once the weights are mapped. A requested context that cannot be held even once is an
@@ -8,7 +8,7 @@ use thiserror::Error;
 
 /// The inputs of the cache's size.
 #[derive(Clone, Copy, Debug)]
-pub struct Wanted {
+pub struct CacheNeeds {
     /// The context that the model was trained for, in tokens.
     pub model_context: usize,
     /// The context that the user asked for, in tokens, if any.
@@ -52,8 +52,9 @@ const LARGE_CACHE_BYTES: u64 = 16 << 30;
 ///
 /// # Errors
 /// If the requested context does not fit once, or nothing fits.
-pub fn size_cache(wanted: Wanted) -> Result<CacheSize, SizeError> {
-    let Wanted { model_context, context, sequences, block_tokens, block_bytes, budget_bytes, available_bytes } = wanted;
+pub fn size_cache(needs: CacheNeeds) -> Result<CacheSize, SizeError> {
+    let CacheNeeds { model_context, context, sequences, block_tokens, block_bytes, budget_bytes, available_bytes } =
+        needs;
     let budget = budget_bytes
         .unwrap_or_else(|| (available_bytes / 2).min(LARGE_CACHE_BYTES).max(SMALL_CACHE_BYTES.min(available_bytes)));
     let affordable = usize::try_from(budget / block_bytes.max(1)).unwrap_or(usize::MAX);
@@ -75,8 +76,8 @@ pub fn size_cache(wanted: Wanted) -> Result<CacheSize, SizeError> {
 mod tests {
     use super::*;
 
-    fn wanted() -> Wanted {
-        Wanted {
+    fn needs() -> CacheNeeds {
+        CacheNeeds {
             model_context: 4096,
             context: None,
             sequences: 4,
@@ -89,28 +90,28 @@ mod tests {
 
     #[test]
     fn room_for_every_sequence_when_memory_allows() {
-        let size = size_cache(wanted()).expect("there is room");
+        let size = size_cache(needs()).expect("there is room");
         assert_eq!(size, CacheSize { num_blocks: 1024, context_length: 4096 });
     }
 
     #[test]
     fn the_models_own_context_shrinks_to_what_there_is() {
-        let size = size_cache(Wanted { available_bytes: 256 << 20, ..wanted() }).expect("there is room for some");
+        let size = size_cache(CacheNeeds { available_bytes: 256 << 20, ..needs() }).expect("there is room for some");
         assert_eq!(size, CacheSize { num_blocks: 256, context_length: 4096 });
-        let size = size_cache(Wanted { available_bytes: 64 << 20, ..wanted() }).expect("there is room for some");
+        let size = size_cache(CacheNeeds { available_bytes: 64 << 20, ..needs() }).expect("there is room for some");
         assert_eq!(size, CacheSize { num_blocks: 64, context_length: 1024 });
     }
 
     #[test]
     fn a_context_that_was_asked_for_does_not_shrink() {
-        let asked = Wanted { context: Some(8192), budget_bytes: Some(100 << 20), ..wanted() };
+        let asked = CacheNeeds { context: Some(8192), budget_bytes: Some(100 << 20), ..needs() };
         assert_eq!(size_cache(asked), Err(SizeError::DoesNotFit { context: 8192, needed_mib: 512, budget_mib: 100 }));
-        let absurd = Wanted { context: Some(usize::MAX), ..wanted() };
+        let absurd = CacheNeeds { context: Some(usize::MAX), ..needs() };
         assert!(matches!(size_cache(absurd), Err(SizeError::DoesNotFit { context: usize::MAX, .. })));
     }
 
     #[test]
     fn no_memory_is_an_error() {
-        assert!(matches!(size_cache(Wanted { available_bytes: 0, ..wanted() }), Err(SizeError::NoRoom { .. })));
+        assert!(matches!(size_cache(CacheNeeds { available_bytes: 0, ..needs() }), Err(SizeError::NoRoom { .. })));
     }
 }

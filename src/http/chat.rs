@@ -21,7 +21,7 @@ use super::{
     state::AppState,
 };
 use crate::{
-    service::chat::{self, Choice, Generation},
+    service::chat::{self, GeneratedChoice, Generation},
     wire::{
         Parsed,
         chat_request::ChatCompletionRequest,
@@ -123,7 +123,7 @@ fn whole_answer(
     }
 }
 
-fn whole_choice(index: usize, choice: Choice, with_logprobs: bool, with_token_ids: bool) -> ChatChoice {
+fn whole_choice(index: usize, choice: GeneratedChoice, with_logprobs: bool, with_token_ids: bool) -> ChatChoice {
     let tool_calls: Vec<ToolCall> = choice
         .tool_calls
         .into_iter()

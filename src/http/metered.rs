@@ -19,7 +19,7 @@ use axum::{
 };
 use bytes::Bytes;
 use hearth_domain::{
-    Account, CacheUse, Policy, RequestContext,
+    Account, CacheUse, RequestContext, RoutingPolicy,
     error::{Error, Result},
     usage::Outcome,
 };
@@ -35,7 +35,7 @@ use super::{
     state::AppState,
 };
 
-/// The side that should serve: a [`Policy`].
+/// The side that should serve: a [`RoutingPolicy`].
 const POLICY: HeaderName = HeaderName::from_static("x-hearth-policy");
 
 /// The layer itself.
@@ -84,11 +84,11 @@ pub(super) async fn with_account(State(state): State<AppState>, mut request: Req
 }
 
 /// The side that the request itself asks for.
-fn asked_policy(headers: &HeaderMap) -> Result<Option<Policy>> {
+fn asked_policy(headers: &HeaderMap) -> Result<Option<RoutingPolicy>> {
     let Some(value) = headers.get(POLICY) else { return Ok(None) };
     let value = value.to_str().unwrap_or_default().trim();
     value.parse().map(Some).map_err(|_unknown: String| {
-        let known = Policy::ALL.map(Policy::as_str).join(", ");
+        let known = RoutingPolicy::ALL.map(RoutingPolicy::as_str).join(", ");
         let shown: String = value.chars().take(40).collect();
         Error::invalid("x-hearth-policy", format!("The header x-hearth-policy is {shown:?}; it may be one of {known}."))
             .with_code("invalid_value")

@@ -16,12 +16,14 @@ pub(super) const CACHE: HeaderName = HeaderName::from_static("x-hearth-cache");
 pub(super) const GROUNDING: HeaderName = HeaderName::from_static("x-hearth-grounding");
 /// Parts of the request's schemas that are not enforced on the answer.
 pub(super) const UNENFORCED: HeaderName = HeaderName::from_static("x-hearth-unenforced");
+/// Those parts that the answer's tool calls violate.
+pub(super) const VIOLATED: HeaderName = HeaderName::from_static("x-hearth-violated");
 pub(super) const QUEUE_MS: HeaderName = HeaderName::from_static("x-hearth-queue-ms");
 pub(super) const COMPUTE_MS: HeaderName = HeaderName::from_static("x-hearth-compute-ms");
 pub(super) const COST_USD: HeaderName = HeaderName::from_static("x-hearth-cost-usd");
 
 /// All receipt headers, with their descriptions for the OpenAPI document.
-pub(super) const DESCRIBED: [(HeaderName, &str); 10] = [
+pub(super) const DESCRIBED: [(HeaderName, &str); 11] = [
     (SERVED_BY, "`local`, an upstream's name or `cache`; `none` where no model was needed."),
     (MODEL, "The model that answered."),
     (FALLBACK_REASON, "Why another one than the first choice served."),
@@ -29,6 +31,7 @@ pub(super) const DESCRIBED: [(HeaderName, &str); 10] = [
     (CACHE, "The cache that had the answer."),
     (GROUNDING, "How an answer from documents is bound to them."),
     (UNENFORCED, "Parts of the request's schemas that the answer is not held to."),
+    (VIOLATED, "Those of them that tool calls of the answer violate. Not in a stream, whose last event has them."),
     (QUEUE_MS, "Not in a stream, whose last event has it."),
     (COMPUTE_MS, "Not in a stream, whose last event has it."),
     (COST_USD, "Not in a stream, whose last event has it."),
@@ -59,6 +62,11 @@ pub(super) fn write(headers: &mut HeaderMap, account: &Account, is_stream: bool)
         set(UNENFORCED, &listed(&unenforced));
     }
     if !is_stream {
+        let mut violated: Vec<String> = account.violations().into_iter().map(|violation| violation.rule).collect();
+        violated.dedup();
+        if !violated.is_empty() {
+            set(VIOLATED, &listed(&violated));
+        }
         set(QUEUE_MS, &milliseconds(receipt.models.iter().map(|record| record.queue).sum()).to_string());
         set(COMPUTE_MS, &milliseconds(receipt.compute()).to_string());
         set(COST_USD, &dollars(receipt.cost_micro_usd));

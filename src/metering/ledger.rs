@@ -5,10 +5,14 @@
 //! example because the disk is full, up to [`ROWS_WAITING_MAX`] rows wait; rows beyond that are counted as lost and
 //! logged. A write that panics counts as a failed write. Handing over a row never waits for the disk.
 //!
+//! A caller over a limit could fill the disk with the rows of its refusals, which cost it nothing. So equal ones share a row, which
+//! waits for [`REFUSALS_INTERVAL`].
+//!
 //! The totals of the whole ledger are kept in memory: they are read from the store once, and each accepted row is added
 //! to them. A lost row is not in them.
 
 use std::{
+    collections::HashMap,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     thread::JoinHandle,
@@ -25,6 +29,8 @@ use crate::store::{LedgerRow, LedgerTotals, Store, StoreError};
 
 /// How long a row waits for others to share its write.
 pub const FLUSH_INTERVAL: Duration = Duration::from_millis(250);
+/// How long the first refusal of a request over a limit waits for equal ones to share its row.
+pub const REFUSALS_INTERVAL: Duration = Duration::from_secs(10);
 /// This many rows are written at once, before the interval has passed.
 const BATCH: usize = 512;
 /// Rows that may wait in memory, a few hundred bytes each.
@@ -45,7 +51,7 @@ pub fn describe_metrics() {
 
 /// Accepts the rows; see the module.
 pub struct Ledger {
-    shared: Arc<Shared>,
+    shared: Arc<RowQueue>,
     store: Arc<Store>,
     thread: Option<JoinHandle<()>>,
 }
@@ -56,7 +62,7 @@ impl std::fmt::Debug for Ledger {
     }
 }
 
-struct Shared {
+struct RowQueue {
     state: Mutex<State>,
     /// Wakes the writer: there are rows to write now, or the ledger is closing.
     work: Condvar,
@@ -69,6 +75,11 @@ struct Shared {
 #[derive(Default)]
 struct State {
     waiting: Vec<LedgerRow>,
+    /// When they are to be written.
+    rows_due: Option<Instant>,
+    /// Refusals of requests over a limit.
+    refusals: HashMap<Refusal, LedgerRow>,
+    refusals_due: Option<Instant>,
     /// Rows that are being written.
     taken: usize,
     totals: LedgerTotals,
@@ -79,13 +90,48 @@ struct State {
     has_failed: bool,
 }
 
+/// What refusals that share a row have in common.
+#[derive(PartialEq, Eq, Hash)]
+struct Refusal {
+    caller: String,
+    key_id: Option<String>,
+    route: String,
+    error_code: Option<String>,
+}
+
 impl State {
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.refusals.is_empty()
+    }
+
     fn is_written(&self) -> bool {
-        self.waiting.is_empty() && self.taken == 0
+        self.is_empty() && self.taken == 0
+    }
+
+    /// Rows that wait, or are being written.
+    fn rows(&self) -> usize {
+        self.waiting.len() + self.refusals.len() + self.taken
     }
 
     fn is_urgent(&self) -> bool {
-        self.closing || self.waiting.len() >= BATCH || (self.flushing > 0 && !self.waiting.is_empty())
+        self.closing || self.waiting.len() >= BATCH || (self.flushing > 0 && !self.is_empty())
+    }
+
+    /// When the next write is due; `None` if there is nothing to write.
+    fn due(&self) -> Option<Instant> {
+        [self.rows_due, self.refusals_due].into_iter().flatten().min()
+    }
+
+    /// Takes the rows that are to be written now.
+    fn take(&mut self) -> Arc<[LedgerRow]> {
+        let are_refusals_due = self.refusals_due.is_some_and(|due| due <= Instant::now());
+        if are_refusals_due || self.closing || self.flushing > 0 {
+            self.refusals_due = None;
+            self.waiting.extend(std::mem::take(&mut self.refusals).into_values());
+        }
+        self.rows_due = None;
+        self.taken = self.waiting.len();
+        std::mem::take(&mut self.waiting).into()
     }
 }
 
@@ -98,7 +144,7 @@ impl Ledger {
 
     fn with_room(store: Arc<Store>, rows_waiting_max: usize) -> anyhow::Result<Arc<Self>> {
         let state = State { totals: store.ledger_totals()?, ..State::default() };
-        let shared = Arc::new(Shared::new(state, rows_waiting_max));
+        let shared = Arc::new(RowQueue::new(state, rows_waiting_max));
         let (writer, writers_store) = (shared.clone(), store.clone());
         let write = move |rows: Arc<[LedgerRow]>| writers_store.add_ledger_rows(rows);
         let thread = std::thread::Builder::new()
@@ -119,6 +165,11 @@ impl Ledger {
     /// Accepts a row. Never waits for the disk.
     pub fn record(&self, row: LedgerRow) {
         self.shared.record(row);
+    }
+
+    /// Accepts the row of a request that was refused because of a limit. Never waits for the disk.
+    pub fn record_refusal(&self, row: LedgerRow) {
+        self.shared.record_refusal(row);
     }
 
     /// The totals of all rows, those still waiting to be written included.
@@ -160,7 +211,7 @@ impl Drop for Ledger {
     }
 }
 
-impl Shared {
+impl RowQueue {
     fn new(state: State, rows_waiting_max: usize) -> Self {
         let (work, written, part) = (Condvar::new(), Condvar::new(), Part::new("ledger's writer"));
         Self { state: Mutex::new(state), work, written, rows_waiting_max, part }
@@ -181,48 +232,81 @@ impl Shared {
     }
 
     fn record(&self, row: LedgerRow) {
-        metrics::counter!(ROWS_TOTAL, "outcome" => row.outcome.as_str()).increment(1);
-        metrics::counter!(COST_MICRO_USD_TOTAL).increment(row.cost_micro_usd);
+        count(&row);
         let mut state = self.state.lock();
-        if state.waiting.len() + state.taken >= self.rows_waiting_max {
-            state.lost += 1;
-            let lost = state.lost;
-            drop(state);
-            metrics::counter!(ROWS_LOST_TOTAL).increment(1);
-            // Logged once per doubling, so that the log does not fill the disk as well.
-            if lost.is_power_of_two() {
-                tracing::error!(lost, "the ledger cannot be written and its room is full: rows of requests are lost");
-            }
+        if !self.has_room(&mut state) {
             return;
         }
         state.totals.add(&row);
         state.waiting.push(row);
         // With no rows the writer sleeps indefinitely; from the first row on it sleeps for the interval.
         if state.waiting.len() == 1 || state.waiting.len() == BATCH {
+            state.rows_due.get_or_insert_with(|| Instant::now() + FLUSH_INTERVAL);
             drop(state);
             self.work.notify_one();
         }
     }
+
+    fn record_refusal(&self, row: LedgerRow) {
+        count(&row);
+        let refusal = Refusal {
+            caller: row.caller.clone(),
+            key_id: row.key_id.clone(),
+            route: row.route.clone(),
+            error_code: row.error_code.clone(),
+        };
+        let mut state = self.state.lock();
+        if let Some(first) = state.refusals.get_mut(&refusal) {
+            first.repeats += 1;
+            first.latency_us = first.latency_us.saturating_add(row.latency_us).min(FIGURE_MAX);
+        } else if self.has_room(&mut state) {
+            state.refusals.insert(refusal, row.clone());
+        } else {
+            return;
+        }
+        state.totals.add(&row);
+        if state.refusals_due.is_none() {
+            state.refusals_due = Some(Instant::now() + REFUSALS_INTERVAL);
+            drop(state);
+            self.work.notify_one();
+        }
+    }
+
+    /// Whether one more row may wait. If not, it is counted as lost.
+    fn has_room(&self, state: &mut State) -> bool {
+        if state.rows() < self.rows_waiting_max {
+            return true;
+        }
+        state.lost += 1;
+        metrics::counter!(ROWS_LOST_TOTAL).increment(1);
+        // Logged once per doubling, so that the log does not fill the disk as well.
+        if state.lost.is_power_of_two() {
+            tracing::error!(state.lost, "the ledger cannot be written and its room is full: rows of requests are lost");
+        }
+        false
+    }
+}
+
+fn count(row: &LedgerRow) {
+    metrics::counter!(ROWS_TOTAL, "outcome" => row.outcome.as_str()).increment(1);
+    metrics::counter!(COST_MICRO_USD_TOTAL).increment(row.cost_micro_usd);
 }
 
 /// The writer's thread.
-fn write_until_closed(shared: &Shared, write: impl Fn(Arc<[LedgerRow]>) -> Result<(), StoreError>) {
+fn write_until_closed(shared: &RowQueue, write: impl Fn(Arc<[LedgerRow]>) -> Result<(), StoreError>) {
     loop {
         let mut state = shared.state.lock();
-        while state.waiting.is_empty() && !state.closing {
-            shared.work.wait(&mut state);
-        }
-        let until = Instant::now() + FLUSH_INTERVAL;
         while !state.is_urgent() {
-            if shared.work.wait_until(&mut state, until).timed_out() {
-                break;
+            match state.due() {
+                None => shared.work.wait(&mut state),
+                Some(due) if shared.work.wait_until(&mut state, due).timed_out() => break,
+                Some(_) => {}
             }
         }
-        if state.waiting.is_empty() {
+        if state.is_empty() {
             return;
         }
-        let rows: Arc<[LedgerRow]> = std::mem::take(&mut state.waiting).into();
-        state.taken = rows.len();
+        let rows = state.take();
         drop(state);
         let outcome = shared.try_to_write(|| write(rows.clone()));
         let mut state = shared.state.lock();
@@ -238,8 +322,9 @@ fn write_until_closed(shared: &Shared, write: impl Fn(Arc<[LedgerRow]>) -> Resul
                 }
                 let since = std::mem::replace(&mut state.waiting, rows.to_vec());
                 state.waiting.extend(since);
+                state.rows_due = Some(Instant::now());
                 if state.closing {
-                    let lost = state.waiting.len();
+                    let lost = state.rows();
                     tracing::error!(lost, "the server stops with rows of the ledger that cannot be written");
                     metrics::counter!(ROWS_LOST_TOTAL).increment(lost as u64);
                     return;
@@ -292,6 +377,7 @@ pub fn row(request: &UsageMeter, receipt: &Receipt) -> LedgerRow {
         bytes_out: receipt.bytes_out.min(FIGURE_MAX),
         cost_micro_usd: receipt.cost_micro_usd.min(FIGURE_MAX),
         began_ms: i64::try_from(began.as_millis()).unwrap_or(i64::MAX),
+        repeats: 0,
     }
 }
 
@@ -333,8 +419,38 @@ mod tests {
     }
 
     #[test]
+    fn refusals_over_a_limit_share_a_row_and_each_counts() {
+        let (_directory, store) = open();
+        let ledger = Ledger::open(store.clone()).unwrap();
+        let refused = |caller: &str, route: &str| LedgerRow {
+            caller: caller.to_owned(),
+            route: route.to_owned(),
+            outcome: Outcome::Refused,
+            error_code: Some("rate_limit_exceeded".to_owned()),
+            latency_us: 2,
+            ..LedgerRow::default()
+        };
+        for _ in 0..1000 {
+            ledger.record_refusal(refused("a", "POST /ask"));
+        }
+        ledger.record_refusal(refused("a", "POST /generate"));
+        ledger.record_refusal(refused("b", "POST /ask"));
+        ledger.record(finished(1));
+        let totals = ledger.totals();
+        assert_eq!((totals.requests, totals.refused, totals.latency_us), (1003, 1002, 2007));
+        assert!(ledger.flush(Duration::from_secs(60)));
+        assert_eq!(store.ledger_totals().unwrap(), totals);
+        let mut repeats: Vec<u64> = store.ledger_rows(0, 10).unwrap().iter().map(|row| row.repeats).collect();
+        repeats.sort_unstable();
+        assert_eq!(repeats, [0, 0, 0, 999]);
+        ledger.record_refusal(refused("a", "POST /ask"));
+        drop(ledger);
+        assert_eq!(store.ledger_rows(0, 10).unwrap().len(), 5, "a new interval has a new row, and closing writes it");
+    }
+
+    #[test]
     fn rows_wait_for_a_disk_that_fails_and_those_beyond_the_room_are_counted() {
-        let shared = Shared::new(State::default(), 3);
+        let shared = RowQueue::new(State::default(), 3);
         let (answers, asked) = mpsc::channel::<Result<(), StoreError>>();
         let (written, rows_written) = mpsc::channel();
         std::thread::scope(|scope| {
@@ -366,7 +482,7 @@ mod tests {
 
     #[test]
     fn a_writer_that_panics_loses_no_row_and_says_how_it_is() {
-        let shared = Shared::new(State::default(), 9);
+        let shared = RowQueue::new(State::default(), 9);
         let (answers, asked) = mpsc::channel::<bool>();
         let (written, rows_written) = mpsc::channel();
         std::thread::scope(|scope| {

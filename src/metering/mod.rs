@@ -93,7 +93,12 @@ impl UsageSink for Metering {
     fn settle(&self, request: &UsageMeter, receipt: Receipt) {
         self.limits.settle(request, &receipt, self.now());
         if request.context().is_recorded {
-            self.ledger.record(ledger::row(request, &receipt));
+            let row = ledger::row(request, &receipt);
+            if request.is_over_limit() && receipt.models.is_empty() {
+                self.ledger.record_refusal(row);
+            } else {
+                self.ledger.record(row);
+            }
             let mut open = self.open.lock();
             open.remove(&address(request));
             if open.is_empty() {

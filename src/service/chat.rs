@@ -32,7 +32,7 @@ pub async fn complete(
     let Some(slot) = SemanticSlot::find(semantic, &account, until, scope, &question).await else {
         return start(model, generation).await;
     };
-    if let Some(kept) = slot.kept(&account) {
+    if let Some(kept) = slot.kept() {
         return Ok(kept.answer.clone().replay(&account, &model.info().id, SEMANTIC));
     }
     Ok(slot.record(start(model, generation).await?, Vec::new(), 0, Arc::default()))
@@ -103,7 +103,7 @@ fn check_token_ids(generation: &GenerateRequest, vocab_size: usize) -> Result<()
 /// A finished generation.
 #[derive(Debug, Default)]
 pub struct Generation {
-    pub choices: Vec<Choice>,
+    pub choices: Vec<GeneratedChoice>,
     pub usage: Usage,
     pub timings: Timings,
     /// The deadline passed before it was done.
@@ -111,7 +111,7 @@ pub struct Generation {
 }
 
 #[derive(Debug, Default)]
-pub struct Choice {
+pub struct GeneratedChoice {
     pub text: String,
     pub reasoning: String,
     pub tool_calls: Vec<ToolCallText>,
@@ -149,13 +149,14 @@ pub async fn gather_partial(events: GenerateStream, num_choices: usize, account:
 impl Generation {
     fn of(num_choices: usize) -> Self {
         let mut generation = Self::default();
-        generation.choices.resize_with(num_choices, Choice::default);
+        generation.choices.resize_with(num_choices, GeneratedChoice::default);
         generation
     }
 
     fn has_begun(&self) -> bool {
-        let has_begun =
-            |choice: &Choice| !(choice.text.is_empty() && choice.reasoning.is_empty() && choice.tool_calls.is_empty());
+        let has_begun = |choice: &GeneratedChoice| {
+            !(choice.text.is_empty() && choice.reasoning.is_empty() && choice.tool_calls.is_empty())
+        };
         self.choices.iter().any(has_begun)
     }
 
@@ -224,7 +225,7 @@ impl Generation {
     }
 }
 
-fn choice_at(generation: &mut Generation, choice: usize) -> Result<&mut Choice> {
+fn choice_at(generation: &mut Generation, choice: usize) -> Result<&mut GeneratedChoice> {
     generation.choices.get_mut(choice).ok_or_else(|| Error::internal(anyhow::anyhow!("event for choice {choice}")))
 }
 

@@ -61,6 +61,8 @@ impl Kept {
 /// The place of a question's answer in the cache.
 pub(super) struct SemanticSlot {
     semantic: Semantic,
+    /// Of the request that asks.
+    account: Arc<Account>,
     scope: Key,
     question: Vec<f32>,
 }
@@ -99,12 +101,12 @@ impl SemanticSlot {
             }
         };
         scope.text(&embedder.identity().name);
-        Some(Self { semantic: semantic.clone(), scope: scope.finish(), question })
+        Some(Self { semantic: semantic.clone(), account: account.clone(), scope: scope.finish(), question })
     }
 
     /// The cached answer, if there is one and the request accepts it.
-    pub(super) fn kept(&self, account: &Account) -> Option<Arc<Kept>> {
-        match account.cache_use() {
+    pub(super) fn kept(&self) -> Option<Arc<Kept>> {
+        match self.account.cache_use() {
             CacheUse::Full => self.semantic.cache.find(self.scope, &self.question),
             CacheUse::Refresh | CacheUse::Off => None,
         }
@@ -118,7 +120,7 @@ impl SemanticSlot {
         left_out: usize,
         findings: Arc<Findings>,
     ) -> GenerateStream {
-        let mut recorder = Recorder::new(self.semantic.max_answer_bytes);
+        let mut recorder = Recorder::new(self.account, self.semantic.max_answer_bytes);
         let mut sources = Some(sources);
         Watched::stream(events, move |event: &GenerateEvent| match recorder.push(event) {
             Progress::Going => true,

@@ -1,6 +1,7 @@
-//! The ledger: one row per request, and the totals of the rows.
+//! The ledger: one row per request, and the totals of the rows. Repeated refusals share a row.
 //!
-//! All sums are of whole numbers. A row is written once and never changed.
+//! All sums are of whole numbers. A row is written once and never changed. A trigger adds each row to the totals, so that reading
+//! them does not read the ledger.
 
 use std::sync::Arc;
 
@@ -38,11 +39,13 @@ pub struct LedgerRow {
     pub bytes_out: u64,
     pub cost_micro_usd: u64,
     pub began_ms: i64,
+    /// Further requests that were refused like this one soon after it, and have no rows of their own.
+    pub repeats: u64,
 }
 
 const COLUMNS: &str = "request_id, caller, key_id, route, model, served_by, fallback_reason, attempts, cache, outcome, \
      error_code, prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens, queue_us, prefill_us, decode_us, \
-     compute_us, latency_us, bytes_out, cost_micro_usd, began";
+     compute_us, latency_us, bytes_out, cost_micro_usd, began, repeats";
 
 fn read_row(row: &Row<'_>) -> rusqlite::Result<LedgerRow> {
     let outcome: String = row.get(9)?;
@@ -73,6 +76,7 @@ fn read_row(row: &Row<'_>) -> rusqlite::Result<LedgerRow> {
         bytes_out: row.get(20)?,
         cost_micro_usd: row.get(21)?,
         began_ms: row.get(22)?,
+        repeats: row.get(23)?,
     })
 }
 
@@ -97,7 +101,8 @@ pub struct LedgerTotals {
 
 impl LedgerTotals {
     pub fn add(&mut self, row: &LedgerRow) {
-        self.requests += 1;
+        let requests = 1 + row.repeats;
+        self.requests += requests;
         let ended = match row.outcome {
             Outcome::Finished => &mut self.finished,
             Outcome::Refused => &mut self.refused,
@@ -105,7 +110,7 @@ impl LedgerTotals {
             Outcome::Cancelled => &mut self.cancelled,
             Outcome::TimedOut => &mut self.timed_out,
         };
-        *ended += 1;
+        *ended += requests;
         self.prompt_tokens += row.prompt_tokens;
         self.cached_tokens += row.cached_tokens;
         self.completion_tokens += row.completion_tokens;
@@ -117,15 +122,11 @@ impl LedgerTotals {
     }
 }
 
-/// In the order of the fields of [`LedgerTotals`].
-const SUMS: &str = "count(*), total_if('finished'), total_if('refused'), total_if('failed'), total_if('cancelled'), \
-     total_if('timed_out'), sum(prompt_tokens), sum(cached_tokens), sum(completion_tokens), sum(reasoning_tokens), \
-     sum(compute_us), sum(latency_us), sum(bytes_out), sum(cost_micro_usd)";
-
-/// [`SUMS`] in SQL.
-fn sums() -> String {
-    SUMS.replace("total_if(", "count(*) FILTER (WHERE outcome = ")
-}
+/// In the order of the fields of [`LedgerTotals`], as [`super::schema`]'s trigger adds them up.
+const SUMS: &str = "sum(1 + repeats), sum((1 + repeats) * (outcome = 'finished')), sum((1 + repeats) * (outcome = 'refused')), \
+     sum((1 + repeats) * (outcome = 'failed')), sum((1 + repeats) * (outcome = 'cancelled')), \
+     sum((1 + repeats) * (outcome = 'timed_out')), sum(prompt_tokens), sum(cached_tokens), sum(completion_tokens), \
+     sum(reasoning_tokens), sum(compute_us), sum(latency_us), sum(bytes_out), sum(cost_micro_usd)";
 
 fn read_totals(row: &Row<'_>, first: usize) -> rusqlite::Result<LedgerTotals> {
     // The sum of no rows is NULL.
@@ -215,7 +216,7 @@ impl Store {
     /// Adds rows, all or none. On success they are on the disk.
     pub fn add_ledger_rows(&self, rows: Arc<[LedgerRow]>) -> Result<()> {
         self.write(move |transaction| {
-            let places = ["?"; 23].join(", ");
+            let places = ["?"; 24].join(", ");
             let mut insert = transaction.prepare(&format!("INSERT INTO ledger ({COLUMNS}) VALUES ({places})"))?;
             for row in rows.iter() {
                 insert.execute(params![
@@ -242,6 +243,7 @@ impl Store {
                     row.bytes_out,
                     row.cost_micro_usd,
                     row.began_ms,
+                    row.repeats,
                 ])?;
             }
             Ok(())
@@ -260,10 +262,7 @@ impl Store {
 
     /// The totals of all rows.
     pub fn ledger_totals(&self) -> Result<LedgerTotals> {
-        self.read(|connection| {
-            let sql = format!("SELECT {} FROM ledger", sums());
-            Ok(connection.query_row(&sql, [], |row| read_totals(row, 0))?)
-        })
+        self.read(|connection| Ok(connection.query_row("SELECT * FROM ledger_totals", [], |row| read_totals(row, 0))?))
     }
 
     /// The totals of a period's rows, in groups sorted by their keys.
@@ -272,7 +271,7 @@ impl Store {
         let numbers: Vec<String> = (1..=keys.len()).map(|number| number.to_string()).collect();
         let columns: String = keys.iter().map(|key| format!("{key}, ")).collect();
         let mut parameters = vec![Sql::Integer(query.from_ms), Sql::Integer(query.to_ms)];
-        let mut sql = format!("SELECT {columns}{} FROM ledger WHERE began >= ? AND began < ?", sums());
+        let mut sql = format!("SELECT {columns}{SUMS} FROM ledger WHERE began >= ? AND began < ?");
         if let Some(caller) = &query.caller {
             sql.push_str(" AND caller = ?");
             parameters.push(Sql::Text(caller.clone()));
@@ -318,13 +317,15 @@ mod tests {
         let store = Store::open(directory.path()).unwrap();
         assert_eq!(store.ledger_totals().unwrap(), LedgerTotals::default());
         let cancelled = LedgerRow { outcome: Outcome::Cancelled, ..row("a", "m", 1, 0) };
-        let rows = vec![row("a", "m", 0, 1), row("a", "n", 1, 2), row("b", "m", 1, 4), cancelled];
+        let refused = LedgerRow { outcome: Outcome::Refused, repeats: 6, ..row("a", "m", 1, 0) };
+        let rows = vec![row("a", "m", 0, 1), row("a", "n", 1, 2), row("b", "m", 1, 4), cancelled, refused];
         let mut expected = LedgerTotals::default();
         rows.iter().for_each(|row| expected.add(row));
         store.add_ledger_rows(rows.clone().into()).unwrap();
         assert_eq!(store.ledger_rows(0, 10).unwrap(), rows);
         assert_eq!(store.ledger_totals().unwrap(), expected);
-        assert_eq!((expected.requests, expected.finished, expected.cancelled, expected.cost_micro_usd), (4, 3, 1, 7));
+        assert_eq!((expected.requests, expected.finished, expected.cancelled, expected.cost_micro_usd), (11, 3, 1, 7));
+        assert_eq!(expected.refused, 7, "one and its repeats");
 
         let all = UsageQuery { to_ms: 10 * DAY_MS, limit: 10, ..UsageQuery::default() };
         let costs = |query: &UsageQuery| {
@@ -334,6 +335,7 @@ mod tests {
         let expect =
             |wanted: &[(&str, u64)]| wanted.iter().map(|&(keys, cost)| (keys.to_owned(), cost)).collect::<Vec<_>>();
         assert_eq!(costs(&all), expect(&[("", 7)]), "without groups there is one");
+        assert_eq!(store.usage(&all).unwrap()[0].totals, expected, "the rows' sums are those that the trigger keeps");
         let by = |group_by: &[GroupBy]| UsageQuery { group_by: group_by.to_vec(), ..all.clone() };
         assert_eq!(costs(&by(&[GroupBy::Day])), expect(&[("1970-01-01", 1), ("1970-01-02", 6)]));
         assert_eq!(costs(&by(&[GroupBy::Caller, GroupBy::Model])), expect(&[("a m", 1), ("a n", 2), ("b m", 4)]));

@@ -24,7 +24,10 @@ use super::{
     DATABASE, Result, StoreError, attributes::Attributes, collections, documents, files, named, new_id, now_ms,
     opening::take_directory, private, schema,
 };
-use hearth_domain::LOCAL;
+use hearth_domain::{
+    LOCAL,
+    documents::{Collection, StoredFile},
+};
 
 /// The collection, one per owner, of files without a known document.
 const RECOVERED: &str = "recovered";
@@ -156,14 +159,7 @@ fn take_over(damaged: Option<&Path>, new: &mut Connection, uploads: BTreeMap<Str
     });
     let mut superseded = superseded_by_unread(old.as_ref());
     let transaction = new.transaction()?;
-    let mut collection_owners = HashMap::new();
-    for (collection, owner) in &collections {
-        // Its vectors are rebuilt, with the embedding model that is served by then.
-        let insert = "INSERT OR IGNORE INTO collections (id, owner, name, metadata, created) VALUES (?, ?, ?, ?, ?)";
-        let metadata = super::attributes::to_json(&collection.metadata);
-        transaction.execute(insert, params![collection.id, owner, collection.name, metadata, collection.created_ms])?;
-        collection_owners.entry(collection.id.clone()).or_insert_with(|| owner.clone());
-    }
+    let collection_owners = copy_collections(&transaction, &collections)?;
     let mut unread = uploads;
     // Deleted before the damage; the next start checks whether the bytes are gone.
     copy(old.as_ref(), &transaction, "deleted_files")?;
@@ -202,27 +198,10 @@ fn take_over(damaged: Option<&Path>, new: &mut Connection, uploads: BTreeMap<Str
         }
     }
     for (id, path) in unread {
-        let (bytes, sha256) =
-            super::backup::hash(&path).map_err(|source| StoreError::Io { path: path.clone(), source })?;
-        let file = hearth_domain::documents::StoredFile {
-            filename: id.clone(),
-            id: id.clone(),
-            purpose: "assistants".to_owned(),
-            bytes,
-            sha256,
-            created_ms: now_ms(),
-        };
-        files::insert(&transaction, LOCAL, &file)?;
+        adopt(&transaction, &id, &path)?;
         homeless.entry(LOCAL.to_owned()).or_default().push(id);
     }
-    for (owner, files) in &homeless {
-        let id = new_id("vs_");
-        let insert = "INSERT INTO collections (id, owner, name, metadata, created) VALUES (?, ?, ?, '{}', ?)";
-        transaction.execute(insert, params![id, owner, RECOVERED, now_ms()])?;
-        for file_id in files {
-            documents::enqueue(&transaction, &id, file_id, &Attributes::new(), None)?;
-        }
-    }
+    collect(&transaction, &homeless)?;
     let (keys, all_keys) = copy(old.as_ref(), &transaction, "keys")?;
     let (ledger_rows, _) = copy(old.as_ref(), &transaction, "ledger")?;
     transaction.commit()?;
@@ -236,6 +215,50 @@ fn take_over(damaged: Option<&Path>, new: &mut Connection, uploads: BTreeMap<Str
         ledger_rows,
         damaged: None,
     })
+}
+
+/// Copies collections. Returns their owners by their ids.
+fn copy_collections(
+    transaction: &Transaction<'_>,
+    collections: &[(Collection, String)],
+) -> Result<HashMap<String, String>> {
+    let mut owners = HashMap::new();
+    for (collection, owner) in collections {
+        // Its vectors are rebuilt, with the embedding model that is served by then.
+        let insert = "INSERT OR IGNORE INTO collections (id, owner, name, metadata, created) VALUES (?, ?, ?, ?, ?)";
+        let metadata = super::attributes::to_json(&collection.metadata);
+        transaction.execute(insert, params![collection.id, owner, collection.name, metadata, collection.created_ms])?;
+        owners.entry(collection.id.clone()).or_insert_with(|| owner.clone());
+    }
+    Ok(owners)
+}
+
+/// Makes a file that the database did not know the keyless caller's.
+fn adopt(transaction: &Transaction<'_>, id: &str, path: &Path) -> Result<()> {
+    let (bytes, sha256) =
+        super::backup::hash(path).map_err(|source| StoreError::Io { path: path.to_owned(), source })?;
+    let file = StoredFile {
+        filename: id.to_owned(),
+        id: id.to_owned(),
+        purpose: "assistants".to_owned(),
+        bytes,
+        sha256,
+        created_ms: now_ms(),
+    };
+    files::insert(transaction, LOCAL, &file)
+}
+
+/// Puts each owner's files into a new collection.
+fn collect(transaction: &Transaction<'_>, homeless: &BTreeMap<String, Vec<String>>) -> Result<()> {
+    for (owner, files) in homeless {
+        let id = new_id("vs_");
+        let insert = "INSERT INTO collections (id, owner, name, metadata, created) VALUES (?, ?, ?, '{}', ?)";
+        transaction.execute(insert, params![id, owner, RECOVERED, now_ms()])?;
+        for file_id in files {
+            documents::enqueue(transaction, &id, file_id, &Attributes::new(), None)?;
+        }
+    }
+    Ok(())
 }
 
 /// What each unread document was to supersede, by its collection and file.

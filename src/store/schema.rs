@@ -10,8 +10,8 @@ use super::{Result, StoreError};
 pub(super) const APPLICATION_ID: i64 = 0x4852_5448;
 
 /// Each step migrates the schema from its index to the next number. A released step is never changed.
-pub(super) const MIGRATIONS: [&str; 9] =
-    [INITIAL, REEMBEDDED, FOLLOWED_BY, BATCHES, OWNERS, KEYS, LEDGER, DELETED_FILES, TURNS];
+pub(super) const MIGRATIONS: [&str; 10] =
+    [INITIAL, REEMBEDDED, FOLLOWED_BY, BATCHES, OWNERS, KEYS, LEDGER, DELETED_FILES, TURNS, TOTALS];
 
 /// Times are milliseconds since 1970; attributes and metadata are JSON objects; vectors are little-endian floats of
 /// unit length. Chunk ids are never reused, so that an index can be matched with the table by ids alone.
@@ -218,6 +218,51 @@ CREATE TABLE deleted_files (
 const TURNS: &str = "
 CREATE INDEX jobs_by_turn ON jobs (kind, state, owner, run_after);
 CREATE INDEX jobs_by_document ON jobs (kind, payload ->> 'collection_id', payload ->> 'file_id');
+";
+
+/// The ledger's totals, in the order of [`LedgerTotals`](super::LedgerTotals), and the rows that stand for several refusals.
+const TOTALS: &str = "
+ALTER TABLE ledger ADD COLUMN repeats INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE ledger_totals (
+    requests INTEGER NOT NULL,
+    finished INTEGER NOT NULL,
+    refused INTEGER NOT NULL,
+    failed INTEGER NOT NULL,
+    cancelled INTEGER NOT NULL,
+    timed_out INTEGER NOT NULL,
+    prompt_tokens INTEGER NOT NULL,
+    cached_tokens INTEGER NOT NULL,
+    completion_tokens INTEGER NOT NULL,
+    reasoning_tokens INTEGER NOT NULL,
+    compute_us INTEGER NOT NULL,
+    latency_us INTEGER NOT NULL,
+    bytes_out INTEGER NOT NULL,
+    cost_micro_usd INTEGER NOT NULL
+) STRICT;
+INSERT INTO ledger_totals
+    SELECT count(*), count(*) FILTER (WHERE outcome = 'finished'), count(*) FILTER (WHERE outcome = 'refused'),
+        count(*) FILTER (WHERE outcome = 'failed'), count(*) FILTER (WHERE outcome = 'cancelled'),
+        count(*) FILTER (WHERE outcome = 'timed_out'), ifnull(sum(prompt_tokens), 0), ifnull(sum(cached_tokens), 0),
+        ifnull(sum(completion_tokens), 0), ifnull(sum(reasoning_tokens), 0), ifnull(sum(compute_us), 0),
+        ifnull(sum(latency_us), 0), ifnull(sum(bytes_out), 0), ifnull(sum(cost_micro_usd), 0)
+    FROM ledger;
+CREATE TRIGGER ledger_adds_up AFTER INSERT ON ledger BEGIN
+    UPDATE ledger_totals SET
+        requests = requests + 1 + NEW.repeats,
+        finished = finished + (1 + NEW.repeats) * (NEW.outcome = 'finished'),
+        refused = refused + (1 + NEW.repeats) * (NEW.outcome = 'refused'),
+        failed = failed + (1 + NEW.repeats) * (NEW.outcome = 'failed'),
+        cancelled = cancelled + (1 + NEW.repeats) * (NEW.outcome = 'cancelled'),
+        timed_out = timed_out + (1 + NEW.repeats) * (NEW.outcome = 'timed_out'),
+        prompt_tokens = prompt_tokens + NEW.prompt_tokens,
+        cached_tokens = cached_tokens + NEW.cached_tokens,
+        completion_tokens = completion_tokens + NEW.completion_tokens,
+        reasoning_tokens = reasoning_tokens + NEW.reasoning_tokens,
+        compute_us = compute_us + NEW.compute_us,
+        latency_us = latency_us + NEW.latency_us,
+        bytes_out = bytes_out + NEW.bytes_out,
+        cost_micro_usd = cost_micro_usd + NEW.cost_micro_usd;
+END;
 ";
 
 /// For a connection beside the server's, which alone may change the schema.

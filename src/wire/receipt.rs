@@ -1,13 +1,13 @@
 //! What a request used and cost, as reported in answers and in the last event of a stream.
 //!
-//! The keys are the same for every provider, and all but `grounding` are always present, so a client parses one shape.
+//! The keys are the same for every provider, and all but `grounding` and `violations` are always present, so a client parses one
+//! shape.
 
 use std::time::Duration;
 
+use hearth_domain::{Account, usage::SchemaViolation};
 use schemars::JsonSchema;
 use serde::Serialize;
-
-use hearth_domain::Account;
 
 /// See the module.
 #[derive(Clone, Debug, JsonSchema, Serialize)]
@@ -47,6 +47,24 @@ pub struct Receipt {
     pub cost_usd: f64,
     /// The same in whole millionths, for summing.
     pub cost_micro_usd: u64,
+    /// What the answer's tool calls violate of the parts that `x-hearth-unenforced` names; absent if nothing.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub violations: Vec<Violation>,
+}
+
+/// Both are dotted paths.
+#[derive(Clone, Debug, JsonSchema, Serialize)]
+pub struct Violation {
+    /// In the answer, such as `choices.0.message.tool_calls.0.function.arguments.tags`.
+    pub argument: String,
+    /// In the request, such as `tools.0.function.parameters.properties.tags.uniqueItems`.
+    pub rule: String,
+}
+
+impl From<SchemaViolation> for Violation {
+    fn from(SchemaViolation { argument, rule }: SchemaViolation) -> Self {
+        Self { argument, rule }
+    }
 }
 
 impl Receipt {
@@ -73,6 +91,7 @@ impl Receipt {
             latency_ms: milliseconds(receipt.latency),
             cost_usd: usd(receipt.cost_micro_usd),
             cost_micro_usd: receipt.cost_micro_usd,
+            violations: account.violations().into_iter().map(Violation::from).collect(),
         }
     }
 }

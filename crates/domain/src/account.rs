@@ -4,7 +4,7 @@
 use std::{fmt, ops::Deref, sync::Arc};
 
 use super::{
-    Caller, Policy, RequestContext,
+    Caller, RequestContext, RoutingPolicy,
     request_context::CacheUse,
     usage::{NoSink, ServedBy, UsageMeter, UsageRecord, UsageSink},
 };
@@ -64,7 +64,7 @@ impl Account {
     }
 
     /// The routing policy that the request or its key asks for. What must stay on this machine overrides both.
-    pub fn policy(&self) -> Option<Policy> {
+    pub fn policy(&self) -> Option<RoutingPolicy> {
         self.context.policy()
     }
 

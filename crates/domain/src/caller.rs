@@ -19,7 +19,7 @@ pub struct Caller {
     /// Nothing that this caller sends, or that is found for it, leaves the machine.
     pub local_only: bool,
     /// The routing policy where the request names none; `None` is the server's own policy.
-    pub policy: Option<Policy>,
+    pub policy: Option<RoutingPolicy>,
     pub limits: CallerLimits,
 }
 
@@ -60,7 +60,7 @@ impl std::str::FromStr for Scope {
 
 /// Which side serves a request: this machine, or a hosted upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Policy {
+pub enum RoutingPolicy {
     /// This machine, or an upstream if this machine cannot.
     #[default]
     LocalFirst,
@@ -70,7 +70,7 @@ pub enum Policy {
     HostedOnly,
 }
 
-impl Policy {
+impl RoutingPolicy {
     pub const ALL: [Self; 4] = [Self::LocalFirst, Self::LocalOnly, Self::HostedFirst, Self::HostedOnly];
 
     pub fn as_str(self) -> &'static str {
@@ -83,7 +83,7 @@ impl Policy {
     }
 }
 
-impl std::str::FromStr for Policy {
+impl std::str::FromStr for RoutingPolicy {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {

@@ -24,7 +24,7 @@ use serde_json::Value;
 
 pub use self::{
     account::Account,
-    caller::{Budget, Caller, CallerLimits, LOCAL, Policy, Scope, Standing, StorageQuota},
+    caller::{Budget, Caller, CallerLimits, LOCAL, RoutingPolicy, Scope, Standing, StorageQuota},
     request_context::{CacheUse, RequestContext},
 };
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Caller, Policy};
+use super::{Caller, RoutingPolicy};
 
 /// See the module.
 #[derive(Clone, Debug)]
@@ -15,7 +15,7 @@ pub struct RequestContext {
     /// Whose turn it is in fair queues: an API key, or the peer's address.
     pub fairness_key: String,
     /// The routing policy that the request itself asks for.
-    pub policy: Option<Policy>,
+    pub policy: Option<RoutingPolicy>,
     pub cache_use: CacheUse,
     /// Whether the request leaves a row in the ledger.
     pub is_recorded: bool,
@@ -50,9 +50,9 @@ impl RequestContext {
     }
 
     /// The routing policy that the request or its key asks for. What must stay on this machine overrides both.
-    pub fn policy(&self) -> Option<Policy> {
+    pub fn policy(&self) -> Option<RoutingPolicy> {
         if self.caller.local_only || self.is_local_only {
-            return Some(Policy::LocalOnly);
+            return Some(RoutingPolicy::LocalOnly);
         }
         self.policy.or(self.caller.policy)
     }

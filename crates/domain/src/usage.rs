@@ -172,8 +172,18 @@ pub struct UsageMeter {
     records: Mutex<Vec<Arc<UsageCounters>>>,
     facts: Mutex<Facts>,
     is_settled: AtomicBool,
+    is_over_limit: AtomicBool,
     /// Released after the meter has been settled.
     permit: OnceLock<Permit>,
+}
+
+/// A value in a tool call's arguments that violates a part of the tool's schema. Both are dotted paths.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SchemaViolation {
+    /// In the answer, such as `choices.0.message.tool_calls.0.function.arguments.tags`.
+    pub argument: String,
+    /// In the request, such as `tools.0.function.parameters.properties.tags.uniqueItems`.
+    pub rule: String,
 }
 
 /// What is stated of a request rather than counted.
@@ -183,6 +193,7 @@ struct Facts {
     attempts: u32,
     cache: Option<&'static str>,
     unenforced: Vec<String>,
+    violations: Vec<SchemaViolation>,
     outcome: Option<Outcome>,
     error_code: Option<String>,
 }
@@ -199,6 +210,7 @@ impl UsageMeter {
             records: Mutex::default(),
             facts: Mutex::default(),
             is_settled: AtomicBool::new(false),
+            is_over_limit: AtomicBool::new(false),
             permit: OnceLock::new(),
         });
         meter.sink.opened(&meter);
@@ -215,8 +227,9 @@ impl UsageMeter {
     /// # Errors
     /// If the caller or the server is over a limit, or has spent its budget.
     pub fn admit(&self) -> Result<()> {
+        let permit = self.sink.admit(self).inspect_err(|_| self.is_over_limit.store(true, Relaxed))?;
         // A second call keeps the first permit.
-        let _second = self.permit.set(self.sink.admit(self)?);
+        let _second = self.permit.set(permit);
         Ok(())
     }
 
@@ -230,9 +243,14 @@ impl UsageMeter {
     /// # Errors
     /// If the caller has no tokens left.
     pub fn reserve(&self, tokens: u64) -> Result<()> {
-        self.sink.reserve(self, tokens)?;
+        self.sink.reserve(self, tokens).inspect_err(|_| self.is_over_limit.store(true, Relaxed))?;
         self.reserved.fetch_add(tokens, Relaxed);
         Ok(())
+    }
+
+    /// Whether [`Self::admit`] or [`Self::reserve`] has refused the request.
+    pub fn is_over_limit(&self) -> bool {
+        self.is_over_limit.load(Relaxed)
     }
 
     /// The tokens reserved so far.
@@ -269,6 +287,15 @@ impl UsageMeter {
 
     pub fn unenforced(&self) -> Vec<String> {
         self.facts.lock().unenforced.clone()
+    }
+
+    /// Adds what the answer violates of those parts.
+    pub fn add_violations(&self, violations: &[SchemaViolation]) {
+        self.facts.lock().violations.extend_from_slice(violations);
+    }
+
+    pub fn violations(&self) -> Vec<SchemaViolation> {
+        self.facts.lock().violations.clone()
     }
 
     /// Adds bytes of the request's text that left the machine.

@@ -23,7 +23,7 @@ use hearth_kernels::device::{Aside, threads};
 use tokio::sync::oneshot;
 
 use super::{
-    Command, Encoded, EncoderModel, OpenTexts, Shared, Submission, draining, metrics,
+    Command, Encoded, EncoderModel, EncoderState, OpenTexts, Submission, draining, metrics,
     pace::Pace,
     queue::{BatchMember, EncoderQueue, Priority},
     stats::add,
@@ -35,7 +35,7 @@ const IDLE_TURN: Duration = Duration::from_secs(1);
 
 pub(super) struct Core {
     model: Box<dyn EncoderModel>,
-    shared: Arc<Shared>,
+    shared: Arc<EncoderState>,
     inbox: Receiver<Command>,
     queue: EncoderQueue,
     open: HashMap<u64, Open>,
@@ -65,7 +65,7 @@ struct Drain {
 }
 
 impl Core {
-    pub fn new(model: Box<dyn EncoderModel>, shared: Arc<Shared>, inbox: Receiver<Command>) -> Self {
+    pub fn new(model: Box<dyn EncoderModel>, shared: Arc<EncoderState>, inbox: Receiver<Command>) -> Self {
         Self {
             model,
             shared,

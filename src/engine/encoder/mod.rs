@@ -97,11 +97,11 @@ pub struct Encoded {
 #[derive(Clone)]
 pub struct EncoderHandle {
     commands: Sender<Command>,
-    shared: Arc<Shared>,
+    shared: Arc<EncoderState>,
 }
 
 /// State shared by the handles and the thread.
-struct Shared {
+struct EncoderState {
     config: EncoderConfig,
     /// Texts accepted and not yet answered; bounds the queue at the moment of submission.
     open_texts: AtomicUsize,
@@ -140,7 +140,7 @@ impl EncoderHandle {
                 "The embedding queue's limits max_waiting_texts and max_batch_tokens must be at least 1.",
             ));
         }
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(EncoderState {
             config,
             open_texts: AtomicUsize::new(0),
             next_request: AtomicU64::new(0),
@@ -261,7 +261,7 @@ fn draining() -> Error {
     Error::new(ErrorKind::Draining, "The server is shutting down. Try again in a moment.")
 }
 
-impl Shared {
+impl EncoderState {
     fn snapshot(&self) -> EncoderStats {
         self.stats.snapshot(self.open_texts.load(Ordering::Acquire))
     }
@@ -279,7 +279,7 @@ impl Shared {
 
 /// One accepted request's places; dropping it releases them.
 struct OpenTexts {
-    shared: Arc<Shared>,
+    shared: Arc<EncoderState>,
     texts: usize,
 }
 

@@ -66,7 +66,7 @@ pub(super) fn spent(whose: Whose, used_up: &UsedUp) -> Error {
     };
     let hours = wait.as_secs().div_ceil(3600);
     let message = format!(
-        "{whose} {what} is used up; it begins anew in about {hours} hours (UTC). Ask whoever runs this server for a \
+        "{whose} {what} is used up; the next one begins in about {hours} hours (UTC). Ask the administrator of this server for a \
          larger one."
     );
     Error::new(ErrorKind::QuotaExceeded, message).with_retry_after(*wait)

@@ -60,8 +60,8 @@ impl ExactCache {
     }
 
     /// Records the events that pass, keeps a complete answer, and hands it to the requests that wait for `lead`.
-    fn record(&self, events: GenerateStream, key: Key, lead: Option<Lead>) -> GenerateStream {
-        let (cache, mut lead, mut recorder) = (self.clone(), lead, Recorder::new(self.max_answer_bytes));
+    fn record(&self, events: GenerateStream, account: Arc<Account>, key: Key, lead: Option<Lead>) -> GenerateStream {
+        let (cache, mut lead, mut recorder) = (self.clone(), lead, Recorder::new(account, self.max_answer_bytes));
         Watched::stream(events, move |event| {
             let end = match recorder.push(event) {
                 Progress::Going => {
@@ -108,9 +108,10 @@ impl CachedChat {
             return self.model.generate(request).await;
         }
         let key = generation_key(self.model.info(), &request);
+        let account = request.account.clone();
         if cache_use == CacheUse::Refresh {
             let events = self.model.generate(request).await?;
-            return Ok(self.cache.record(events, key, None));
+            return Ok(self.cache.record(events, account, key, None));
         }
         loop {
             if let Some(answer) = self.cache.answers.get(&key) {
@@ -130,7 +131,7 @@ impl CachedChat {
                     }
                     metrics::looked_up(EXACT, 0, 1);
                     let events = self.model.generate(request).await?;
-                    return Ok(self.cache.record(events, key, Some(lead)));
+                    return Ok(self.cache.record(events, account, key, Some(lead)));
                 }
             }
         }

@@ -11,8 +11,8 @@
 use serde_json::{Map, Value};
 
 use hearth_domain::{
-    Account, ChatPrompt, Constraint, EmbedInput, EmbedInputType, GenerateRequest, ModelInfo, ModelKind, Policy, Prompt,
-    SamplingParams, ToolChoice, documents::EmbeddingIdentity,
+    Account, ChatPrompt, Constraint, EmbedInput, EmbedInputType, GenerateRequest, ModelInfo, ModelKind, Prompt,
+    RoutingPolicy, SamplingParams, ToolChoice, documents::EmbeddingIdentity,
 };
 
 /// The hash of everything that an answer depends on.
@@ -99,7 +99,7 @@ impl KeyWriter {
     /// The caller, and which side may answer.
     pub fn account(&mut self, account: &Account) -> &mut Self {
         self.text(&account.caller().id).option(account.policy(), |writer, policy| {
-            writer.text(Policy::as_str(policy));
+            writer.text(RoutingPolicy::as_str(policy));
         })
     }
 

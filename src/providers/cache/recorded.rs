@@ -10,7 +10,7 @@ use futures_util::{Stream, StreamExt, stream};
 use hearth_domain::{
     Account, GenerateEvent, Timings, TokenLogprob, Usage,
     error::Result,
-    usage::{ServedBy, UsageRecord},
+    usage::{SchemaViolation, ServedBy, UsageRecord},
 };
 
 use crate::providers::GenerateStream;
@@ -21,6 +21,9 @@ pub struct Recorded {
     /// The last is [`GenerateEvent::Done`].
     events: Vec<GenerateEvent>,
     usage: Usage,
+    /// See [`UsageMeter::unenforced`](hearth_domain::usage::UsageMeter::unenforced).
+    unenforced: Vec<String>,
+    violations: Vec<SchemaViolation>,
     bytes: usize,
 }
 
@@ -34,6 +37,8 @@ impl Recorded {
     /// because they took none.
     pub fn replay(self: Arc<Self>, account: &Arc<Account>, model: &str, cache: &'static str) -> GenerateStream {
         account.set_cache(cache);
+        account.add_unenforced(&self.unenforced);
+        account.add_violations(&self.violations);
         let record = account.begin_record(model, ServedBy::Cache(cache));
         record.set_usage(&self.usage);
         let state = (self, 0, record);
@@ -51,6 +56,7 @@ impl Recorded {
 /// Records an answer as it streams.
 #[derive(Debug)]
 pub struct Recorder {
+    account: Arc<Account>,
     events: Vec<GenerateEvent>,
     bytes: usize,
     max_bytes: usize,
@@ -66,8 +72,8 @@ pub enum Progress {
 }
 
 impl Recorder {
-    pub fn new(max_bytes: usize) -> Self {
-        Self { events: Vec::new(), bytes: size_of::<Recorded>(), max_bytes }
+    pub fn new(account: Arc<Account>, max_bytes: usize) -> Self {
+        Self { account, events: Vec::new(), bytes: size_of::<Recorded>(), max_bytes }
     }
 
     pub fn push(&mut self, event: &GenerateEvent) -> Progress {
@@ -80,7 +86,10 @@ impl Recorder {
         let GenerateEvent::Done { usage, timings: _ } = event else { return Progress::Going };
         let mut events = std::mem::take(&mut self.events);
         events.shrink_to_fit();
-        Progress::Whole(Arc::new(Recorded { events, usage: *usage, bytes: self.bytes }))
+        let (unenforced, violations) = (self.account.unenforced(), self.account.violations());
+        let held = unenforced.iter().chain(violations.iter().flat_map(|found| [&found.argument, &found.rule]));
+        let bytes = self.bytes + held.map(|text| size_of::<String>() + text.len()).sum::<usize>();
+        Progress::Whole(Arc::new(Recorded { events, usage: *usage, unenforced, violations, bytes }))
     }
 }
 

@@ -17,7 +17,7 @@ mod tests;
 use std::sync::Arc;
 
 use hearth_domain::{
-    Account, Policy,
+    Account, RoutingPolicy,
     error::{Error, ErrorKind, Result},
 };
 
@@ -152,14 +152,14 @@ impl<T: ?Sized> Candidate<T> {
 /// then its key, then the route, then the server.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Policies {
-    pub server: Policy,
-    pub route: Option<Policy>,
+    pub server: RoutingPolicy,
+    pub route: Option<RoutingPolicy>,
 }
 
 impl Policies {
-    pub fn of(self, account: &Account) -> Policy {
-        if self.server == Policy::LocalOnly {
-            return Policy::LocalOnly;
+    pub fn of(self, account: &Account) -> RoutingPolicy {
+        if self.server == RoutingPolicy::LocalOnly {
+            return RoutingPolicy::LocalOnly;
         }
         account.policy().or(self.route).unwrap_or(self.server)
     }
@@ -169,20 +169,20 @@ impl Policies {
         let policy = self.of(account);
         let of_side = |side| candidates.iter().filter(move |candidate| candidate.side() == side).cloned();
         let ordered: Vec<Candidate<T>> = match policy {
-            Policy::LocalFirst => of_side(Side::Local).chain(of_side(Side::Hosted)).collect(),
-            Policy::LocalOnly => of_side(Side::Local).collect(),
-            Policy::HostedFirst => of_side(Side::Hosted).chain(of_side(Side::Local)).collect(),
-            Policy::HostedOnly => of_side(Side::Hosted).collect(),
+            RoutingPolicy::LocalFirst => of_side(Side::Local).chain(of_side(Side::Hosted)).collect(),
+            RoutingPolicy::LocalOnly => of_side(Side::Local).collect(),
+            RoutingPolicy::HostedFirst => of_side(Side::Hosted).chain(of_side(Side::Local)).collect(),
+            RoutingPolicy::HostedOnly => of_side(Side::Hosted).collect(),
         };
         match policy {
-            Policy::LocalOnly if ordered.is_empty() => Err(Error::new(
+            RoutingPolicy::LocalOnly if ordered.is_empty() => Err(Error::new(
                 ErrorKind::Forbidden,
                 "This model is served by an upstream only, and the request must stay on this machine. Name a model that \
                  this machine runs; GET /v1/models lists them.",
             )
             .with_param("model")
             .with_code("local_only")),
-            Policy::HostedOnly if ordered.is_empty() => Err(Error::invalid(
+            RoutingPolicy::HostedOnly if ordered.is_empty() => Err(Error::invalid(
                 "model",
                 "The policy hosted-only leaves nobody to serve this model: no upstream is set up for it. Choose another \
                  policy or another model.",

@@ -96,7 +96,7 @@ fn hosted(id: &'static str, condition: Condition, asked: &Arc<Mutex<Vec<&'static
     Candidate::Hosted { name: format!("up/{id}"), model: scripted(id, condition, asked.clone()) }
 }
 
-fn account(policy: Option<Policy>, key: impl FnOnce(&mut Caller)) -> Arc<Account> {
+fn account(policy: Option<RoutingPolicy>, key: impl FnOnce(&mut Caller)) -> Arc<Account> {
     let mut caller = Caller::local();
     key(&mut caller);
     let opening = RequestContext {
@@ -133,7 +133,7 @@ async fn outcome(model: &FallbackChat, account: &Arc<Account>) -> Result<String,
 /// One request under a policy: who answered with what, which candidates were asked in which order, and the reason in
 /// the receipt.
 async fn run(
-    policy: Policy,
+    policy: RoutingPolicy,
     local_is: Condition,
     hosted_is: Condition,
 ) -> (Result<String, String>, Vec<&'static str>, Option<String>) {
@@ -149,10 +149,10 @@ async fn run(
 #[tokio::test]
 async fn the_first_choice_serves_where_it_can() {
     for (policy, serves) in [
-        (Policy::LocalFirst, "local"),
-        (Policy::LocalOnly, "local"),
-        (Policy::HostedFirst, "hosted"),
-        (Policy::HostedOnly, "hosted"),
+        (RoutingPolicy::LocalFirst, "local"),
+        (RoutingPolicy::LocalOnly, "local"),
+        (RoutingPolicy::HostedFirst, "hosted"),
+        (RoutingPolicy::HostedOnly, "hosted"),
     ] {
         assert_eq!(run(policy, Well, Well).await, (Ok(serves.to_owned()), vec![serves], None), "{policy:?}");
     }
@@ -172,7 +172,7 @@ async fn local_first_goes_out_where_the_local_side_cannot() {
     ] {
         let asked = if is_asked { vec!["local", "hosted"] } else { vec!["hosted"] };
         let expected = (Ok("hosted".to_owned()), asked, Some(reason.to_owned()));
-        assert_eq!(run(Policy::LocalFirst, condition, Well).await, expected, "{condition:?}");
+        assert_eq!(run(RoutingPolicy::LocalFirst, condition, Well).await, expected, "{condition:?}");
     }
 }
 
@@ -185,21 +185,21 @@ async fn hosted_first_comes_home_where_the_upstream_cannot() {
         (TooLong, "context_length"),
     ] {
         let expected = (Ok("local".to_owned()), vec!["hosted", "local"], Some(reason.to_owned()));
-        assert_eq!(run(Policy::HostedFirst, Well, condition).await, expected, "{condition:?}");
+        assert_eq!(run(RoutingPolicy::HostedFirst, Well, condition).await, expected, "{condition:?}");
     }
 }
 
 #[tokio::test]
 async fn only_means_only() {
     for condition in [Loading, LoadFailed, Absent, QueueFull, TooLong, NoMemory, NoMemoryLater] {
-        let (outcome, asked, reason) = run(Policy::LocalOnly, condition, Well).await;
+        let (outcome, asked, reason) = run(RoutingPolicy::LocalOnly, condition, Well).await;
         assert!(outcome.is_err() && reason.is_none(), "{condition:?}");
         assert!(!asked.contains(&"hosted"), "{condition:?}: {asked:?}");
     }
     // With no other candidate, the request waits.
-    assert_eq!(run(Policy::LocalOnly, LongQueue, Well).await, (Ok("local".to_owned()), vec!["local"], None));
+    assert_eq!(run(RoutingPolicy::LocalOnly, LongQueue, Well).await, (Ok("local".to_owned()), vec!["local"], None));
     for condition in [Broken, TimesOut, Condition::BreakerOpen, TooLong] {
-        let (outcome, asked, reason) = run(Policy::HostedOnly, Well, condition).await;
+        let (outcome, asked, reason) = run(RoutingPolicy::HostedOnly, Well, condition).await;
         assert!(outcome.is_err() && reason.is_none(), "{condition:?}");
         assert_eq!(asked, ["hosted"], "{condition:?}");
     }
@@ -208,10 +208,10 @@ async fn only_means_only() {
 #[tokio::test]
 async fn a_mistake_of_the_callers_and_a_limit_are_nobody_elses_business() {
     for condition in [CallersMistake, OverTheLimit, Internal] {
-        let (outcome, asked, reason) = run(Policy::LocalFirst, condition, Well).await;
+        let (outcome, asked, reason) = run(RoutingPolicy::LocalFirst, condition, Well).await;
         assert!(outcome.is_err() && reason.is_none(), "{condition:?}");
         assert_eq!(asked, ["local"], "{condition:?}");
-        let (outcome, asked, reason) = run(Policy::HostedFirst, Well, condition).await;
+        let (outcome, asked, reason) = run(RoutingPolicy::HostedFirst, Well, condition).await;
         assert!(outcome.is_err() && reason.is_none(), "{condition:?}");
         assert_eq!(asked, ["hosted"], "{condition:?}");
     }
@@ -219,13 +219,13 @@ async fn a_mistake_of_the_callers_and_a_limit_are_nobody_elses_business() {
 
 #[tokio::test]
 async fn where_nobody_can_the_first_choice_has_the_word_and_the_others_are_named() {
-    let (outcome, _, reason) = run(Policy::LocalFirst, QueueFull, Broken).await;
+    let (outcome, _, reason) = run(RoutingPolicy::LocalFirst, QueueFull, Broken).await;
     let said = "QueueFull Nobody else could serve; tried: local (queue_wait), up/hosted (upstream_error).";
     assert_eq!((outcome, reason), (Err(said.to_owned()), None));
-    let (outcome, _, _) = run(Policy::HostedFirst, Loading, Condition::BreakerOpen).await;
+    let (outcome, _, _) = run(RoutingPolicy::HostedFirst, Loading, Condition::BreakerOpen).await;
     let said = "BreakerOpen Nobody else could serve; tried: up/hosted (breaker_open), local (not_ready).";
     assert_eq!(outcome, Err(said.to_owned()));
-    let (outcome, _, _) = run(Policy::LocalFirst, NoMemoryLater, Broken).await;
+    let (outcome, _, _) = run(RoutingPolicy::LocalFirst, NoMemoryLater, Broken).await;
     let said = "NoMemoryLater Nobody else could serve; tried: local (out_of_memory), up/hosted (upstream_error).";
     assert_eq!(outcome, Err(said.to_owned()));
 }
@@ -233,7 +233,7 @@ async fn where_nobody_can_the_first_choice_has_the_word_and_the_others_are_named
 #[tokio::test]
 async fn a_long_queue_is_waited_in_after_all_where_nobody_else_serves() {
     assert_eq!(
-        run(Policy::LocalFirst, LongQueue, Broken).await,
+        run(RoutingPolicy::LocalFirst, LongQueue, Broken).await,
         (Ok("local".to_owned()), vec!["hosted", "local"], None)
     );
 }
@@ -297,7 +297,7 @@ async fn who_decides() {
         let model = FallbackChat::new("name", candidates(), Policies { server, route });
         async move { outcome(&model, &account).await.expect("an answer") }
     };
-    let (local_first, hosted_first) = (Policy::LocalFirst, Policy::HostedFirst);
+    let (local_first, hosted_first) = (RoutingPolicy::LocalFirst, RoutingPolicy::HostedFirst);
     let nobody = || account(None, |_| {});
     assert_eq!(say(hosted_first, None, nobody()).await, "hosted", "the server");
     assert_eq!(say(local_first, Some(hosted_first), nobody()).await, "hosted", "the route over the server");
@@ -305,23 +305,24 @@ async fn who_decides() {
     assert_eq!(say(hosted_first, Some(hosted_first), key).await, "local", "the key over the route");
     let request = account(Some(hosted_first), |caller| caller.policy = Some(local_first));
     assert_eq!(say(local_first, None, request).await, "hosted", "the request over the key");
-    let bound = account(Some(Policy::HostedOnly), |caller| caller.local_only = true);
+    let bound = account(Some(RoutingPolicy::HostedOnly), |caller| caller.local_only = true);
     assert_eq!(say(hosted_first, None, bound).await, "local", "what is local only over all");
-    let reads_local_collection = account(Some(Policy::HostedOnly), |_| {}).kept_local();
+    let reads_local_collection = account(Some(RoutingPolicy::HostedOnly), |_| {}).kept_local();
     assert_eq!(say(hosted_first, None, reads_local_collection).await, "local");
-    let asks_to_go_out = account(Some(Policy::HostedOnly), |_| {});
-    assert_eq!(say(Policy::LocalOnly, None, asks_to_go_out).await, "local", "a server that is local only");
+    let asks_to_go_out = account(Some(RoutingPolicy::HostedOnly), |_| {});
+    assert_eq!(say(RoutingPolicy::LocalOnly, None, asks_to_go_out).await, "local", "a server that is local only");
 }
 
 #[tokio::test]
 async fn a_side_that_a_model_does_not_have_is_refused_by_name() {
     let asked = Arc::default();
     let model = FallbackChat::new("name", vec![hosted("hosted", Well, &asked)], Policies::default());
-    let error = model.generate(request(&account(Some(Policy::LocalOnly), |_| {}))).await.err().expect("refused");
+    let error = model.generate(request(&account(Some(RoutingPolicy::LocalOnly), |_| {}))).await.err().expect("refused");
     assert_eq!((error.kind(), error.code()), (ErrorKind::Forbidden, Some("local_only")));
     assert!(asked.lock().is_empty());
     let model = FallbackChat::new("name", vec![local(Well, &asked)], Policies::default());
-    let error = model.generate(request(&account(Some(Policy::HostedOnly), |_| {}))).await.err().expect("refused");
+    let error =
+        model.generate(request(&account(Some(RoutingPolicy::HostedOnly), |_| {}))).await.err().expect("refused");
     assert_eq!((error.kind(), error.code()), (ErrorKind::InvalidRequest, Some("no_hosted_model")));
 }
 
@@ -438,7 +439,7 @@ async fn another_vector_space_is_an_error() {
         let hosted = Counting::new(change);
         let model = embedder(&hosted, &Arc::new(AtomicUsize::new(1)));
         model.learn().await.expect("the local model is there");
-        let account = account(Some(Policy::HostedOnly), |_| {});
+        let account = account(Some(RoutingPolicy::HostedOnly), |_| {});
         for _ in 0..2 {
             let error = model.embed(texts(&account)).await.expect_err("another model");
             assert_eq!(error.code(), Some("embedding_model_differs"));
@@ -458,7 +459,7 @@ async fn without_a_comparison_an_upstream_does_not_stand_in() {
         Candidate::Hosted { name: "up/embed".to_owned(), model: hosted.clone() },
     ];
     let model = FallbackEmbedder::new("name", candidates, Policies::default());
-    let error = model.embed(texts(&account(Some(Policy::HostedOnly), |_| {}))).await.expect_err("not verified");
+    let error = model.embed(texts(&account(Some(RoutingPolicy::HostedOnly), |_| {}))).await.expect_err("not verified");
     assert_eq!((error.code(), hosted.asked()), (Some("embedding_not_verified"), 0));
 }
 

@@ -34,7 +34,7 @@ pub(super) struct Translator {
     upstream: String,
     /// Where usage is recorded as it arrives.
     record: UsageRecord,
-    choices: Vec<Choice>,
+    choices: Vec<ChoiceAnswer>,
     wants_echo: bool,
     most_tokens: Option<usize>,
     reported: Option<ReportedUsage>,
@@ -45,7 +45,7 @@ pub(super) struct Translator {
 }
 
 #[derive(Debug, Default)]
-struct Choice {
+struct ChoiceAnswer {
     calls: ToolCalls,
     has_begun: bool,
     is_finished: bool,
@@ -58,7 +58,7 @@ impl Translator {
         Self {
             upstream: upstream.to_owned(),
             record,
-            choices: (0..request.n).map(|_| Choice::default()).collect(),
+            choices: (0..request.n).map(|_| ChoiceAnswer::default()).collect(),
             wants_echo: request.echo,
             most_tokens: request.max_tokens.map(|tokens| tokens.saturating_mul(request.n)),
             reported: None,

@@ -12,7 +12,7 @@ use hearth_domain::{
 };
 
 use super::{
-    answer::Translator, breaker::Breaker, failure::Failure, request, retry::with_retries, stream::Answer,
+    answer::Translator, breaker::Breaker, failure::Failure, request, retry::with_retries, stream::HostedAnswer,
     upstream::Upstream,
 };
 use crate::providers::{ChatModel, GenerateStream};
@@ -46,14 +46,14 @@ impl HostedChat {
         path: &str,
         body: Bytes,
         record: &parking_lot::Mutex<Option<UsageRecord>>,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<HostedAnswer, Failure> {
         let sent_at = Instant::now();
         let response = self.upstream.send(path, body, &request.account).await?;
         let served_by = ServedBy::Upstream(self.upstream.name().to_owned());
         let record =
             record.lock().get_or_insert_with(|| request.account.begin_record(&self.info.id, served_by)).clone();
         let translator = Translator::new(request, self.upstream.name(), record, sent_at);
-        Answer::begin(self.upstream.clone(), response, translator).await
+        HostedAnswer::begin(self.upstream.clone(), response, translator).await
     }
 }
 

@@ -150,12 +150,28 @@ impl Default for BreakerSettings {
     }
 }
 
+/// What an upstream's model can be asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HostedKind {
+    Chat,
+    Embedding,
+}
+
+impl From<HostedKind> for ModelKind {
+    fn from(kind: HostedKind) -> Self {
+        match kind {
+            HostedKind::Chat => Self::Chat,
+            HostedKind::Embedding => Self::Embedding,
+        }
+    }
+}
+
 /// One model of an upstream, as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostedModel {
     /// The upstream's own name for it.
     pub upstream_model: String,
-    pub kind: ModelKind,
+    pub kind: HostedKind,
     /// Tokens, prompt and answer together.
     pub context_length: usize,
     /// Length of an embedding.
@@ -172,7 +188,7 @@ impl HostedModel {
     pub fn chat(upstream_model: impl Into<String>) -> Self {
         Self {
             upstream_model: upstream_model.into(),
-            kind: ModelKind::Chat,
+            kind: HostedKind::Chat,
             context_length: CONTEXT_LENGTH_ASSUMED,
             dimensions: None,
             identity: None,
@@ -184,7 +200,7 @@ impl HostedModel {
     pub fn info(&self, served_name: &str) -> ModelInfo {
         ModelInfo {
             id: served_name.to_owned(),
-            kind: self.kind,
+            kind: self.kind.into(),
             architecture: "hosted".to_owned(),
             context_length: self.context_length,
             vocab_size: 0,
@@ -192,7 +208,7 @@ impl HostedModel {
             parameters: 0,
             quantization: String::new(),
             size_bytes: 0,
-            supports_tools: self.kind == ModelKind::Chat,
+            supports_tools: self.kind == HostedKind::Chat,
             supports_reasoning: false,
             created: 0,
         }

@@ -26,7 +26,7 @@ use crate::providers::GenerateStream;
 const PATIENCE_AFTER_THE_END: Duration = Duration::from_secs(2);
 
 /// A started stream.
-pub(super) struct Answer {
+pub(super) struct HostedAnswer {
     upstream: Arc<Upstream>,
     response: Option<Response>,
     decoder: EventDecoder,
@@ -39,7 +39,7 @@ pub(super) struct Answer {
     permit: Option<Permit>,
 }
 
-impl Answer {
+impl HostedAnswer {
     /// Waits for the first event of the answer: until then a retry is invisible to the caller.
     pub(super) async fn begin(
         upstream: Arc<Upstream>,

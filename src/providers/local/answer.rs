@@ -10,13 +10,13 @@ use futures_util::{Stream, StreamExt};
 use hearth_domain::{FinishReason, GenerateEvent, TokenLogprob, Usage, error::Result, usage::UsageRecord};
 use hearth_text::tokenizer::Tokenizer;
 
-use super::choice::{Choice, scored};
+use super::choice::{ChoiceDecoder, scored};
 use crate::engine::{ScoredToken, TokenEvent, TokenStream};
 
 /// Translates one request's tokens. Dropping it drops the engine's stream, which cancels the request.
-pub(super) struct Answer {
+pub(super) struct LocalAnswer {
     tokens: TokenStream,
-    choices: Vec<Choice>,
+    choices: Vec<ChoiceDecoder>,
     /// Translated events that have not been read.
     ready: VecDeque<GenerateEvent>,
     prompt: PromptFacts,
@@ -38,8 +38,8 @@ pub(super) struct Echo {
     pub(super) token_ids: Vec<u32>,
 }
 
-impl Answer {
-    pub(super) fn new(tokens: TokenStream, choices: Vec<Choice>, prompt: PromptFacts) -> Self {
+impl LocalAnswer {
+    pub(super) fn new(tokens: TokenStream, choices: Vec<ChoiceDecoder>, prompt: PromptFacts) -> Self {
         Self { tokens, choices, ready: VecDeque::new(), prompt, cached_tokens: 0 }
     }
 
@@ -72,6 +72,9 @@ impl Answer {
                     reasoning_tokens: self.choices.iter().map(|choice| choice.reasoning_tokens).sum(),
                 };
                 self.prompt.record.set_usage(&usage);
+                if let Some(meter) = self.prompt.record.meter() {
+                    self.choices.iter().for_each(|choice| meter.add_violations(&choice.violations()));
+                }
                 self.ready.push_back(GenerateEvent::Done { usage, timings });
             }
         }
@@ -92,7 +95,7 @@ impl Answer {
     }
 }
 
-impl Stream for Answer {
+impl Stream for LocalAnswer {
     type Item = Result<GenerateEvent>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {

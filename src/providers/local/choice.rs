@@ -3,11 +3,15 @@
 //! Each stage may hold back what it cannot decide yet. A token's log-probability is reported once the token's text has
 //! left the stages that can still remove text, so that tokens behind a stop string are not reported.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+};
 
-use hearth_domain::{FinishReason, GenerateEvent, TokenLogprob, TopLogprob};
+use hearth_domain::{FinishReason, GenerateEvent, TokenLogprob, TopLogprob, usage::SchemaViolation};
 use hearth_text::{
     detokenizer::Detokenizer,
+    grammar::{ArgumentsCheck, Violation},
     stop::StopMatcher,
     tokenizer::Tokenizer,
     tool_calls::{OutputParser, ParsedPiece},
@@ -15,7 +19,7 @@ use hearth_text::{
 
 /// What a request asks of each of its choices.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Wanted {
+pub(super) struct ChoiceOptions {
     pub(super) logprobs: bool,
     pub(super) token_ids: bool,
     /// Stop strings are ignored in this many first tokens.
@@ -34,9 +38,9 @@ struct PendingToken {
     ends_at: usize,
 }
 
-pub(super) struct Choice {
+pub(super) struct ChoiceDecoder {
     index: usize,
-    wanted: Wanted,
+    wanted: ChoiceOptions,
     tokenizer: Tokenizer,
     /// `None` after the end.
     detokenizer: Option<Detokenizer>,
@@ -55,16 +59,20 @@ pub(super) struct Choice {
     thinking: bool,
     called: bool,
     finished: bool,
+    /// Of the tools whose schemas are not enforced entirely.
+    checks: Arc<HashMap<String, ArgumentsCheck>>,
+    /// The calls to those tools, by their index, with the tool's name and the arguments so far.
+    checked_calls: HashMap<usize, (String, String)>,
 }
 
-impl Choice {
+impl ChoiceDecoder {
     pub(super) fn new(
         index: usize,
         tokenizer: Tokenizer,
         detokenizer: Detokenizer,
         stops: Arc<[String]>,
         parser: Option<OutputParser>,
-        wanted: Wanted,
+        wanted: ChoiceOptions,
     ) -> Self {
         let thinking = parser.as_ref().is_some_and(OutputParser::is_reasoning);
         Self {
@@ -82,7 +90,29 @@ impl Choice {
             thinking,
             called: false,
             finished: false,
+            checks: Arc::default(),
+            checked_calls: HashMap::new(),
         }
+    }
+
+    /// Calls to the tools with these names are checked when the choice has ended.
+    pub(super) fn with_checks(self, checks: Arc<HashMap<String, ArgumentsCheck>>) -> Self {
+        Self { checks, ..self }
+    }
+
+    /// What the choice's calls violate of their tools' schemas.
+    pub(super) fn violations(&self) -> Vec<SchemaViolation> {
+        let mut calls: Vec<_> = self.checked_calls.iter().collect();
+        calls.sort_unstable_by_key(|(call, _)| **call);
+        let of_call = |(call, (tool, arguments)): (&usize, &(String, String))| {
+            let place = format!("choices.{}.message.tool_calls.{call}.function.arguments", self.index);
+            let found = self.checks.get(tool).map(|check| check.violations(arguments)).unwrap_or_default();
+            found.into_iter().map(move |Violation { argument, rule }| SchemaViolation {
+                argument: if argument.is_empty() { place.clone() } else { format!("{place}.{argument}") },
+                rule,
+            })
+        };
+        calls.into_iter().flat_map(of_call).collect()
     }
 
     /// Takes a generated token. `true` means that a stop string ended the choice.
@@ -192,10 +222,16 @@ impl Choice {
                 ParsedPiece::Reasoning(text) => GenerateEvent::Reasoning { choice, text },
                 ParsedPiece::CallStart { index, name } => {
                     self.called = true;
+                    if self.checks.contains_key(&name) {
+                        self.checked_calls.insert(index, (name.clone(), String::new()));
+                    }
                     let id = Some(format!("call_{}", uuid::Uuid::new_v4().simple()));
                     GenerateEvent::ToolCall { choice, call: index, id, name: Some(name), arguments: String::new() }
                 }
                 ParsedPiece::CallArguments { index, delta } => {
+                    if let Some((_, arguments)) = self.checked_calls.get_mut(&index) {
+                        arguments.push_str(&delta);
+                    }
                     GenerateEvent::ToolCall { choice, call: index, id: None, name: None, arguments: delta }
                 }
             });

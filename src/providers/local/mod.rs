@@ -8,11 +8,11 @@
 mod answer;
 mod choice;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture};
 use hearth_domain::{
-    ChatPrompt, GenerateRequest, ModelInfo, Prompt, TokenConstraint, ToolChoice,
+    ChatPrompt, GenerateRequest, ModelInfo, Prompt, ToolChoice,
     error::{Error, Result},
     quote::Quote,
     usage::ServedBy,
@@ -24,13 +24,13 @@ use hearth_text::{
         guard::{guarded, unescaped},
     },
     detokenizer::Detokenizer,
-    grammar::{GrammarCompiler, ToolCallRules},
+    grammar::{ArgumentsCheck, CompiledConstraint, GrammarCompiler, ToolCallRules},
     tokenizer::Tokenizer,
     tool_calls::{OutputParser, Thinking, ToolFormat},
     work::{Wanted, off_the_async_threads},
 };
 
-use self::answer::Answer;
+use self::answer::LocalAnswer;
 use super::{ChatModel, GenerateStream, PromptTokenizer};
 use crate::engine::{Engine, SequenceRequest};
 
@@ -89,7 +89,7 @@ const NOT_COUNTED: &str = "The prompt was not counted to its end: it has at leas
 struct Prepared {
     sequence: SequenceRequest,
     prompt: answer::PromptFacts,
-    choices: Vec<choice::Choice>,
+    choices: Vec<choice::ChoiceDecoder>,
 }
 
 /// A prompt as the model reads it.
@@ -131,9 +131,11 @@ impl Parts {
         };
         // A constrained answer that follows the reasoning must still have room.
         let thinking_tokens = request.max_tokens.unwrap_or(room).min(room) / 2;
-        let constraints = self.constraints(&request, thinking, thinking_tokens)?;
-        let choices =
-            (0..request.n).map(|index| self.choice(index, &request, thinking, tokens.last().copied())).collect();
+        let compiled = self.compiled(&request, thinking, thinking_tokens)?;
+        let checks = compiled.as_ref().map(|compiled| compiled.checks().clone()).unwrap_or_default();
+        let constraints = compiled.map(|compiled| compiled.answers(request.n)).unwrap_or_default();
+        let choice = |index| self.choice(index, &request, thinking, tokens.last().copied(), checks.clone());
+        let choices = (0..request.n).map(choice).collect();
         let record = request.account.begin_record(&self.info.id, ServedBy::Local { device: self.device.to_owned() });
         let prompt = answer::PromptFacts {
             num_tokens: tokens.len(),
@@ -161,13 +163,13 @@ impl Parts {
         Ok(Prepared { sequence, prompt, choices })
     }
 
-    /// The constraint of each choice: none at all, or one each.
-    fn constraints(
+    /// The constraint of the choices, if they have one.
+    fn compiled(
         &self,
         request: &GenerateRequest,
         thinking: Thinking,
         thinking_tokens: usize,
-    ) -> Result<Vec<Box<dyn TokenConstraint>>> {
+    ) -> Result<Option<CompiledConstraint>> {
         let compiled = match (&request.constraint, tools(&request.prompt)) {
             (Some(constraint), _) => {
                 self.grammars.compile_after_thinking(constraint, thinking, thinking_tokens).map(Some)
@@ -183,9 +185,10 @@ impl Parts {
             }),
             (None, None) => Ok(None),
         }?;
-        let Some(compiled) = compiled else { return Ok(Vec::new()) };
-        request.account.add_unenforced(compiled.unenforced());
-        Ok(compiled.answers(request.n))
+        if let Some(compiled) = &compiled {
+            request.account.add_unenforced(compiled.unenforced());
+        }
+        Ok(compiled)
     }
 
     fn tool_format(&self) -> ToolFormat {
@@ -198,7 +201,8 @@ impl Parts {
         request: &GenerateRequest,
         thinking: Thinking,
         last_prompt_token: Option<u32>,
-    ) -> choice::Choice {
+        checks: Arc<HashMap<String, ArgumentsCheck>>,
+    ) -> choice::ChoiceDecoder {
         let tools = tools(&request.prompt);
         let parser = (tools.is_some() || thinking != Thinking::Never).then(|| {
             let names = tools.map_or(&[][..], |chat| &chat.tools).iter();
@@ -209,13 +213,14 @@ impl Parts {
         // template's own last token does not. Some of the markers that the parser looks for are special tokens.
         let before = if matches!(request.prompt, Prompt::Chat(_)) { None } else { last_prompt_token };
         let detokenizer = Detokenizer::after(self.tokenizer.clone(), before, parser.is_some());
-        let wanted = choice::Wanted {
+        let wanted = choice::ChoiceOptions {
             logprobs: request.logprobs.is_some(),
             token_ids: request.return_token_ids,
             min_tokens: request.min_tokens,
             only_calls: tools.is_some_and(|chat| chat.tool_choice != ToolChoice::Auto),
         };
-        choice::Choice::new(index, self.tokenizer.clone(), detokenizer, request.stop.clone(), parser, wanted)
+        choice::ChoiceDecoder::new(index, self.tokenizer.clone(), detokenizer, request.stop.clone(), parser, wanted)
+            .with_checks(checks)
     }
 
     fn prompt_tokens(&self, prompt: &Prompt, wanted: &Wanted) -> Result<PromptTokens> {
@@ -324,7 +329,7 @@ impl ChatModel for LocalChat {
                 off_the_async_threads(request.prompt.bytes(), move |wanted| parts.prepare(request, wanted)).await?
             };
             let tokens = parts.engine.submit(prepared.sequence)?;
-            Ok(Answer::new(tokens, prepared.choices, prepared.prompt).boxed())
+            Ok(LocalAnswer::new(tokens, prepared.choices, prepared.prompt).boxed())
         }
         .boxed()
     }

@@ -10,7 +10,7 @@ mod worker;
 use std::{sync::Arc, time::Duration};
 
 use hearth_domain::{
-    Account, Policy,
+    Account, RoutingPolicy,
     error::{Error, ErrorKind, Result},
 };
 use serde::{Deserialize, Serialize};
@@ -100,7 +100,7 @@ impl Analyses {
         let documents = self.documents.of(account);
         let lookup = &request.lookup;
         let collections = documents.scope(&lookup.collections, &lookup.document_ids, None, None).await?;
-        let is_local_only = Lookup::account_for(account, &collections).policy() == Some(Policy::LocalOnly);
+        let is_local_only = Lookup::account_for(account, &collections).policy() == Some(RoutingPolicy::LocalOnly);
         let (all, own) = self.jobs().num_unended(ANALYSIS, &account.caller().id).await?;
         if all >= UNENDED_MAX || own >= UNENDED_OWN_MAX {
             let whose = if own >= UNENDED_OWN_MAX { format!("{own} of your") } else { format!("{all}") };

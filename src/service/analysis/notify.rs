@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::future::{BoxFuture, FutureExt};
-use hearth_domain::{Account, Policy, error::ErrorKind};
+use hearth_domain::{Account, RoutingPolicy, error::ErrorKind};
 use serde_json::{Value, json};
 
 use super::{ANALYSIS, Payload, WEBHOOK, state_of};
@@ -98,6 +98,6 @@ impl Notify {
         };
         // The payload records what a collection said that has been deleted since.
         let collections = collections.unwrap_or_default();
-        is_local_only || Lookup::account_for(account, &collections).policy() == Some(Policy::LocalOnly)
+        is_local_only || Lookup::account_for(account, &collections).policy() == Some(RoutingPolicy::LocalOnly)
     }
 }

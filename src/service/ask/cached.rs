@@ -34,7 +34,7 @@ pub(super) async fn slot<'w>(
 
 /// The cached answer, if there is one and the request accepts it.
 pub(super) fn earlier(slot: &SemanticSlot, writer: &Arc<dyn ChatModel>, account: &Arc<Account>) -> Option<Asked> {
-    let kept = slot.kept(account)?;
+    let kept = slot.kept()?;
     Some(Asked {
         grounding: Some(Grounding::Free),
         model: writer.info().id.clone(),

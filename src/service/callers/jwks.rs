@@ -85,12 +85,12 @@ fn parse(json: &[u8]) -> anyhow::Result<Vec<VerifyingKey>> {
 
 /// A token's claim about the key that signed it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Wanted<'a> {
+pub(super) struct KeyQuery<'a> {
     pub(super) id: Option<&'a str>,
     pub(super) algorithm: Algorithm,
 }
 
-impl Wanted<'_> {
+impl KeyQuery<'_> {
     pub(super) fn is(&self, key: &VerifyingKey) -> bool {
         key.algorithm == self.algorithm && self.id.is_none_or(|id| key.id.as_deref() == Some(id))
     }
@@ -134,7 +134,7 @@ impl Jwks {
     ///
     /// # Errors
     /// 503 if there are none.
-    pub(super) async fn keys(&self, wanted: Wanted<'_>) -> Result<Arc<[VerifyingKey]>> {
+    pub(super) async fn keys(&self, wanted: KeyQuery<'_>) -> Result<Arc<[VerifyingKey]>> {
         let known = self.known();
         let has = |set: &KeySet| set.keys.iter().any(|key| wanted.is(key));
         let needs = match &known {

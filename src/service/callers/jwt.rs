@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{
-    jwks::{Jwks, JwksSettings, Wanted},
+    jwks::{Jwks, JwksSettings, KeyQuery},
     jws::{Algorithm, VerifyingKey},
     refused,
     rights::{Rights, limits_of},
@@ -152,7 +152,7 @@ impl Tokens {
             }
             Keys::Secret(keys) => check_signature(&token, keys)?,
             Keys::Public(jwks) => {
-                let wanted = Wanted { id: token.head.kid.as_deref(), algorithm };
+                let wanted = KeyQuery { id: token.head.kid.as_deref(), algorithm };
                 let keys = jwks.keys(wanted).await?;
                 let mut keys = keys.iter().filter(|key| wanted.is(key)).peekable();
                 if keys.peek().is_none() {

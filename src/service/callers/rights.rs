@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use hearth_domain::{Budget, Caller, CallerLimits, Policy, Scope, StorageQuota};
+use hearth_domain::{Budget, Caller, CallerLimits, RoutingPolicy, Scope, StorageQuota};
 
 /// A [`Caller`] without a name.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -21,7 +21,7 @@ pub struct Rights {
     /// Models that may be named; `None` means all.
     pub models: Option<Vec<String>>,
     pub local_only: bool,
-    pub policy: Option<Policy>,
+    pub policy: Option<RoutingPolicy>,
     pub limits: CallerLimits,
 }
 
@@ -145,7 +145,7 @@ mod tests {
             scopes: [Scope::Chat, Scope::Admin].into(),
             models: Some(vec!["a".to_owned()]),
             local_only: true,
-            policy: Some(Policy::LocalOnly),
+            policy: Some(RoutingPolicy::LocalOnly),
             limits: CallerLimits {
                 requests_per_minute: Some(60),
                 tokens_per_minute: Some(1000),

@@ -438,7 +438,7 @@ mod tests {
     use crate::retrieval::search::Lookup;
     use crate::{service::callers::Callers, store::Store};
     use hearth_domain::{
-        Caller, Policy, RequestContext, StorageQuota,
+        Caller, RequestContext, RoutingPolicy, StorageQuota,
         documents::{AttributeValue, LOCAL_ONLY},
         usage::NoSink,
     };
@@ -462,7 +462,7 @@ mod tests {
             route: String::new(),
             caller: Arc::new(Caller { id: id.to_owned(), ..Caller::local() }),
             fairness_key: String::new(),
-            policy: Some(Policy::HostedFirst),
+            policy: Some(RoutingPolicy::HostedFirst),
             is_recorded: false,
             cache_use: hearth_domain::CacheUse::default(),
             is_local_only: false,
@@ -496,23 +496,23 @@ mod tests {
             Lookup::account_for(&account, &found).policy().unwrap()
         };
         for names in [&["secret"][..], &["also"], &["misspelt"], &["open", "secret"]] {
-            assert_eq!(policy_of(names).await, Policy::LocalOnly, "{names:?}");
+            assert_eq!(policy_of(names).await, RoutingPolicy::LocalOnly, "{names:?}");
         }
         for names in [&["open"][..], &["plain", "open"], &[]] {
-            assert_eq!(policy_of(names).await, Policy::HostedFirst, "{names:?}");
+            assert_eq!(policy_of(names).await, RoutingPolicy::HostedFirst, "{names:?}");
         }
         // As a vector store, and by a document of it.
         let secret = own.collection("secret").await.unwrap();
         let store = account("a");
         let found = documents.of(&store).vector_store(&secret.id).await.unwrap();
-        assert_eq!(Lookup::account_for(&store, &[found]).policy(), Some(Policy::LocalOnly));
+        assert_eq!(Lookup::account_for(&store, &[found]).policy(), Some(RoutingPolicy::LocalOnly));
         let mut incoming = documents.receive(0).await.unwrap();
         incoming.write(b"mine").unwrap();
         let file = own.keep(incoming, "a.md", "assistants").await.unwrap();
         own.add(&secret.id, &file.id, Attributes::new(), None).await.unwrap();
         let document = account("a");
         let found = documents.of(&document).scope(&[], &[file.id], None, None).await.unwrap();
-        assert_eq!(Lookup::account_for(&document, &found).policy(), Some(Policy::LocalOnly));
+        assert_eq!(Lookup::account_for(&document, &found).policy(), Some(RoutingPolicy::LocalOnly));
     }
 
     #[tokio::test]

@@ -1,7 +1,7 @@
 //! A meter from its opening to its settlement, and what is counted on the way.
 
 use super::*;
-use crate::{Account, CacheUse, Policy, RequestContext};
+use crate::{Account, CacheUse, RequestContext, RoutingPolicy};
 
 #[derive(Default)]
 struct Recorded(Mutex<Vec<Receipt>>);
@@ -26,7 +26,7 @@ fn open(usage_sink: &Arc<Recorded>) -> Arc<Account> {
         route: "POST /ask".into(),
         caller: Arc::new(Caller::local()),
         fairness_key: String::new(),
-        policy: Some(Policy::HostedFirst),
+        policy: Some(RoutingPolicy::HostedFirst),
         cache_use: CacheUse::default(),
         is_recorded: true,
         is_local_only: false,
@@ -83,9 +83,9 @@ fn an_answer_that_a_model_had_to_generate_is_not_from_a_cache() {
 fn the_first_word_about_the_end_counts_and_what_is_local_stays() {
     let usage_sink = Arc::new(Recorded::default());
     let account = open(&usage_sink);
-    assert_eq!(account.policy(), Some(Policy::HostedFirst));
+    assert_eq!(account.policy(), Some(RoutingPolicy::HostedFirst));
     let kept = account.kept_local();
-    assert_eq!((kept.policy(), account.policy()), (Some(Policy::LocalOnly), Some(Policy::HostedFirst)));
+    assert_eq!((kept.policy(), account.policy()), (Some(RoutingPolicy::LocalOnly), Some(RoutingPolicy::HostedFirst)));
     kept.begin_record("m", ServedBy::Cache("")).count_token();
     drop(kept);
     assert_eq!(account.receipt().completion_tokens(), 1, "one meter");

@@ -27,7 +27,7 @@ pub(crate) use self::{
 };
 pub use self::{
     error::PullError,
-    select::{Choice, Reference},
+    select::{FileChoice, Reference},
     settings::HubSettings,
 };
 use super::manifest::Manifest;
@@ -75,8 +75,11 @@ pub struct PulledFile {
 impl PullRequest {
     /// A known model: its weight file, or all files of an embedding model.
     pub fn of_manifest(manifest: &Manifest) -> Self {
-        let choice =
-            if manifest.file.ends_with(".gguf") { Choice::File(manifest.file.clone()) } else { Choice::Default };
+        let choice = if manifest.file.ends_with(".gguf") {
+            FileChoice::File(manifest.file.clone())
+        } else {
+            FileChoice::Default
+        };
         Self {
             reference: Reference {
                 repository: manifest.repository.clone(),
@@ -129,7 +132,7 @@ fn find_in_cache(
     settings: &HubSettings,
     repository: &str,
     revision: &str,
-    choice: &Choice,
+    choice: &FileChoice,
 ) -> Result<Pulled, PullError> {
     let cache = RepositoryCache::new(&settings.cache, repository);
     let absent = || PullError::Offline { repository: repository.to_owned(), cache: settings.cache.clone() };

@@ -11,7 +11,7 @@ use crate::gguf::{split_name, split_part_name};
 
 /// Which model of a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Choice {
+pub enum FileChoice {
     /// The only one, else the usual quantization, else the files of an embedding model.
     Default,
     /// A path in the repository.
@@ -27,7 +27,7 @@ pub struct Reference {
     pub repository: String,
     /// Branch, tag or commit.
     pub revision: Option<String>,
-    pub choice: Choice,
+    pub choice: FileChoice,
 }
 
 /// Preference order when the repository offers several quantizations and none was requested.
@@ -80,12 +80,14 @@ impl Reference {
         }
         let rest: Vec<&str> = parts.collect();
         let (revision, choice) = match (&rest[..], quantization) {
-            ([], None) => (None, Choice::Default),
-            ([], Some(quantization)) if is_name(quantization) => (None, Choice::Quantization(quantization.to_owned())),
-            (["resolve" | "blob", revision, file @ ..], None) if !file.is_empty() => {
-                (Some((*revision).to_owned()), Choice::File(file.join("/")))
+            ([], None) => (None, FileChoice::Default),
+            ([], Some(quantization)) if is_name(quantization) => {
+                (None, FileChoice::Quantization(quantization.to_owned()))
             }
-            (["tree", revision], None) => (Some((*revision).to_owned()), Choice::Default),
+            (["resolve" | "blob", revision, file @ ..], None) if !file.is_empty() => {
+                (Some((*revision).to_owned()), FileChoice::File(file.join("/")))
+            }
+            (["tree", revision], None) => (Some((*revision).to_owned()), FileChoice::Default),
             _ => return Err(refused()),
         };
         Ok(Self { repository: format!("{owner}/{name}"), revision, choice })
@@ -93,7 +95,7 @@ impl Reference {
 }
 
 /// Selects the model's files from all paths of the repository.
-pub(crate) fn select(repository: &str, paths: &[String], choice: &Choice) -> Result<Vec<String>, PullError> {
+pub(crate) fn select(repository: &str, paths: &[String], choice: &FileChoice) -> Result<Vec<String>, PullError> {
     let models = gguf_models(paths);
     let refuse = |wanted: String| PullError::NoMatch {
         repository: repository.to_owned(),
@@ -101,7 +103,7 @@ pub(crate) fn select(repository: &str, paths: &[String], choice: &Choice) -> Res
         available: available(&models, paths),
     };
     match choice {
-        Choice::File(file) => {
+        FileChoice::File(file) => {
             let Some(path) = paths.iter().find(|path| *path == file) else {
                 return Err(refuse(format!("the file {file}")));
             };
@@ -110,14 +112,14 @@ pub(crate) fn select(repository: &str, paths: &[String], choice: &Choice) -> Res
                 None => Ok(vec![path.clone()]),
             }
         }
-        Choice::Quantization(quantization) => {
+        FileChoice::Quantization(quantization) => {
             let matching: Vec<_> = models.iter().filter(|(stem, _)| has_quantization(stem, quantization)).collect();
             match matching[..] {
                 [(_, parts)] => complete(repository, parts),
                 _ => Err(refuse(format!("{quantization} and nothing else"))),
             }
         }
-        Choice::Default => {
+        FileChoice::Default => {
             if let [parts] = models.values().collect::<Vec<_>>()[..] {
                 return complete(repository, parts);
             }
@@ -208,7 +210,7 @@ fn available(models: &BTreeMap<String, Vec<String>>, paths: &[String]) -> String
 mod tests {
     use super::*;
 
-    fn reference(text: &str) -> (String, Option<String>, Choice) {
+    fn reference(text: &str) -> (String, Option<String>, FileChoice) {
         let reference = Reference::parse(text).unwrap();
         (reference.repository, reference.revision, reference.choice)
     }
@@ -220,17 +222,17 @@ mod tests {
     #[test]
     fn references_are_what_people_type() {
         let repository = "owner/name".to_owned();
-        assert_eq!(reference("owner/name"), (repository.clone(), None, Choice::Default));
-        let quantized = (repository.clone(), None, Choice::Quantization("Q8_0".into()));
+        assert_eq!(reference("owner/name"), (repository.clone(), None, FileChoice::Default));
+        let quantized = (repository.clone(), None, FileChoice::Quantization("Q8_0".into()));
         assert_eq!(reference("owner/name:Q8_0"), quantized);
         assert_eq!(reference("hf://owner/name:Q8_0"), quantized);
         assert_eq!(reference("hf.co/owner/name:Q8_0"), quantized);
-        let file = (repository.clone(), Some("main".into()), Choice::File("a/m.gguf".into()));
+        let file = (repository.clone(), Some("main".into()), FileChoice::File("a/m.gguf".into()));
         assert_eq!(reference("https://huggingface.co/owner/name/resolve/main/a/m.gguf?download=true"), file);
         assert_eq!(reference("https://huggingface.co/owner/name/blob/main/a/m.gguf"), file);
         assert_eq!(
             reference("https://huggingface.co/owner/name/tree/v2"),
-            (repository, Some("v2".into()), Choice::Default)
+            (repository, Some("v2".into()), FileChoice::Default)
         );
         for wrong in [
             "",
@@ -253,21 +255,21 @@ mod tests {
     #[test]
     fn a_quantization_is_a_whole_word() {
         let all = paths(&["m-Q4_K_M.gguf", "m-Q4_K_S.gguf", "m-Q8_0.gguf", "mmproj-m-Q8_0.gguf", "README.md"]);
-        let choose = |text: &str| select("r", &all, &Choice::Quantization(text.into()));
+        let choose = |text: &str| select("r", &all, &FileChoice::Quantization(text.into()));
         assert_eq!(choose("q8_0").unwrap(), ["m-Q8_0.gguf"]);
         assert_eq!(choose("Q4_K_M").unwrap(), ["m-Q4_K_M.gguf"]);
         let said = choose("Q4_K").unwrap_err().to_string();
         assert!(said.contains("m-Q4_K_M, m-Q4_K_S, m-Q8_0"), "{said}");
-        assert_eq!(select("r", &all, &Choice::Default).unwrap(), ["m-Q4_K_M.gguf"]);
+        assert_eq!(select("r", &all, &FileChoice::Default).unwrap(), ["m-Q4_K_M.gguf"]);
     }
 
     #[test]
     fn splits_come_whole() {
         let all = paths(&["Q8_0/m-Q8_0-00001-of-00002.gguf", "Q8_0/m-Q8_0-00002-of-00002.gguf", "m-Q4_0.gguf"]);
         let both = &all[..2];
-        assert_eq!(select("r", &all, &Choice::Quantization("Q8_0".into())).unwrap(), both);
-        assert_eq!(select("r", &all, &Choice::File(all[1].clone())).unwrap(), both);
-        let said = select("r", &all[1..], &Choice::File(all[1].clone())).unwrap_err().to_string();
+        assert_eq!(select("r", &all, &FileChoice::Quantization("Q8_0".into())).unwrap(), both);
+        assert_eq!(select("r", &all, &FileChoice::File(all[1].clone())).unwrap(), both);
+        let said = select("r", &all[1..], &FileChoice::File(all[1].clone())).unwrap_err().to_string();
         assert!(said.contains("00001-of-00002"), "{said}");
     }
 
@@ -275,11 +277,11 @@ mod tests {
     fn an_embedding_model_comes_with_its_tokenizer() {
         let all =
             paths(&["1_Pooling/config.json", "config.json", "model.safetensors", "onnx/model.onnx", "tokenizer.json"]);
-        let files = select("r", &all, &Choice::Default).unwrap();
+        let files = select("r", &all, &FileChoice::Default).unwrap();
         assert_eq!(files, ["model.safetensors", "config.json", "tokenizer.json", "1_Pooling/config.json"]);
-        let said = select("r", &paths(&["pytorch_model.bin"]), &Choice::Default).unwrap_err().to_string();
+        let said = select("r", &paths(&["pytorch_model.bin"]), &FileChoice::Default).unwrap_err().to_string();
         assert!(said.contains("weights as bin only"), "{said}");
-        let file = select("r", &all, &Choice::File("absent.gguf".into())).unwrap_err().to_string();
+        let file = select("r", &all, &FileChoice::File("absent.gguf".into())).unwrap_err().to_string();
         assert!(file.contains("the file absent.gguf"), "{file}");
     }
 }

@@ -63,29 +63,13 @@ pub(super) fn read(text: &str, builder: &mut DocumentBuilder<'_>) -> Result<(), 
             builder.push(kind.clone(), &collected.text, place)
         };
         match event {
-            Event::Start(Tag::Heading { level, .. }) => {
+            Event::Start(tag @ (Tag::Heading { .. } | Tag::CodeBlock(_) | Tag::MetadataBlock(_) | Tag::Item)) => {
                 flush(&kind, &mut current)?;
-                kind = BlockKind::Heading { level: level_number(level) };
-            }
-            Event::Start(Tag::CodeBlock(fence)) => {
-                flush(&kind, &mut current)?;
-                let language = match fence {
-                    CodeBlockKind::Fenced(info) => info.split([' ', ',', '{']).next().map(str::to_owned),
-                    CodeBlockKind::Indented => None,
-                };
-                kind = BlockKind::Code { language: language.filter(|name| !name.is_empty()).map(Arc::from) };
-            }
-            Event::Start(Tag::MetadataBlock(_)) => {
-                flush(&kind, &mut current)?;
-                kind = BlockKind::Code { language: None };
+                kind = opened_by(&tag);
             }
             Event::Start(Tag::List(_)) => {
                 flush(&kind, &mut current)?;
                 list_depth += 1;
-                kind = BlockKind::ListItem;
-            }
-            Event::Start(Tag::Item) => {
-                flush(&kind, &mut current)?;
                 kind = BlockKind::ListItem;
             }
             Event::End(TagEnd::List(_)) => {
@@ -128,6 +112,20 @@ pub(super) fn read(text: &str, builder: &mut DocumentBuilder<'_>) -> Result<(), 
     }
     let place = current.range.map(|range| lines.place(text, &range)).unwrap_or_default();
     builder.push(kind, &current.text, place)
+}
+
+/// The kind of block that a tag opens.
+fn opened_by(tag: &Tag<'_>) -> BlockKind {
+    match tag {
+        Tag::Heading { level, .. } => BlockKind::Heading { level: level_number(*level) },
+        Tag::CodeBlock(CodeBlockKind::Fenced(info)) => {
+            let language = info.split([' ', ',', '{']).next().filter(|name| !name.is_empty());
+            BlockKind::Code { language: language.map(Arc::from) }
+        }
+        Tag::CodeBlock(CodeBlockKind::Indented) | Tag::MetadataBlock(_) => BlockKind::Code { language: None },
+        Tag::Item => BlockKind::ListItem,
+        _ => BlockKind::Paragraph,
+    }
 }
 
 fn around(list_depth: usize) -> BlockKind {

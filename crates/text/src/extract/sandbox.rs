@@ -47,7 +47,7 @@ struct Request {
 }
 
 #[derive(serde::Serialize, serde::Deserialize)]
-enum Answer {
+enum ReaderAnswer {
     Document(Result<Extracted, ExtractError>),
     Lockdown(Lockdown),
 }
@@ -82,8 +82,10 @@ impl Sandbox {
     /// What the child found wrong with the document, or how the child itself died.
     pub fn extract(&self, path: &Path, file_name: &str, limits: &Limits) -> Result<Extracted, ExtractError> {
         match self.ask(Some(path), file_name, limits)? {
-            Answer::Document(document) => document,
-            Answer::Lockdown(_) => Err(ExtractError::Crashed { how: "answered what it was not asked".to_owned() }),
+            ReaderAnswer::Document(document) => document,
+            ReaderAnswer::Lockdown(_) => {
+                Err(ExtractError::Crashed { how: "answered what it was not asked".to_owned() })
+            }
         }
     }
 
@@ -93,12 +95,12 @@ impl Sandbox {
     /// If a child cannot be started.
     pub fn lockdown(&self, limits: &Limits) -> Result<Lockdown, ExtractError> {
         match self.ask(None, "", limits)? {
-            Answer::Lockdown(lockdown) => Ok(lockdown),
-            Answer::Document(_) => Err(no_reader(&"it answered what it was not asked")),
+            ReaderAnswer::Lockdown(lockdown) => Ok(lockdown),
+            ReaderAnswer::Document(_) => Err(no_reader(&"it answered what it was not asked")),
         }
     }
 
-    fn ask(&self, path: Option<&Path>, file_name: &str, limits: &Limits) -> Result<Answer, ExtractError> {
+    fn ask(&self, path: Option<&Path>, file_name: &str, limits: &Limits) -> Result<ReaderAnswer, ExtractError> {
         let deadline = Instant::now() + limits.wall_time;
         let request =
             Request { path: path.map(Path::to_owned), file_name: file_name.to_owned(), limits: limits.clone() };
@@ -134,7 +136,7 @@ impl Sandbox {
         // The last line: a library may have printed something before it.
         let line = answer.trim_ascii_end().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
         if status.success()
-            && let Ok(answer) = serde_json::from_slice::<Answer>(line)
+            && let Ok(answer) = serde_json::from_slice::<ReaderAnswer>(line)
         {
             return Ok(answer);
         }
@@ -154,11 +156,11 @@ pub fn serve_one(input: impl Read, mut output: impl Write) -> io::Result<()> {
     let Request { path, file_name, limits } = serde_json::from_slice(&request)?;
     take_limits(&limits)?;
     let answer = match path {
-        Some(path) => Answer::Document(read_whole(&path, &limits).and_then(|bytes| {
+        Some(path) => ReaderAnswer::Document(read_whole(&path, &limits).and_then(|bytes| {
             lock_down();
             extract_unprotected(bytes, &file_name, &limits)
         })),
-        None => Answer::Lockdown(lock_down()),
+        None => ReaderAnswer::Lockdown(lock_down()),
     };
     output.write_all(b"\n")?;
     serde_json::to_writer(&mut output, &answer)?;

@@ -3,17 +3,21 @@
 //! The state that an answer modifies is copied when the answer's first token is chosen, so that answers waiting for
 //! their turn take no memory: the state of a large schema takes megabytes. The last answer takes the original.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use hearth_domain::TokenConstraint;
 use parking_lot::Mutex;
 
-use super::constraint::{GrammarConstraint, PhasedConstraint};
+use super::{
+    arguments_check::ArgumentsCheck,
+    constraint::{GrammarConstraint, PhasedConstraint},
+};
 
 /// See the module's documentation.
 pub struct CompiledConstraint {
     start: Mutex<State>,
     unenforced: Vec<String>,
+    checks: Arc<HashMap<String, ArgumentsCheck>>,
 }
 
 impl std::fmt::Debug for CompiledConstraint {
@@ -45,8 +49,12 @@ impl State {
 }
 
 impl CompiledConstraint {
-    pub(super) fn new(start: State, unenforced: Vec<String>) -> Self {
-        Self { start: Mutex::new(start), unenforced }
+    pub(super) fn new(start: State) -> Self {
+        Self { start: Mutex::new(start), unenforced: Vec::new(), checks: Arc::default() }
+    }
+
+    pub(super) fn with_checks(self, unenforced: Vec<String>, checks: HashMap<String, ArgumentsCheck>) -> Self {
+        Self { unenforced, checks: Arc::new(checks), ..self }
     }
 
     /// Parts of the tools' schemas that the grammar does not enforce, each with its path in the request, such as
@@ -55,22 +63,28 @@ impl CompiledConstraint {
         &self.unenforced
     }
 
+    /// The checks of the tools, by name, whose schemas the grammar does not enforce entirely.
+    pub fn checks(&self) -> &Arc<HashMap<String, ArgumentsCheck>> {
+        &self.checks
+    }
+
     /// The constraints for `count` answers.
     pub fn answers(self, count: usize) -> Vec<Box<dyn TokenConstraint>> {
         let compiled = Arc::new(self);
-        let answer = || Box::new(Answer { compiled: Some(compiled.clone()), state: None }) as Box<dyn TokenConstraint>;
+        let answer =
+            || Box::new(AnswerConstraint { compiled: Some(compiled.clone()), state: None }) as Box<dyn TokenConstraint>;
         (0..count).map(|_| answer()).collect()
     }
 }
 
 /// The constraint of one answer.
-struct Answer {
+struct AnswerConstraint {
     /// `None` after the first token.
     compiled: Option<Arc<CompiledConstraint>>,
     state: Option<State>,
 }
 
-impl Answer {
+impl AnswerConstraint {
     fn constraint(&mut self) -> Result<&mut dyn TokenConstraint, String> {
         if let Some(compiled) = self.compiled.take() {
             self.state = Some(match Arc::try_unwrap(compiled) {
@@ -82,7 +96,7 @@ impl Answer {
     }
 }
 
-impl TokenConstraint for Answer {
+impl TokenConstraint for AnswerConstraint {
     fn allowed(&mut self, mask: &mut [u32]) -> Result<(), String> {
         self.constraint()?.allowed(mask)
     }

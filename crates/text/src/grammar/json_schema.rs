@@ -141,9 +141,14 @@ pub(super) fn unresolved(root: &Value, object: &Map<String, Value>) -> Option<St
             || format!("{reference:?} is in another document, and only references within the schema are followed");
         return reference.contains("://").then(elsewhere);
     };
-    let decoded = fragment.replace("%25", "%").replace("%20", " ").replace("%22", "\"");
-    let is_missing = (fragment.is_empty() || fragment.starts_with('/')) && root.pointer(&decoded).is_none();
+    let is_missing = (fragment.is_empty() || fragment.starts_with('/')) && resolved(root, reference).is_none();
     is_missing.then(|| format!("{reference:?} is not in the schema"))
+}
+
+/// The subschema that a reference names by its pointer.
+pub(super) fn resolved<'a>(root: &'a Value, reference: &str) -> Option<&'a Value> {
+    let pointer = reference.strip_prefix('#')?;
+    root.pointer(&pointer.replace("%25", "%").replace("%20", " ").replace("%22", "\""))
 }
 
 /// Every proper subschema with its pointer, innermost first, each with the root's definitions so that it can be

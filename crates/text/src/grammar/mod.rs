@@ -5,6 +5,7 @@
 //! [`hearth_domain::TokenConstraint`]. Build one [`GrammarCompiler`] per model. Compiling takes milliseconds, and
 //! longer for large schemas: call it off the async threads.
 
+mod arguments_check;
 mod call_grammar;
 mod compiled;
 mod constraint;
@@ -13,6 +14,7 @@ mod relaxed;
 mod vocabulary;
 
 use std::{
+    collections::HashMap,
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
@@ -26,7 +28,12 @@ use llguidance::{
 use serde_json::{Value, json};
 use toktrie::TokEnv;
 
-pub use self::{call_grammar::ToolCallRules, compiled::CompiledConstraint, vocabulary::GrammarVocabulary};
+pub use self::{
+    arguments_check::{ArgumentsCheck, Violation},
+    call_grammar::ToolCallRules,
+    compiled::CompiledConstraint,
+    vocabulary::GrammarVocabulary,
+};
 use self::{
     call_grammar::{CallGrammars, Trigger},
     compiled::State,
@@ -94,6 +101,11 @@ impl From<GrammarError> for error::Error {
     }
 }
 
+/// The path in the request of a part of a tool's schema.
+fn place_of(tool: usize, pointer: &str) -> String {
+    format!("tools.{tool}.function.parameters{}", pointer.replace('/', "."))
+}
+
 /// Compiles constraints for one model's vocabulary. Cheap to clone.
 #[derive(Clone)]
 pub struct GrammarCompiler {
@@ -152,7 +164,7 @@ impl GrammarCompiler {
                 self.matcher(TopLevelGrammar::from_lark(lark.clone())).map_err(GrammarError::Lark)?
             }
         };
-        Ok(CompiledConstraint::new(self.after_thinking(matcher, thinking, thinking_tokens), Vec::new()))
+        Ok(CompiledConstraint::new(self.after_thinking(matcher, thinking, thinking_tokens)))
     }
 
     /// The constraint for an answer that may, or must, call tools; `None` if the answer is unconstrained.
@@ -160,13 +172,13 @@ impl GrammarCompiler {
     /// Under [`ToolChoice::Required`] and [`ToolChoice::Named`] the answer is one or more calls. Under
     /// [`ToolChoice::Auto`] it is free until it opens a call, which must then match one of the tools. Parts of a tool's
     /// schema that cannot be enforced are refused if the tool is `strict`, and otherwise
-    /// [named](CompiledConstraint::unenforced).
+    /// [named](CompiledConstraint::unenforced) and [checked](CompiledConstraint::checks) once a call is made.
     pub fn compile_tool_calls(&self, rules: &ToolCallRules<'_>) -> Result<Option<CompiledConstraint>, GrammarError> {
         if *rules.choice == ToolChoice::None || rules.tools.is_empty() {
             return Ok(None);
         }
         let mut grammars = CallGrammars::new(rules, &self.vocabulary)?;
-        let mut unenforced = Vec::new();
+        let (mut unenforced, mut checks) = (Vec::new(), HashMap::new());
         let mut tries = MAX_WEAKENED;
         for tool in grammars.tools_mut() {
             if tool.strict {
@@ -174,10 +186,13 @@ impl GrammarCompiler {
                 continue;
             }
             let (parameters, left_out) = self.relaxed(&tool.parameters, &mut tries);
+            if !left_out.is_empty()
+                && let Some(check) = ArgumentsCheck::of(tool.index, &tool.parameters)
+            {
+                checks.insert(tool.name.clone(), check);
+            }
             tool.parameters = parameters;
-            let named =
-                |pointer: String| format!("tools.{}.function.parameters{}", tool.index, pointer.replace('/', "."));
-            unenforced.extend(left_out.into_iter().map(named));
+            unenforced.extend(left_out.iter().map(|pointer| place_of(tool.index, pointer)));
         }
         let tool_error = |message: String| GrammarError::Tool {
             index: 0,
@@ -188,7 +203,7 @@ impl GrammarCompiler {
         if *rules.choice != ToolChoice::Auto {
             let matcher = self.matcher(TopLevelGrammar::from_lark(grammars.forced())).map_err(tool_error)?;
             let start = self.after_thinking(matcher, rules.thinking, rules.thinking_tokens);
-            return Ok(Some(CompiledConstraint::new(start, unenforced)));
+            return Ok(Some(CompiledConstraint::new(start).with_checks(unenforced, checks)));
         }
         let mut triggered = Vec::new();
         for Trigger { text, at_start, lark } in grammars.triggers() {
@@ -197,7 +212,7 @@ impl GrammarCompiler {
         }
         let after = if rules.parallel { AfterCall::FreeText } else { AfterCall::End };
         let phased = PhasedConstraint::on_triggers(self.environment(), triggered, after, rules.thinking);
-        Ok(Some(CompiledConstraint::new(State::Phased(Box::new(phased)), unenforced)))
+        Ok(Some(CompiledConstraint::new(State::Phased(Box::new(phased))).with_checks(unenforced, checks)))
     }
 
     fn after_thinking(&self, matcher: Matcher, thinking: Thinking, tokens: usize) -> State {

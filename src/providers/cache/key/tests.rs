@@ -9,7 +9,7 @@ use serde_json::json;
 use super::*;
 use crate::providers::{ChatModel, scripted::ScriptedChat};
 
-fn account(caller: Caller, policy: Option<Policy>) -> Arc<Account> {
+fn account(caller: Caller, policy: Option<RoutingPolicy>) -> Arc<Account> {
     let opening = RequestContext {
         request_id: "r".into(),
         route: "POST /v1/chat/completions".into(),
@@ -78,7 +78,7 @@ fn changed(request: &GenerateRequest) -> Vec<(&'static str, GenerateRequest)> {
     let longer = |list: &[String]| -> Arc<[String]> { list.iter().cloned().chain(["more".to_owned()]).collect() };
     change! {
         account: account(caller(&format!("{}2", own_account.caller().id)), None),
-        account: account(caller(&own_account.caller().id), Some(Policy::HostedOnly)),
+        account: account(caller(&own_account.caller().id), Some(RoutingPolicy::HostedOnly)),
         account: account(Caller { local_only: true, ..caller(&own_account.caller().id) }, None),
         max_tokens: Some(max_tokens.map_or(1, |tokens| tokens + 1)),
         min_tokens: min_tokens + 1,
