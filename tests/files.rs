@@ -74,6 +74,7 @@ async fn uploads_that_are_wrong_are_refused_and_leave_nothing() {
         (file_form("a.txt", b"a").text("purpose", "world domination"), "purpose"),
         (file_form("", b"a").text("purpose", "assistants"), "file"),
         (file_form("..", b"a").text("purpose", "assistants"), "file"),
+        (file_form("a.txt", b"a").text("purpose", "assistants").text("purpose", "user_data"), "purpose"),
     ] {
         let (status, refused) = api.post_form("/v1/files", form).await;
         assert_eq!((status, &refused["error"]["param"]), (StatusCode::BAD_REQUEST, &json!(param)), "{refused}");

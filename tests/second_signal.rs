@@ -5,14 +5,13 @@ use std::{
     io::{BufRead, BufReader},
     path::Path,
     process::Stdio,
-    time::Duration,
 };
 
 use hearth::store::{LedgerRow, Store};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::support::running_server::{Served, hearth, model};
+use crate::support::running_server::{Served, hearth, model, readiness_becomes};
 
 const STREAMS: usize = 4;
 
@@ -20,30 +19,14 @@ async fn start(data: &Path) -> (Served, String) {
     let mut command = hearth();
     command.args(["serve", "--port", "0", "--offline", "--models-dir", "no-models", "-a", "tiny", "--threads", "1"]);
     // All choices of all streams run at once.
-    command.args(["-np", "128", "--ctx-size", "1024", "--grace", "600", "-m"]).arg(model());
+    command.args(["-np", "128", "--ctx-size", "1024", "--grace", "600", "--log", "warn", "-m"]).arg(model());
     let mut server =
-        Served(command.env("HEARTH_DATA_DIR", data).stderr(Stdio::null()).spawn().expect("the binary starts"));
+        Served(command.env("HEARTH_DATA_DIR", data).stderr(Stdio::piped()).spawn().expect("the binary starts"));
     let mut line = String::new();
     BufReader::new(server.0.stdout.take().expect("a pipe")).read_line(&mut line).expect("a line");
     let url = line.split_whitespace().last().unwrap_or_default().to_owned();
-    until(&url, 200).await;
+    readiness_becomes(&url, 200).await;
     (server, url)
-}
-
-/// Waits until readiness answers with this status.
-async fn until(url: &str, status: u16) {
-    for _ in 0..4000 {
-        if reqwest::get(format!("{url}/health/ready")).await.is_ok_and(|answer| answer.status() == status) {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    panic!("the server's readiness does not become {status}");
-}
-
-fn terminate(server: &Served) {
-    let pid = rustix::process::Pid::from_child(&server.0);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
 }
 
 /// The id of a stream that goes on for longer than the test, and the answer, of which a part has come.
@@ -81,11 +64,13 @@ async fn a_second_signal_writes_down_what_it_cuts_off() {
             unread.push(answer);
         }
     }
-    terminate(&server);
-    until(&url, 503).await;
+    server.terminate();
+    readiness_becomes(&url, 503).await;
     assert_eq!(server.0.try_wait().expect("a child"), None, "there is grace left");
-    terminate(&server);
-    assert_eq!(server.0.wait().expect("it ends").code(), Some(1));
+    server.terminate();
+    let (status, said) = server.ended();
+    assert_eq!(status.code(), Some(1));
+    assert!(!said.contains("request refused"), "a probe during the drain is no warning: {said}");
     for reader in readers {
         // It ends with an error, or is cut.
         let text = reader.await.expect("no panic").unwrap_or_default();

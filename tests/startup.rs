@@ -1,11 +1,12 @@
 //! What a server says that cannot start: one sentence that names what is wrong and what to do, and status 1.
 
 use std::{
+    io::{BufRead, BufReader},
     net::TcpListener,
     path::{Path, PathBuf},
 };
 
-use crate::support::running_server::{hearth, model};
+use crate::support::running_server::{Served, hearth, model, readiness_becomes};
 
 /// Runs `hearth serve` with these arguments, which must not come to serve, and returns what it said.
 #[track_caller]
@@ -83,6 +84,31 @@ fn mistakes_in_the_settings_file_name_the_file_the_line_and_the_key() {
     }
     let said = refusal(&["--config", "nowhere.toml"]);
     assert!(said.contains("--config nowhere.toml"), "{said}");
+}
+
+#[test]
+fn a_data_directory_that_cannot_be_used_names_it_and_the_flag() {
+    let files = Files::new();
+    let file = files.write("a-file", "");
+    let below = file.join("data");
+    let said = refusal(&["--port", "0", "-m", text(&model()), "--data-dir", text(&below)]);
+    assert!(said.contains(text(&below)) && said.contains("--data-dir"), "{said}");
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_context_beyond_the_models_own_is_a_warning() {
+    let mut command = hearth();
+    command.args(["serve", "--offline", "--models-dir", "no-models", "--port", "0", "--log", "warn"]);
+    command.args(["-c", "8192", "-m"]).arg(model());
+    let mut server = Served(command.spawn().expect("the binary runs"));
+    let mut line = String::new();
+    BufReader::new(server.0.stdout.as_mut().expect("a pipe")).read_line(&mut line).expect("a line");
+    readiness_becomes(line.split_whitespace().last().expect("an address"), 200).await;
+    server.terminate();
+    let (status, said) = server.ended();
+    assert!(status.success(), "{said}");
+    assert!(said.contains("WARN") && said.contains("--ctx-size") && said.contains("8192"), "{said}");
 }
 
 #[test]

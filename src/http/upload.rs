@@ -103,7 +103,10 @@ async fn read_form(form: &mut Multipart, length: u64, state: &AppState) -> Resul
             }
             file = Some((receive(field, length, state).await?, filename));
         } else if fields.len() < FIELDS_MAX {
-            fields.insert(name.clone(), text(field, &name, state).await?);
+            // `name[]` is how forms write a list.
+            if fields.insert(name.clone(), text(field, &name, state).await?).is_some() && !name.ends_with("[]") {
+                return Err(Error::invalid(&*name, format!("The form has the field `{name}` twice. Send it once.")));
+            }
         } else {
             let message = format!("The form has more than {FIELDS_MAX} fields.");
             return Err(Error::new(ErrorKind::InvalidRequest, message));

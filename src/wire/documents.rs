@@ -173,13 +173,13 @@ impl RequestBody for DocumentUpload {
     const NAME: &'static str = "DocumentUpload";
     const FIELDS: &'static [&'static [FieldSpec]] = &[&[
         FILE,
-        honoured("collection", STRING, "A name or an id; made if it is not there. Default `default`."),
+        honoured("collection", STRING, "A name or an id; created if it does not exist. Default `default`."),
         honoured(
             "attributes",
             r#"{"type":"object","maxProperties":16,"propertyNames":{"minLength":1,"maxLength":64},"additionalProperties":{"type":["string","number","boolean","null"],"maxLength":512}}"#,
             "JSON: what `filters` go by; up to 16 pairs.",
         ),
-        honoured("replaces", STRING, "The id of the document whose place it takes when it has been read."),
+        honoured("replaces", STRING, "The id of the document that this one replaces once it has been read."),
     ]];
     const REQUIRED: &'static [&'static str] = &["file"];
     const IS_FORM: bool = true;

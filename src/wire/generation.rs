@@ -71,7 +71,7 @@ pub const FIELDS: &[FieldSpec] = &[
         r#"{"type":"array","maxItems":1024,"items":{"type":"integer","minimum":0,"maximum":4294967295}}"#,
         "Up to 1024 token ids that end the text.",
     ),
-    honoured("min_tokens", COUNT, "Nothing ends the text before this many tokens."),
+    honoured("min_tokens", COUNT, "The text does not end before this many tokens."),
     honoured("ignore_eos", BOOLEAN, "Go on past end-of-text tokens."),
     honoured(
         "max_tokens",
@@ -108,7 +108,7 @@ pub const FIELDS: &[FieldSpec] = &[
     honoured(
         "partial",
         BOOLEAN,
-        "A whole answer whose time runs out is what there is by then, instead of a 504: `finish_reason` is `length`, and the header `x-hearth-partial` is `true`. Default false.",
+        "When the time of a whole answer runs out, return what has been generated, with `finish_reason` `length` and the header `x-hearth-partial: true`, instead of a 504. Default false.",
     ),
     ignored("user", "No account is kept per end user."),
     ignored("store", "Nothing is stored."),

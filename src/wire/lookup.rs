@@ -31,7 +31,7 @@ pub const FIELDS: &[FieldSpec] = &[
         r#"{"type":"integer","minimum":1,"maximum":100}"#,
         "Passages at most. Default 5; for `/analysis` 10.",
     ),
-    honoured("min_similarity", FRACTION, "Passages less similar than this are no answer. Default 0.3."),
+    honoured("min_similarity", FRACTION, "Passages less similar than this are not used. Default 0.3."),
     honoured(
         "wait",
         r#"{"anyOf":[{"type":"boolean"},{"type":"number","minimum":0,"maximum":3600}]}"#,

@@ -61,7 +61,7 @@ impl RequestQuery for UsageParameters {
         ),
         honoured("to", MOMENT, "The same; a date is counted in. Default: now."),
         honoured("group_by", GROUPS, "`day`, `caller`, `model` and `provider`, with commas. Default `day`."),
-        honoured("caller", STRING, "Of this caller only; any but oneself needs the scope `admin`."),
+        honoured("caller", STRING, "Of this caller only; another caller needs the scope `admin`."),
     ];
 }
 

@@ -3,6 +3,7 @@
 Requests that are to be refused stay as they are.
 """
 
+import copy
 import json
 import os
 import urllib.request
@@ -80,6 +81,8 @@ def fit_body(body, path):
 
 @schemathesis.hook
 def before_call(context, case, kwargs):
+    # The generator may hand out the same object again.
+    case.body = copy.deepcopy(case.body)
     # A deadline that nothing can keep is kept: 504.
     if isinstance(case.body, dict) and isinstance(case.body.get("timeout"), (int, float)) and 0 < case.body["timeout"] < 30:
         case.body["timeout"] = 30

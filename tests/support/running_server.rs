@@ -123,6 +123,26 @@ impl Served {
     }
 }
 
+#[cfg(unix)]
+impl Served {
+    /// Sends SIGTERM.
+    pub fn terminate(&self) {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
+    }
+}
+
+/// Waits until readiness answers with this status.
+pub async fn readiness_becomes(url: &str, status: u16) {
+    for _ in 0..4000 {
+        if reqwest::get(format!("{url}/health/ready")).await.is_ok_and(|answer| answer.status() == status) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    panic!("the server's readiness does not become {status}");
+}
+
 impl Drop for Served {
     fn drop(&mut self) {
         // It may have ended by itself, which the test has noticed by then.

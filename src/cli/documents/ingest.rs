@@ -33,7 +33,7 @@ pub struct Args {
     /// Files, and directories and ZIP archives with all that is in them; what is hidden or ignored by .gitignore is left out
     #[arg(required = true)]
     paths: Vec<PathBuf>,
-    /// The collection that they go to; made if it is not there
+    /// The collection that they go to; created if it does not exist
     #[arg(long, default_value = "default", value_name = "NAME")]
     collection: String,
     /// Also delete the documents below the named directories whose files are gone

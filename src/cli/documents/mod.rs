@@ -62,7 +62,7 @@ pub(super) struct LookupArgs {
     /// Passages at most
     #[arg(short = 'k', long, default_value_t = 5, value_name = "N")]
     top_k: usize,
-    /// Passages less similar than this are no answer
+    /// Passages less similar than this are not used
     #[arg(long, default_value_t = 0.3, value_name = "0..1")]
     min_similarity: f32,
     /// How to look: fused, dense or lexical

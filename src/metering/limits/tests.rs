@@ -314,3 +314,20 @@ fn what_was_spent_before_a_restart_is_spent() {
     assert!(admits(budget(5), Budget::default()).is_err());
     assert!(admits(Budget::default(), budget(15)).is_err());
 }
+
+#[test]
+fn what_an_upstream_claims_neither_overflows_nor_panics() {
+    let per_minute = CallerLimits { tokens_per_minute: Some(100), ..CallerLimits::default() };
+    let (limits, caller) = (Arc::new(Limits::new(LimitSettings::default())), caller("a", per_minute));
+    let request = account(&limits, &caller, now(0.0));
+    request.admit().expect("nothing has been used");
+    let mut claimed = receipt(0, 0, Duration::ZERO);
+    claimed.models[0].prompt_tokens = u64::MAX;
+    claimed.models[0].completion_tokens = u64::MAX;
+    claimed.models.push(claimed.models[0].clone());
+    limits.settle(&request, &claimed, now(0.0));
+    limits.settle(&request, &claimed, now(0.0));
+    let next = account(&limits, &caller, now(1.0));
+    next.admit().expect("requests are not limited");
+    assert_eq!(next.reserve(1).expect_err("all of them are used").kind(), ErrorKind::TokensLimited);
+}

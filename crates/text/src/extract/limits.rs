@@ -46,6 +46,22 @@ impl Default for Limits {
     }
 }
 
+/// Processor time that a file of any size may take.
+const CPU_TIME_MIN: Duration = Duration::from_secs(15);
+/// Further processor time for each MiB: several times what the slowest format takes on a slow machine.
+const CPU_TIME_PER_MIB: Duration = Duration::from_secs(20);
+
+impl Limits {
+    /// These limits for a file of this many bytes: a small file that takes long to read is broken or hostile, and must not hold
+    /// up the others for as long as a large one may.
+    #[must_use]
+    pub(super) fn for_file(&self, bytes: u64) -> Self {
+        let earned = CPU_TIME_PER_MIB.mul_f64(bytes as f64 / (1 << 20) as f64);
+        let cpu_time = CPU_TIME_MIN.saturating_add(earned).min(self.cpu_time);
+        Self { cpu_time, ..self.clone() }
+    }
+}
+
 /// The limit that a document exceeds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -92,5 +108,19 @@ impl fmt::Display for Limit {
             Self::CpuSeconds => "seconds of processor time to read it",
             Self::AnswerBytes => "bytes of extracted document",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processor_time_grows_with_the_file_up_to_the_limit() {
+        let limits = Limits { cpu_time: Duration::from_secs(60), ..Limits::default() };
+        let seconds = |bytes| limits.for_file(bytes).cpu_time.as_secs();
+        assert_eq!([0, 1 << 20, 3 << 20, u64::MAX].map(seconds), [15, 35, 60, 60]);
+        let short = Limits { cpu_time: Duration::from_secs(2), ..Limits::default() };
+        assert_eq!(short.for_file(0).cpu_time.as_secs(), 2, "a lower limit holds");
     }
 }

@@ -81,7 +81,9 @@ impl Sandbox {
     /// # Errors
     /// What the child found wrong with the document, or how the child itself died.
     pub fn extract(&self, path: &Path, file_name: &str, limits: &Limits) -> Result<Extracted, ExtractError> {
-        match self.ask(Some(path), file_name, limits)? {
+        // The child says what is wrong with a file that cannot be opened.
+        let bytes = std::fs::metadata(path).map_or(0, |file| file.len());
+        match self.ask(Some(path), file_name, &limits.for_file(bytes))? {
             ReaderAnswer::Document(document) => document,
             ReaderAnswer::Lockdown(_) => {
                 Err(ExtractError::Crashed { how: "answered what it was not asked".to_owned() })
