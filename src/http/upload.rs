@@ -3,7 +3,7 @@
 //! No more than one piece of it is in memory. An error in the form is reported after the rest has been read off the
 //! wire, since a client that is still writing does not see a response.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use axum::{
     extract::{FromRequest, Multipart, Request, multipart::Field},
@@ -12,7 +12,7 @@ use axum::{
 use hearth_domain::error::{Error, ErrorKind};
 
 use super::{error::ApiError, state::AppState};
-use crate::store::Incoming;
+use crate::{store::Incoming, wire::body::FormFields};
 
 /// Longest value of a non-file field, in bytes.
 const FIELD_BYTES_MAX: usize = 64 * 1024;
@@ -30,7 +30,7 @@ pub(super) struct UploadForm {
     /// The owner's name for the file: for display, never part of a path.
     pub(super) filename: String,
     /// The other fields.
-    pub(super) fields: BTreeMap<String, String>,
+    pub(super) fields: FormFields,
 }
 
 impl FromRequest<AppState> for UploadForm {
@@ -89,7 +89,7 @@ fn too_large(state: &AppState) -> Error {
 /// `length` is the announced length of the whole form, in bytes.
 async fn read_form(form: &mut Multipart, length: u64, state: &AppState) -> Result<UploadForm, Error> {
     let mut file = None;
-    let mut fields = BTreeMap::new();
+    let mut fields = FormFields::new();
     while let Some(field) = next_field(form, state).await? {
         let name = field.name().unwrap_or_default().to_owned();
         if !is_field_name(&name) {
@@ -103,10 +103,8 @@ async fn read_form(form: &mut Multipart, length: u64, state: &AppState) -> Resul
             }
             file = Some((receive(field, length, state).await?, filename));
         } else if fields.len() < FIELDS_MAX {
-            // `name[]` is how forms write a list.
-            if fields.insert(name.clone(), text(field, &name, state).await?).is_some() && !name.ends_with("[]") {
-                return Err(Error::invalid(&*name, format!("The form has the field `{name}` twice. Send it once.")));
-            }
+            let value = text(field, &name, state).await?;
+            fields.push((name, value));
         } else {
             let message = format!("The form has more than {FIELDS_MAX} fields.");
             return Err(Error::new(ErrorKind::InvalidRequest, message));

@@ -21,7 +21,11 @@ use hearth_domain::error::Result;
 
 /// Further fields of `/analysis`.
 const FIELDS: &[FieldSpec] = &[
-    honoured("company_name", r#"{"type":"string","pattern":"\\S","maxLength":200}"#, "The company that the question is about."),
+    honoured(
+        "company_name",
+        r#"{"type":"string","pattern":"\\S","maxLength":200}"#,
+        "The company that the question is about.",
+    ),
     honoured("question", r#"{"type":"string","pattern":"\\S","maxLength":2000}"#, "What to find out."),
     honoured("model", STRING, "A served chat model. Default the first."),
     honoured("max_tokens", r#"{"type":"integer","minimum":1,"maximum":4096}"#, "Of the summary. Default 1024."),

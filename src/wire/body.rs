@@ -9,6 +9,8 @@
 //! The fields are data, beside the reader of their body: the OpenAPI document is generated from them, and `docs/API.md`
 //! is checked against them.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
 use hearth_domain::error::{Error, ErrorKind, Result};
@@ -29,9 +31,25 @@ pub trait RequestBody {
     /// Decides about the fields that the reader did not take; returns the names of those that have no effect.
     ///
     /// 400 for a refused field, and in strict mode for one that has no effect.
-    /// 400 for a field that is refused, and in strict mode for one that has no effect.
     fn ignored(rest: Map<String, Value>, strict: bool) -> Result<Vec<String>> {
         apply(rest, Self::FIELDS, strict)
+    }
+
+    /// The fields of a form by name, the last of those that have the same one.
+    ///
+    /// 400 for an honoured field that is sent twice.
+    fn by_name(form: FormFields) -> Result<BTreeMap<String, String>> {
+        let mut fields = BTreeMap::new();
+        for (name, value) in form {
+            let is_honoured = |field: &FieldSpec| field.name == name && field.treatment == FieldTreatment::Honoured;
+            let is_known = Self::FIELDS.iter().copied().flatten().any(is_honoured);
+            if is_known && fields.contains_key(&name) {
+                let message = format!("The form has the field `{name}` twice. Send it once.");
+                return Err(Error::invalid(name, message));
+            }
+            fields.insert(name, value);
+        }
+        Ok(fields)
     }
 
     /// Its JSON Schema.
@@ -57,6 +75,9 @@ pub trait RequestBody {
 pub trait RequestQuery {
     const PARAMETERS: &'static [FieldSpec];
 }
+
+/// The fields of a form without its file, in the order in which they were sent.
+pub type FormFields = Vec<(String, String)>;
 
 /// A schema that others reference: its name in the OpenAPI document, and the JSON text.
 pub type Component = (&'static str, &'static str);

@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::{
-    body::{Component, FieldSpec, RequestBody, RequestQuery, STRING, honoured},
+    body::{Component, FieldSpec, FormFields, RequestBody, RequestQuery, STRING, honoured},
     fields::{Fields, bad_value, shortened, wrong_type},
     files::{self, FILE},
     lists::{PageSizes, after, take, take_page},
@@ -33,17 +33,17 @@ pub fn read_attributes(object: Map<String, Value>, path: &str) -> Result<Attribu
     if object.len() > ATTRIBUTES_MAX {
         return Err(bad_value(path, format!("`{path}` has {} keys; {ATTRIBUTES_MAX} are allowed.", object.len())));
     }
-    object
-        .into_iter()
-        .filter(|(_, value)| !value.is_null())
-        .map(|(key, value)| {
-            if key.is_empty() || key.chars().count() > KEY_CHARS_MAX {
-                return Err(bad_value(path, format!("A key of `{path}` must have 1 to {KEY_CHARS_MAX} characters.")));
-            }
+    let mut attributes = Attributes::new();
+    for (key, value) in object {
+        if key.is_empty() || key.chars().count() > KEY_CHARS_MAX {
+            return Err(bad_value(path, format!("A key of `{path}` must have 1 to {KEY_CHARS_MAX} characters.")));
+        }
+        if !value.is_null() {
             let value = read_value(value, &format!("{path}.{key}"))?;
-            Ok((key, value))
-        })
-        .collect()
+            attributes.insert(key, value);
+        }
+    }
+    Ok(attributes)
 }
 
 fn read_value(value: Value, path: &str) -> Result<AttributeValue> {
@@ -186,7 +186,8 @@ impl RequestBody for DocumentUpload {
 }
 
 impl DocumentUpload {
-    pub fn read(mut form: BTreeMap<String, String>) -> Result<Self> {
+    pub fn read(form: FormFields) -> Result<Self> {
+        let mut form = Self::by_name(form)?;
         let attributes = match take(&mut form, "attributes").as_deref().map(serde_json::from_str) {
             None => Attributes::new(),
             Some(Ok(Value::Object(object))) => read_attributes(object, "attributes")?,

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::{
     Parsed,
-    body::{FieldSpec, RequestBody, RequestQuery, STRING, honoured, ignored},
+    body::{FieldSpec, FormFields, RequestBody, RequestQuery, STRING, honoured, ignored},
     fields::{Fields, bad_value, shortened},
     lists::{FILES_PAGE, ORDER, after, before, take, take_page},
 };
@@ -50,7 +50,8 @@ impl RequestBody for FileUpload {
 }
 
 impl FileUpload {
-    pub fn read(form: BTreeMap<String, String>, strict: bool) -> Result<Parsed<Self>> {
+    pub fn read(form: FormFields, strict: bool) -> Result<Parsed<Self>> {
+        let form = Self::by_name(form)?;
         // A form writes members of an object as `expires_after[seconds]`.
         let whole_name = |name: &str| name.split('[').next().unwrap_or_default().to_owned();
         let form: Map<String, Value> =

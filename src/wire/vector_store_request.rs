@@ -427,6 +427,7 @@ mod tests {
                 "ranking_options.score_threshold",
             ),
             (create(json!({"metadata": {"local_only": "yes"}})), "metadata.local_only"),
+            (create(json!({"metadata": {"k".repeat(65): null}})), "metadata"),
             (batch(json!({})), "file_ids"),
             (batch(json!({"file_ids": []})), "file_ids"),
             (batch(json!({"file_ids": ["a", 1]})), "file_ids[1]"),
