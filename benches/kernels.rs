@@ -116,8 +116,8 @@ const fn candle_type(dtype: GgmlType) -> GgmlDType {
     }
 }
 
-/// The same weights for both: candle quantizes, and we read the bytes it holds.
-fn contenders(dtype: GgmlType, count: usize) -> candle_core::Result<Vec<(Linear, QMatMul)>> {
+/// The same weights in the file's layout, as tiles, and for candle, which quantizes them.
+fn contenders(dtype: GgmlType, count: usize) -> candle_core::Result<Vec<(Linear, Linear, QMatMul)>> {
     let source = Tensor::randn(0f32, 1.0, (OUT, INP), &Device::Cpu)?;
     let first = QTensor::quantize(&source, candle_type(dtype))?;
     let data = Bytes::from(first.data()?.into_owned());
@@ -127,7 +127,9 @@ fn contenders(dtype: GgmlType, count: usize) -> candle_core::Result<Vec<(Linear,
             let storage =
                 candle_core::quantized::QStorage::from_data((&data[..]).into(), &Device::Cpu, candle_type(dtype))?;
             let theirs = QMatMul::from_qtensor(QTensor::new(storage, (OUT, INP))?)?;
-            Ok((Linear::new(&raw, None, &Device::Cpu)?, theirs))
+            let tiles = Linear::new(&raw, None, &Device::Cpu)?;
+            tiles.repack(|_| {})?;
+            Ok((Linear::new(&raw, None, &Device::Cpu)?, tiles, theirs))
         })
         .collect()
 }
@@ -143,8 +145,8 @@ fn main() -> candle_core::Result<()> {
         int8.unwrap_or(f64::NAN) / 1e12
     );
     println!(
-        "{:5} {:>4} {:>10} {:>8} {:>9} {:>9} {:>10} {:>8}",
-        "type", "rows", "ms", "GB/s", "% memory", "% int8", "candle ms", "speed-up"
+        "{:5} {:>4} {:>10} {:>10} {:>8} {:>9} {:>9} {:>8} {:>10} {:>8}",
+        "type", "rows", "file ms", "tiles ms", "GB/s", "% memory", "% int8", "speed-up", "candle ms", "speed-up"
     );
     use GgmlType::{BF16, F16, F32, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
     for dtype in [Q4_K, Q6_K, Q8_0, Q5_0, F16, Q4_0, Q5_K, Q4_1, Q5_1, Q2_K, Q3_K, BF16, F32] {
@@ -154,27 +156,32 @@ fn main() -> candle_core::Result<()> {
         }
         let bytes = dtype.row_bytes(INP).expect("whole blocks") * OUT;
         let sweep = contenders(dtype, SWEEP_BYTES.div_ceil(bytes))?;
-        for rows in [1, 8, 256] {
+        for rows in [1, 2, 4, 8, 16, 256] {
             let x = Tensor::randn(0f32, 1.0, (rows, INP), &Device::Cpu)?;
             let used = if rows < 256 { &sweep[..] } else { &sweep[..2] };
-            let ours = || used.iter().for_each(|(ours, _)| _ = black_box(ours.forward(&x).expect("shapes fit")));
-            let theirs = || used.iter().for_each(|(_, theirs)| _ = black_box(theirs.forward(&x).expect("shapes fit")));
-            ours();
-            theirs();
-            let times: Vec<(f64, f64)> = (0..ROUNDS).map(|_| (seconds(ours), seconds(theirs))).collect();
-            let per_call = median(times.iter().map(|t| t.0).collect()) / used.len() as f64;
-            let candle = median(times.iter().map(|t| t.1).collect()) / used.len() as f64;
-            let ratio = median(times.iter().map(|t| t.1 / t.0).collect());
+            let file = || used.iter().for_each(|(file, ..)| _ = black_box(file.forward(&x).expect("shapes fit")));
+            let tiles = || used.iter().for_each(|(_, tiles, _)| _ = black_box(tiles.forward(&x).expect("shapes fit")));
+            let candle = || used.iter().for_each(|(.., theirs)| _ = black_box(theirs.forward(&x).expect("shapes fit")));
+            file();
+            tiles();
+            candle();
+            let times: Vec<[f64; 3]> = (0..ROUNDS).map(|_| [seconds(file), seconds(tiles), seconds(candle)]).collect();
+            let of = |contender: usize| median(times.iter().map(|t| t[contender]).collect()) / used.len() as f64;
+            let against = |contender: usize| median(times.iter().map(|t| t[contender] / t[1]).collect());
+            let per_call = of(1);
             let rate = bytes as f64 / per_call;
             let products = (rows * OUT * INP) as f64 / per_call;
             println!(
-                "{:5} {rows:4} {:10.3} {:8.1} {:9.0} {:9.0} {:10.3} {ratio:8.2}",
+                "{:5} {rows:4} {:10.3} {:10.3} {:8.1} {:9.0} {:9.0} {:8.2} {:10.3} {:8.2}",
                 format!("{dtype:?}"),
+                of(0) * 1e3,
                 per_call * 1e3,
                 rate / 1e9,
                 100.0 * rate / memory,
                 100.0 * products / int8.unwrap_or(f64::NAN),
-                candle * 1e3,
+                against(0),
+                of(2) * 1e3,
+                against(2),
             );
         }
     }

@@ -1,9 +1,12 @@
-//! The engine over a real decoder: what a request gets does not depend on who else is running.
+//! The engine over a real decoder: what a request gets depends neither on who else is running nor on how the weights are laid out.
 //!
 //! Requests share prefixes, outnumber the running sequences and do not fit the cache together, so that chunked
 //! prefill, prefix reuse and preemption all happen; each must still get the tokens that it would get alone.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use candle_core::Device;
 use futures_util::StreamExt;
@@ -12,10 +15,19 @@ use hearth_domain::SamplingParams;
 use hearth_kernels::kv::{BLOCK_TOKENS, KvType};
 use hearth_models::{decoder::Decoder, gguf::Gguf, kv_cache::KvCache};
 
-fn decoder(family: &str) -> Arc<Decoder> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/logits/{family}.gguf"));
-    let gguf = Gguf::open(&path).expect("the fixture is a GGUF file");
-    Arc::new(Decoder::load(&gguf, &Device::Cpu).expect("the fixture's family is supported"))
+fn decoder(path: &Path, is_repacked: bool) -> Arc<Decoder> {
+    let gguf = Gguf::open(path).expect("the fixture is a GGUF file");
+    let decoder = Decoder::load(&gguf, &Device::Cpu).expect("the fixture's family is supported");
+    if is_repacked {
+        let bytes = decoder.repack(&gguf).expect("there is memory");
+        assert!(bytes > 0 && bytes < 2 * gguf.file_bytes() + (1 << 16), "{bytes} of {}", gguf.file_bytes());
+        assert_eq!(decoder.repack(&gguf).expect("there is nothing to do"), 0);
+    }
+    Arc::new(decoder)
+}
+
+fn fixture(family: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/logits/{family}.gguf"))
 }
 
 fn engine(decoder: &Arc<Decoder>, num_blocks: usize) -> Engine {
@@ -56,7 +68,7 @@ async fn generate(engine: &Engine, prompt: Vec<u32>, seed: Option<i64>) -> Vec<u
 #[tokio::test]
 async fn company_changes_no_text() {
     for family in ["llama3", "qwen3", "gemma3"] {
-        let decoder = decoder(family);
+        let decoder = decoder(&fixture(family), false);
         for seed in [None, Some(7)] {
             let roomy = engine(&decoder, 256);
             let mut alone = Vec::new();
@@ -69,6 +81,24 @@ async fn company_changes_no_text() {
             let tight = engine(&decoder, 10);
             let together = prompts().into_iter().map(|prompt| generate(&tight, prompt, seed));
             assert_eq!(futures_util::future::join_all(together).await, alone, "{family}, seed {seed:?}");
+        }
+    }
+}
+
+/// The bundled model has quantized weights, which the families' fixtures do not.
+#[tokio::test]
+async fn tiles_and_company_change_no_text() {
+    let bundled = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("models/hearth-chat.gguf");
+    for path in [bundled, fixture("llama3")] {
+        let from_file = engine(&decoder(&path, false), 256);
+        let from_tiles = engine(&decoder(&path, true), 256);
+        for seed in [None, Some(7)] {
+            let mut alone = Vec::new();
+            for prompt in prompts() {
+                alone.push(generate(&from_file, prompt, seed).await);
+            }
+            let together = prompts().into_iter().map(|prompt| generate(&from_tiles, prompt, seed));
+            assert_eq!(futures_util::future::join_all(together).await, alone, "{}, seed {seed:?}", path.display());
         }
     }
 }

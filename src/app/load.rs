@@ -14,6 +14,7 @@ use hearth_domain::{ModelInfo, ModelKind};
 use hearth_kernels::{
     device::{cpu_features, device_name, open_device, set_threads, threads},
     kv::BLOCK_TOKENS,
+    linear::Repack,
 };
 use hearth_models::{
     decoder::{Decoder, DecoderConfig},
@@ -54,7 +55,6 @@ pub fn load_chat(config: &Config) -> anyhow::Result<Option<LocalChat>> {
         set_threads(count);
     }
     let gguf = Gguf::open(&path)?;
-    gguf.warm();
     let device = open_device(config.device)?;
     let decoder_config = DecoderConfig::from_gguf(&gguf).with_context(|| format!("loading {}", path.display()))?;
     let kv_type = config.engine.kv_type.unwrap_or_else(|| KvCache::default_type(&gguf));
@@ -77,6 +77,7 @@ pub fn load_chat(config: &Config) -> anyhow::Result<Option<LocalChat>> {
     }
     let decoder = Decoder::load_for_context(&gguf, &device, Some(context_length))
         .with_context(|| format!("loading {}", path.display()))?;
+    let repacked_bytes = repack(config.engine.repack, &decoder, &gguf);
     let tokenizer = Tokenizer::from_gguf(gguf.metadata())?;
     let template = chat_template(config, &gguf, &tokenizer)?;
     let cache = KvCache::new(decoder.config(), num_blocks, kv_type, &device)
@@ -100,6 +101,7 @@ pub fn load_chat(config: &Config) -> anyhow::Result<Option<LocalChat>> {
         quantization = %info.quantization,
         size_mib = info.size_bytes >> 20,
         context_length,
+        repacked_mib = repacked_bytes >> 20,
         kv_blocks = num_blocks,
         device = device_name(&device),
         threads = threads(),
@@ -117,7 +119,26 @@ pub fn load_chat(config: &Config) -> anyhow::Result<Option<LocalChat>> {
         device: device_name(&device),
         kv_type,
         kv_bytes: block_bytes * num_blocks as u64,
+        repacked_bytes,
     })))
+}
+
+/// Makes the decoder's tiles if they are wanted. Returns the memory that they take, in bytes.
+fn repack(wanted: Repack, decoder: &Decoder, gguf: &Gguf) -> u64 {
+    let is_wanted = decoder.device().is_cpu()
+        && match wanted {
+            Repack::On => true,
+            Repack::Off => false,
+            Repack::Auto => gguf.file_bytes() <= available_memory() / 2,
+        };
+    if !is_wanted {
+        gguf.warm();
+        return 0;
+    }
+    decoder.repack(gguf).unwrap_or_else(|error| {
+        tracing::warn!(%error, "the chat model is not repacked as a whole: the rest is computed from the file, more slowly");
+        0
+    })
 }
 
 fn chat_model_info(

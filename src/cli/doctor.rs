@@ -133,6 +133,11 @@ fn report_chat(config: &Config, chat: &LocalChat, available: u64, report: &mut R
             info.size_bytes >> 20
         ),
     );
+    let repacked = match chat.repacked_bytes() {
+        0 => "no: computed from the file's pages".to_owned(),
+        bytes => format!("{} MiB, in the order in which the processor reads them", bytes >> 20),
+    };
+    report.fact("repacked", repacked);
     let cache_mib = chat.kv_bytes() >> 20;
     report.fact(
         "context",

@@ -12,11 +12,15 @@ use crate::{
     telemetry,
 };
 
+/// Threads for connections and streams, at most: more would take cores from the models, and these are enough for a thousand streams.
+const ASYNC_WORKERS_MAX: usize = 4;
+
 pub fn run(settings: Settings) -> anyhow::Result<()> {
     let config = Config::load(settings)?;
     telemetry::init_logs(&config.log_filter, config.log_format)?;
     let scheme = if config.http.tls.is_some() { "https" } else { "http" };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get).clamp(2, ASYNC_WORKERS_MAX);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
     let server = Server::bind(config)?;
     let address = server.address().context("asking for the port")?;
     let cut_off = server.cut_off();

@@ -30,6 +30,7 @@ use hearth_kernels::{
     device::DeviceChoice,
     index::{GRAPH_MIN, GraphParameters},
     kv::KvType,
+    linear::Repack,
 };
 use hearth_models::{pull::HubSettings, store::ModelStore};
 use hearth_text::extract::Limits;
@@ -112,6 +113,8 @@ pub struct EngineSettings {
     pub kv_bytes: Option<u64>,
     /// Storage of keys and values; `None` is F32 for an F32 model and F16 for any other.
     pub kv_type: Option<KvType>,
+    /// Whether the chat model's matrices are made into tiles.
+    pub repack: Repack,
     pub prefix_cache: bool,
     /// Callers share the prefixes of one another's prompts in it.
     pub callers_share_prefixes: bool,
@@ -246,6 +249,7 @@ fn engine_settings(settings: &Settings) -> anyhow::Result<EngineSettings> {
         max_batch_tokens: in_range("batch-size", settings.batch_size, 16..=65_536)?.unwrap_or(512),
         kv_bytes: in_range("kv-cache-mib", settings.kv_cache_mib, 1..=16 << 20)?.map(|mib| (mib as u64) << 20),
         kv_type: settings.cache_type,
+        repack: settings.repack.unwrap_or_default(),
         prefix_cache: !settings.no_prefix_cache.unwrap_or(false),
         callers_share_prefixes: settings.share_prefix_cache.unwrap_or(false),
         max_waiting_embeddings: in_range("max-embedding-queue", settings.max_embedding_queue, 1..=1_000_000)?

@@ -7,7 +7,7 @@
 use std::path::PathBuf;
 
 use hearth_domain::RoutingPolicy;
-use hearth_kernels::{device::DeviceChoice, kv::KvType};
+use hearth_kernels::{device::DeviceChoice, kv::KvType, linear::Repack};
 use serde::Deserialize;
 
 use super::{prices::PriceSettings, routes::RouteTable, upstreams::UpstreamTable};
@@ -95,6 +95,11 @@ settings! {
     #[arg(long, env = "HEARTH_CACHE_TYPE", value_name = "TYPE", help_heading = "Engine")]
     #[serde(deserialize_with = "from_text")]
     cache_type: KvType,
+    /// Copy the chat model's matrices into the order in which the processor reads them fastest: auto, on or off, which leaves them in
+    /// the file's pages, which processes share. CPU only [default: auto, on if the model fits into half of the free memory]
+    #[arg(long, env = "HEARTH_REPACK", value_name = "WHEN", help_heading = "Engine")]
+    #[serde(deserialize_with = "from_text")]
+    repack: Repack,
     /// Compute every prompt from its first token
     #[arg(long, env = "HEARTH_NO_PREFIX_CACHE", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Engine")]
     no_prefix_cache: bool,

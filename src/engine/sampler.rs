@@ -14,13 +14,14 @@ use hearth_domain::{
     SamplingParams, TokenConstraint,
     error::{Error, ErrorKind, Result},
 };
+use hearth_kernels::softmax::{NotFinite, maximum};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::{
     logits_processors::TokenCounts,
     request::SequenceRequest,
-    warpers::{Candidate, choose, log_softmax_of},
+    warpers::{Buffers, choose, log_softmax_of},
 };
 
 /// What all choices of a request share.
@@ -83,7 +84,7 @@ struct Scratch {
     /// The model's own logits, when log-probabilities are asked for.
     raw: Vec<f32>,
     mask: Vec<u32>,
-    candidates: Vec<Candidate>,
+    buffers: Buffers,
 }
 
 impl SequenceSampler {
@@ -105,7 +106,7 @@ impl SequenceSampler {
     /// # Errors
     /// Logits that are not a distribution, or a constraint that allows nothing.
     pub(super) fn sample(&mut self, logits: &mut [f32]) -> Result<Sampled> {
-        check_logits(logits)?;
+        maximum(logits).map_err(not_finite)?;
         SCRATCH.with_borrow_mut(|scratch| {
             let rules = self.rules.clone();
             if rules.logprobs.is_some() {
@@ -119,11 +120,11 @@ impl SequenceSampler {
             self.mask_early_end(logits);
             self.counts.apply(&rules.params, logits);
             let uniform = self.generator.random::<f64>();
-            let token = choose(logits, &rules.params, uniform, &mut scratch.candidates)
-                .ok_or_else(|| nothing_allowed(self.constraint.is_some()))?;
+            let token = choose(logits, &rules.params, uniform, &mut scratch.buffers).map_err(not_finite)?;
+            let token = token.ok_or_else(|| nothing_allowed(self.constraint.is_some()))?;
             let (logprob, top) = match rules.logprobs {
                 Some(num_top) => {
-                    let (logprob, top) = log_softmax_of(&scratch.raw, token, num_top);
+                    let (logprob, top) = log_softmax_of(&scratch.raw, token, num_top, scratch.buffers.weights());
                     (Some(logprob), top)
                 }
                 None => (None, Vec::new()),
@@ -179,13 +180,8 @@ impl SequenceSampler {
 }
 
 /// A model whose logits overflow or are undefined has no next token.
-fn check_logits(logits: &[f32]) -> Result<()> {
-    // One vectorized pass: a sum is NaN or infinite if a term is; minus infinity is a legal logit.
-    let broken = logits.iter().fold(false, |broken, logit| broken | logit.is_nan() | (*logit == f32::INFINITY));
-    if broken {
-        return Err(Error::internal(anyhow::anyhow!("the model's logits are not finite")));
-    }
-    Ok(())
+fn not_finite(_: NotFinite) -> Error {
+    Error::internal(anyhow::anyhow!("the model's logits are not finite"))
 }
 
 fn nothing_allowed(is_constrained: bool) -> Error {

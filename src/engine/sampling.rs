@@ -7,7 +7,7 @@ use std::{
 };
 
 use hearth_domain::error::Error;
-use hearth_kernels::pool;
+use hearth_kernels::{pool, softmax::Weights};
 use hearth_models::batch::LogitsWanted;
 use parking_lot::Mutex;
 
@@ -112,6 +112,7 @@ impl Task<'_> {
     /// The row of a prompt token scores the token after it.
     fn score_prompt(&mut self, vocab_size: usize) {
         let num_top = self.prompt_logprobs.unwrap_or(0);
+        let mut weights = Weights::default();
         self.outcome.first_score = self.scheduled.start + 1;
         if self.scheduled.start == 0 {
             self.outcome.first_score = 0;
@@ -119,7 +120,7 @@ impl Task<'_> {
         }
         for (row, next) in self.rows.chunks_exact(vocab_size).zip(self.scheduled.start + 1..) {
             let Some(&id) = self.prompt.get(next) else { break };
-            let (logprob, top) = log_softmax_of(row, id, num_top);
+            let (logprob, top) = log_softmax_of(row, id, num_top, &mut weights);
             if logprob.is_nan() {
                 let error = anyhow::anyhow!("the model's logits for prompt token {next} are undefined");
                 self.outcome.sampled = Some(Err(Error::internal(error)));

@@ -1,12 +1,13 @@
 //! Narrows a distribution and draws from it.
 //!
 //! Top-k, typical-p, top-p and min-p, in that order, with the semantics of the `transformers` library's logits warpers;
-//! a committed fixture of its results checks them. Nothing here sorts a whole vocabulary where a part will do, and
-//! nothing allocates once its buffers have grown.
+//! a committed fixture of its results checks them. Nothing here sorts a whole vocabulary where a part will do, no scalar exponential is
+//! taken of one, and nothing allocates once its buffers have grown.
 
 use std::{cmp::Ordering, collections::BinaryHeap};
 
 use hearth_domain::SamplingParams;
+use hearth_kernels::softmax::{NotFinite, Weights, maximum};
 
 /// A token that may still be chosen, with its logit after temperature.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -22,50 +23,97 @@ impl Candidate {
     }
 }
 
+/// Buffers that grow to the length of the vocabulary.
+#[derive(Default)]
+pub(super) struct Buffers {
+    candidates: Vec<Candidate>,
+    weights: Weights,
+}
+
+impl Buffers {
+    pub(super) fn weights(&mut self) -> &mut Weights {
+        &mut self.weights
+    }
+}
+
 /// The token that `uniform`, from 0 inclusive to 1 exclusive, picks from the processed logits. `None` when all are
 /// minus infinity.
+///
+/// # Errors
+/// If a logit is NaN or plus infinity.
 pub(super) fn choose(
     logits: &[f32],
     params: &SamplingParams,
     uniform: f64,
-    candidates: &mut Vec<Candidate>,
-) -> Option<u32> {
-    if params.temperature <= 0.0 {
-        return likeliest(logits);
-    }
-    warp(logits, params, candidates);
-    draw(candidates, uniform)
+    buffers: &mut Buffers,
+) -> Result<Option<u32>, NotFinite> {
+    let Some(kept) = narrow(logits, params, buffers)? else { return Ok(None) };
+    Ok(match kept {
+        Kept::Likeliest(token) => Some(token),
+        Kept::All => buffers.weights.find(uniform * buffers.weights.total()).map(|token| token as u32),
+        Kept::Candidates => draw(&buffers.candidates, uniform),
+    })
 }
 
-/// Fills `candidates` with the tokens that may be drawn; their logits are after temperature and shifted so
-/// that the highest is 0. Empty when all are minus infinity.
-fn warp(logits: &[f32], params: &SamplingParams, candidates: &mut Vec<Candidate>) {
-    top_k(logits, params.top_k, candidates);
-    let highest = candidates.iter().map(|candidate| candidate.logit).fold(f32::NEG_INFINITY, f32::max);
-    // Shifted so that the likeliest is at 0, which changes neither softmax nor min-p.
+/// What may be drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    /// This token alone.
+    Likeliest(u32),
+    /// Every token, by [`Buffers::weights`].
+    All,
+    /// [`Buffers::candidates`], whose logits are after temperature and shifted so that the highest is 0.
+    Candidates,
+}
+
+/// Narrows the distribution. `None` when all logits are minus infinity.
+fn narrow(
+    logits: &[f32],
+    params: &SamplingParams,
+    Buffers { candidates, weights }: &mut Buffers,
+) -> Result<Option<Kept>, NotFinite> {
+    let Some(highest) = maximum(logits)? else { return Ok(None) };
+    if params.temperature <= 0.0 {
+        return Ok(Some(Kept::Likeliest(highest.index as u32)));
+    }
+    // The sum over all tokens, where top-p needs it of more tokens than the candidates.
+    let mut total = None;
+    if params.top_k != 0 || params.typical_p < 1.0 {
+        top_k(logits, params.top_k, candidates);
+    } else {
+        weights.fill(logits, highest.value, params.temperature);
+        total = Some(weights.total());
+        let Some(least) = least_weight(params, weights.total(), logits.len()) else { return Ok(Some(Kept::All)) };
+        candidates.clear();
+        let likely = (0..).zip(logits).zip(weights.as_slice()).filter(|(_, weight)| **weight >= least);
+        candidates.extend(likely.map(|((token, &logit), _)| Candidate { token, logit }));
+    }
+    // The likeliest is at 0 from here on, which changes neither softmax nor min-p.
     for candidate in candidates.iter_mut() {
-        candidate.logit = (candidate.logit - highest) / params.temperature;
+        candidate.logit = (candidate.logit - highest.value) / params.temperature;
     }
     if params.typical_p < 1.0 {
         typical_p(candidates, params.typical_p);
     }
     if params.top_p < 1.0 {
-        top_p(candidates, params.top_p);
+        let total = total.unwrap_or_else(|| total_weight(candidates));
+        top_p(candidates, f64::from(params.top_p) * total);
     }
     if params.min_p > 0.0 {
         min_p(candidates, params.min_p);
     }
+    Ok(Some(Kept::Candidates))
 }
 
-/// The first of the highest.
-fn likeliest(logits: &[f32]) -> Option<u32> {
-    let mut best = Candidate { token: 0, logit: f32::NEG_INFINITY };
-    for (token, &logit) in (0..).zip(logits) {
-        if logit > best.logit {
-            best = Candidate { token, logit };
-        }
-    }
-    (best.logit > f32::NEG_INFINITY).then_some(best.token)
+/// The weight below which neither top-p nor min-p keeps a token; `None` if they keep all. The likeliest token's weight is 1.
+fn least_weight(params: &SamplingParams, total: f64, vocab_size: usize) -> Option<f32> {
+    // A little less than the formulas say, because they are computed in another way here.
+    const MARGIN: f64 = 0.999;
+    // All tokens below this weight together have less than the mass that top-p leaves out.
+    let by_top_p = (params.top_p < 1.0).then(|| (1.0 - f64::from(params.top_p)) * total / vocab_size as f64);
+    let by_min_p = (params.min_p > 0.0).then(|| f64::from(params.min_p));
+    let least = by_top_p.into_iter().chain(by_min_p).reduce(f64::max)?;
+    Some(((least * MARGIN) as f32).clamp(f32::MIN_POSITIVE, 1.0))
 }
 
 /// Fills `candidates` with the tokens at or above the `k`-th highest logit, ties included, by id; with all possible
@@ -151,9 +199,8 @@ fn typical_p(candidates: &mut Vec<Candidate>, p: f32) {
     candidates.truncate(kept);
 }
 
-/// Keeps the likeliest tokens, as many as it takes to reach a mass of `p` (arXiv 1904.09751), best first.
-fn top_p(candidates: &mut Vec<Candidate>, p: f32) {
-    let target = f64::from(p) * total_weight(candidates);
+/// Keeps the likeliest tokens, as many as it takes to reach this mass (arXiv 1904.09751), best first.
+fn top_p(candidates: &mut Vec<Candidate>, target: f64) {
     let mut sorted = 0;
     let mut mass = 0.0;
     // Sorts only as far as the mass reaches, usually a few hundred tokens.
@@ -199,10 +246,17 @@ fn draw(candidates: &[Candidate], uniform: f64) -> Option<u32> {
 }
 
 /// The log-probability of `token` and the `num_top` likeliest tokens under the softmax of `logits`.
-pub(super) fn log_softmax_of(logits: &[f32], token: u32, num_top: usize) -> (f32, Vec<(u32, f32)>) {
-    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let total: f64 = logits.iter().map(|logit| f64::from((logit - highest).exp())).sum();
-    let log_total = f64::from(highest) + total.ln();
+pub(super) fn log_softmax_of(
+    logits: &[f32],
+    token: u32,
+    num_top: usize,
+    weights: &mut Weights,
+) -> (f32, Vec<(u32, f32)>) {
+    // Undefined logits have undefined log-probabilities.
+    let highest =
+        maximum(logits).map_or(f32::NAN, |highest| highest.map_or(f32::NEG_INFINITY, |highest| highest.value));
+    weights.fill(logits, highest, 1.0);
+    let log_total = f64::from(highest) + weights.total().ln();
     let log_probability = |logit: f32| (f64::from(logit) - log_total) as f32;
     let mut top = Vec::new();
     if num_top > 0 {

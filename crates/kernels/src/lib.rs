@@ -19,6 +19,7 @@ pub mod norm;
 pub mod pool;
 pub mod quant;
 pub mod rope;
+pub mod softmax;
 mod zeroed_pages;
 
 use candle_core::{DType, Device, Result, Storage, Tensor};

@@ -1,15 +1,15 @@
 //! Linear layers over the file's own quantization blocks.
 //!
-//! On the CPU the weight stays in the memory map, in its file format: nothing is repacked, so loading is instant and
-//! resident memory is the file. On a GPU it is candle's quantized tensor.
+//! On the CPU the weight stays in the memory map, in its file format, until [`Linear::repack`] makes tiles of it: the same bytes
+//! in the order in which the kernels read them. Both give the same results to the bit. On a GPU it is candle's quantized tensor.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use candle_core::{Device, Result, Tensor, quantized::QMatMul};
 
 use super::{
-    cpu::{self, features::cpu_features, matmul::matmul},
+    cpu::{self, features::cpu_features, matmul::matmul, tiles::Tiles},
     from_floats, gpu,
     quant::{GgmlType, RawTensor},
     with_floats,
@@ -32,8 +32,31 @@ struct Inner {
 
 #[derive(Debug)]
 enum Weight {
-    Cpu { dtype: GgmlType, data: Bytes },
+    Cpu { dtype: GgmlType, data: Bytes, tiles: OnceLock<Tiles> },
     Gpu { matmul: QMatMul, bias: Option<Tensor>, device: Device },
+}
+
+/// Whether the matrices of a chat model are made into tiles.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Repack {
+    /// If the model is no larger than half of the free memory.
+    #[default]
+    Auto,
+    On,
+    Off,
+}
+
+impl std::str::FromStr for Repack {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "on" => Ok(Self::On),
+            "off" => Ok(Self::Off),
+            _ => Err(format!("unknown choice `{text}`: use auto, on or off")),
+        }
+    }
 }
 
 /// Lets [`Bytes`] own a vector of floats.
@@ -69,7 +92,7 @@ impl Linear {
             candle_core::bail!("the bias has {} elements, the layer {out_features} outputs", bias.len());
         }
         let inner = if device.is_cpu() {
-            let weight = Weight::Cpu { dtype: weight.dtype, data: weight.data.clone() };
+            let weight = Weight::Cpu { dtype: weight.dtype, data: weight.data.clone(), tiles: OnceLock::new() };
             Inner { in_features, out_features, weight, bias }
         } else {
             let matmul = gpu::matmul_weight(weight, device)?;
@@ -84,6 +107,24 @@ impl Linear {
     pub fn from_f32(weight: Vec<f32>, out: usize, inp: usize, bias: Option<Vec<f32>>, device: &Device) -> Result<Self> {
         let data = Bytes::from_owner(FloatBytes(weight));
         Self::new(&RawTensor { dtype: GgmlType::F32, shape: vec![out, inp], data }, bias, device)
+    }
+
+    /// Makes tiles of the weight on the compute pool, which products use from then on, and calls `release` with the bytes of the
+    /// file that are no longer read. Does nothing on a GPU, and the second time. Returns the memory that the tiles take.
+    ///
+    /// # Errors
+    /// If there is not enough memory.
+    pub fn repack(&self, release: impl FnOnce(&[u8])) -> Result<usize> {
+        let Weight::Cpu { dtype, data, tiles } = &self.inner.weight else { return Ok(0) };
+        if tiles.get().is_some() {
+            return Ok(0);
+        }
+        let made = Tiles::new(*dtype, data, self.inner.in_features, self.inner.out_features)?;
+        let bytes = made.bytes();
+        // Another thread that made them first made the same ones.
+        let _same = tiles.set(made);
+        release(data);
+        Ok(bytes)
     }
 
     pub fn in_features(&self) -> usize {
@@ -118,9 +159,10 @@ impl Linear {
     }
 
     fn cpu_weight(&self) -> Option<cpu::matmul::Weight<'_>> {
-        let Weight::Cpu { dtype, data } = &self.inner.weight else { return None };
+        let Weight::Cpu { dtype, data, tiles } = &self.inner.weight else { return None };
         let (inp, out) = (self.inner.in_features, self.inner.out_features);
-        Some(cpu::matmul::Weight { dtype: *dtype, data, inp, out, bias: self.inner.bias.as_deref() })
+        let bias = self.inner.bias.as_deref();
+        Some(cpu::matmul::Weight { dtype: *dtype, data, tiles: tiles.get(), inp, out, bias })
     }
 
     fn forward_on_gpu(&self, x: &Tensor) -> Result<Tensor> {

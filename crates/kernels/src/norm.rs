@@ -2,20 +2,20 @@
 
 use candle_core::{Result, Tensor};
 
-use super::{from_floats, with_floats};
+use super::{
+    cpu::{
+        lanes::{Kernel, LANES, Lanes, dispatch},
+        quantize::Shared,
+    },
+    from_floats, pool, with_floats,
+};
 
 /// `x / sqrt(mean(x^2) + eps) * weight`, over the last dimension of `x` `[.., dim]`; `weight` is `[dim]`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     if !x.device().is_cpu() {
         return candle_nn::ops::rms_norm(&x.contiguous()?, weight, eps);
     }
-    by_rows(x, weight, |row, weight, out| {
-        let mean_square = sum(row.iter().map(|x| x * x)) / row.len() as f32;
-        let scale = 1.0 / (mean_square + eps).sqrt();
-        for ((out, x), w) in out.iter_mut().zip(row).zip(weight) {
-            *out = x * scale * w;
-        }
-    })
+    by_rows(x, weight, |row, weight, out| dispatch(RmsNorm { row, weight, eps, out }))
 }
 
 /// `(x - mean(x)) / sqrt(var(x) + eps) * weight + bias`, over the last dimension of `x` `[.., dim]`.
@@ -24,27 +24,83 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Resul
         return candle_nn::ops::layer_norm(&x.contiguous()?, weight, bias, eps);
     }
     with_floats(bias, |bias| {
-        by_rows(x, weight, |row, weight, out| {
-            let mean = sum(row.iter().copied()) / row.len() as f32;
-            let variance = sum(row.iter().map(|x| (x - mean) * (x - mean))) / row.len() as f32;
-            let scale = 1.0 / (variance + eps).sqrt();
-            for (((out, x), w), b) in out.iter_mut().zip(row).zip(weight).zip(bias) {
-                *out = (x - mean) * scale * w + b;
-            }
-        })
+        if bias.len() != weight.elem_count() {
+            candle_core::bail!("the norm has {} weights and {} biases", weight.elem_count(), bias.len());
+        }
+        by_rows(x, weight, |row, weight, out| dispatch(LayerNorm { row, weight, bias, eps, out }))
     })
 }
 
-/// A sum in sixteen lanes, which the compiler vectorizes and which loses less precision than one long chain.
-fn sum(values: impl ExactSizeIterator<Item = f32>) -> f32 {
-    let mut lanes = [0.0f32; 16];
-    for (i, value) in values.enumerate() {
-        lanes[i % 16] += value;
-    }
-    lanes.iter().sum()
+struct RmsNorm<'a> {
+    row: &'a [f32],
+    weight: &'a [f32],
+    eps: f32,
+    out: &'a mut [f32],
 }
 
-fn by_rows(x: &Tensor, weight: &Tensor, row: impl Fn(&[f32], &[f32], &mut [f32])) -> Result<Tensor> {
+impl Kernel for RmsNorm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self { row, weight, eps, out } = self;
+        let squares = sum(lanes, row, 0.0, |x, total| lanes.fma(x, x, total));
+        let scale = 1.0 / (squares / row.len() as f32 + eps).sqrt();
+        for ((out, x), w) in out.iter_mut().zip(row).zip(weight) {
+            *out = x * scale * w;
+        }
+    }
+}
+
+struct LayerNorm<'a> {
+    row: &'a [f32],
+    weight: &'a [f32],
+    bias: &'a [f32],
+    eps: f32,
+    out: &'a mut [f32],
+}
+
+impl Kernel for LayerNorm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self { row, weight, bias, eps, out } = self;
+        let mean = sum(lanes, row, 0.0, |x, total| lanes.add(x, total)) / row.len() as f32;
+        let squares = sum(lanes, row, mean, |x, total| {
+            let from_mean = lanes.sub(x, lanes.splat_f(mean));
+            lanes.fma(from_mean, from_mean, total)
+        });
+        let scale = 1.0 / (squares / row.len() as f32 + eps).sqrt();
+        for (((out, x), w), b) in out.iter_mut().zip(row).zip(weight).zip(bias) {
+            *out = (x - mean) * scale * w + b;
+        }
+    }
+}
+
+/// Adds up a row in sixteen lanes. The last vector is filled up with `filler`, which must add nothing.
+#[inline(always)]
+fn sum<L: Lanes>(lanes: L, row: &[f32], filler: f32, add: impl Fn(L::F, L::F) -> L::F) -> f32 {
+    let mut total = lanes.splat_f(0.0);
+    let vectors = row.chunks_exact(LANES);
+    let rest = vectors.remainder();
+    for vector in vectors {
+        // SAFETY: the vector has sixteen floats.
+        total = add(unsafe { lanes.load_f(vector.as_ptr()) }, total);
+    }
+    if !rest.is_empty() {
+        let mut padded = [filler; LANES];
+        padded[..rest.len()].copy_from_slice(rest);
+        // SAFETY: the array has sixteen floats.
+        total = add(unsafe { lanes.load_f(padded.as_ptr()) }, total);
+    }
+    lanes.total(total)
+}
+
+/// Elements above which rows are worth a parallel region.
+const PARALLEL_ELEMENTS: usize = 1 << 15;
+
+fn by_rows(x: &Tensor, weight: &Tensor, row: impl Fn(&[f32], &[f32], &mut [f32]) + Sync) -> Result<Tensor> {
     with_floats(weight, |weight| {
         with_floats(x, |floats| {
             let dim = weight.len();
@@ -52,9 +108,17 @@ fn by_rows(x: &Tensor, weight: &Tensor, row: impl Fn(&[f32], &[f32], &mut [f32])
                 candle_core::bail!("the norm has {dim} weights, the input is {:?}", x.shape());
             }
             let mut out = vec![0.0; floats.len()];
-            for (x, out) in floats.chunks_exact(dim).zip(out.chunks_exact_mut(dim)) {
-                row(x, weight, out);
-            }
+            let rows = floats.len() / dim;
+            let chunks = if floats.len() < PARALLEL_ELEMENTS { 1 } else { (4 * pool::threads()).min(rows) };
+            let shared = Shared::new(&mut out);
+            pool::run(chunks, |chunk| {
+                let range = rows * chunk / chunks * dim..rows * (chunk + 1) / chunks * dim;
+                // SAFETY: the chunks' rows are disjoint.
+                let out = unsafe { shared.part(range.start, range.len()) };
+                for (x, out) in floats[range].chunks_exact(dim).zip(out.chunks_exact_mut(dim)) {
+                    row(x, weight, out);
+                }
+            })?;
             from_floats(out, x.shape())
         })
     })

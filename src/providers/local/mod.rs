@@ -58,6 +58,8 @@ pub struct Parts {
     pub kv_type: KvType,
     /// Memory that they take.
     pub kv_bytes: u64,
+    /// Memory of the weights that were copied into the order in which the processor reads them.
+    pub repacked_bytes: u64,
 }
 
 impl LocalChat {
@@ -79,6 +81,10 @@ impl LocalChat {
 
     pub fn kv_bytes(&self) -> u64 {
         self.0.kv_bytes
+    }
+
+    pub fn repacked_bytes(&self) -> u64 {
+        self.0.repacked_bytes
     }
 }
 

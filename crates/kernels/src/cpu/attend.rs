@@ -6,6 +6,7 @@
 //! neither on its tile nor on how the prompt was split.
 
 use super::{
+    elementary::{exponential, hyperbolic_tangent},
     lanes::{Kernel, LANES, Lanes, dispatch},
     quantize::Shared,
 };
@@ -241,39 +242,6 @@ impl<E: Element> Attend<'_, E> {
         }
         R
     }
-}
-
-/// `e` to the power of each lane, for lanes of at most 0, within 2 units in the last place; exactly 0 below -88.
-///
-/// The range reduction and the polynomial are those of Cephes' `expf`.
-#[inline(always)]
-pub fn exponential<L: Lanes>(lanes: L, x: L::F) -> L::F {
-    // This argument order propagates NaN.
-    let x = lanes.max(lanes.splat_f(-88.0), x);
-    let n = lanes.to_nearest(lanes.mul(x, lanes.splat_f(std::f32::consts::LOG2_E)));
-    let n_float = lanes.to_floats(n);
-    let r = lanes.fma(n_float, lanes.splat_f(-0.693_359_4), x);
-    let r = lanes.fma(n_float, lanes.splat_f(2.121_944_4e-4), r);
-    let mut p = lanes.splat_f(1.987_569_1e-4);
-    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        p = lanes.fma(p, r, lanes.splat_f(coefficient));
-    }
-    let p = lanes.add(lanes.fma(p, lanes.mul(r, r), r), lanes.splat_f(1.0));
-    // 2 to the power of n, assembled from its exponent; n = -127 gives 0.
-    let power = lanes.bits_as_floats(lanes.shift_left::<23>(lanes.add_i(n, lanes.splat_i(127))));
-    lanes.mul(p, power)
-}
-
-/// `tanh(x) = sign(x) * (1 - e^(-2|x|)) / (1 + e^(-2|x|))`.
-#[inline(always)]
-fn hyperbolic_tangent<L: Lanes>(lanes: L, x: L::F) -> L::F {
-    let bits = lanes.floats_as_bits(x);
-    let sign = lanes.and(bits, lanes.splat_i(i32::MIN));
-    let magnitude = lanes.bits_as_floats(lanes.and(bits, lanes.splat_i(i32::MAX)));
-    let e = exponential(lanes, lanes.mul(magnitude, lanes.splat_f(-2.0)));
-    let one = lanes.splat_f(1.0);
-    let tanh = lanes.div(lanes.sub(one, e), lanes.add(one, e));
-    lanes.bits_as_floats(lanes.or(lanes.floats_as_bits(tanh), sign))
 }
 
 /// Converts to half floats sixteen at a time, the remainder one by one.

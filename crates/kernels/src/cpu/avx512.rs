@@ -42,6 +42,7 @@ impl Lanes for Avx512 {
 
     const ROWS: usize = 6;
     const COLUMNS: usize = 2;
+    const STREAMED_ROWS: usize = 8;
 
     #[inline(always)]
     unsafe fn load_i(self, from: *const u8) -> I {

@@ -22,6 +22,8 @@ pub trait Lanes: Copy {
     const ROWS: usize;
     /// Vectors of weight rows that it keeps side by side.
     const COLUMNS: usize;
+    /// Activation rows that are multiplied with a tile as it is read, without unpacking it first; 0 if it is always unpacked.
+    const STREAMED_ROWS: usize;
 
     /// # Safety
     /// 64 bytes can be read.

@@ -1,16 +1,20 @@
-//! `y = x W^T` over weights in the file's own quantization blocks.
+//! `y = x W^T` over weights in the file's own quantization blocks, or in tiles of them.
 //!
 //! Work is cut into units: one or two tiles of weight rows by a chunk of activation rows. A unit walks its segments: it
-//! unpacks the tiles once, then runs the micro-kernel over the chunk's rows.
+//! unpacks the tiles once, then runs the micro-kernel over the chunk's rows. Where the weights are tiles and the rows are few,
+//! unpacking would take longer than multiplying, and a unit streams its tile instead (`gemv.rs`).
 
 use candle_core::Result;
 
 use super::{
     features::InstructionSet,
+    gemv::{self, InputRows},
     lanes::{Kernel, LANES, Lanes, dispatch_to},
     microkernel::{self, Minimum, Segment},
     quantize::{ByteActivations, FloatActivations, Shared},
+    source::{Rows, Source},
     tile::{FLOAT_SEGMENT, FloatTile, INT_SEGMENT, IntTile},
+    tiles::Tiles,
     unpack_blocks, unpack_superblocks,
 };
 use crate::{pool, quant::GgmlType};
@@ -20,11 +24,16 @@ const MAX_CHUNK_ROWS: usize = 128;
 /// A chunk's activations should stay in the L2 cache: this many columns times rows.
 const CHUNK_ELEMENTS: usize = 384 << 10;
 
+/// Activation rows up to which tiles are streamed rather than unpacked.
+const STREAMED_ROWS_MAX: usize = 8;
+
 /// One weight matrix `[out, inp]` and its bias; `data` is exactly the matrix.
 #[derive(Clone, Copy, Debug)]
 pub struct Weight<'a> {
     pub dtype: GgmlType,
     pub data: &'a [u8],
+    /// The same matrix as tiles, if they are made.
+    pub tiles: Option<&'a Tiles>,
     pub inp: usize,
     pub out: usize,
     pub bias: Option<&'a [f32]>,
@@ -64,6 +73,14 @@ impl Input {
             blocks: wanted(Form::Blocks).then(|| ByteActivations::new(x, inp, true)).transpose()?,
             floats: wanted(Form::Floats).then(|| FloatActivations::new(x, inp)).transpose()?,
         })
+    }
+
+    fn rows_for(&self, dtype: GgmlType) -> Option<InputRows<'_>> {
+        match form(dtype) {
+            Form::Superblocks => self.superblocks.as_ref().map(InputRows::Superblocks),
+            Form::Blocks => self.blocks.as_ref().map(InputRows::Blocks),
+            Form::Floats => self.floats.as_ref().map(InputRows::Floats),
+        }
     }
 }
 
@@ -126,9 +143,12 @@ impl Kernel for Units<'_> {
             let tiles = columns.len().div_ceil(LANES);
             let y = &mut y[..rows.len() * tiles * LANES];
             y.fill(0.0);
-            match form(weight.dtype) {
-                Form::Floats => float_unit(lanes, weight, self.input, columns.start, tiles, rows, y),
-                _ => int_unit(lanes, weight, self.input, columns.start, tiles, rows, y),
+            if weight.tiles.is_some() && L::STREAMED_ROWS > 0 && rows.len() <= STREAMED_ROWS_MAX {
+                streamed_unit(lanes, weight, self.input, *first_tile..first_tile + tiles, rows, y);
+            } else if form(weight.dtype) == Form::Floats {
+                float_unit(lanes, weight, self.input, columns.start, tiles, rows, y);
+            } else {
+                int_unit(lanes, weight, self.input, columns.start, tiles, rows, y);
             }
             for (row, y) in rows.clone().zip(y.chunks_exact(tiles * LANES)) {
                 // SAFETY: no other unit writes these columns of these rows.
@@ -138,6 +158,50 @@ impl Kernel for Units<'_> {
                     to.iter_mut().zip(&bias[columns.clone()]).for_each(|(to, bias)| *to += bias);
                 }
             }
+        }
+    }
+}
+
+/// Streams tile rows through the kernel for few rows.
+#[inline(always)]
+fn streamed_unit<L: Lanes>(
+    lanes: L,
+    weight: &Weight<'_>,
+    input: &Input,
+    tile_rows: std::ops::Range<usize>,
+    rows: &std::ops::Range<usize>,
+    y: &mut [f32],
+) {
+    let (Some(tiles), Some(input)) = (weight.tiles, input.rows_for(weight.dtype)) else { return };
+    let most = gemv::most_rows(weight.dtype, L::STREAMED_ROWS);
+    let num_tiles = tile_rows.len();
+    for (tile, tile_row) in tile_rows.enumerate() {
+        let row = tiles.row(tile_row);
+        let mut products = [0.0f32; STREAMED_ROWS_MAX * LANES];
+        let mut done = 0;
+        while done < rows.len() {
+            let first = rows.start + done;
+            let to = products[done * LANES..].as_mut_ptr();
+            let left = (rows.len() - done).min(most);
+            // SAFETY: the tile row is the weight's, the rows are in the input, and `products` has room for all of them.
+            unsafe {
+                done += if L::STREAMED_ROWS >= 8 && left >= 8 {
+                    gemv::tile_row::<L, 8>(lanes, weight.dtype, row, weight.inp, input, first, to);
+                    8
+                } else if L::STREAMED_ROWS >= 4 && left >= 4 {
+                    gemv::tile_row::<L, 4>(lanes, weight.dtype, row, weight.inp, input, first, to);
+                    4
+                } else if left >= 2 {
+                    gemv::tile_row::<L, 2>(lanes, weight.dtype, row, weight.inp, input, first, to);
+                    2
+                } else {
+                    gemv::tile_row::<L, 1>(lanes, weight.dtype, row, weight.inp, input, first, to);
+                    1
+                };
+            }
+        }
+        for (row, product) in products.chunks_exact(LANES).take(rows.len()).enumerate() {
+            y[(row * num_tiles + tile) * LANES..][..LANES].copy_from_slice(product);
         }
     }
 }
@@ -206,13 +270,17 @@ fn int_unit<L: Lanes>(
     for segment in 0..weight.inp.div_ceil(INT_SEGMENT) {
         let blocks = (weight.inp - segment * INT_SEGMENT).min(INT_SEGMENT) / 32;
         for (tile, scratch) in scratch[..tiles].iter_mut().enumerate() {
-            let rows = tile_rows(weight, row_bytes, first_column + tile * LANES, segment * segment_bytes);
-            // SAFETY: every row has this segment's blocks: the weight's bytes are whole rows of `inp` columns.
+            let first = first_column + tile * LANES;
+            // SAFETY: every row has this segment's blocks, in the file's layout as in the tiles.
             unsafe {
-                if coarse {
-                    unpack_superblocks::unpack(lanes, weight.dtype, &rows, scratch);
+                if let Some(tiles) = weight.tiles {
+                    let row = tiles.row(first / LANES);
+                    let block = |block| row.block(segment * INT_SEGMENT / weight.dtype.block_size() + block);
+                    unpack_segment(lanes, weight.dtype, blocks, block, scratch);
                 } else {
-                    unpack_blocks::unpack_blocks(lanes, weight.dtype, &rows, blocks, scratch);
+                    let rows = tile_rows(weight, row_bytes, first, segment * segment_bytes);
+                    let block = |block| Rows { rows: &rows, offset: block * weight.dtype.block_bytes() };
+                    unpack_segment(lanes, weight.dtype, blocks, block, scratch);
                 }
             }
         }
@@ -252,6 +320,29 @@ fn int_unit<L: Lanes>(
     }
 }
 
+/// Unpacks one superblock, or up to eight blocks of an older type.
+///
+/// # Safety
+/// `block` gives whole blocks of `dtype`, which is not a float type: `blocks` of an older type, one of a K type.
+#[inline(always)]
+unsafe fn unpack_segment<L: Lanes, S: Source<L>>(
+    lanes: L,
+    dtype: GgmlType,
+    blocks: usize,
+    block: impl Fn(usize) -> S,
+    tile: &mut IntTile,
+) {
+    // SAFETY: as the caller says.
+    unsafe {
+        if form(dtype) == Form::Superblocks {
+            return unpack_superblocks::unpack(lanes, dtype, block(0), tile);
+        }
+        for number in 0..blocks.min(8) {
+            unpack_blocks::unpack_block(lanes, dtype, block(number), number, tile);
+        }
+    }
+}
+
 #[inline(always)]
 fn float_unit<L: Lanes>(
     lanes: L,
@@ -268,10 +359,27 @@ fn float_unit<L: Lanes>(
     for segment in 0..weight.inp.div_ceil(FLOAT_SEGMENT) {
         let columns = (weight.inp - segment * FLOAT_SEGMENT).min(FLOAT_SEGMENT);
         let offset = segment * FLOAT_SEGMENT * weight.dtype.block_bytes();
+        let mut unpacked = [std::ptr::null(); 2];
         for (tile, scratch) in scratch[..tiles].iter_mut().enumerate() {
-            let rows = tile_rows(weight, row_bytes, first_column + tile * LANES, offset);
-            // SAFETY: every row has this segment's columns: the weight's bytes are whole rows of `inp` columns.
-            unsafe { unpack_blocks::unpack_floats(lanes, weight.dtype, &rows, columns, scratch) };
+            let first = first_column + tile * LANES;
+            unpacked[tile] = scratch.values.as_ptr();
+            // SAFETY: every row has this segment's columns, in the file's layout as in the tiles, which pad a row to whole pieces.
+            unsafe {
+                if let Some(tiles) = weight.tiles {
+                    let mut block = tiles.row(first / LANES).block(0);
+                    // A word of a row is 64 bytes of the tile.
+                    block.words = block.words.add(offset * LANES);
+                    if weight.dtype == GgmlType::F32 {
+                        // The words are the floats: there is nothing to unpack.
+                        unpacked[tile] = block.words.cast();
+                    } else {
+                        unpack_blocks::unpack_floats(lanes, weight.dtype, block, columns, scratch);
+                    }
+                } else {
+                    let rows = tile_rows(weight, row_bytes, first, offset);
+                    unpack_blocks::unpack_float_rows(lanes, weight.dtype, &rows, columns, scratch);
+                }
+            }
         }
         for_row_groups!(L, rows.len(), |first, M| {
             let x = x.values[(segment * x.rows + rows.start + first) * FLOAT_SEGMENT..].as_ptr();
@@ -279,8 +387,8 @@ fn float_unit<L: Lanes>(
             // SAFETY: rows `first..first + M` lie within the chunk, in the activations and in `y`.
             unsafe {
                 match tiles {
-                    1 => microkernel::floats::<L, M, 1>(lanes, &scratch, columns, x, y),
-                    _ if L::COLUMNS > 1 => microkernel::floats::<L, M, 2>(lanes, &scratch, columns, x, y),
+                    1 => microkernel::floats::<L, M, 1>(lanes, &unpacked, columns, x, y),
+                    _ if L::COLUMNS > 1 => microkernel::floats::<L, M, 2>(lanes, &unpacked, columns, x, y),
                     _ => unreachable!("{tiles} tiles, where {} is the most", L::COLUMNS),
                 }
             }
@@ -394,19 +502,22 @@ mod tests {
 
         #[test]
         fn every_type_and_instruction_set_agrees_with_the_reference(
-            type_index in 0..TYPES.len(), units in 1usize..4, out in 1usize..70, rows in 1usize..70, seed: u64,
+            type_index in 0..TYPES.len(), units in 1usize..4, out in 1usize..70, rows in prop_oneof![1usize..18, 1usize..70], seed: u64,
         ) {
             let dtype = TYPES[type_index];
             let inp = columns(dtype, units);
             let data = weights(dtype, out, inp, seed);
             let x = noise(rows * inp, seed ^ 5);
             let bias = noise(out, seed ^ 6);
-            let weight = Weight { dtype, data: &data, inp, out, bias: Some(&bias) };
+            let weight = Weight { dtype, data: &data, tiles: None, inp, out, bias: Some(&bias) };
+            let tiles = Tiles::new(dtype, &data, inp, out).expect("there is memory");
             let expected = reference::linear(dtype, &data, inp, &x);
             let bounds = tolerance(dtype, &data, inp, &x);
             let mut fused: Option<Vec<f32>> = None;
             for set in InstructionSet::supported() {
                 let outputs = matmul(set, &[weight], &x).expect("no chunk panics");
+                let tiled = matmul(set, &[Weight { tiles: Some(&tiles), ..weight }], &x).expect("no chunk panics");
+                prop_assert_eq!(&outputs, &tiled, "{:?} {:?} as tiles", dtype, set);
                 for (i, (y, expected)) in outputs[0].iter().zip(&expected).enumerate() {
                     let difference = (y - expected - bias[i % out]).abs();
                     prop_assert!(difference <= bounds[i], "{dtype:?} {set:?} at {i}: {y} for {expected}");
@@ -426,7 +537,7 @@ mod tests {
             let inp = columns(dtype, units);
             let data = weights(dtype, out, inp, seed);
             let x = noise(rows * inp, seed ^ 5);
-            let weight = Weight { dtype, data: &data, inp, out, bias: None };
+            let weight = Weight { dtype, data: &data, tiles: None, inp, out, bias: None };
             for set in InstructionSet::supported() {
                 let all = matmul(set, &[weight], &x).expect("no chunk panics");
                 let row = seed as usize % rows;
@@ -443,7 +554,7 @@ mod tests {
             let mut x = noise(3 * inp, seed);
             x[0] = f32::NAN;
             x[inp] = f32::INFINITY;
-            let weight = Weight { dtype, data: &data, inp, out, bias: None };
+            let weight = Weight { dtype, data: &data, tiles: None, inp, out, bias: None };
             for set in InstructionSet::supported() {
                 let y = matmul(set, &[weight], &x).expect("no chunk panics");
                 prop_assert!(y[0][..out].iter().all(|y| y.is_nan()), "a row with NaN in it stays NaN");

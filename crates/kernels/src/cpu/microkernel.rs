@@ -4,7 +4,7 @@
 //! tiles (`N`), so decoding one token gives the same bits as prefilling it among others.
 
 use super::lanes::{LANES, Lanes};
-use super::tile::{FLOAT_SEGMENT, FloatTile, INT_SEGMENT, IntTile};
+use super::tile::{FLOAT_SEGMENT, INT_SEGMENT, IntTile};
 
 /// How a K type's values are recovered from its unsigned quants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,22 +187,21 @@ pub unsafe fn blocks<L: Lanes, const M: usize, const N: usize, const FULL: bool>
 /// Up to 128 columns of floats, summed separately and then added to `y`.
 ///
 /// # Safety
-/// `x` (`[M][128]`) and `y` (`[M][N * 16]`) have `M` rows, `tiles` has `N` tiles.
+/// `x` (`[M][128]`) and `y` (`[M][N * 16]`) have `M` rows; `tiles` are `N` tiles, `[columns][16 rows]`.
 #[inline(always)]
 pub unsafe fn floats<L: Lanes, const M: usize, const N: usize>(
     lanes: L,
-    tiles: &[FloatTile],
+    tiles: &[*const f32; 2],
     columns: usize,
     x: *const f32,
     y: *mut f32,
 ) {
-    let tiles = &tiles[..N];
     let mut sum = [[lanes.splat_f(0.0); M]; N];
     for column in 0..columns.min(FLOAT_SEGMENT) {
         let mut weights = [lanes.splat_f(0.0); N];
         for n in 0..N {
-            // SAFETY: a tile has 128 vectors.
-            weights[n] = unsafe { lanes.load_f(tiles[n].values.as_ptr().add(column * LANES)) };
+            // SAFETY: a tile has a vector for each column.
+            weights[n] = unsafe { lanes.load_f(tiles[n].add(column * LANES)) };
         }
         for m in 0..M {
             // SAFETY: row `m` has 128 columns.

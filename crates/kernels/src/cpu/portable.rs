@@ -18,6 +18,7 @@ impl Lanes for Portable {
 
     const ROWS: usize = 4;
     const COLUMNS: usize = 1;
+    const STREAMED_ROWS: usize = 0;
 
     #[inline(always)]
     unsafe fn load_i(self, from: *const u8) -> I {

@@ -5,6 +5,7 @@
 
 use super::{
     lanes::{LANES, Lanes},
+    source::Source,
     tile::IntTile,
 };
 use crate::quant::GgmlType;
@@ -15,23 +16,23 @@ const VECTOR: usize = 4 * LANES;
 /// Unpacks one superblock of sixteen rows.
 ///
 /// # Safety
-/// Every row points to one whole block of `dtype`, which is one of the K types.
+/// The source is whole blocks of `dtype`, which is one of the K types.
 #[inline(always)]
-pub unsafe fn unpack<L: Lanes>(lanes: L, dtype: GgmlType, rows: &[*const u8; LANES], tile: &mut IntTile) {
+pub unsafe fn unpack<L: Lanes, S: Source<L>>(lanes: L, dtype: GgmlType, source: S, tile: &mut IntTile) {
     // SAFETY: the caller vouches for whole blocks; every offset below lies within the type's block.
     unsafe {
         match dtype {
-            GgmlType::Q2_K => q2(lanes, rows, tile),
-            GgmlType::Q3_K => q3(lanes, rows, tile),
+            GgmlType::Q2_K => q2(lanes, source, tile),
+            GgmlType::Q3_K => q3(lanes, source, tile),
             GgmlType::Q4_K => {
-                scales_and_minimums(lanes, rows, tile);
-                q4(lanes, rows, tile);
+                scales_and_minimums(lanes, source, tile);
+                q4(lanes, source, tile);
             }
             GgmlType::Q5_K => {
-                scales_and_minimums(lanes, rows, tile);
-                q5(lanes, rows, tile);
+                scales_and_minimums(lanes, source, tile);
+                q5(lanes, source, tile);
             }
-            _ => q6(lanes, rows, tile),
+            _ => q6(lanes, source, tile),
         }
     }
 }
@@ -58,23 +59,19 @@ fn put_floats<L: Lanes>(lanes: L, to: &mut [f32], value: L::F) {
 
 /// Byte `i` of every lane.
 #[inline(always)]
-fn byte<L: Lanes>(lanes: L, words: L::I, i: usize) -> L::I {
+pub(super) fn byte<L: Lanes>(lanes: L, words: L::I, i: usize) -> L::I {
     lanes.and(lanes.shift_right_by(words, 8 * i as u32), lanes.splat_i(0xff))
 }
 
 /// Two 16-bit numbers in each lane.
 #[inline(always)]
-fn pair<L: Lanes>(lanes: L, low: L::I, high: L::I) -> L::I {
+pub(super) fn pair<L: Lanes>(lanes: L, low: L::I, high: L::I) -> L::I {
     lanes.or(lanes.and(low, lanes.splat_i(0xffff)), lanes.shift_left::<16>(high))
 }
 
-/// Q4_K and Q5_K: `d`, `dmin` and eight 6-bit scales and minimums in twelve bytes, at the block's start.
+/// The eight 6-bit scales and minimums of `Q4_K` and `Q5_K`, four to a word each, from the three words that follow `d` and `dmin`.
 #[inline(always)]
-unsafe fn scales_and_minimums<L: Lanes>(lanes: L, rows: &[*const u8; LANES], tile: &mut IntTile) {
-    // SAFETY: the header is the block's first 16 bytes.
-    let [halves, low, middle, high] = unsafe { lanes.transpose_words(rows, 0) };
-    put_floats(lanes, &mut tile.d, lanes.low_half_as_float(halves));
-    put_floats(lanes, &mut tile.m, lanes.low_half_as_float(lanes.shift_right::<16>(halves)));
+pub(super) fn six_bits<L: Lanes>(lanes: L, low: L::I, middle: L::I, high: L::I) -> ([L::I; 2], [L::I; 2]) {
     let six_bits = lanes.splat_i(0x3f3f_3f3f);
     let four_bits = lanes.splat_i(0x0f0f_0f0f);
     let two_bits = lanes.splat_i(0x0303_0303);
@@ -82,6 +79,17 @@ unsafe fn scales_and_minimums<L: Lanes>(lanes: L, rows: &[*const u8; LANES], til
     let scales = [lanes.and(low, six_bits), lanes.or(lanes.and(high, four_bits), top_of(low))];
     let minimums =
         [lanes.and(middle, six_bits), lanes.or(lanes.and(lanes.shift_right::<4>(high), four_bits), top_of(middle))];
+    (scales, minimums)
+}
+
+/// Q4_K and Q5_K: `d`, `dmin` and eight 6-bit scales and minimums in twelve bytes, at the block's start.
+#[inline(always)]
+unsafe fn scales_and_minimums<L: Lanes, S: Source<L>>(lanes: L, source: S, tile: &mut IntTile) {
+    // SAFETY: the header is the block's first 16 bytes.
+    let [halves, low, middle, high] = unsafe { source.words(lanes, 0) };
+    put_floats(lanes, &mut tile.d, lanes.low_half_as_float(halves));
+    put_floats(lanes, &mut tile.m, lanes.low_half_as_float(lanes.shift_right::<16>(halves)));
+    let (scales, minimums) = six_bits(lanes, low, middle, high);
     let mut sub = 0;
     while sub < 8 {
         put_words(lanes, &mut tile.scales, sub, byte(lanes, scales[sub / 4], sub % 4));
@@ -92,12 +100,12 @@ unsafe fn scales_and_minimums<L: Lanes>(lanes: L, rows: &[*const u8; LANES], til
 }
 
 #[inline(always)]
-unsafe fn q4<L: Lanes>(lanes: L, rows: &[*const u8; LANES], tile: &mut IntTile) {
+unsafe fn q4<L: Lanes, S: Source<L>>(lanes: L, source: S, tile: &mut IntTile) {
     let nibbles = lanes.splat_i(0x0f0f_0f0f);
     let mut piece = 0;
     while piece < 8 {
         // SAFETY: the quants are bytes 16..144.
-        let words = unsafe { lanes.transpose_words(rows, 16 + 16 * piece) };
+        let words = unsafe { source.words(lanes, 16 + 16 * piece) };
         let group = 16 * (piece / 2) + 4 * (piece % 2);
         let mut j = 0;
         while j < 4 {
@@ -110,17 +118,17 @@ unsafe fn q4<L: Lanes>(lanes: L, rows: &[*const u8; LANES], tile: &mut IntTile) 
 }
 
 #[inline(always)]
-unsafe fn q5<L: Lanes>(lanes: L, rows: &[*const u8; LANES], tile: &mut IntTile) {
+unsafe fn q5<L: Lanes, S: Source<L>>(lanes: L, source: S, tile: &mut IntTile) {
     let nibbles = lanes.splat_i(0x0f0f_0f0f);
     let one_bit = lanes.splat_i(0x0101_0101);
     let mut half = 0;
     while half < 2 {
         // SAFETY: the fifth bits are bytes 16..48.
-        let fifth = unsafe { lanes.transpose_words(rows, 16 + 16 * half) };
+        let fifth = unsafe { source.words(lanes, 16 + 16 * half) };
         let mut chunk = 0;
         while chunk < 4 {
             // SAFETY: the low four bits are bytes 48..176.
-            let words = unsafe { lanes.transpose_words(rows, 48 + 32 * chunk + 16 * half) };
+            let words = unsafe { source.words(lanes, 48 + 32 * chunk + 16 * half) };
             let mut j = 0;
             while j < 4 {
                 // Sub-blocks 2 chunk and 2 chunk + 1 use bits 2 chunk and 2 chunk + 1.
@@ -141,7 +149,7 @@ unsafe fn q5<L: Lanes>(lanes: L, rows: &[*const u8; LANES], tile: &mut IntTile) 
 }
 
 #[inline(always)]
-unsafe fn q6<L: Lanes>(lanes: L, rows: &[*const u8; LANES], tile: &mut IntTile) {
+unsafe fn q6<L: Lanes, S: Source<L>>(lanes: L, source: S, tile: &mut IntTile) {
     let nibbles = lanes.splat_i(0x0f0f_0f0f);
     let top = lanes.splat_i(0x3030_3030);
     let mut half = 0;
@@ -151,9 +159,9 @@ unsafe fn q6<L: Lanes>(lanes: L, rows: &[*const u8; LANES], tile: &mut IntTile) 
             // SAFETY: the low bits are bytes 0..128, the high bits 128..192, both in halves of the superblock.
             let (first, second, high) = unsafe {
                 (
-                    lanes.transpose_words(rows, 64 * half + 16 * piece),
-                    lanes.transpose_words(rows, 64 * half + 32 + 16 * piece),
-                    lanes.transpose_words(rows, 128 + 32 * half + 16 * piece),
+                    source.words(lanes, 64 * half + 16 * piece),
+                    source.words(lanes, 64 * half + 32 + 16 * piece),
+                    source.words(lanes, 128 + 32 * half + 16 * piece),
                 )
             };
             let mut j = 0;
@@ -172,8 +180,8 @@ unsafe fn q6<L: Lanes>(lanes: L, rows: &[*const u8; LANES], tile: &mut IntTile) 
         half += 1;
     }
     // SAFETY: the signed byte scales are bytes 192..208, `d` is 208..210.
-    let (words, d) = unsafe { (lanes.transpose_words(rows, 192), lanes.gather(rows, 206)) };
-    put_floats(lanes, &mut tile.d, lanes.low_half_as_float(lanes.shift_right::<16>(d)));
+    let (words, d) = unsafe { (source.words(lanes, 192), source.lone_half(lanes, 208)) };
+    put_floats(lanes, &mut tile.d, d);
     let mut word = 0;
     while word < 4 {
         let scales = [
@@ -200,9 +208,9 @@ fn put_signed_scales<L: Lanes>(lanes: L, tile: &mut IntTile, word: usize, scales
 }
 
 #[inline(always)]
-unsafe fn q2<L: Lanes>(lanes: L, rows: &[*const u8; LANES], tile: &mut IntTile) {
+unsafe fn q2<L: Lanes, S: Source<L>>(lanes: L, source: S, tile: &mut IntTile) {
     // SAFETY: scales and minimums, four bits each, are bytes 0..16; `d` and `dmin` are 80..84.
-    let (words, halves) = unsafe { (lanes.transpose_words(rows, 0), lanes.gather(rows, 80)) };
+    let (words, halves) = unsafe { (source.words(lanes, 0), source.word(lanes, 80)) };
     put_floats(lanes, &mut tile.d, lanes.low_half_as_float(halves));
     put_floats(lanes, &mut tile.m, lanes.low_half_as_float(lanes.shift_right::<16>(halves)));
     let nibbles = lanes.splat_i(0x0f0f_0f0f);
@@ -225,7 +233,7 @@ unsafe fn q2<L: Lanes>(lanes: L, rows: &[*const u8; LANES], tile: &mut IntTile) 
     let mut piece = 0;
     while piece < 4 {
         // SAFETY: the quants are bytes 16..80.
-        let words = unsafe { lanes.transpose_words(rows, 16 + 16 * piece) };
+        let words = unsafe { source.words(lanes, 16 + 16 * piece) };
         let group = 32 * (piece / 2) + 4 * (piece % 2);
         let mut j = 0;
         while j < 4 {
@@ -239,21 +247,28 @@ unsafe fn q2<L: Lanes>(lanes: L, rows: &[*const u8; LANES], tile: &mut IntTile) 
     }
 }
 
+/// The sixteen 6-bit scales of `Q3_K`, four to a word, from the last three words of the block.
 #[inline(always)]
-unsafe fn q3<L: Lanes>(lanes: L, rows: &[*const u8; LANES], tile: &mut IntTile) {
-    // SAFETY: the twelve bytes of 6-bit scales are 96..108 (the first of these words lies before them), `d` is
-    // 108..110.
-    let ([_, low, middle, tops], d) = unsafe { (lanes.transpose_words(rows, 92), lanes.gather(rows, 106)) };
-    put_floats(lanes, &mut tile.d, lanes.low_half_as_float(lanes.shift_right::<16>(d)));
+pub(super) fn q3_scales<L: Lanes>(lanes: L, low: L::I, middle: L::I, tops: L::I) -> [L::I; 4] {
     let nibbles = lanes.splat_i(0x0f0f_0f0f);
     let two_bits = lanes.splat_i(0x0303_0303);
     let joined = |low, top| lanes.or(lanes.and(low, nibbles), lanes.shift_left::<4>(lanes.and(top, two_bits)));
-    let words = [
+    [
         joined(low, tops),
         joined(middle, lanes.shift_right::<2>(tops)),
         joined(lanes.shift_right::<4>(low), lanes.shift_right::<4>(tops)),
         joined(lanes.shift_right::<4>(middle), lanes.shift_right::<6>(tops)),
-    ];
+    ]
+}
+
+#[inline(always)]
+unsafe fn q3<L: Lanes, S: Source<L>>(lanes: L, source: S, tile: &mut IntTile) {
+    // SAFETY: the twelve bytes of 6-bit scales are 96..108 (the first of these words lies before them), `d` is
+    // 108..110.
+    let ([_, low, middle, tops], d) = unsafe { (source.words(lanes, 92), source.lone_half(lanes, 108)) };
+    put_floats(lanes, &mut tile.d, d);
+    let two_bits = lanes.splat_i(0x0303_0303);
+    let words = q3_scales(lanes, low, middle, tops);
     let mut word = 0;
     while word < 4 {
         let bias = lanes.splat_i(32);
@@ -272,9 +287,9 @@ unsafe fn q3<L: Lanes>(lanes: L, rows: &[*const u8; LANES], tile: &mut IntTile) 
         // SAFETY: the high bits are bytes 0..32, the low two bits 32..96.
         let (high, first, second) = unsafe {
             (
-                lanes.transpose_words(rows, 16 * piece),
-                lanes.transpose_words(rows, 32 + 16 * piece),
-                lanes.transpose_words(rows, 64 + 16 * piece),
+                source.words(lanes, 16 * piece),
+                source.words(lanes, 32 + 16 * piece),
+                source.words(lanes, 64 + 16 * piece),
             )
         };
         let mut j = 0;

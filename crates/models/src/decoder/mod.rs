@@ -11,6 +11,7 @@ mod error;
 mod forward;
 mod keys;
 mod layers;
+mod repack;
 pub mod rope;
 mod tensors;
 mod weights;

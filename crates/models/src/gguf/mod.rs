@@ -6,6 +6,7 @@
 //! and `text/`.
 
 mod error;
+mod map;
 mod metadata;
 mod parse;
 mod sniff;
@@ -14,13 +15,12 @@ mod tensor_type;
 
 use std::{
     collections::HashMap,
-    fs::File,
     path::{Path, PathBuf},
 };
 
 use bytes::Bytes;
-use memmap2::Mmap;
 
+pub(crate) use self::map::map;
 use self::parse::{Header, TensorInfo};
 pub(crate) use self::split::{parse_name as split_name, part_name as split_part_name};
 pub use self::{
@@ -131,6 +131,12 @@ impl Gguf {
         drop(std::thread::Builder::new().name("hearth-warm".to_owned()).spawn(touch));
     }
 
+    /// Takes pages of the file out of this process's memory; `part` are bytes of a [tensor](Gguf::tensor). They are read from the
+    /// file again when they are needed.
+    pub fn release(&self, part: &[u8]) {
+        self.parts.iter().for_each(|of_file| map::release(&of_file.bytes, part));
+    }
+
     pub fn has_tensor(&self, name: &str) -> bool {
         self.by_name.contains_key(name)
     }
@@ -220,22 +226,4 @@ fn open_part(path: &Path) -> Result<(Bytes, Header), GgufError> {
     let bytes = map(path).map_err(io)?;
     let header = parse::parse(path, &bytes)?;
     Ok((bytes, header))
-}
-
-/// Maps a whole file, read-only.
-///
-/// The map reflects the file's pages: if another process rewrites the file, the contents change under us, and if it
-/// truncates the file, the next access beyond the new end kills the process with SIGBUS. Both are accepted, as in every
-/// server that maps its weights: the alternative is a private copy of gigabytes. Bounds come from the length at this
-/// moment, so the reader itself stays inside the map, and changed weights can only be wrong numbers: every bit pattern
-/// is a valid block of every type. `hearth pull` and `models import` write to a temporary file and rename it, so
-/// neither changes a file in place.
-#[expect(unsafe_code, reason = "a file is mapped")]
-pub(super) fn map(path: &Path) -> std::io::Result<Bytes> {
-    let file = File::open(path)?;
-    // SAFETY: the map is private to this process and read-only. Its contents may change if the file does, which the
-    // comment above accepts: they are only ever read as plain bytes, through slices whose bounds were checked against
-    // the map's own length, and after it was checked no value in them is relied on except tensor data.
-    let map = unsafe { Mmap::map(&file)? };
-    Ok(Bytes::from_owner(map))
 }

@@ -1,0 +1,658 @@
+//! A few activation rows times one tile row, in one pass over its bytes: what decoding does.
+//!
+//! A step of decoding reads every weight once, so it should take as long as the memory takes to deliver them. The quants
+//! are therefore opened in registers on their way from the tile to the multiplication, and nothing is written in between. The
+//! operations on floats, and their order, are those of `microkernel.rs`, and sums of integers are exact in any order: a row's bits
+//! are the same here and there.
+//!
+//! Loops over constants are written so that they unroll; then all sums stay in registers.
+
+use super::{
+    lanes::{LANES, Lanes},
+    quantize::{ByteActivations, FloatActivations},
+    source::{Source, TileBlock},
+    tile::{FLOAT_SEGMENT, INT_SEGMENT},
+    tiles::TileRow,
+    unpack_superblocks::{byte, pair, q3_scales, six_bits},
+};
+use crate::quant::GgmlType;
+
+/// How far ahead of the word that is read the next ones are fetched, in bytes.
+const AHEAD: usize = 4608;
+
+/// The activations of `M` rows, from row `first` on.
+#[derive(Clone, Copy)]
+struct Activations<'a> {
+    x: &'a ByteActivations,
+    first: usize,
+    /// Scales of a row in one segment.
+    scales: usize,
+}
+
+impl Activations<'_> {
+    #[inline(always)]
+    fn segment(self, segment: usize) -> SegmentRows {
+        let at = segment * self.x.rows + self.first;
+        SegmentRows {
+            quants: self.x.quants[at * INT_SEGMENT..].as_ptr(),
+            scales: self.x.scales[at * self.scales..].as_ptr(),
+            sums: self.x.sums[at * 8..].as_ptr(),
+        }
+    }
+}
+
+/// One segment of the rows; see [`ByteActivations`].
+#[derive(Clone, Copy)]
+struct SegmentRows {
+    quants: *const i8,
+    scales: *const f32,
+    sums: *const i32,
+}
+
+impl SegmentRows {
+    /// Columns `4 * group..4 * group + 4` of row `m` in every lane.
+    ///
+    /// # Safety
+    /// The segment has that row, and 64 groups.
+    #[inline(always)]
+    unsafe fn four<L: Lanes>(self, lanes: L, m: usize, group: usize) -> L::I {
+        // SAFETY: as the caller says.
+        lanes.splat_i(unsafe { self.quants.add(m * INT_SEGMENT + 4 * group).cast::<i32>().read_unaligned() })
+    }
+}
+
+/// A word of a block, while the bytes that follow it are fetched.
+///
+/// # Safety
+/// The block has that many words.
+#[inline(always)]
+unsafe fn read<L: Lanes>(lanes: L, block: TileBlock, word: usize) -> L::I {
+    prefetch(block.words.wrapping_add(4 * LANES * word + AHEAD));
+    // SAFETY: as the caller says.
+    unsafe { block.at(lanes, word) }
+}
+
+/// Asks for the line of an address, which may be anything.
+#[inline(always)]
+fn prefetch(address: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: part of the baseline; a prefetch of any address is no access to it.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// Sums of `M` rows and their scales, at the end of a superblock.
+struct Superblock<L: Lanes, const M: usize> {
+    /// Quants times scales.
+    total: [L::I; M],
+    /// Integer minimums, or scales, times the sums of the activations.
+    minimums: [L::I; M],
+}
+
+impl<L: Lanes, const M: usize> Superblock<L, M> {
+    #[inline(always)]
+    fn zero(lanes: L) -> Self {
+        Self { total: [lanes.splat_i(0); M], minimums: [lanes.splat_i(0); M] }
+    }
+
+    /// # Safety
+    /// `x` has `M` rows.
+    #[inline(always)]
+    unsafe fn add_minimums(&mut self, lanes: L, x: SegmentRows, at: usize, factors: L::I) {
+        for m in 0..M {
+            // SAFETY: row `m` has eight pairs of sums.
+            let sums = lanes.splat_i(unsafe { *x.sums.add(8 * m + at) });
+            self.minimums[m] = lanes.dot_halves(self.minimums[m], factors, sums);
+        }
+    }
+
+    /// With a float scale for the integer minimums.
+    ///
+    /// # Safety
+    /// `x` has `M` rows.
+    #[inline(always)]
+    unsafe fn finish_scaled(self, lanes: L, x: SegmentRows, d: L::F, dmin: L::F, out: &mut [L::F; M]) {
+        for m in 0..M {
+            // SAFETY: row `m` has a scale.
+            let scale = lanes.splat_f(unsafe { *x.scales.add(m) });
+            let negative = lanes.sub(lanes.splat_f(0.0), lanes.mul(dmin, scale));
+            out[m] = lanes.fma(lanes.to_floats(self.total[m]), lanes.mul(d, scale), out[m]);
+            out[m] = lanes.fma(lanes.to_floats(self.minimums[m]), negative, out[m]);
+        }
+    }
+
+    /// Where every quant carries an offset, and `minimums` are the scales.
+    ///
+    /// # Safety
+    /// `x` has `M` rows.
+    #[inline(always)]
+    unsafe fn finish_offset(self, lanes: L, x: SegmentRows, d: L::F, offset: i32, out: &mut [L::F; M]) {
+        for m in 0..M {
+            // SAFETY: row `m` has a scale.
+            let scale = lanes.splat_f(unsafe { *x.scales.add(m) });
+            let exact = lanes.sub_i(self.total[m], lanes.mul_i(self.minimums[m], lanes.splat_i(offset)));
+            out[m] = lanes.fma(lanes.to_floats(exact), lanes.mul(d, scale), out[m]);
+        }
+    }
+}
+
+/// `Q4_K`, and with `FIFTH` `Q5_K`: eight sub-blocks of 32 columns, two of them in each run of eight words.
+///
+/// # Safety
+/// The row has `segments` blocks of the type, and `x` has `M` rows from `first` on.
+#[inline(always)]
+unsafe fn sub_blocks_of_32<L: Lanes, const M: usize, const FIFTH: bool>(
+    lanes: L,
+    row: TileRow,
+    segments: usize,
+    x: Activations<'_>,
+) -> [L::F; M] {
+    let nibbles = lanes.splat_i(0x0f0f_0f0f);
+    let one_bit = lanes.splat_i(0x0101_0101);
+    let first_quants = if FIFTH { 12 } else { 4 };
+    let mut out = [lanes.splat_f(0.0); M];
+    for segment in 0..segments {
+        let x = x.segment(segment);
+        // SAFETY: the blocks, their words, and the rows of `x` are there.
+        unsafe {
+            let block = row.block(segment);
+            let halves = read(lanes, block, 0);
+            let (low, middle, high) = (read(lanes, block, 1), read(lanes, block, 2), read(lanes, block, 3));
+            let (scales, minimums) = six_bits(lanes, low, middle, high);
+            let mut sums = Superblock::<L, M>::zero(lanes);
+            let mut run = 0;
+            while run < 4 {
+                let (mut first, mut second) = ([lanes.splat_i(0); M], [lanes.splat_i(0); M]);
+                let mut w = 0;
+                while w < 8 {
+                    let word = read(lanes, block, first_quants + 8 * run + w);
+                    let mut low = lanes.and(word, nibbles);
+                    let mut high = lanes.and(lanes.shift_right::<4>(word), nibbles);
+                    if FIFTH {
+                        let fifth = if run == 0 { read(lanes, block, 4 + w) } else { block.at(lanes, 4 + w) };
+                        let bit =
+                            |n: usize| lanes.shift_left::<4>(lanes.and(lanes.shift_right_by(fifth, n as u32), one_bit));
+                        low = lanes.or(low, bit(2 * run));
+                        high = lanes.or(high, bit(2 * run + 1));
+                    }
+                    for m in 0..M {
+                        first[m] = lanes.dot_bytes(first[m], low, x.four(lanes, m, 16 * run + w));
+                        second[m] = lanes.dot_bytes(second[m], high, x.four(lanes, m, 16 * run + 8 + w));
+                    }
+                    w += 1;
+                }
+                let (a, b) = (byte(lanes, scales[run / 2], 2 * run % 4), byte(lanes, scales[run / 2], 2 * run % 4 + 1));
+                for m in 0..M {
+                    let both = lanes.add_i(lanes.mul_i(first[m], a), lanes.mul_i(second[m], b));
+                    sums.total[m] = lanes.add_i(sums.total[m], both);
+                }
+                run += 1;
+            }
+            let mut sub = 0;
+            while sub < 8 {
+                let minimum = byte(lanes, minimums[sub / 4], sub % 4);
+                sums.add_minimums(lanes, x, sub, lanes.or(minimum, lanes.shift_left::<16>(minimum)));
+                sub += 1;
+            }
+            let (d, dmin) = (lanes.low_half_as_float(halves), lanes.low_half_as_float(lanes.shift_right::<16>(halves)));
+            sums.finish_scaled(lanes, x, d, dmin, &mut out);
+        }
+    }
+    out
+}
+
+/// A type of sixteen sub-blocks of 16 columns, of which a word has columns of four.
+trait SubBlocksOf16 {
+    /// The quants of sub-blocks `8 half + piece`, `+ 2`, `+ 4` and `+ 6`, columns `4 j..4 j + 4` of each.
+    ///
+    /// # Safety
+    /// The block is of this type.
+    unsafe fn quants<L: Lanes>(lanes: L, block: TileBlock, half: usize, piece: usize, j: usize) -> [L::I; 4];
+
+    /// The words of the scales, four to a word.
+    ///
+    /// # Safety
+    /// As [`Self::quants`].
+    unsafe fn scales<L: Lanes>(lanes: L, block: TileBlock) -> [L::I; 4];
+
+    /// Scale `sub % 4` of its word.
+    fn scale<L: Lanes>(lanes: L, word: L::I, i: usize) -> L::I;
+
+    /// What every quant carries.
+    const OFFSET: i32;
+}
+
+struct Q3K;
+struct Q6K;
+
+/// Byte `i` of every lane, with its sign.
+#[inline(always)]
+fn signed_byte<L: Lanes>(lanes: L, word: L::I, i: usize) -> L::I {
+    lanes.shift_right_signed::<24>(match i {
+        0 => lanes.shift_left::<24>(word),
+        1 => lanes.shift_left::<16>(word),
+        2 => lanes.shift_left::<8>(word),
+        _ => word,
+    })
+}
+
+impl SubBlocksOf16 for Q6K {
+    const OFFSET: i32 = 32;
+
+    #[inline(always)]
+    unsafe fn quants<L: Lanes>(lanes: L, block: TileBlock, half: usize, piece: usize, j: usize) -> [L::I; 4] {
+        let (nibbles, top) = (lanes.splat_i(0x0f0f_0f0f), lanes.splat_i(0x3030_3030));
+        // SAFETY: the low bits are words 0..32, the high bits 32..48.
+        let (a, b, high) = unsafe {
+            (
+                read(lanes, block, 16 * half + 4 * piece + j),
+                read(lanes, block, 16 * half + 8 + 4 * piece + j),
+                read(lanes, block, 32 + 8 * half + 4 * piece + j),
+            )
+        };
+        let joined = |low, high| lanes.or(lanes.and(low, nibbles), lanes.and(high, top));
+        [
+            joined(a, lanes.shift_left::<4>(high)),
+            joined(b, lanes.shift_left::<2>(high)),
+            joined(lanes.shift_right::<4>(a), high),
+            joined(lanes.shift_right::<4>(b), lanes.shift_right::<2>(high)),
+        ]
+    }
+
+    #[inline(always)]
+    unsafe fn scales<L: Lanes>(lanes: L, block: TileBlock) -> [L::I; 4] {
+        // SAFETY: words 48..52.
+        unsafe { [read(lanes, block, 48), read(lanes, block, 49), read(lanes, block, 50), read(lanes, block, 51)] }
+    }
+
+    #[inline(always)]
+    fn scale<L: Lanes>(lanes: L, word: L::I, i: usize) -> L::I {
+        signed_byte(lanes, word, i)
+    }
+}
+
+impl SubBlocksOf16 for Q3K {
+    const OFFSET: i32 = 4;
+
+    #[inline(always)]
+    unsafe fn quants<L: Lanes>(lanes: L, block: TileBlock, half: usize, piece: usize, j: usize) -> [L::I; 4] {
+        let (two_bits, one_bit) = (lanes.splat_i(0x0303_0303), lanes.splat_i(0x0101_0101));
+        // SAFETY: the high bits are words 0..8, the low two bits 8..24.
+        let (high, low) =
+            unsafe { (read(lanes, block, 4 * piece + j), read(lanes, block, 8 + 8 * half + 4 * piece + j)) };
+        let mut quants = [low; 4];
+        let mut i = 0;
+        while i < 4 {
+            let two = lanes.and(lanes.shift_right_by(low, 2 * i as u32), two_bits);
+            let top = lanes.and(lanes.shift_right_by(high, (4 * half + i) as u32), one_bit);
+            quants[i] = lanes.or(two, lanes.shift_left::<2>(top));
+            i += 1;
+        }
+        quants
+    }
+
+    #[inline(always)]
+    unsafe fn scales<L: Lanes>(lanes: L, block: TileBlock) -> [L::I; 4] {
+        // SAFETY: words 24..27.
+        unsafe { q3_scales(lanes, read(lanes, block, 24), read(lanes, block, 25), read(lanes, block, 26)) }
+    }
+
+    #[inline(always)]
+    fn scale<L: Lanes>(lanes: L, word: L::I, i: usize) -> L::I {
+        lanes.sub_i(byte(lanes, word, i), lanes.splat_i(32))
+    }
+}
+
+/// `Q3_K` and `Q6_K`.
+///
+/// # Safety
+/// As [`sub_blocks_of_32`].
+#[inline(always)]
+unsafe fn sub_blocks_of_16<L: Lanes, T: SubBlocksOf16, const M: usize>(
+    lanes: L,
+    row: TileRow,
+    segments: usize,
+    x: Activations<'_>,
+) -> [L::F; M] {
+    let mut out = [lanes.splat_f(0.0); M];
+    for segment in 0..segments {
+        let x = x.segment(segment);
+        // SAFETY: the blocks, their words, and the rows of `x` are there.
+        unsafe {
+            let block = row.block(segment);
+            let scales = T::scales(lanes, block);
+            let mut sums = Superblock::<L, M>::zero(lanes);
+            add_sixteens(
+                lanes,
+                x,
+                &mut sums,
+                |half, piece, j| T::quants(lanes, block, half, piece, j),
+                |sub| T::scale(lanes, scales[sub / 4], sub % 4),
+            );
+            let mut at = 0;
+            while at < 8 {
+                let word = scales[at / 2];
+                let (low, high) = (T::scale(lanes, word, 2 * at % 4), T::scale(lanes, word, 2 * at % 4 + 1));
+                sums.add_minimums(lanes, x, at, pair(lanes, low, high));
+                at += 1;
+            }
+            sums.finish_offset(lanes, x, block.lone_half(lanes, 0), T::OFFSET, &mut out);
+        }
+    }
+    out
+}
+
+/// `Q2_K`: as the others of sixteen sub-blocks, with minimums beside the scales.
+///
+/// # Safety
+/// As [`sub_blocks_of_32`].
+#[inline(always)]
+unsafe fn q2k<L: Lanes, const M: usize>(lanes: L, row: TileRow, segments: usize, x: Activations<'_>) -> [L::F; M] {
+    let (nibbles, two_bits) = (lanes.splat_i(0x0f0f_0f0f), lanes.splat_i(0x0303_0303));
+    let mut out = [lanes.splat_f(0.0); M];
+    for segment in 0..segments {
+        let x = x.segment(segment);
+        // SAFETY: the blocks, their words, and the rows of `x` are there.
+        unsafe {
+            let block = row.block(segment);
+            // Scales in the low nibbles, minimums in the high ones.
+            let both = [read(lanes, block, 0), read(lanes, block, 1), read(lanes, block, 2), read(lanes, block, 3)];
+            let halves = read(lanes, block, 20);
+            let mut sums = Superblock::<L, M>::zero(lanes);
+            let quants = |half: usize, piece: usize, j: usize| {
+                let word = read(lanes, block, 4 + 8 * half + 4 * piece + j);
+                [
+                    lanes.and(word, two_bits),
+                    lanes.and(lanes.shift_right::<2>(word), two_bits),
+                    lanes.and(lanes.shift_right::<4>(word), two_bits),
+                    lanes.and(lanes.shift_right::<6>(word), two_bits),
+                ]
+            };
+            add_sixteens(lanes, x, &mut sums, quants, |sub| byte(lanes, lanes.and(both[sub / 4], nibbles), sub % 4));
+            let mut at = 0;
+            while at < 8 {
+                let minimums = lanes.and(lanes.shift_right::<4>(both[at / 2]), nibbles);
+                let (low, high) = (byte(lanes, minimums, 2 * at % 4), byte(lanes, minimums, 2 * at % 4 + 1));
+                sums.add_minimums(lanes, x, at, pair(lanes, low, high));
+                at += 1;
+            }
+            let (d, dmin) = (lanes.low_half_as_float(halves), lanes.low_half_as_float(lanes.shift_right::<16>(halves)));
+            sums.finish_scaled(lanes, x, d, dmin, &mut out);
+        }
+    }
+    out
+}
+
+/// Adds sixteen sub-blocks of 16 columns. `quants` gives four vectors for (half, piece, j), as [`SubBlocksOf16::quants`].
+///
+/// # Safety
+/// `x` has `M` rows.
+#[inline(always)]
+unsafe fn add_sixteens<L: Lanes, const M: usize>(
+    lanes: L,
+    x: SegmentRows,
+    sums: &mut Superblock<L, M>,
+    quants: impl Fn(usize, usize, usize) -> [L::I; 4],
+    scale: impl Fn(usize) -> L::I,
+) {
+    let mut part = 0;
+    while part < 4 {
+        let (half, piece) = (part / 2, part % 2);
+        let mut products = [[lanes.splat_i(0); M]; 4];
+        let mut j = 0;
+        while j < 4 {
+            let four = quants(half, piece, j);
+            let mut i = 0;
+            while i < 4 {
+                for m in 0..M {
+                    // SAFETY: `x` has `M` rows of 64 groups.
+                    let x = unsafe { x.four(lanes, m, 32 * half + 8 * i + 4 * piece + j) };
+                    products[i][m] = lanes.dot_bytes(products[i][m], four[i], x);
+                }
+                i += 1;
+            }
+            j += 1;
+        }
+        let mut i = 0;
+        while i < 4 {
+            let scale = scale(8 * half + 2 * i + piece);
+            for m in 0..M {
+                sums.total[m] = lanes.add_i(sums.total[m], lanes.mul_i(products[i][m], scale));
+            }
+            i += 1;
+        }
+        part += 1;
+    }
+}
+
+/// How a type with blocks of 32 columns is stored.
+trait BlockOf32 {
+    /// What every quant carries; `None` if a block has a minimum instead, beside `d` in its first word.
+    const OFFSET: Option<i32>;
+    /// Whether the quants use all eight bits.
+    const IS_FULL: bool = false;
+
+    /// The quants of columns `4 j..4 j + 4` and `16 + 4 j..16 + 4 j + 4`.
+    ///
+    /// # Safety
+    /// The block is of this type.
+    unsafe fn quants<L: Lanes>(lanes: L, block: TileBlock, j: usize) -> [L::I; 2];
+}
+
+/// `Q4_0`, `Q4_1`, `Q5_0` and `Q5_1`: their quants begin with this word, and follow the fifth bits if they have them.
+struct Nibbles<const FIRST: usize, const FIFTH: bool, const OFFSET: i32>;
+
+impl<const FIRST: usize, const FIFTH: bool, const OFFSET: i32> BlockOf32 for Nibbles<FIRST, FIFTH, OFFSET> {
+    const OFFSET: Option<i32> = if OFFSET == 0 { None } else { Some(OFFSET) };
+
+    #[inline(always)]
+    unsafe fn quants<L: Lanes>(lanes: L, block: TileBlock, j: usize) -> [L::I; 2] {
+        let nibbles = lanes.splat_i(0x0f0f_0f0f);
+        // SAFETY: as the caller says.
+        let word = unsafe { read(lanes, block, FIRST + j) };
+        let (low, high) = (lanes.and(word, nibbles), lanes.and(lanes.shift_right::<4>(word), nibbles));
+        if !FIFTH {
+            return [low, high];
+        }
+        // SAFETY: the fifth bits are the word before.
+        let fifth = unsafe { block.at(lanes, FIRST - 1) };
+        let bits = |group| <TileBlock as Source<L>>::fifth_bits(lanes, fifth, group);
+        [lanes.or(low, bits(j as u32)), lanes.or(high, bits(4 + j as u32))]
+    }
+}
+
+struct Q80;
+
+impl BlockOf32 for Q80 {
+    const OFFSET: Option<i32> = Some(128);
+    const IS_FULL: bool = true;
+
+    #[inline(always)]
+    unsafe fn quants<L: Lanes>(lanes: L, block: TileBlock, j: usize) -> [L::I; 2] {
+        // Adding 128 to a signed byte flips its top bit.
+        let sign = lanes.splat_i(0x8080_8080_u32 as i32);
+        // SAFETY: the block has eight words.
+        unsafe { [lanes.xor(read(lanes, block, j), sign), lanes.xor(read(lanes, block, 4 + j), sign)] }
+    }
+}
+
+/// The types with blocks of 32 columns.
+///
+/// # Safety
+/// The row has `blocks` blocks of the type, and `x` has `M` rows from `first` on.
+#[inline(always)]
+unsafe fn blocks_of_32<L: Lanes, T: BlockOf32, const M: usize>(
+    lanes: L,
+    row: TileRow,
+    blocks: usize,
+    x: Activations<'_>,
+) -> [L::F; M] {
+    let mut out = [lanes.splat_f(0.0); M];
+    for block in 0..blocks {
+        let (x, at) = (x.segment(block / 8), block % 8);
+        // SAFETY: the blocks, their words, and the rows of `x` are there.
+        unsafe {
+            let block = row.block(block);
+            let (d, minimum) = if T::OFFSET.is_none() {
+                let head = read(lanes, block, 0);
+                (lanes.low_half_as_float(head), lanes.low_half_as_float(lanes.shift_right::<16>(head)))
+            } else {
+                (block.lone_half(lanes, 0), lanes.splat_f(0.0))
+            };
+            let (mut first, mut second) = ([lanes.splat_i(0); M], [lanes.splat_i(0); M]);
+            let mut j = 0;
+            while j < 4 {
+                let [low, high] = T::quants(lanes, block, j);
+                for m in 0..M {
+                    let (a, b) = (x.four(lanes, m, 8 * at + j), x.four(lanes, m, 8 * at + 4 + j));
+                    if T::IS_FULL {
+                        first[m] = lanes.dot_full_bytes(first[m], low, a);
+                        second[m] = lanes.dot_full_bytes(second[m], high, b);
+                    } else {
+                        first[m] = lanes.dot_bytes(first[m], low, a);
+                        second[m] = lanes.dot_bytes(second[m], high, b);
+                    }
+                }
+                j += 1;
+            }
+            for m in 0..M {
+                let (scale, sum) = (*x.scales.add(8 * m + at), *x.sums.add(8 * m + at));
+                let mut total = lanes.add_i(first[m], second[m]);
+                if let Some(offset) = T::OFFSET {
+                    // At most 32 * 128, times at most 128.
+                    total = lanes.sub_i(total, lanes.splat_i(offset * sum));
+                }
+                out[m] = lanes.fma(lanes.to_floats(total), lanes.mul(d, lanes.splat_f(scale)), out[m]);
+                if T::OFFSET.is_none() {
+                    out[m] = lanes.fma(minimum, lanes.splat_f(scale * sum as f32), out[m]);
+                }
+            }
+        }
+    }
+    out
+}
+
+/// `F32`, `F16` and `BF16`. `COLUMNS` is the number of columns in a word.
+///
+/// # Safety
+/// The row has `columns` elements of the type, and `x` has `M` rows from `first` on.
+#[inline(always)]
+unsafe fn floats<L: Lanes, const M: usize>(
+    lanes: L,
+    dtype: GgmlType,
+    row: TileRow,
+    columns: usize,
+    x: &FloatActivations,
+    first: usize,
+) -> [L::F; M] {
+    let mut out = [lanes.splat_f(0.0); M];
+    let per_word = 4 / dtype.block_bytes();
+    for segment in 0..columns.div_ceil(FLOAT_SEGMENT) {
+        let here = (columns - segment * FLOAT_SEGMENT).min(FLOAT_SEGMENT);
+        let x = x.values[(segment * x.rows + first) * FLOAT_SEGMENT..].as_ptr();
+        let mut sum = [lanes.splat_f(0.0); M];
+        // SAFETY: the words of the columns, and the rows of `x`, are there. Past the last column, in its word, both are zero.
+        unsafe {
+            let block = row.block(0);
+            let mut add = |column: usize, weights: L::F| {
+                for m in 0..M {
+                    let value = lanes.splat_f(*x.add(m * FLOAT_SEGMENT + column));
+                    sum[m] = lanes.fma(weights, value, sum[m]);
+                }
+            };
+            for word in 0..here.div_ceil(per_word) {
+                let bits = read(lanes, block, segment * FLOAT_SEGMENT / per_word + word);
+                match dtype {
+                    GgmlType::F32 => add(word, lanes.bits_as_floats(bits)),
+                    GgmlType::F16 => {
+                        add(2 * word, lanes.low_half_as_float(bits));
+                        if 2 * word + 1 < here {
+                            add(2 * word + 1, lanes.low_half_as_float(lanes.shift_right::<16>(bits)));
+                        }
+                    }
+                    _ => {
+                        add(2 * word, lanes.bits_as_floats(lanes.shift_left::<16>(bits)));
+                        if 2 * word + 1 < here {
+                            let high = lanes.and(bits, lanes.splat_i(0xffff_0000_u32 as i32));
+                            add(2 * word + 1, lanes.bits_as_floats(high));
+                        }
+                    }
+                }
+            }
+        }
+        for m in 0..M {
+            out[m] = lanes.add(out[m], sum[m]);
+        }
+    }
+    out
+}
+
+/// How many of `rows` are multiplied at a time: types with sixteen sub-blocks have four sums for each.
+pub const fn most_rows(dtype: GgmlType, rows: usize) -> usize {
+    match dtype {
+        GgmlType::Q2_K | GgmlType::Q3_K | GgmlType::Q6_K if rows > 4 => 4,
+        _ => rows,
+    }
+}
+
+/// The rows of the input that a product takes, in the form that its weights need.
+#[derive(Clone, Copy)]
+pub enum InputRows<'a> {
+    /// With one scale for each superblock.
+    Superblocks(&'a ByteActivations),
+    /// With one scale for each block of 32.
+    Blocks(&'a ByteActivations),
+    Floats(&'a FloatActivations),
+}
+
+/// Writes the product of a tile row and rows `first..first + M` of the input to `y`, `[M][16]`.
+///
+/// # Safety
+/// The tile row is of `dtype` and `inp` columns; the input has as many columns, those rows, and the form that `dtype` needs; `y` has
+/// room for `M` vectors.
+#[inline(always)]
+pub unsafe fn tile_row<L: Lanes, const M: usize>(
+    lanes: L,
+    dtype: GgmlType,
+    row: TileRow,
+    inp: usize,
+    input: InputRows<'_>,
+    first: usize,
+    y: *mut f32,
+) {
+    // SAFETY: as the caller says; `div_ceil` of whole blocks is exact.
+    unsafe {
+        let out: [L::F; M] = match input {
+            InputRows::Superblocks(x) => {
+                let (x, segments) = (Activations { x, first, scales: 1 }, inp / INT_SEGMENT);
+                match dtype {
+                    GgmlType::Q2_K | GgmlType::Q3_K | GgmlType::Q6_K if M > most_rows(dtype, M) => {
+                        unreachable!("{M} rows of {dtype}, whose sums do not fit the registers")
+                    }
+                    GgmlType::Q2_K => q2k(lanes, row, segments, x),
+                    GgmlType::Q3_K => sub_blocks_of_16::<L, Q3K, M>(lanes, row, segments, x),
+                    GgmlType::Q4_K => sub_blocks_of_32::<L, M, false>(lanes, row, segments, x),
+                    GgmlType::Q5_K => sub_blocks_of_32::<L, M, true>(lanes, row, segments, x),
+                    _ => sub_blocks_of_16::<L, Q6K, M>(lanes, row, segments, x),
+                }
+            }
+            InputRows::Blocks(x) => {
+                let (x, blocks) = (Activations { x, first, scales: 8 }, inp / 32);
+                match dtype {
+                    GgmlType::Q4_0 => blocks_of_32::<L, Nibbles<0, false, 8>, M>(lanes, row, blocks, x),
+                    GgmlType::Q4_1 => blocks_of_32::<L, Nibbles<1, false, 0>, M>(lanes, row, blocks, x),
+                    GgmlType::Q5_0 => blocks_of_32::<L, Nibbles<1, true, 16>, M>(lanes, row, blocks, x),
+                    GgmlType::Q5_1 => blocks_of_32::<L, Nibbles<2, true, 0>, M>(lanes, row, blocks, x),
+                    _ => blocks_of_32::<L, Q80, M>(lanes, row, blocks, x),
+                }
+            }
+            InputRows::Floats(x) => floats(lanes, dtype, row, inp, x, first),
+        };
+        for m in 0..M {
+            lanes.store_f(y.add(m * LANES), out[m]);
+        }
+    }
+}
