@@ -34,6 +34,22 @@ def ids_in_vocabulary(value):
     return [ids_in_vocabulary(item) for item in value[:100]] if isinstance(value, list) else value
 
 
+def shortened(value):
+    """What fits into the context of a small model: a few short parts."""
+    if isinstance(value, str):
+        return value[:100]
+    return [shortened(item) for item in value[:3]] if isinstance(value, list) else value
+
+
+def fit_message(message):
+    content = shortened(message.get("content"))
+    for part in content if isinstance(content, list) else []:
+        for name in ("text", "refusal"):
+            if name in part:
+                part[name] = shortened(part[name])
+    return {name: value for name, value in message.items() if name in ("role", "name", "tool_call_id")} | {"content": content}
+
+
 def fit_body(body, path):
     if "rerank" in path:
         # None is served: 404.
@@ -64,10 +80,10 @@ def fit_body(body, path):
     # Expressions that compile, and schemas that can be enforced.
     for name in ("guided_regex", "grammar", "structured_outputs", "json_schema", "guided_json", "response_format"):
         body.pop(name, None)
-    tools = body.get("tools") or []
-    for number, tool in enumerate(tools):
-        tool["function"]["name"] = f"tool_{number}"
-        tool["function"].pop("parameters", None)
+    if isinstance(body.get("messages"), list):
+        body["messages"] = [fit_message(message) for message in body["messages"][-4:]]
+    if body.get("tools"):
+        body["tools"] = [{"type": "function", "function": {"name": f"tool_{number}"}} for number in range(len(body["tools"][:3]))]
     if isinstance(body.get("tool_choice"), dict):
         body["tool_choice"]["function"]["name"] = "tool_0"
     # Files that are there.
