@@ -56,7 +56,7 @@ def fit_body(body, path):
         body.pop("model", None)
     elif body.get("model") is not None:
         body["model"] = EMBEDDING if "embeddings" in path else CHAT
-    # So many as there is time for.
+    # As many as there is time for.
     if isinstance(body.get("n"), (int, float)) and body["n"] > 4:
         body["n"] = 4
     if body.get("dimensions"):
