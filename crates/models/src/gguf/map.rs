@@ -24,8 +24,9 @@ pub(crate) fn map(path: &Path) -> std::io::Result<Bytes> {
 }
 
 /// Takes the pages that lie within a part of a [`map`] out of this process's memory. They stay in the system's page cache as long as
-/// there is room, and are read from the file again when they are needed.
-#[cfg(unix)]
+/// there is room, and are read from the file again when they are needed. Does nothing on systems other than Linux, where the advice
+/// means something else.
+#[cfg(target_os = "linux")]
 #[expect(unsafe_code, reason = "pages of a map are given back")]
 pub(super) fn release(map: &Bytes, part: &[u8]) {
     let page = rustix::param::page_size();
@@ -43,7 +44,7 @@ pub(super) fn release(map: &Bytes, part: &[u8]) {
     let _advice = unsafe { rustix::mm::madvise(pages, end - start, rustix::mm::Advice::LinuxDontNeed) };
 }
 
-#[cfg(not(unix))]
+#[cfg(not(target_os = "linux"))]
 pub(super) fn release(_map: &Bytes, _part: &[u8]) {}
 
 #[cfg(test)]
