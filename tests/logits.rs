@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use hearth_kernels::kv::{BLOCK_TOKENS, KvType};
 use hearth_models::{
     batch::{Batch, BatchSequence, LogitsWanted},
@@ -82,15 +82,14 @@ fn cache(decoder: &Decoder, num_tokens: usize, kv_type: KvType) -> KvCache {
     KvCache::new(decoder.config(), num_blocks, kv_type, &Device::Cpu).expect("a small cache fits")
 }
 
-fn log_softmax(logits: &Tensor) -> Vec<Vec<f32>> {
-    let rows: Vec<Vec<f32>> = logits.to_vec2().expect("logits are a matrix");
-    rows.into_iter()
-        .map(|row| {
-            let highest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let sum: f64 = row.iter().map(|logit| f64::from(logit - highest).exp()).sum();
-            row.iter().map(|logit| (f64::from(logit - highest) - sum.ln()) as f32).collect()
-        })
-        .collect()
+fn log_softmax(fixture: &Fixture, logits: &[f32]) -> Vec<Vec<f32>> {
+    let rows = logits.chunks_exact(fixture.decoder.config().vocab);
+    rows.map(|row| {
+        let highest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = row.iter().map(|logit| f64::from(logit - highest).exp()).sum();
+        row.iter().map(|logit| (f64::from(logit - highest) - sum.ln()) as f32).collect()
+    })
+    .collect()
 }
 
 /// Runs the fixture's tokens in chunks of these lengths, over and over, and returns all rows.
@@ -105,7 +104,7 @@ fn in_chunks(fixture: &Fixture, kv_type: KvType, chunks: &[usize]) -> Vec<Vec<f3
         let sequence = BatchSequence { num_tokens, start, block_table: block_table.clone(), logits: LogitsWanted::All };
         let batch = Batch { tokens: fixture.tokens[start..start + num_tokens].to_vec(), sequences: vec![sequence] };
         let logits = fixture.decoder.forward(&batch, &mut cache).expect("the step runs");
-        rows.extend(log_softmax(&logits));
+        rows.extend(log_softmax(fixture, &logits));
     }
     rows
 }
@@ -146,8 +145,8 @@ fn in_company(fixture: &Fixture, kv_type: KvType) -> Vec<Vec<f32>> {
             before = batch.num_logits();
         }
         let logits = fixture.decoder.forward(&batch, &mut cache).expect("the step runs");
-        assert_eq!(logits.dims(), [batch.num_logits(), fixture.decoder.config().vocab]);
-        rows.extend(log_softmax(&logits).drain(ours));
+        assert_eq!(logits.len(), batch.num_logits() * fixture.decoder.config().vocab);
+        rows.extend(log_softmax(fixture, &logits).drain(ours));
         if rows.len() == total {
             break;
         }
@@ -221,7 +220,7 @@ fn only_wanted_rows_have_logits() {
         let sequence = BatchSequence { num_tokens, start, block_table: block_table(0, 1, 64), logits };
         let tokens = fixture.tokens[start..start + num_tokens].to_vec();
         let batch = Batch { tokens, sequences: vec![sequence] };
-        log_softmax(&fixture.decoder.forward(&batch, &mut cache).expect("the step runs"))
+        log_softmax(&fixture, &fixture.decoder.forward(&batch, &mut cache).expect("the step runs"))
     };
     assert!(run(LogitsWanted::None, 0, 20).is_empty());
     let last = run(LogitsWanted::Last, 20, 5);

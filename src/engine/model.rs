@@ -25,8 +25,7 @@ impl StepModel for DecoderModel {
     }
 
     fn forward(&mut self, batch: &Batch) -> Result<Vec<f32>, StepError> {
-        let logits = self.decoder.forward(batch, &mut self.cache).and_then(|logits| logits.flatten_all()?.to_vec1());
-        logits.map_err(|error| step_error(&error))
+        self.decoder.forward(batch, &mut self.cache).map_err(|error| step_error(&error))
     }
 }
 

@@ -41,6 +41,16 @@ pub fn activate(x: &Tensor, a: Activation) -> Result<Tensor> {
     with_floats(x, |floats| from_floats(by_parts(floats, None, a)?, x.shape()))
 }
 
+/// `a(gate) * up` on the calling thread; all have the same length.
+pub(super) fn write_gated(gate: &[f32], up: &[f32], a: Activation, out: &mut [f32]) {
+    dispatch(Activated { x: gate, factors: Some(up), a, out });
+}
+
+/// `cap * tanh(x / cap)` on the calling thread.
+pub(super) fn write_soft_cap(x: &[f32], cap: f32, out: &mut [f32]) {
+    out.iter_mut().zip(x).for_each(|(out, x)| *out = cap * (x / cap).tanh());
+}
+
 /// Elements per parallel chunk; fewer are not worth a second thread.
 const PART: usize = 1 << 13;
 

@@ -3,6 +3,8 @@
 //! This file writes tokens into their KV blocks and cuts queries into tiles for the threads; `cpu/attend.rs` computes a
 //! tile.
 
+use std::fmt;
+
 use candle_core::{Result, Tensor};
 
 use super::{
@@ -29,7 +31,8 @@ pub struct AttentionParams {
 /// The sequences of one step, in the order of their tokens.
 #[derive(Clone, Debug)]
 pub struct AttentionBatch<'a> {
-    pub spans: Vec<AttentionSpan<'a>>,
+    spans: Vec<AttentionSpan<'a>>,
+    slots: Vec<Slot>,
 }
 
 /// One sequence's tokens in the step.
@@ -41,6 +44,39 @@ pub struct AttentionSpan<'a> {
     pub start: usize,
     /// Its KV blocks in order of position, covering `start + num_tokens` tokens.
     pub block_table: &'a [u32],
+}
+
+/// Where a token's keys and values are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slot {
+    block: u32,
+    /// Within the block.
+    slot: u32,
+}
+
+impl<'a> AttentionBatch<'a> {
+    /// # Errors
+    /// If a sequence has fewer blocks than its tokens need.
+    pub fn new(spans: Vec<AttentionSpan<'a>>) -> Result<Self> {
+        let mut slots = Vec::with_capacity(spans.iter().map(|span| span.num_tokens).sum());
+        for span in &spans {
+            for position in span.start..span.start + span.num_tokens {
+                let Some(&block) = span.block_table.get(position / BLOCK_TOKENS) else {
+                    candle_core::bail!("token {position} has no KV block: the sequence has {}", span.block_table.len());
+                };
+                slots.push(Slot { block, slot: (position % BLOCK_TOKENS) as u32 });
+            }
+        }
+        Ok(Self { spans, slots })
+    }
+
+    pub(super) fn spans(&self) -> &[AttentionSpan<'a>] {
+        &self.spans
+    }
+
+    pub(super) fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
 }
 
 /// Writes `k` and `v` into the layer's blocks; every token then attends to itself and to all earlier tokens of its
@@ -57,105 +93,211 @@ pub fn attention(
     p: &AttentionParams,
 ) -> Result<Tensor> {
     let (t, n_heads, head_dim) = q.dims3()?;
-    let (n_kv, dim) = (layer.n_kv_heads, layer.head_dim);
-    if k.dims() != [t, n_kv, dim] || v.dims() != k.dims() || head_dim != dim || !n_heads.is_multiple_of(n_kv) {
-        candle_core::bail!(
-            "attention of q {:?}, k {:?}, v {:?} does not fit a cache of {n_kv} heads of {dim}",
-            q.shape(),
-            k.shape(),
-            v.shape()
-        );
-    }
-    if batch.spans.iter().map(|span| span.num_tokens).sum::<usize>() != t {
-        candle_core::bail!("the spans do not add up to the {t} tokens of the batch");
-    }
-    for span in &batch.spans {
-        let blocks = (span.start + span.num_tokens).div_ceil(BLOCK_TOKENS);
-        let Some(table) = span.block_table.get(..blocks) else {
-            candle_core::bail!("a sequence needs {blocks} KV blocks and has {}", span.block_table.len());
-        };
-        if let Some(block) = table.iter().find(|&&block| block as usize >= layer.num_blocks) {
-            candle_core::bail!("KV block {block} is outside the cache of {} blocks", layer.num_blocks);
-        }
-    }
     if let KvStore::Gpu(cache) = &layer.store {
         return cache.attention(q, k, v, batch, p);
     }
-    with_floats(q, |q| with_floats(k, |k| with_floats(v, |v| on_cpu(q, k, v, n_heads, layer, batch, p))))
+    let columns = n_heads * head_dim;
+    let of_tokens = |x: &Tensor| x.elem_count() / t.max(1);
+    let work = AttentionWork::new(columns, [of_tokens(k), of_tokens(v)], t, layer, batch, p)?;
+    with_floats(q, |q| {
+        // SAFETY: only this thread has the layer, and the slots were checked against its blocks.
+        with_floats(k, |k| with_floats(v, |v| Ok(unsafe { work.store().store(k, v, batch.slots()) })))?;
+        let mut out = vec![0.0; q.len()];
+        let shared = Shared::new(&mut out);
+        let chunks =
+            (0..work.phases()).map(|phase| u32::try_from(work.chunks(phase)).map_err(candle_core::Error::wrap));
+        let chunks = chunks.collect::<Result<Vec<u32>>>()?;
+        // SAFETY: keys and values are stored; the phases run in order, and `out` is as long as the queries.
+        pool::run_phases(&chunks, |phase, chunk| unsafe { work.run(phase, chunk, q, &shared) })?;
+        from_floats(out, (t, columns))
+    })
 }
 
-fn on_cpu(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    n_heads: usize,
-    layer: &mut KvLayer,
-    batch: &AttentionBatch<'_>,
-    p: &AttentionParams,
-) -> Result<Tensor> {
-    let (n_kv, dim) = (layer.n_kv_heads, layer.head_dim);
-    let mut first_token = 0;
-    for span in &batch.spans {
-        let row = n_kv * dim;
-        let tokens = first_token * row..(first_token + span.num_tokens) * row;
-        let (k, v) = (&k[tokens.clone()], &v[tokens]);
-        match &mut layer.store {
-            KvStore::CpuF32 { keys, values } => {
-                write(k, v, (n_kv, dim), span.start, span.block_table, keys, values, |x, to| to.copy_from_slice(x));
-            }
-            KvStore::CpuF16 { keys, values } => {
-                write(k, v, (n_kv, dim), span.start, span.block_table, keys, values, to_half);
-            }
-            KvStore::Gpu(_) => candle_core::bail!("a GPU cache was given to the CPU path"),
+/// The attention of one step in one layer, in phases.
+pub(super) struct AttentionWork<'a> {
+    heads: Heads,
+    tiles: Vec<Tile<'a>>,
+    store: KvStorePointers,
+    num_tokens: usize,
+}
+
+impl fmt::Debug for AttentionWork<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AttentionWork").field("tiles", &self.tiles.len()).finish_non_exhaustive()
+    }
+}
+
+impl<'a> AttentionWork<'a> {
+    /// Of queries, keys and values of this many columns each.
+    ///
+    /// # Errors
+    /// If they do not fit the layer or the batch, or the layer is on a GPU.
+    pub(super) fn new(
+        columns: usize,
+        kv_columns: [usize; 2],
+        tokens: usize,
+        layer: &'a mut KvLayer,
+        batch: &AttentionBatch<'a>,
+        p: &AttentionParams,
+    ) -> Result<Self> {
+        let (n_kv, dim) = (layer.n_kv_heads, layer.head_dim);
+        let n_heads = columns / dim;
+        if kv_columns != [n_kv * dim; 2] || n_heads * dim != columns || !n_heads.is_multiple_of(n_kv) {
+            candle_core::bail!(
+                "queries of {columns} columns, keys and values of {kv_columns:?}, do not fit a cache of {n_kv} heads of {dim}"
+            );
         }
-        first_token += span.num_tokens;
+        if batch.slots.len() != tokens {
+            candle_core::bail!("the spans have {} tokens, the batch {tokens}", batch.slots.len());
+        }
+        for span in &batch.spans {
+            let blocks = (span.start + span.num_tokens).div_ceil(BLOCK_TOKENS);
+            let Some(table) = span.block_table.get(..blocks) else {
+                candle_core::bail!("a sequence needs {blocks} KV blocks and has {}", span.block_table.len());
+            };
+            if let Some(block) = table.iter().find(|&&block| block as usize >= layer.num_blocks) {
+                candle_core::bail!("KV block {block} is outside the cache of {} blocks", layer.num_blocks);
+            }
+        }
+        let heads =
+            Heads { n_heads, n_kv_heads: n_kv, head_dim: dim, scale: p.scale, softcap: p.softcap, window: p.window };
+        let mut tiles = Vec::new();
+        let mut first_token = 0;
+        for span in &batch.spans {
+            cut(&mut tiles, heads, first_token, span.num_tokens, |first| Tile {
+                first_token,
+                num_tokens: 0,
+                position: span.start + first,
+                kv_head: 0,
+                block_table: span.block_table,
+                sees: None,
+            });
+            first_token += span.num_tokens;
+        }
+        Ok(Self { heads, tiles, store: KvStorePointers::new(layer)?, num_tokens: tokens })
     }
-    let heads =
-        Heads { n_heads, n_kv_heads: n_kv, head_dim: dim, scale: p.scale, softcap: p.softcap, window: p.window };
-    let mut tiles = Vec::new();
-    let mut first_token = 0;
-    for span in &batch.spans {
-        cut(&mut tiles, heads, first_token, span.num_tokens, |first| Tile {
-            first_token,
-            num_tokens: 0,
-            position: span.start + first,
-            kv_head: 0,
-            block_table: span.block_table,
-            sees: None,
-        });
-        first_token += span.num_tokens;
+
+    /// Where the step's keys and values go before the first phase.
+    pub(super) const fn store(&self) -> KvStorePointers {
+        self.store
     }
-    let out = match &layer.store {
-        KvStore::CpuF32 { keys, values } => run(heads, &tiles, q, keys, values)?,
-        KvStore::CpuF16 { keys, values } => run(heads, &tiles, q, keys, values)?,
-        KvStore::Gpu(_) => candle_core::bail!("a GPU cache was given to the CPU path"),
-    };
-    from_floats(out, (first_token, n_heads * dim))
+
+    pub(super) const fn num_tokens(&self) -> usize {
+        self.num_tokens
+    }
+
+    pub(super) const fn phases(&self) -> usize {
+        1
+    }
+
+    /// The number of a phase's chunks.
+    pub(super) fn chunks(&self, _phase: usize) -> usize {
+        self.tiles.len()
+    }
+
+    /// Computes one chunk. `queries` and `out` are `[tokens, n_heads * head_dim]`.
+    ///
+    /// # Safety
+    /// The step's keys and values are stored, and the phases before this one have finished; nothing else touches `out`, or
+    /// writes to the layer.
+    pub(super) unsafe fn run(&self, _phase: usize, chunk: usize, queries: &[f32], out: &Shared<f32>) {
+        let tile = &self.tiles[chunk];
+        // SAFETY: as the caller says.
+        unsafe {
+            match self.store.arrays {
+                KvArrays::F32 { keys, values } => {
+                    attend(self.heads, tile, queries, self.store.read(keys), self.store.read(values), out);
+                }
+                KvArrays::F16 { keys, values } => {
+                    attend(self.heads, tile, queries, self.store.read(keys), self.store.read(values), out);
+                }
+            }
+        }
+    }
 }
 
-/// Writes one sequence's new keys and values, `[tokens, n_kv_heads, head_dim]`, into its blocks.
-#[expect(clippy::too_many_arguments, reason = "two arrays in, two out, and where each token goes")]
-fn write<E: Copy + Default>(
-    k: &[f32],
-    v: &[f32],
-    (n_kv, dim): (usize, usize),
-    start: usize,
-    block_table: &[u32],
-    keys: &mut [E],
-    values: &mut [E],
-    convert: impl Fn(&[f32], &mut [E]),
-) {
-    let mut converted = vec![E::default(); dim];
-    for (token, (k, v)) in k.chunks_exact(n_kv * dim).zip(v.chunks_exact(n_kv * dim)).enumerate() {
-        let (block, slot) = (block_table[(start + token) / BLOCK_TOKENS], (start + token) % BLOCK_TOKENS);
-        for head in 0..n_kv {
-            let of_head = head * dim..(head + 1) * dim;
-            let at = (block as usize * n_kv + head) * dim * BLOCK_TOKENS;
-            convert(&k[of_head.clone()], &mut converted);
-            for (d, key) in converted.iter().enumerate() {
-                keys[at + d * BLOCK_TOKENS + slot] = *key;
+/// A layer's keys and values on the CPU, as the threads that write and read them see them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct KvStorePointers {
+    n_kv_heads: usize,
+    head_dim: usize,
+    /// Of the keys, and of the values.
+    elements: usize,
+    arrays: KvArrays,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum KvArrays {
+    F32 { keys: Shared<f32>, values: Shared<f32> },
+    F16 { keys: Shared<u16>, values: Shared<u16> },
+}
+
+impl KvStorePointers {
+    fn new(layer: &mut KvLayer) -> Result<Self> {
+        let elements = layer.num_blocks * layer.elements_per_block();
+        let arrays = match &mut layer.store {
+            KvStore::CpuF32 { keys, values } => KvArrays::F32 { keys: Shared::new(keys), values: Shared::new(values) },
+            KvStore::CpuF16 { keys, values } => KvArrays::F16 { keys: Shared::new(keys), values: Shared::new(values) },
+            KvStore::Gpu(_) => candle_core::bail!("a cache on a GPU was given to the CPU's attention"),
+        };
+        Ok(Self { n_kv_heads: layer.n_kv_heads, head_dim: layer.head_dim, elements, arrays })
+    }
+
+    /// # Safety
+    /// It is one of the layer's arrays, and nothing writes to it meanwhile.
+    unsafe fn read<'a, E>(&self, array: Shared<E>) -> &'a [E] {
+        // SAFETY: as the caller says.
+        unsafe { array.read(0, self.elements) }
+    }
+
+    /// Writes the keys and values of some tokens, `[tokens, n_kv_heads, head_dim]`, to their slots.
+    ///
+    /// # Safety
+    /// The slots are in the layer's blocks, and nothing else touches them meanwhile.
+    pub(super) unsafe fn store(&self, keys: &[f32], values: &[f32], slots: &[Slot]) {
+        // SAFETY: as the caller says.
+        unsafe {
+            match self.arrays {
+                KvArrays::F32 { keys: to_keys, values: to_values } => {
+                    self.write(keys, values, slots, to_keys, to_values, |x, to| to.copy_from_slice(x));
+                }
+                KvArrays::F16 { keys: to_keys, values: to_values } => {
+                    self.write(keys, values, slots, to_keys, to_values, to_half);
+                }
             }
-            convert(&v[of_head], &mut values[at + slot * dim..at + (slot + 1) * dim]);
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::store`].
+    unsafe fn write<E: Copy + Default>(
+        &self,
+        k: &[f32],
+        v: &[f32],
+        slots: &[Slot],
+        keys: Shared<E>,
+        values: Shared<E>,
+        convert: impl Fn(&[f32], &mut [E]),
+    ) {
+        /// Elements that are converted at once.
+        const PIECE: usize = 256;
+        let (n_kv, dim) = (self.n_kv_heads, self.head_dim);
+        let mut converted = [E::default(); PIECE];
+        let tokens = k.chunks_exact(n_kv * dim).zip(v.chunks_exact(n_kv * dim)).zip(slots);
+        for ((k, v), Slot { block, slot }) in tokens {
+            let slot = *slot as usize;
+            for (head, (k, v)) in k.chunks_exact(dim).zip(v.chunks_exact(dim)).enumerate() {
+                let at = (*block as usize * n_kv + head) * dim * BLOCK_TOKENS;
+                for (piece, k) in k.chunks(PIECE).enumerate() {
+                    convert(k, &mut converted[..k.len()]);
+                    for (d, key) in converted[..k.len()].iter().enumerate() {
+                        // SAFETY: the element is in the token's block, and of its slot.
+                        unsafe { keys.part(at + (piece * PIECE + d) * BLOCK_TOKENS + slot, 1)[0] = *key };
+                    }
+                }
+                // SAFETY: as above.
+                convert(v, unsafe { values.part(at + slot * dim, dim) });
+            }
         }
     }
 }
@@ -228,16 +370,23 @@ fn encoder_on_cpu(q: &[f32], k: &[f32], v: &[f32], lengths: &[usize], heads: Hea
     let table: Vec<u32> = (0..num_blocks).map(|block| u32::try_from(block).unwrap_or(u32::MAX)).collect();
     let mut keys = vec![0.0; num_blocks * BLOCK_TOKENS * row];
     let mut values = keys.clone();
+    let store = KvStorePointers {
+        n_kv_heads: heads.n_heads,
+        head_dim: heads.head_dim,
+        elements: keys.len(),
+        arrays: KvArrays::F32 { keys: Shared::new(&mut keys), values: Shared::new(&mut values) },
+    };
     let mut tiles = Vec::new();
     let (mut first_token, mut first_block) = (0, 0);
     for &length in lengths {
         let blocks = length.div_ceil(BLOCK_TOKENS);
         let block_table = &table[first_block..first_block + blocks];
         let tokens = first_token * row..(first_token + length) * row;
-        let shape = (heads.n_heads, heads.head_dim);
-        write(&k[tokens.clone()], &v[tokens], shape, 0, block_table, &mut keys, &mut values, |x, to| {
-            to.copy_from_slice(x);
-        });
+        let slots: Vec<Slot> = (0..length)
+            .map(|token| Slot { block: block_table[token / BLOCK_TOKENS], slot: (token % BLOCK_TOKENS) as u32 })
+            .collect();
+        // SAFETY: the blocks were made for these tokens, and only this thread has them.
+        unsafe { store.store(&k[tokens.clone()], &v[tokens], &slots) };
         cut(&mut tiles, heads, first_token, length, |position| Tile {
             first_token,
             num_tokens: 0,
@@ -285,7 +434,7 @@ mod tests {
         let tensor = |data: &[f32], heads| Tensor::from_slice(data, (t, heads, dim), &Device::Cpu);
         let spans =
             spans.iter().map(|&(start, num_tokens, block_table)| AttentionSpan { num_tokens, start, block_table });
-        let batch = AttentionBatch { spans: spans.collect() };
+        let batch = AttentionBatch::new(spans.collect())?;
         let [q, k, v] = data;
         attention(&tensor(q, heads.0)?, &tensor(k, heads.1)?, &tensor(v, heads.1)?, layer, &batch, p)?
             .flatten_all()?

@@ -39,15 +39,32 @@ impl Embedding {
 
     /// The rows `ids`, as `[n, dim]` f32.
     pub fn forward(&self, ids: &[u32]) -> Result<Tensor> {
+        self.check(ids)?;
         let mut out = vec![0.0; ids.len() * self.dim];
-        for (&id, out) in ids.iter().zip(out.chunks_exact_mut(self.dim)) {
-            let id = id as usize;
-            if id >= self.rows {
-                candle_core::bail!("token id {id} is outside the vocabulary of {} tokens", self.rows);
-            }
-            dequantize(self.dtype, &self.data[id * self.row_bytes..(id + 1) * self.row_bytes], out);
-        }
+        self.read(ids, &mut out);
         Tensor::from_vec(out, (ids.len(), self.dim), &self.device)
+    }
+
+    /// Width of a row.
+    pub(super) const fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// # Errors
+    /// If one of the ids has no row.
+    pub(super) fn check(&self, ids: &[u32]) -> Result<()> {
+        match ids.iter().find(|&&id| id as usize >= self.rows) {
+            Some(id) => candle_core::bail!("token id {id} is outside the vocabulary of {} tokens", self.rows),
+            None => Ok(()),
+        }
+    }
+
+    /// Dequantizes rows that [`Self::check`] has allowed to `out`, `[ids, dim]`.
+    pub(super) fn read(&self, ids: &[u32], out: &mut [f32]) {
+        for (&id, out) in ids.iter().zip(out.chunks_exact_mut(self.dim)) {
+            let at = id as usize * self.row_bytes;
+            dequantize(self.dtype, &self.data[at..at + self.row_bytes], out);
+        }
     }
 }
 

@@ -81,9 +81,9 @@ impl GpuKv {
         let dtype = self.keys.dtype();
         let (k, v) = (k.to_dtype(dtype)?.contiguous()?, v.to_dtype(dtype)?.contiguous()?);
         let (_, n_heads, head_dim) = q.dims3()?;
-        let mut outputs = Vec::with_capacity(batch.spans.len());
+        let mut outputs = Vec::with_capacity(batch.spans().len());
         let mut first = 0;
-        for span in &batch.spans {
+        for span in batch.spans() {
             let end = span.start + span.num_tokens;
             let mut position = span.start;
             while position < end {

@@ -1,8 +1,8 @@
 //! The only crate that knows which device it runs on.
 //!
-//! A model is written once, over candle tensors and the operations here. On the CPU those are our own kernels (`cpu/`),
-//! selected at run time by the processor's features; on CUDA and Metal they are candle's. A row's result never depends
-//! on what else is in the batch: every kernel fixes its accumulation order.
+//! A model is written once: a decoder over the operations of `step/`, an encoder over candle tensors and the functions here. On
+//! the CPU those are our own kernels (`cpu/`), selected at run time by the processor's features; on CUDA and Metal they are
+//! candle's. A row's result never depends on what else is in the batch: every kernel fixes its accumulation order.
 
 pub mod activation;
 pub mod attention;
@@ -20,6 +20,7 @@ pub mod pool;
 pub mod quant;
 pub mod rope;
 pub mod softmax;
+pub mod step;
 mod zeroed_pages;
 
 use candle_core::{DType, Device, Result, Storage, Tensor};

@@ -9,8 +9,14 @@ use bytes::Bytes;
 use candle_core::{Device, Result, Tensor, quantized::QMatMul};
 
 use super::{
-    cpu::{self, features::cpu_features, matmul::matmul, tiles::Tiles},
-    from_floats, gpu,
+    cpu::{
+        self,
+        features::cpu_features,
+        matmul::{MAX_WEIGHTS, Output, Product},
+        quantize::{InputBuffers, Shared},
+        tiles::Tiles,
+    },
+    from_floats, gpu, pool,
     quant::{GgmlType, RawTensor},
     with_floats,
 };
@@ -152,17 +158,30 @@ impl Linear {
         if layers.iter().any(|layer| matches!(layer.inner.weight, Weight::Gpu { .. })) {
             return layers.iter().map(|layer| layer.forward_on_gpu(x)).collect();
         }
-        let weights: Vec<_> = layers.iter().filter_map(|layer| layer.cpu_weight()).collect();
-        let outputs = with_floats(x, |x| matmul(cpu_features().instruction_set, &weights, x))?;
-        let shape = |weight: &cpu::matmul::Weight<'_>| (rows, weight.out);
-        outputs.into_iter().zip(&weights).map(|(y, weight)| from_floats(y, shape(weight))).collect()
+        let mut weights = [None; MAX_WEIGHTS];
+        if layers.len() > weights.len() {
+            candle_core::bail!("{} layers share an input, where {MAX_WEIGHTS} can", layers.len());
+        }
+        for (weight, layer) in weights.iter_mut().zip(layers) {
+            *weight = Some(layer.cpu_weight()?);
+        }
+        let product = Product::new(cpu_features().instruction_set, weights, rows);
+        let mut outputs: Vec<Vec<f32>> = layers.iter().map(|layer| vec![0.0; rows * layer.out_features()]).collect();
+        with_floats(x, |x| run(&product, x, &mut outputs))?;
+        outputs.into_iter().zip(layers).map(|(y, layer)| from_floats(y, (rows, layer.out_features()))).collect()
     }
 
-    fn cpu_weight(&self) -> Option<cpu::matmul::Weight<'_>> {
-        let Weight::Cpu { dtype, data, tiles } = &self.inner.weight else { return None };
+    /// What products on the CPU need.
+    ///
+    /// # Errors
+    /// If the layer is on a GPU.
+    pub(super) fn cpu_weight(&self) -> Result<cpu::matmul::Weight<'_>> {
+        let Weight::Cpu { dtype, data, tiles } = &self.inner.weight else {
+            candle_core::bail!("a layer of a GPU cannot be computed on the CPU");
+        };
         let (inp, out) = (self.inner.in_features, self.inner.out_features);
         let bias = self.inner.bias.as_deref();
-        Some(cpu::matmul::Weight { dtype: *dtype, data, tiles: tiles.get(), inp, out, bias })
+        Ok(cpu::matmul::Weight { dtype: *dtype, data, tiles: tiles.get(), inp, out, bias })
     }
 
     fn forward_on_gpu(&self, x: &Tensor) -> Result<Tensor> {
@@ -175,4 +194,36 @@ impl Linear {
             None => Ok(y),
         }
     }
+}
+
+/// Input elements above which preparing them is worth more threads.
+const PARALLEL_ELEMENTS: usize = 1 << 14;
+
+/// Prepares the input and computes the product, in one region.
+fn run(product: &Product<'_>, x: &[f32], outputs: &mut [Vec<f32>]) -> Result<()> {
+    let shape = product.input_shape();
+    let mut buffers = InputBuffers::default();
+    buffers.reserve(shape);
+    let input = buffers.shared();
+    let nowhere = Output { to: Shared::new(&mut []), residual: None };
+    let mut to = [nowhere; MAX_WEIGHTS];
+    for (to, output) in to.iter_mut().zip(outputs) {
+        to.to = Shared::new(output);
+    }
+    let parts = (x.len() / PARALLEL_ELEMENTS).min(4 * pool::threads()).clamp(1, shape.rows.max(1));
+    let phases = [parts, product.chunks()].map(u32::try_from);
+    let [parts, chunks] = phases.map(|chunks| chunks.map_err(candle_core::Error::wrap));
+    let (parts, chunks) = (parts?, chunks?);
+    pool::run_phases(&[parts, chunks], |phase, chunk| {
+        // SAFETY: the phases are run in order; parts have different rows, and the outputs have room for the product.
+        unsafe {
+            if phase == 0 {
+                let rows = shape.rows * chunk / parts as usize..shape.rows * (chunk + 1) / parts as usize;
+                let x = &x[rows.start * shape.columns..rows.end * shape.columns];
+                input.prepare(shape, rows, x);
+            } else {
+                product.run(chunk, input.view(shape), &to);
+            }
+        }
+    })
 }

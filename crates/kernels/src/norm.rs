@@ -1,6 +1,6 @@
 //! Normalization over the last dimension.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 
 use super::{
     cpu::{
@@ -10,12 +10,45 @@ use super::{
     from_floats, pool, with_floats,
 };
 
-/// `x / sqrt(mean(x^2) + eps) * weight`, over the last dimension of `x` `[.., dim]`; `weight` is `[dim]`.
-pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
-    if !x.device().is_cpu() {
-        return candle_nn::ops::rms_norm(&x.contiguous()?, weight, eps);
+/// `x / sqrt(mean(x^2) + eps) * weight`
+#[derive(Clone, Debug)]
+pub struct RmsNorm {
+    weight: Vec<f32>,
+    eps: f32,
+    /// The weight where tensors need it.
+    tensor: Tensor,
+}
+
+impl RmsNorm {
+    /// With one weight per column.
+    ///
+    /// # Errors
+    /// If the device has too little memory.
+    pub fn new(weight: Vec<f32>, eps: f32, device: &Device) -> Result<Self> {
+        let tensor = Tensor::from_slice(&weight, weight.len(), device)?;
+        Ok(Self { weight, eps, tensor })
     }
-    by_rows(x, weight, |row, weight, out| dispatch(RmsNorm { row, weight, eps, out }))
+
+    /// Columns that are normalized together.
+    pub fn width(&self) -> usize {
+        self.weight.len()
+    }
+
+    /// Over the last dimension of `x` `[.., width]`, by candle's operations.
+    ///
+    /// # Errors
+    /// If the dimension differs, or the device fails.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        candle_nn::ops::rms_norm(&x.contiguous()?, &self.tensor, self.eps)
+    }
+
+    /// Rows of `width` floats, one after the other.
+    pub(super) fn apply(&self, x: &[f32], out: &mut [f32]) {
+        let width = self.width().max(1);
+        for (row, out) in x.chunks_exact(width).zip(out.chunks_exact_mut(width)) {
+            dispatch(RmsRow { row, weight: &self.weight, eps: self.eps, out });
+        }
+    }
 }
 
 /// `(x - mean(x)) / sqrt(var(x) + eps) * weight + bias`, over the last dimension of `x` `[.., dim]`.
@@ -31,14 +64,14 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f32) -> Resul
     })
 }
 
-struct RmsNorm<'a> {
+struct RmsRow<'a> {
     row: &'a [f32],
     weight: &'a [f32],
     eps: f32,
     out: &'a mut [f32],
 }
 
-impl Kernel for RmsNorm<'_> {
+impl Kernel for RmsRow<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -135,8 +168,12 @@ mod tests {
         let x = Tensor::new(&[[3.0f32, -4.0], [1.0, 2.0]], &Device::Cpu)?;
         let weight = Tensor::new(&[2.0f32, 0.5], &Device::Cpu)?;
         let bias = Tensor::new(&[1.0f32, -1.0], &Device::Cpu)?;
-        let rms = rms_norm(&x, &weight, 0.0)?.to_vec2::<f32>()?;
-        assert!((rms[0][0] - 6.0 / 12.5f32.sqrt()).abs() < 1e-6 && (rms[0][1] + 2.0 / 12.5f32.sqrt()).abs() < 1e-6);
+        let norm = RmsNorm::new(vec![2.0, 0.5], 0.0, &Device::Cpu)?;
+        let mut own = [0.0; 4];
+        norm.apply(&[3.0, -4.0, 1.0, 2.0], &mut own);
+        for rms in [own.to_vec(), norm.forward(&x)?.flatten_all()?.to_vec1::<f32>()?] {
+            assert!((rms[0] - 6.0 / 12.5f32.sqrt()).abs() < 1e-6 && (rms[1] + 2.0 / 12.5f32.sqrt()).abs() < 1e-6);
+        }
         let layer = layer_norm(&x, &weight, &bias, 0.0)?.to_vec2::<f32>()?;
         assert!((layer[1][0] + 1.0).abs() < 1e-6 && (layer[1][1] + 0.5).abs() < 1e-6);
         Ok(())

@@ -1,10 +1,12 @@
 //! The compute pool shared by chat and embeddings.
 //!
-//! A region is a number of independent chunks that threads claim one at a time. The calling thread works too, so a
-//! region never waits for a worker that the operating system has not scheduled: it waits only for chunks already
-//! claimed. Workers spin for a few microseconds between regions, because a decode step is hundreds of short ones, and
-//! then sleep. Several threads may run regions at once, and a panicking chunk fails its own region with an error and
-//! nothing else.
+//! A region is one or more phases, each a number of independent chunks that threads claim one at a time. A phase begins
+//! when every chunk of the one before has finished: the thread that finishes the last one opens it. What is counted is
+//! chunks and not threads, so neither a phase nor a region waits for a worker that the operating system has not scheduled,
+//! unless it holds a chunk; and the calling thread works too. A step of a model is one region of a few hundred phases.
+//!
+//! Workers spin for a few microseconds after a region, and as long as a region has phases left, and then sleep. Several
+//! threads may run regions at once, and a panicking chunk fails its own region with an error and nothing else.
 
 use std::{
     any::Any,
@@ -93,17 +95,25 @@ fn usable_cores() -> usize {
     if cores.is_empty() { allowed } else { allowed.min(cores.len()) }
 }
 
-type Work = *const (dyn Fn(usize) + Sync);
+type Work = *const (dyn Fn(usize, usize) + Sync);
 
 /// One open region.
 struct Slot {
     /// Held by a caller for the duration of its region.
     taken: AtomicBool,
-    /// High half: the region's number; low half: chunks not yet claimed.
+    /// High half: the phase; low half: chunks of it not yet claimed.
     state: AtomicU64,
+    /// Chunks of the phase that have finished.
     finished: AtomicU32,
-    /// Written by the caller before `state` is published; read only by threads that hold a claimed chunk.
-    region: UnsafeCell<Option<(Work, u32)>>,
+    /// Until the last chunk of the last phase has finished.
+    open: AtomicBool,
+    /// Whether phases follow the one that is running.
+    has_more: AtomicBool,
+    /// Written by the caller before `state` is published; read only by threads that hold a claimed chunk. The work, and the
+    /// number of chunks of each phase.
+    region: UnsafeCell<Option<(Work, *const [u32])>>,
+    /// Whether a chunk has panicked; the region's other chunks are then claimed, and not run.
+    failed: AtomicBool,
     panic: Mutex<Option<String>>,
 }
 
@@ -119,20 +129,24 @@ impl Slot {
             taken: AtomicBool::new(false),
             state: AtomicU64::new(0),
             finished: AtomicU32::new(0),
+            open: AtomicBool::new(false),
+            has_more: AtomicBool::new(false),
             region: UnsafeCell::new(None),
+            failed: AtomicBool::new(false),
             panic: Mutex::new(None),
         }
     }
 
     /// Claims and runs chunks until none is left; returns whether there was one.
-    fn work(&self) -> bool {
+    fn work(&self, pool: &Pool) -> bool {
         let mut worked = false;
         let mut state = self.state.load(Ordering::Acquire);
-        while state & u64::from(u32::MAX) != 0 {
+        while state as u32 != 0 {
+            // A state that comes back between the two is as good: the claim is of the phase that it names.
             match self.state.compare_exchange_weak(state, state - 1, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => {
                     worked = true;
-                    self.run_chunk((state & u64::from(u32::MAX)) as u32);
+                    self.run_chunk(pool, (state >> 32) as usize, state as u32);
                     state = self.state.load(Ordering::Acquire);
                 }
                 Err(now) => state = now,
@@ -141,16 +155,37 @@ impl Slot {
         worked
     }
 
-    fn run_chunk(&self, remaining: u32) {
+    fn run_chunk(&self, pool: &Pool, phase: usize, remaining: u32) {
         // SAFETY: this thread holds a claimed chunk, so the region was published and its caller still waits.
-        let (work, chunks) = unsafe { (*self.region.get()).expect("a published region has its work") };
-        let chunk = (chunks - remaining) as usize;
-        // SAFETY: the closure lives on the stack of the caller, which waits for this chunk.
-        let outcome = catch_unwind(AssertUnwindSafe(|| unsafe { (*work)(chunk) }));
-        if let Err(payload) = outcome {
-            *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic_message(&*payload));
+        let (work, phases) = unsafe { (*self.region.get()).expect("a published region has its work") };
+        // SAFETY: as above; the caller holds the slice as long.
+        let phases = unsafe { &*phases };
+        let chunk = (phases[phase] - remaining) as usize;
+        if !self.failed.load(Ordering::Relaxed) {
+            // SAFETY: the closure lives on the stack of the caller, which waits for this chunk.
+            let outcome = catch_unwind(AssertUnwindSafe(|| unsafe { (*work)(phase, chunk) }));
+            if let Err(payload) = outcome {
+                *self.panic.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic_message(&*payload));
+                self.failed.store(true, Ordering::Relaxed);
+            }
         }
-        self.finished.fetch_add(1, Ordering::Release);
+        // The thread that finishes the last chunk sees, through this counter, what all the others wrote.
+        if self.finished.fetch_add(1, Ordering::AcqRel) + 1 == phases[phase] {
+            self.begin(pool, phases, phase + 1);
+        }
+    }
+
+    /// Publishes the first phase that has chunks, from this one on, or the end of the region. Called while no chunk is claimed.
+    fn begin(&self, pool: &Pool, phases: &[u32], from: usize) {
+        let Some(phase) = (from..phases.len()).find(|&phase| phases[phase] > 0) else {
+            self.has_more.store(false, Ordering::Relaxed);
+            // From here on the caller may return, and nothing of the region may be touched.
+            return self.open.store(false, Ordering::Release);
+        };
+        self.finished.store(0, Ordering::Relaxed);
+        self.has_more.store(phase + 1 < phases.len(), Ordering::Relaxed);
+        self.state.store((phase as u64) << 32 | u64::from(phases[phase]), Ordering::SeqCst);
+        pool.wake();
     }
 }
 
@@ -161,11 +196,9 @@ fn panic_message(payload: &(dyn Any + Send)) -> String {
 
 struct Pool {
     slots: [Slot; SLOTS],
-    /// Counts regions, so that a worker about to sleep notices a region opened meanwhile.
-    opened: AtomicU64,
     sleeping: AtomicUsize,
     lock: Mutex<()>,
-    wake: Condvar,
+    called: Condvar,
     /// Inactive workers wait here, where regions do not wake them.
     rested: Condvar,
     spawned: Mutex<usize>,
@@ -176,10 +209,9 @@ fn pool() -> &'static Pool {
     static POOL: OnceLock<Pool> = OnceLock::new();
     POOL.get_or_init(|| Pool {
         slots: std::array::from_fn(|_| Slot::new()),
-        opened: AtomicU64::new(0),
         sleeping: AtomicUsize::new(0),
         lock: Mutex::new(()),
-        wake: Condvar::new(),
+        called: Condvar::new(),
         rested: Condvar::new(),
         spawned: Mutex::new(0),
         spawned_hint: AtomicUsize::new(0),
@@ -189,10 +221,20 @@ fn pool() -> &'static Pool {
 /// Runs `work(0)`, `work(1)`, ... `work(chunks - 1)` on the pool's threads and on the calling thread.
 ///
 /// # Errors
-/// If a chunk panicked; the other chunks have run nevertheless.
+/// If a chunk panicked. Chunks that had not begun by then may not have run.
 pub fn run(chunks: usize, work: impl Fn(usize) + Sync) -> candle_core::Result<()> {
+    let chunks = u32::try_from(chunks).map_err(candle_core::Error::wrap)?;
+    run_phases(&[chunks], |_, chunk| work(chunk))
+}
+
+/// Runs `work(phase, chunk)` for every chunk of every phase, of which `phases` has the numbers of chunks. Phases run one after
+/// the other.
+///
+/// # Errors
+/// If a chunk panicked. Chunks that had not begun by then have not run.
+pub fn run_phases(phases: &[u32], work: impl Fn(usize, usize) + Sync) -> candle_core::Result<()> {
     let pool = pool();
-    let alone = chunks <= 1 || threads() <= 1 || IS_ASIDE.get();
+    let alone = phases.iter().all(|&chunks| chunks <= 1) || threads() <= 1 || IS_ASIDE.get();
     let slot = if alone {
         None
     } else {
@@ -202,22 +244,27 @@ pub fn run(chunks: usize, work: impl Fn(usize) + Sync) -> candle_core::Result<()
         })
     };
     let Some(slot) = slot else {
-        return catch_unwind(AssertUnwindSafe(|| (0..chunks).for_each(&work))).map_err(|payload| failed(&*payload));
+        let all = || {
+            for (phase, &chunks) in phases.iter().enumerate() {
+                (0..chunks as usize).for_each(|chunk| work(phase, chunk));
+            }
+        };
+        return catch_unwind(AssertUnwindSafe(all)).map_err(|payload| failed(&*payload));
     };
     pool.ensure_workers(threads() - 1);
-    let chunks = u32::try_from(chunks).map_err(candle_core::Error::wrap)?;
-    let erased: &(dyn Fn(usize) + Sync) = &work;
+    let erased: &(dyn Fn(usize, usize) + Sync) = &work;
     // SAFETY: only the lifetime is erased; this function does not return before every chunk has finished.
-    let erased: Work = unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), Work>(erased) };
+    let erased: Work = unsafe { std::mem::transmute::<&(dyn Fn(usize, usize) + Sync), Work>(erased) };
     // SAFETY: the slot is ours and its unclaimed count is zero, so no thread reads the region.
-    unsafe { *slot.region.get() = Some((erased, chunks)) };
-    slot.finished.store(0, Ordering::Relaxed);
-    let generation = (slot.state.load(Ordering::Relaxed) >> 32).wrapping_add(1);
-    slot.state.store(generation << 32 | u64::from(chunks), Ordering::Release);
-    pool.open();
-    slot.work();
+    unsafe { *slot.region.get() = Some((erased, phases)) };
+    slot.failed.store(false, Ordering::Relaxed);
+    slot.open.store(true, Ordering::Relaxed);
+    slot.begin(pool, phases, 0);
     let mut spins = 0u32;
-    while slot.finished.load(Ordering::Acquire) != chunks {
+    while slot.open.load(Ordering::Acquire) {
+        if slot.work(pool) {
+            continue;
+        }
         spins += 1;
         if spins.is_multiple_of(4096) {
             std::thread::yield_now();
@@ -237,11 +284,12 @@ fn failed(payload: &(dyn Any + Send)) -> candle_core::Error {
 }
 
 impl Pool {
-    fn open(&self) {
-        self.opened.fetch_add(1, Ordering::SeqCst);
+    /// Called after chunks were published. A worker about to sleep counts itself before it looks for chunks the last time, so
+    /// that one of the two sees the other.
+    fn wake(&self) {
         if self.sleeping.load(Ordering::SeqCst) > 0 {
             drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner));
-            self.wake.notify_all();
+            self.called.notify_all();
         }
     }
 
@@ -280,26 +328,26 @@ impl Pool {
             }
             let mut idle_since = Instant::now();
             loop {
-                let worked = self.slots.iter().filter(|slot| slot.work()).count() > 0;
+                let worked = self.slots.iter().filter(|slot| slot.work(self)).count() > 0;
                 if !is_active(index) {
                     continue 'turns;
                 }
                 if worked {
                     idle_since = Instant::now();
                 } else if idle_since.elapsed() > SPIN {
-                    break;
+                    if !self.slots.iter().any(|slot| slot.has_more.load(Ordering::Relaxed)) {
+                        break;
+                    }
+                    std::thread::yield_now();
                 }
                 for _ in 0..16 {
                     hint::spin_loop();
                 }
             }
-            let seen = self.opened.load(Ordering::SeqCst);
             self.sleeping.fetch_add(1, Ordering::SeqCst);
-            // If a region opened after `seen` was read, either the loop condition sees it or its notification arrives.
             let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-            let open = self.slots.iter().any(|slot| slot.state.load(Ordering::SeqCst) as u32 != 0);
-            while !open && self.opened.load(Ordering::SeqCst) == seen {
-                guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
+            while self.slots.iter().all(|slot| slot.state.load(Ordering::SeqCst) as u32 == 0) {
+                guard = self.called.wait(guard).unwrap_or_else(PoisonError::into_inner);
             }
             drop(guard);
             self.sleeping.fetch_sub(1, Ordering::SeqCst);
@@ -325,6 +373,38 @@ mod tests {
                 });
             }
         });
+    }
+
+    #[test]
+    fn a_phase_begins_when_all_chunks_of_the_one_before_have_finished() {
+        std::thread::scope(|scope| {
+            for caller in 0..3u32 {
+                scope.spawn(move || {
+                    for round in 0..300u32 {
+                        let phases: Vec<u32> = (0..20).map(|phase| (caller + round + 7 * phase) % 9).collect();
+                        let counts: Vec<AtomicU32> = phases.iter().map(|_| AtomicU32::new(0)).collect();
+                        run_phases(&phases, |phase, _| {
+                            for before in 0..phase {
+                                assert_eq!(counts[before].load(Ordering::Relaxed), phases[before], "phase {before}");
+                            }
+                            counts[phase].fetch_add(1, Ordering::Relaxed);
+                        })
+                        .expect("nothing panics");
+                        assert!(
+                            counts.iter().zip(&phases).all(|(count, chunks)| count.load(Ordering::Relaxed) == *chunks)
+                        );
+                    }
+                });
+            }
+        });
+        let begun = AtomicU32::new(0);
+        let failed = run_phases(&[4, 4, 4], |phase, chunk| {
+            begun.fetch_max(phase as u32, Ordering::Relaxed);
+            assert!(phase != 1 || chunk != 2, "the third of the second");
+        });
+        assert!(failed.expect_err("a chunk panicked").to_string().contains("the third of the second"));
+        assert_eq!(begun.into_inner(), 1, "no chunk runs after the phase that failed");
+        run_phases(&[0, 0], |_, _| panic!("there is none")).expect("nothing to do");
     }
 
     #[test]

@@ -8,8 +8,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{Device, Result, Tensor};
 
-use super::{from_floats, with_floats};
-
 /// Angles per position: `[positions, rotary_dim / 2]`, computed on demand.
 #[derive(Debug)]
 pub struct RopeTable {
@@ -22,7 +20,7 @@ pub struct RopeTable {
 
 /// Cosines and sines of the positions of one step, each `[positions, rotary_dim / 2]`.
 #[derive(Debug)]
-struct Angles {
+pub(super) struct Angles {
     positions: Vec<u32>,
     cosines: Vec<f32>,
     sines: Vec<f32>,
@@ -46,7 +44,21 @@ impl RopeTable {
         })
     }
 
-    fn angles(&self, positions: &[u32]) -> Result<Arc<Angles>> {
+    /// # Errors
+    /// If there are not as many positions as rows, or a head has fewer elements than are rotated.
+    pub(super) fn check(&self, (positions, rows): (usize, usize), head_dim: usize) -> Result<()> {
+        let rotated = 2 * self.inverse_frequencies.len();
+        if positions != rows || rotated > head_dim {
+            candle_core::bail!(
+                "rope of {positions} positions and {rotated} rotated elements does not fit {rows} rows of heads of {head_dim}"
+            );
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// If a position is beyond the table.
+    pub(super) fn angles(&self, positions: &[u32]) -> Result<Arc<Angles>> {
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(angles) = latest.as_ref()
             && angles.positions == positions
@@ -73,6 +85,20 @@ impl RopeTable {
     }
 }
 
+impl Angles {
+    /// Rotates rows of `columns` floats, the first of which is row `first` of the positions.
+    pub(super) fn rotate(&self, rows: &mut [f32], first: usize, columns: usize, head_dim: usize, layout: RopeLayout) {
+        let half = self.cosines.len() / self.positions.len().max(1);
+        for (row, floats) in rows.chunks_exact_mut(columns).enumerate() {
+            let at = (first + row) * half..(first + row + 1) * half;
+            let (cosines, sines) = (&self.cosines[at.clone()], &self.sines[at]);
+            for head in floats.chunks_exact_mut(head_dim) {
+                rotate(&mut head[..2 * half], cosines, sines, layout);
+            }
+        }
+    }
+}
+
 /// Which elements form a rotated pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RopeLayout {
@@ -82,55 +108,12 @@ pub enum RopeLayout {
     Halves,
 }
 
-/// Rotates the first `rotary_dim` elements of every head of `x` `[t, heads, head_dim]`; the rest passes through.
+/// Rotates the first `rotary_dim` elements of every head of `x` `[t, heads, head_dim]`; the rest passes through. By candle's
+/// operations.
 pub fn rope(x: &Tensor, positions: &[u32], table: &RopeTable, layout: RopeLayout) -> Result<Tensor> {
     let (t, heads, head_dim) = x.dims3()?;
-    let half = table.inverse_frequencies.len();
-    if positions.len() != t || 2 * half > head_dim {
-        candle_core::bail!(
-            "rope of {} positions and {} rotated elements does not fit the input {:?}",
-            positions.len(),
-            2 * half,
-            x.shape()
-        );
-    }
+    table.check((positions.len(), t), head_dim)?;
     let angles = table.angles(positions)?;
-    if !x.device().is_cpu() {
-        return on_device(x, &angles, table, layout);
-    }
-    with_floats(x, |floats| {
-        let mut out = floats.to_vec();
-        for (token, out) in out.chunks_exact_mut((heads * head_dim).max(1)).enumerate() {
-            let cosines = &angles.cosines[token * half..(token + 1) * half];
-            let sines = &angles.sines[token * half..(token + 1) * half];
-            for head in out.chunks_exact_mut(head_dim) {
-                rotate(&mut head[..2 * half], cosines, sines, layout);
-            }
-        }
-        from_floats(out, x.shape())
-    })
-}
-
-fn rotate(head: &mut [f32], cosines: &[f32], sines: &[f32], layout: RopeLayout) {
-    match layout {
-        RopeLayout::Interleaved => {
-            for ((pair, c), s) in head.chunks_exact_mut(2).zip(cosines).zip(sines) {
-                let (a, b) = (pair[0], pair[1]);
-                pair[0] = a * c - b * s;
-                pair[1] = a * s + b * c;
-            }
-        }
-        RopeLayout::Halves => {
-            let (first, second) = head.split_at_mut(cosines.len());
-            for (((a, b), c), s) in first.iter_mut().zip(second).zip(cosines).zip(sines) {
-                (*a, *b) = (*a * c - *b * s, *a * s + *b * c);
-            }
-        }
-    }
-}
-
-fn on_device(x: &Tensor, angles: &Angles, table: &RopeTable, layout: RopeLayout) -> Result<Tensor> {
-    let (t, heads, head_dim) = x.dims3()?;
     let half = table.inverse_frequencies.len();
     let cosines = Tensor::from_slice(&angles.cosines, (t, 1, half), &table.device)?;
     let sines = Tensor::from_slice(&angles.sines, (t, 1, half), &table.device)?;
@@ -154,6 +137,24 @@ fn on_device(x: &Tensor, angles: &Angles, table: &RopeTable, layout: RopeLayout)
     Tensor::cat(&[rotated, x.narrow(2, 2 * half, head_dim - 2 * half)?], 2)
 }
 
+fn rotate(head: &mut [f32], cosines: &[f32], sines: &[f32], layout: RopeLayout) {
+    match layout {
+        RopeLayout::Interleaved => {
+            for ((pair, c), s) in head.chunks_exact_mut(2).zip(cosines).zip(sines) {
+                let (a, b) = (pair[0], pair[1]);
+                pair[0] = a * c - b * s;
+                pair[1] = a * s + b * c;
+            }
+        }
+        RopeLayout::Halves => {
+            let (first, second) = head.split_at_mut(cosines.len());
+            for (((a, b), c), s) in first.iter_mut().zip(second).zip(cosines).zip(sines) {
+                (*a, *b) = (*a * c - *b * s, *a * s + *b * c);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,14 +175,17 @@ mod tests {
     }
 
     #[test]
-    fn tensor_operations_of_the_device_path_agree_with_the_cpu_path() -> Result<()> {
+    fn own_and_tensor_operations_agree() -> Result<()> {
         let table = RopeTable::new(&[1.0, 0.5, 0.1], 1.2, 64, &Device::Cpu)?;
-        let x = Tensor::arange(0f32, 48.0, &Device::Cpu)?.reshape((3, 2, 8))?;
+        let floats: Vec<f32> = (0..48).map(|i| i as f32).collect();
+        let x = Tensor::from_slice(&floats, (3, 2, 8), &Device::Cpu)?;
         for layout in [RopeLayout::Halves, RopeLayout::Interleaved] {
-            let own = rope(&x, &[3, 4, 9], &table, layout)?;
-            let device = on_device(&x, &*table.angles(&[3, 4, 9])?, &table, layout)?;
-            let difference = (own - device)?.abs()?.max_all()?.to_scalar::<f32>()?;
-            assert!(difference < 1e-5, "{layout:?}: {difference}");
+            let mut own = floats.clone();
+            table.angles(&[3, 4, 9])?.rotate(&mut own, 0, 16, 8, layout);
+            let tensor = rope(&x, &[3, 4, 9], &table, layout)?.flatten_all()?.to_vec1::<f32>()?;
+            for (own, tensor) in own.iter().zip(&tensor) {
+                assert!((own - tensor).abs() < 1e-5, "{layout:?}: {own} and {tensor}");
+            }
         }
         Ok(())
     }

@@ -1,17 +1,22 @@
 //! Keys and values of all running sequences, all layers, in blocks that the engine allocates.
 //!
-//! The cache knows nothing about sequences: the block tables in each batch say which tokens are in which block.
+//! The cache knows nothing about sequences: the block tables in each batch say which tokens are in which block. With it goes what
+//! else a step needs memory for, its intermediate results.
 
 use candle_core::{Device, Result};
 
 use super::{decoder::DecoderConfig, gguf::Gguf};
-use hearth_kernels::kv::{KvLayer, KvType};
+use hearth_kernels::{
+    kv::{KvLayer, KvType},
+    step::Workspace,
+};
 
 /// One [`KvLayer`] per layer of the model, all with the same number of blocks.
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<KvLayer>,
     num_blocks: usize,
+    workspace: Workspace,
 }
 
 impl KvCache {
@@ -30,7 +35,7 @@ impl KvCache {
             .iter()
             .map(|layer| KvLayer::new(num_blocks, layer.n_kv_heads, config.head_dim, kv_type, device))
             .collect::<Result<_>>()?;
-        Ok(Self { layers, num_blocks })
+        Ok(Self { layers, num_blocks, workspace: Workspace::default() })
     }
 
     /// Bytes of one block, all layers together.
@@ -51,7 +56,7 @@ impl KvCache {
         self.layers.len()
     }
 
-    pub(super) fn layers_mut(&mut self) -> impl Iterator<Item = &mut KvLayer> {
-        self.layers.iter_mut()
+    pub(super) fn parts(&mut self) -> (&mut [KvLayer], &mut Workspace) {
+        (&mut self.layers, &mut self.workspace)
     }
 }

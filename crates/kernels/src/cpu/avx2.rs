@@ -9,6 +9,12 @@ use super::lanes::{Kernel, LANES, Lanes};
 pub struct Avx2<const VNNI: bool>(());
 
 impl<const VNNI: bool> Avx2<VNNI> {
+    /// One in each half of every lane.
+    #[inline(always)]
+    fn ones(self) -> I {
+        self.splat_i(0x0001_0001)
+    }
+
     pub fn detect() -> Option<Self> {
         let found = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
@@ -20,6 +26,15 @@ impl<const VNNI: bool> Avx2<VNNI> {
 
 type I = [__m256i; 2];
 type F = [__m256; 2];
+
+/// For a shuffle of bytes: byte `low` of every lane becomes its byte 1, byte `high` its byte 3, and all else zero.
+#[inline(always)]
+pub fn control(low: Option<usize>, high: Option<usize>) -> __m128i {
+    let byte = |lane: usize, byte: Option<usize>| byte.map_or(0x80, |byte| 4 * lane + byte) as i32;
+    let lane = |lane| 0x0080_0080 | byte(lane, low) << 8 | byte(lane, high) << 24;
+    // SAFETY: part of the baseline.
+    unsafe { _mm_setr_epi32(lane(0), lane(1), lane(2), lane(3)) }
+}
 
 /// Operations that act on both halves in the same way.
 macro_rules! on_both_halves {
@@ -39,6 +54,7 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     const ROWS: usize = 3;
     const COLUMNS: usize = 1;
     const STREAMED_ROWS: usize = 2;
+    const OFFSET: i32 = if VNNI { 128 } else { 0 };
 
     #[inline(always)]
     unsafe fn load_i(self, from: *const u8) -> I {
@@ -82,6 +98,17 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
         unsafe {
             _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value[0]));
             _mm_storeu_si128(to.add(8).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value[1]));
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(self, to: *mut i8, value: I) {
+        // SAFETY: detected; the caller vouches for sixteen bytes.
+        unsafe {
+            // Packing works within 128-bit lanes: [a0 b0 | a1 b1] becomes [a0 a1 b0 b1] by the permutation.
+            let halves = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(value[0], value[1]));
+            let bytes = _mm_packs_epi16(_mm256_castsi256_si128(halves), _mm256_extracti128_si256::<1>(halves));
+            _mm_storeu_si128(to.cast(), bytes);
         }
     }
 
@@ -197,34 +224,99 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
         }
     }
 
+    // Without VNNI, sums of products are of 16 bits: pairs of products are added as they are, and widened only by the
+    // multiplication with a factor, which is in both halves of its lane.
+
     #[inline(always)]
-    fn dot_bytes(self, sum: I, unsigned: I, signed: I) -> I {
+    fn multiply_bytes(self, products: I, unsigned: I, signed: I) -> I {
         // SAFETY: detected, AVX-VNNI where `VNNI` says so.
         unsafe {
             if VNNI {
                 [
-                    _mm256_dpbusd_avx_epi32(sum[0], unsigned[0], signed[0]),
-                    _mm256_dpbusd_avx_epi32(sum[1], unsigned[1], signed[1]),
+                    _mm256_dpbusd_avx_epi32(products[0], unsigned[0], signed[0]),
+                    _mm256_dpbusd_avx_epi32(products[1], unsigned[1], signed[1]),
                 ]
             } else {
-                // Two products of at most 127 * 128 fit 16 bits.
-                let ones = _mm256_set1_epi16(1);
-                let low = _mm256_madd_epi16(_mm256_maddubs_epi16(unsigned[0], signed[0]), ones);
-                let high = _mm256_madd_epi16(_mm256_maddubs_epi16(unsigned[1], signed[1]), ones);
-                [_mm256_add_epi32(sum[0], low), _mm256_add_epi32(sum[1], high)]
+                [
+                    _mm256_add_epi16(products[0], _mm256_maddubs_epi16(unsigned[0], signed[0])),
+                    _mm256_add_epi16(products[1], _mm256_maddubs_epi16(unsigned[1], signed[1])),
+                ]
             }
         }
     }
 
     #[inline(always)]
+    fn most_products(largest: usize) -> usize {
+        if VNNI { usize::MAX } else { i16::MAX as usize / (2 * 127 * largest) }
+    }
+
+    #[inline(always)]
+    fn add_products(self, total: I, products: I) -> I {
+        // SAFETY: detected.
+        if VNNI { self.add_i(total, products) } else { self.dot_halves(total, products, self.ones()) }
+    }
+
+    #[inline(always)]
+    fn add_scaled(self, total: I, products: I, factor: I) -> I {
+        if VNNI { self.add_i(total, self.mul_i(products, factor)) } else { self.dot_halves(total, products, factor) }
+    }
+
+    #[inline(always)]
+    fn factor(self, bytes: I, i: usize) -> I {
+        if !VNNI {
+            return self.bytes_as_halves(bytes, i, i);
+        }
+        // SAFETY: detected.
+        unsafe {
+            let control = _mm256_broadcastsi128_si256(control(None, Some(i)));
+            [
+                _mm256_srai_epi32::<24>(_mm256_shuffle_epi8(bytes[0], control)),
+                _mm256_srai_epi32::<24>(_mm256_shuffle_epi8(bytes[1], control)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn bytes_as_halves(self, bytes: I, low: usize, high: usize) -> I {
+        // SAFETY: detected.
+        unsafe {
+            let control = _mm256_broadcastsi128_si256(control(Some(low), Some(high)));
+            [
+                _mm256_srai_epi16::<8>(_mm256_shuffle_epi8(bytes[0], control)),
+                _mm256_srai_epi16::<8>(_mm256_shuffle_epi8(bytes[1], control)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn add_offset(self, bytes: I) -> I {
+        // Adding 128 to a signed byte flips its top bit.
+        if VNNI { self.xor(bytes, self.splat_i(0x8080_8080_u32 as i32)) } else { bytes }
+    }
+
+    #[inline(always)]
+    fn dot_offset_bytes(self, sum: I, offset: I, signed: I) -> I {
+        if VNNI {
+            return self.multiply_bytes(sum, offset, signed);
+        }
+        // The first operand has no offset, and is split into its signs and magnitudes: at most 128, times at most 127, so that two
+        // products fit 16 bits.
+        // SAFETY: detected.
+        let products = |i: usize| unsafe {
+            _mm256_maddubs_epi16(_mm256_abs_epi8(offset[i]), _mm256_sign_epi8(signed[i], offset[i]))
+        };
+        self.dot_halves(sum, [products(0), products(1)], self.ones())
+    }
+
+    #[inline(always)]
     fn dot_full_bytes(self, sum: I, unsigned: I, signed: I) -> I {
         if VNNI {
-            return self.dot_bytes(sum, unsigned, signed);
+            return self.multiply_bytes(sum, unsigned, signed);
         }
         // The top bit is added separately, because two products of 255 * 127 do not fit 16 bits.
         let low = self.and(unsigned, self.splat_i(0x7f7f_7f7f));
         let top = self.and(self.shift_right::<7>(unsigned), self.splat_i(0x0101_0101));
-        let sum = self.dot_bytes(sum, low, signed);
+        let sum = self.add_products(sum, self.multiply_bytes(self.splat_i(0), low, signed));
         // SAFETY: detected.
         unsafe {
             let weight = _mm256_set1_epi16(128);

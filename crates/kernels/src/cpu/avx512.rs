@@ -2,7 +2,10 @@
 
 use std::arch::x86_64::*;
 
-use super::lanes::{Kernel, LANES, Lanes};
+use super::{
+    avx2::control,
+    lanes::{Kernel, LANES, Lanes},
+};
 
 /// Constructed only where [`Avx512::detect`] found the instructions.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +46,7 @@ impl Lanes for Avx512 {
     const ROWS: usize = 6;
     const COLUMNS: usize = 2;
     const STREAMED_ROWS: usize = 8;
+    const OFFSET: i32 = 128;
 
     #[inline(always)]
     unsafe fn load_i(self, from: *const u8) -> I {
@@ -78,6 +82,12 @@ impl Lanes for Avx512 {
     unsafe fn store_half(self, to: *mut u16, value: F) {
         // SAFETY: detected; the caller vouches for sixteen elements.
         unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(value)) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(self, to: *mut i8, value: I) {
+        // SAFETY: detected; the caller vouches for sixteen bytes.
+        unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(value)) }
     }
 
     #[inline(always)]
@@ -134,7 +144,20 @@ impl Lanes for Avx512 {
         fn sub_i(a: I, b: I) -> I { _mm512_sub_epi32(a, b) }
         fn mul_i(a: I, b: I) -> I { _mm512_mullo_epi32(a, b) }
         fn shift_right_by(a: I, n: u32) -> I { _mm512_srl_epi32(a, _mm_cvtsi32_si128(n as i32)) }
-        fn dot_bytes(sum: I, unsigned: I, signed: I) -> I { _mm512_dpbusd_epi32(sum, unsigned, signed) }
+        fn multiply_bytes(products: I, unsigned: I, signed: I) -> I { _mm512_dpbusd_epi32(products, unsigned, signed) }
+        fn add_products(total: I, products: I) -> I { _mm512_add_epi32(total, products) }
+        fn add_scaled(total: I, products: I, factor: I) -> I {
+            _mm512_add_epi32(total, _mm512_mullo_epi32(products, factor))
+        }
+        fn factor(bytes: I, i: usize) -> I {
+            _mm512_srai_epi32::<24>(_mm512_shuffle_epi8(bytes, _mm512_broadcast_i32x4(control(None, Some(i)))))
+        }
+        fn bytes_as_halves(bytes: I, low: usize, high: usize) -> I {
+            _mm512_srai_epi16::<8>(_mm512_shuffle_epi8(bytes, _mm512_broadcast_i32x4(control(Some(low), Some(high)))))
+        }
+        // Adding 128 to a signed byte flips its top bit.
+        fn add_offset(bytes: I) -> I { _mm512_xor_si512(bytes, _mm512_set1_epi8(-128)) }
+        fn dot_offset_bytes(sum: I, offset: I, signed: I) -> I { _mm512_dpbusd_epi32(sum, offset, signed) }
         fn dot_full_bytes(sum: I, unsigned: I, signed: I) -> I { _mm512_dpbusd_epi32(sum, unsigned, signed) }
         fn dot_halves(sum: I, a: I, b: I) -> I { _mm512_dpwssd_epi32(sum, a, b) }
         fn to_floats(a: I) -> F { _mm512_cvtepi32_ps(a) }
@@ -157,6 +180,11 @@ impl Lanes for Avx512 {
             let pairs = _mm_add_ps(quarters, _mm_movehl_ps(quarters, quarters));
             _mm_cvtss_f32(_mm_add_ss(pairs, _mm_shuffle_ps::<1>(pairs, pairs)))
         }}
+    }
+
+    #[inline(always)]
+    fn most_products(_largest: usize) -> usize {
+        usize::MAX
     }
 
     #[inline(always)]

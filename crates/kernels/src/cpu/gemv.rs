@@ -13,7 +13,7 @@ use super::{
     source::{Source, TileBlock},
     tile::{FLOAT_SEGMENT, INT_SEGMENT},
     tiles::TileRow,
-    unpack_superblocks::{byte, pair, q3_scales, six_bits},
+    unpack_superblocks::{q3_scales, six_bits},
 };
 use crate::quant::GgmlType;
 
@@ -23,7 +23,7 @@ const AHEAD: usize = 4608;
 /// The activations of `M` rows, from row `first` on.
 #[derive(Clone, Copy)]
 struct Activations<'a> {
-    x: &'a ByteActivations,
+    x: ByteActivations<'a>,
     first: usize,
     /// Scales of a row in one segment.
     scales: usize,
@@ -98,6 +98,13 @@ impl<L: Lanes, const M: usize> Superblock<L, M> {
         Self { total: [lanes.splat_i(0); M], minimums: [lanes.splat_i(0); M] }
     }
 
+    #[inline(always)]
+    fn add(&mut self, lanes: L, products: [L::I; M], scale: L::I) {
+        for m in 0..M {
+            self.total[m] = lanes.add_scaled(self.total[m], products[m], scale);
+        }
+    }
+
     /// # Safety
     /// `x` has `M` rows.
     #[inline(always)]
@@ -153,6 +160,7 @@ unsafe fn sub_blocks_of_32<L: Lanes, const M: usize, const FIFTH: bool>(
     let nibbles = lanes.splat_i(0x0f0f_0f0f);
     let one_bit = lanes.splat_i(0x0101_0101);
     let first_quants = if FIFTH { 12 } else { 4 };
+    let most = L::most_products(if FIFTH { 31 } else { 15 }).min(8);
     let mut out = [lanes.splat_f(0.0); M];
     for segment in 0..segments {
         let x = x.segment(segment);
@@ -179,22 +187,22 @@ unsafe fn sub_blocks_of_32<L: Lanes, const M: usize, const FIFTH: bool>(
                         high = lanes.or(high, bit(2 * run + 1));
                     }
                     for m in 0..M {
-                        first[m] = lanes.dot_bytes(first[m], low, x.four(lanes, m, 16 * run + w));
-                        second[m] = lanes.dot_bytes(second[m], high, x.four(lanes, m, 16 * run + 8 + w));
+                        first[m] = lanes.multiply_bytes(first[m], low, x.four(lanes, m, 16 * run + w));
+                        second[m] = lanes.multiply_bytes(second[m], high, x.four(lanes, m, 16 * run + 8 + w));
                     }
                     w += 1;
-                }
-                let (a, b) = (byte(lanes, scales[run / 2], 2 * run % 4), byte(lanes, scales[run / 2], 2 * run % 4 + 1));
-                for m in 0..M {
-                    let both = lanes.add_i(lanes.mul_i(first[m], a), lanes.mul_i(second[m], b));
-                    sums.total[m] = lanes.add_i(sums.total[m], both);
+                    if w % most == 0 {
+                        let scale = |sub: usize| lanes.factor(scales[sub / 4], sub % 4);
+                        sums.add(lanes, first, scale(2 * run));
+                        sums.add(lanes, second, scale(2 * run + 1));
+                        (first, second) = ([lanes.splat_i(0); M], [lanes.splat_i(0); M]);
+                    }
                 }
                 run += 1;
             }
             let mut sub = 0;
             while sub < 8 {
-                let minimum = byte(lanes, minimums[sub / 4], sub % 4);
-                sums.add_minimums(lanes, x, sub, lanes.or(minimum, lanes.shift_left::<16>(minimum)));
+                sums.add_minimums(lanes, x, sub, lanes.bytes_as_halves(minimums[sub / 4], sub % 4, sub % 4));
                 sub += 1;
             }
             let (d, dmin) = (lanes.low_half_as_float(halves), lanes.low_half_as_float(lanes.shift_right::<16>(halves)));
@@ -204,43 +212,111 @@ unsafe fn sub_blocks_of_32<L: Lanes, const M: usize, const FIFTH: bool>(
     out
 }
 
-/// A type of sixteen sub-blocks of 16 columns, of which a word has columns of four.
+/// A type of sixteen sub-blocks of 16 columns, of which a word has columns of four: eight sub-blocks in each half of a block.
 trait SubBlocksOf16 {
+    /// What every quant carries; `None` if a block has minimums instead.
+    const OFFSET: Option<i32>;
+    /// The largest quant.
+    const LARGEST: usize;
+
     /// The quants of sub-blocks `8 half + piece`, `+ 2`, `+ 4` and `+ 6`, columns `4 j..4 j + 4` of each.
     ///
     /// # Safety
     /// The block is of this type.
     unsafe fn quants<L: Lanes>(lanes: L, block: TileBlock, half: usize, piece: usize, j: usize) -> [L::I; 4];
 
-    /// The words of the scales, four to a word.
+    /// The scales of half of the sub-blocks as signed bytes, four to a word, and what is multiplied with the sums of their columns:
+    /// the minimums or, where the quants have an offset, the scales.
     ///
     /// # Safety
     /// As [`Self::quants`].
-    unsafe fn scales<L: Lanes>(lanes: L, block: TileBlock) -> [L::I; 4];
+    unsafe fn scales<L: Lanes>(lanes: L, block: TileBlock, half: usize) -> ([L::I; 2], [L::I; 2]);
 
-    /// Scale `sub % 4` of its word.
-    fn scale<L: Lanes>(lanes: L, word: L::I, i: usize) -> L::I;
-
-    /// What every quant carries.
-    const OFFSET: i32;
+    /// The scales of the block's scales and minimums.
+    ///
+    /// # Safety
+    /// As [`Self::quants`].
+    unsafe fn floats<L: Lanes>(lanes: L, block: TileBlock) -> (L::F, L::F);
 }
 
+struct Q2K;
 struct Q3K;
 struct Q6K;
 
-/// Byte `i` of every lane, with its sign.
-#[inline(always)]
-fn signed_byte<L: Lanes>(lanes: L, word: L::I, i: usize) -> L::I {
-    lanes.shift_right_signed::<24>(match i {
-        0 => lanes.shift_left::<24>(word),
-        1 => lanes.shift_left::<16>(word),
-        2 => lanes.shift_left::<8>(word),
-        _ => word,
-    })
+impl SubBlocksOf16 for Q2K {
+    const OFFSET: Option<i32> = None;
+    const LARGEST: usize = 3;
+
+    #[inline(always)]
+    unsafe fn quants<L: Lanes>(lanes: L, block: TileBlock, half: usize, piece: usize, j: usize) -> [L::I; 4] {
+        let two_bits = lanes.splat_i(0x0303_0303);
+        // SAFETY: words 4..20.
+        let word = unsafe { read(lanes, block, 4 + 8 * half + 4 * piece + j) };
+        [
+            lanes.and(word, two_bits),
+            lanes.and(lanes.shift_right::<2>(word), two_bits),
+            lanes.and(lanes.shift_right::<4>(word), two_bits),
+            lanes.and(lanes.shift_right::<6>(word), two_bits),
+        ]
+    }
+
+    #[inline(always)]
+    unsafe fn scales<L: Lanes>(lanes: L, block: TileBlock, half: usize) -> ([L::I; 2], [L::I; 2]) {
+        let nibbles = lanes.splat_i(0x0f0f_0f0f);
+        // Scales in the low nibbles, minimums in the high ones.
+        // SAFETY: words 0..4.
+        let both = unsafe { [read(lanes, block, 2 * half), read(lanes, block, 2 * half + 1)] };
+        let high = |word| lanes.and(lanes.shift_right::<4>(word), nibbles);
+        ([lanes.and(both[0], nibbles), lanes.and(both[1], nibbles)], [high(both[0]), high(both[1])])
+    }
+
+    #[inline(always)]
+    unsafe fn floats<L: Lanes>(lanes: L, block: TileBlock) -> (L::F, L::F) {
+        // SAFETY: word 20.
+        let halves = unsafe { read(lanes, block, 20) };
+        (lanes.low_half_as_float(halves), lanes.low_half_as_float(lanes.shift_right::<16>(halves)))
+    }
+}
+
+impl SubBlocksOf16 for Q3K {
+    const OFFSET: Option<i32> = Some(4);
+    const LARGEST: usize = 7;
+
+    #[inline(always)]
+    unsafe fn quants<L: Lanes>(lanes: L, block: TileBlock, half: usize, piece: usize, j: usize) -> [L::I; 4] {
+        let (two_bits, one_bit) = (lanes.splat_i(0x0303_0303), lanes.splat_i(0x0101_0101));
+        // SAFETY: the high bits are words 0..8, the low two bits 8..24.
+        let (high, low) =
+            unsafe { (read(lanes, block, 4 * piece + j), read(lanes, block, 8 + 8 * half + 4 * piece + j)) };
+        let high = lanes.shift_right_by(high, 4 * half as u32);
+        let mut quants = [low; 4];
+        let mut i = 0;
+        while i < 4 {
+            let two = lanes.and(lanes.shift_right_by(low, 2 * i as u32), two_bits);
+            let top = lanes.and(lanes.shift_right_by(high, i as u32), one_bit);
+            quants[i] = lanes.or(two, lanes.shift_left::<2>(top));
+            i += 1;
+        }
+        quants
+    }
+
+    #[inline(always)]
+    unsafe fn scales<L: Lanes>(lanes: L, block: TileBlock, half: usize) -> ([L::I; 2], [L::I; 2]) {
+        // SAFETY: words 24..27.
+        let scales = unsafe { q3_scales(lanes, block.at(lanes, 24), block.at(lanes, 25), block.at(lanes, 26), half) };
+        (scales, scales)
+    }
+
+    #[inline(always)]
+    unsafe fn floats<L: Lanes>(lanes: L, block: TileBlock) -> (L::F, L::F) {
+        // SAFETY: as the caller says.
+        (unsafe { block.lone_half(lanes, 0) }, lanes.splat_f(0.0))
+    }
 }
 
 impl SubBlocksOf16 for Q6K {
-    const OFFSET: i32 = 32;
+    const OFFSET: Option<i32> = Some(32);
+    const LARGEST: usize = 63;
 
     #[inline(always)]
     unsafe fn quants<L: Lanes>(lanes: L, block: TileBlock, half: usize, piece: usize, j: usize) -> [L::I; 4] {
@@ -263,50 +339,21 @@ impl SubBlocksOf16 for Q6K {
     }
 
     #[inline(always)]
-    unsafe fn scales<L: Lanes>(lanes: L, block: TileBlock) -> [L::I; 4] {
+    unsafe fn scales<L: Lanes>(lanes: L, block: TileBlock, half: usize) -> ([L::I; 2], [L::I; 2]) {
         // SAFETY: words 48..52.
-        unsafe { [read(lanes, block, 48), read(lanes, block, 49), read(lanes, block, 50), read(lanes, block, 51)] }
+        let scales = unsafe { [read(lanes, block, 48 + 2 * half), read(lanes, block, 49 + 2 * half)] };
+        (scales, scales)
     }
 
     #[inline(always)]
-    fn scale<L: Lanes>(lanes: L, word: L::I, i: usize) -> L::I {
-        signed_byte(lanes, word, i)
+    unsafe fn floats<L: Lanes>(lanes: L, block: TileBlock) -> (L::F, L::F) {
+        // SAFETY: as the caller says.
+        (unsafe { block.lone_half(lanes, 0) }, lanes.splat_f(0.0))
     }
 }
 
-impl SubBlocksOf16 for Q3K {
-    const OFFSET: i32 = 4;
-
-    #[inline(always)]
-    unsafe fn quants<L: Lanes>(lanes: L, block: TileBlock, half: usize, piece: usize, j: usize) -> [L::I; 4] {
-        let (two_bits, one_bit) = (lanes.splat_i(0x0303_0303), lanes.splat_i(0x0101_0101));
-        // SAFETY: the high bits are words 0..8, the low two bits 8..24.
-        let (high, low) =
-            unsafe { (read(lanes, block, 4 * piece + j), read(lanes, block, 8 + 8 * half + 4 * piece + j)) };
-        let mut quants = [low; 4];
-        let mut i = 0;
-        while i < 4 {
-            let two = lanes.and(lanes.shift_right_by(low, 2 * i as u32), two_bits);
-            let top = lanes.and(lanes.shift_right_by(high, (4 * half + i) as u32), one_bit);
-            quants[i] = lanes.or(two, lanes.shift_left::<2>(top));
-            i += 1;
-        }
-        quants
-    }
-
-    #[inline(always)]
-    unsafe fn scales<L: Lanes>(lanes: L, block: TileBlock) -> [L::I; 4] {
-        // SAFETY: words 24..27.
-        unsafe { q3_scales(lanes, read(lanes, block, 24), read(lanes, block, 25), read(lanes, block, 26)) }
-    }
-
-    #[inline(always)]
-    fn scale<L: Lanes>(lanes: L, word: L::I, i: usize) -> L::I {
-        lanes.sub_i(byte(lanes, word, i), lanes.splat_i(32))
-    }
-}
-
-/// `Q3_K` and `Q6_K`.
+/// `Q2_K`, `Q3_K` and `Q6_K`. The halves of a block are a loop that stays one: unrolled, it would be more code than the
+/// compiler optimizes in reasonable time.
 ///
 /// # Safety
 /// As [`sub_blocks_of_32`].
@@ -317,123 +364,67 @@ unsafe fn sub_blocks_of_16<L: Lanes, T: SubBlocksOf16, const M: usize>(
     segments: usize,
     x: Activations<'_>,
 ) -> [L::F; M] {
+    let most = L::most_products(T::LARGEST).min(4);
     let mut out = [lanes.splat_f(0.0); M];
     for segment in 0..segments {
         let x = x.segment(segment);
         // SAFETY: the blocks, their words, and the rows of `x` are there.
         unsafe {
             let block = row.block(segment);
-            let scales = T::scales(lanes, block);
             let mut sums = Superblock::<L, M>::zero(lanes);
-            add_sixteens(
-                lanes,
-                x,
-                &mut sums,
-                |half, piece, j| T::quants(lanes, block, half, piece, j),
-                |sub| T::scale(lanes, scales[sub / 4], sub % 4),
-            );
-            let mut at = 0;
-            while at < 8 {
-                let word = scales[at / 2];
-                let (low, high) = (T::scale(lanes, word, 2 * at % 4), T::scale(lanes, word, 2 * at % 4 + 1));
-                sums.add_minimums(lanes, x, at, pair(lanes, low, high));
-                at += 1;
-            }
-            sums.finish_offset(lanes, x, block.lone_half(lanes, 0), T::OFFSET, &mut out);
-        }
-    }
-    out
-}
-
-/// `Q2_K`: as the others of sixteen sub-blocks, with minimums beside the scales.
-///
-/// # Safety
-/// As [`sub_blocks_of_32`].
-#[inline(always)]
-unsafe fn q2k<L: Lanes, const M: usize>(lanes: L, row: TileRow, segments: usize, x: Activations<'_>) -> [L::F; M] {
-    let (nibbles, two_bits) = (lanes.splat_i(0x0f0f_0f0f), lanes.splat_i(0x0303_0303));
-    let mut out = [lanes.splat_f(0.0); M];
-    for segment in 0..segments {
-        let x = x.segment(segment);
-        // SAFETY: the blocks, their words, and the rows of `x` are there.
-        unsafe {
-            let block = row.block(segment);
-            // Scales in the low nibbles, minimums in the high ones.
-            let both = [read(lanes, block, 0), read(lanes, block, 1), read(lanes, block, 2), read(lanes, block, 3)];
-            let halves = read(lanes, block, 20);
-            let mut sums = Superblock::<L, M>::zero(lanes);
-            let quants = |half: usize, piece: usize, j: usize| {
-                let word = read(lanes, block, 4 + 8 * half + 4 * piece + j);
-                [
-                    lanes.and(word, two_bits),
-                    lanes.and(lanes.shift_right::<2>(word), two_bits),
-                    lanes.and(lanes.shift_right::<4>(word), two_bits),
-                    lanes.and(lanes.shift_right::<6>(word), two_bits),
-                ]
-            };
-            add_sixteens(lanes, x, &mut sums, quants, |sub| byte(lanes, lanes.and(both[sub / 4], nibbles), sub % 4));
-            let mut at = 0;
-            while at < 8 {
-                let minimums = lanes.and(lanes.shift_right::<4>(both[at / 2]), nibbles);
-                let (low, high) = (byte(lanes, minimums, 2 * at % 4), byte(lanes, minimums, 2 * at % 4 + 1));
-                sums.add_minimums(lanes, x, at, pair(lanes, low, high));
-                at += 1;
-            }
-            let (d, dmin) = (lanes.low_half_as_float(halves), lanes.low_half_as_float(lanes.shift_right::<16>(halves)));
-            sums.finish_scaled(lanes, x, d, dmin, &mut out);
-        }
-    }
-    out
-}
-
-/// Adds sixteen sub-blocks of 16 columns. `quants` gives four vectors for (half, piece, j), as [`SubBlocksOf16::quants`].
-///
-/// # Safety
-/// `x` has `M` rows.
-#[inline(always)]
-unsafe fn add_sixteens<L: Lanes, const M: usize>(
-    lanes: L,
-    x: SegmentRows,
-    sums: &mut Superblock<L, M>,
-    quants: impl Fn(usize, usize, usize) -> [L::I; 4],
-    scale: impl Fn(usize) -> L::I,
-) {
-    let mut part = 0;
-    while part < 4 {
-        let (half, piece) = (part / 2, part % 2);
-        let mut products = [[lanes.splat_i(0); M]; 4];
-        let mut j = 0;
-        while j < 4 {
-            let four = quants(half, piece, j);
-            let mut i = 0;
-            while i < 4 {
-                for m in 0..M {
-                    // SAFETY: `x` has `M` rows of 64 groups.
-                    let x = unsafe { x.four(lanes, m, 32 * half + 8 * i + 4 * piece + j) };
-                    products[i][m] = lanes.dot_bytes(products[i][m], four[i], x);
+            for half in 0..2 {
+                let (scales, minimums) = T::scales(lanes, block, half);
+                let mut piece = 0;
+                while piece < 2 {
+                    let mut products = [[lanes.splat_i(0); M]; 4];
+                    let mut j = 0;
+                    while j < 4 {
+                        let quants = T::quants(lanes, block, half, piece, j);
+                        let mut i = 0;
+                        while i < 4 {
+                            for m in 0..M {
+                                let four = x.four(lanes, m, 32 * half + 8 * i + 4 * piece + j);
+                                products[i][m] = lanes.multiply_bytes(products[i][m], quants[i], four);
+                            }
+                            i += 1;
+                        }
+                        j += 1;
+                        if j % most == 0 {
+                            let mut i = 0;
+                            while i < 4 {
+                                let sub = 2 * i + piece;
+                                sums.add(lanes, products[i], lanes.factor(scales[sub / 4], sub % 4));
+                                products[i] = [lanes.splat_i(0); M];
+                                i += 1;
+                            }
+                        }
+                    }
+                    piece += 1;
                 }
-                i += 1;
+                let mut at = 0;
+                while at < 4 {
+                    let factors = lanes.bytes_as_halves(minimums[at / 2], 2 * at % 4, 2 * at % 4 + 1);
+                    sums.add_minimums(lanes, x, 4 * half + at, factors);
+                    at += 1;
+                }
             }
-            j += 1;
-        }
-        let mut i = 0;
-        while i < 4 {
-            let scale = scale(8 * half + 2 * i + piece);
-            for m in 0..M {
-                sums.total[m] = lanes.add_i(sums.total[m], lanes.mul_i(products[i][m], scale));
+            let (d, dmin) = T::floats(lanes, block);
+            match T::OFFSET {
+                Some(offset) => sums.finish_offset(lanes, x, d, offset, &mut out),
+                None => sums.finish_scaled(lanes, x, d, dmin, &mut out),
             }
-            i += 1;
         }
-        part += 1;
     }
+    out
 }
 
 /// How a type with blocks of 32 columns is stored.
 trait BlockOf32 {
-    /// What every quant carries; `None` if a block has a minimum instead, beside `d` in its first word.
-    const OFFSET: Option<i32>;
     /// Whether the quants use all eight bits.
     const IS_FULL: bool = false;
+
+    /// What every quant carries; `None` if a block has a minimum instead, beside `d` in its first word.
+    fn offset<L: Lanes>() -> Option<i32>;
 
     /// The quants of columns `4 j..4 j + 4` and `16 + 4 j..16 + 4 j + 4`.
     ///
@@ -446,7 +437,10 @@ trait BlockOf32 {
 struct Nibbles<const FIRST: usize, const FIFTH: bool, const OFFSET: i32>;
 
 impl<const FIRST: usize, const FIFTH: bool, const OFFSET: i32> BlockOf32 for Nibbles<FIRST, FIFTH, OFFSET> {
-    const OFFSET: Option<i32> = if OFFSET == 0 { None } else { Some(OFFSET) };
+    #[inline(always)]
+    fn offset<L: Lanes>() -> Option<i32> {
+        if OFFSET == 0 { None } else { Some(OFFSET) }
+    }
 
     #[inline(always)]
     unsafe fn quants<L: Lanes>(lanes: L, block: TileBlock, j: usize) -> [L::I; 2] {
@@ -467,15 +461,17 @@ impl<const FIRST: usize, const FIFTH: bool, const OFFSET: i32> BlockOf32 for Nib
 struct Q80;
 
 impl BlockOf32 for Q80 {
-    const OFFSET: Option<i32> = Some(128);
     const IS_FULL: bool = true;
 
     #[inline(always)]
+    fn offset<L: Lanes>() -> Option<i32> {
+        Some(L::OFFSET)
+    }
+
+    #[inline(always)]
     unsafe fn quants<L: Lanes>(lanes: L, block: TileBlock, j: usize) -> [L::I; 2] {
-        // Adding 128 to a signed byte flips its top bit.
-        let sign = lanes.splat_i(0x8080_8080_u32 as i32);
         // SAFETY: the block has eight words.
-        unsafe { [lanes.xor(read(lanes, block, j), sign), lanes.xor(read(lanes, block, 4 + j), sign)] }
+        unsafe { [lanes.add_offset(read(lanes, block, j)), lanes.add_offset(read(lanes, block, 4 + j))] }
     }
 }
 
@@ -496,12 +492,13 @@ unsafe fn blocks_of_32<L: Lanes, T: BlockOf32, const M: usize>(
         // SAFETY: the blocks, their words, and the rows of `x` are there.
         unsafe {
             let block = row.block(block);
-            let (d, minimum) = if T::OFFSET.is_none() {
+            let (d, minimum) = if T::offset::<L>().is_none() {
                 let head = read(lanes, block, 0);
                 (lanes.low_half_as_float(head), lanes.low_half_as_float(lanes.shift_right::<16>(head)))
             } else {
                 (block.lone_half(lanes, 0), lanes.splat_f(0.0))
             };
+            // Four products of five bits each: no set must end the sums before.
             let (mut first, mut second) = ([lanes.splat_i(0); M], [lanes.splat_i(0); M]);
             let mut j = 0;
             while j < 4 {
@@ -509,24 +506,28 @@ unsafe fn blocks_of_32<L: Lanes, T: BlockOf32, const M: usize>(
                 for m in 0..M {
                     let (a, b) = (x.four(lanes, m, 8 * at + j), x.four(lanes, m, 8 * at + 4 + j));
                     if T::IS_FULL {
-                        first[m] = lanes.dot_full_bytes(first[m], low, a);
-                        second[m] = lanes.dot_full_bytes(second[m], high, b);
+                        first[m] = lanes.dot_offset_bytes(first[m], low, a);
+                        second[m] = lanes.dot_offset_bytes(second[m], high, b);
                     } else {
-                        first[m] = lanes.dot_bytes(first[m], low, a);
-                        second[m] = lanes.dot_bytes(second[m], high, b);
+                        first[m] = lanes.multiply_bytes(first[m], low, a);
+                        second[m] = lanes.multiply_bytes(second[m], high, b);
                     }
                 }
                 j += 1;
             }
             for m in 0..M {
                 let (scale, sum) = (*x.scales.add(8 * m + at), *x.sums.add(8 * m + at));
-                let mut total = lanes.add_i(first[m], second[m]);
-                if let Some(offset) = T::OFFSET {
+                let mut total = if T::IS_FULL {
+                    lanes.add_i(first[m], second[m])
+                } else {
+                    lanes.add_products(lanes.add_products(lanes.splat_i(0), first[m]), second[m])
+                };
+                if let Some(offset) = T::offset::<L>() {
                     // At most 32 * 128, times at most 128.
                     total = lanes.sub_i(total, lanes.splat_i(offset * sum));
                 }
                 out[m] = lanes.fma(lanes.to_floats(total), lanes.mul(d, lanes.splat_f(scale)), out[m]);
-                if T::OFFSET.is_none() {
+                if T::offset::<L>().is_none() {
                     out[m] = lanes.fma(minimum, lanes.splat_f(scale * sum as f32), out[m]);
                 }
             }
@@ -545,7 +546,7 @@ unsafe fn floats<L: Lanes, const M: usize>(
     dtype: GgmlType,
     row: TileRow,
     columns: usize,
-    x: &FloatActivations,
+    x: FloatActivations<'_>,
     first: usize,
 ) -> [L::F; M] {
     let mut out = [lanes.splat_f(0.0); M];
@@ -602,10 +603,10 @@ pub const fn most_rows(dtype: GgmlType, rows: usize) -> usize {
 #[derive(Clone, Copy)]
 pub enum InputRows<'a> {
     /// With one scale for each superblock.
-    Superblocks(&'a ByteActivations),
+    Superblocks(ByteActivations<'a>),
     /// With one scale for each block of 32.
-    Blocks(&'a ByteActivations),
-    Floats(&'a FloatActivations),
+    Blocks(ByteActivations<'a>),
+    Floats(FloatActivations<'a>),
 }
 
 /// Writes the product of a tile row and rows `first..first + M` of the input to `y`, `[M][16]`.
@@ -632,7 +633,7 @@ pub unsafe fn tile_row<L: Lanes, const M: usize>(
                     GgmlType::Q2_K | GgmlType::Q3_K | GgmlType::Q6_K if M > most_rows(dtype, M) => {
                         unreachable!("{M} rows of {dtype}, whose sums do not fit the registers")
                     }
-                    GgmlType::Q2_K => q2k(lanes, row, segments, x),
+                    GgmlType::Q2_K => sub_blocks_of_16::<L, Q2K, M>(lanes, row, segments, x),
                     GgmlType::Q3_K => sub_blocks_of_16::<L, Q3K, M>(lanes, row, segments, x),
                     GgmlType::Q4_K => sub_blocks_of_32::<L, M, false>(lanes, row, segments, x),
                     GgmlType::Q5_K => sub_blocks_of_32::<L, M, true>(lanes, row, segments, x),

@@ -24,6 +24,9 @@ pub trait Lanes: Copy {
     const COLUMNS: usize;
     /// Activation rows that are multiplied with a tile as it is read, without unpacking it first; 0 if it is always unpacked.
     const STREAMED_ROWS: usize;
+    /// What signed bytes must have added to be multiplied by signed bytes: 128 where the processor multiplies unsigned bytes
+    /// only, else 0.
+    const OFFSET: i32;
 
     /// # Safety
     /// 64 bytes can be read.
@@ -45,6 +48,10 @@ pub trait Lanes: Copy {
     /// # Safety
     /// Sixteen elements can be written.
     unsafe fn store_half(self, to: *mut u16, value: Self::F);
+    /// Integers from -128 to 127, as bytes.
+    /// # Safety
+    /// Sixteen bytes can be written.
+    unsafe fn store_bytes(self, to: *mut i8, value: Self::I);
     /// Words `0..4` of the 16 bytes at `offset` in each of sixteen rows: result `j` has word `j` of row `r` in lane
     /// `r`.
     /// # Safety
@@ -70,10 +77,26 @@ pub trait Lanes: Copy {
     fn shift_right_by(self, a: Self::I, n: u32) -> Self::I;
     /// Arithmetic.
     fn shift_right_signed<const N: u32>(self, a: Self::I) -> Self::I;
-    /// Adds to every lane the products of its four unsigned bytes (at most 127) and four signed bytes.
-    fn dot_bytes(self, sum: Self::I, unsigned: Self::I, signed: Self::I) -> Self::I;
-    /// The same for unsigned bytes up to 255.
+    /// Adds the products of four unsigned and four signed bytes to every lane's sum, or to its two sums of 16 bits: signed
+    /// bytes are above -128, and unsigned ones and the number of additions are within [`Lanes::most_products`]. A sum
+    /// begins as zero; [`Lanes::add_products`] and [`Lanes::add_scaled`] end it.
+    fn multiply_bytes(self, products: Self::I, unsigned: Self::I, signed: Self::I) -> Self::I;
+    /// How often bytes of at most `largest`, below 128, can be multiplied until their sum must be ended.
+    fn most_products(largest: usize) -> usize;
+    /// `total` and the sums of products.
+    fn add_products(self, total: Self::I, products: Self::I) -> Self::I;
+    /// `total` and the sums of products times a factor, which [`Lanes::factor`] gives.
+    fn add_scaled(self, total: Self::I, products: Self::I, factor: Self::I) -> Self::I;
+    /// Signed byte `i` of every lane, in the form that [`Lanes::add_scaled`] needs.
+    fn factor(self, bytes: Self::I, i: usize) -> Self::I;
+    /// Signed byte `low` of every lane in its low half and byte `high` in its high half, each extended to 16 bits.
+    fn bytes_as_halves(self, bytes: Self::I, low: usize, high: usize) -> Self::I;
+    /// Adds to every lane the products of four unsigned bytes, up to 255, and four signed bytes.
     fn dot_full_bytes(self, sum: Self::I, unsigned: Self::I, signed: Self::I) -> Self::I;
+    /// Signed bytes plus [`Lanes::OFFSET`].
+    fn add_offset(self, bytes: Self::I) -> Self::I;
+    /// Adds to every lane the products of four bytes with [`Lanes::OFFSET`] and four signed bytes above -128.
+    fn dot_offset_bytes(self, sum: Self::I, offset: Self::I, signed: Self::I) -> Self::I;
     /// Adds to every lane the products of its two signed 16-bit halves.
     fn dot_halves(self, sum: Self::I, a: Self::I, b: Self::I) -> Self::I;
 

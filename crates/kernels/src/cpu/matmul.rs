@@ -2,16 +2,17 @@
 //!
 //! Work is cut into units: one or two tiles of weight rows by a chunk of activation rows. A unit walks its segments: it
 //! unpacks the tiles once, then runs the micro-kernel over the chunk's rows. Where the weights are tiles and the rows are few,
-//! unpacking would take longer than multiplying, and a unit streams its tile instead (`gemv.rs`).
+//! unpacking would take longer than multiplying, and a unit streams its tile instead (`gemv.rs`). Who runs the units, and
+//! when the input is prepared (`quantize.rs`), is left to the caller.
 
-use candle_core::Result;
+use std::ops::Range;
 
 use super::{
     features::InstructionSet,
     gemv::{self, InputRows},
     lanes::{Kernel, LANES, Lanes, dispatch_to},
     microkernel::{self, Minimum, Segment},
-    quantize::{ByteActivations, FloatActivations, Shared},
+    quantize::{Forms, Input, InputShape, Shared},
     source::{Rows, Source},
     tile::{FLOAT_SEGMENT, FloatTile, INT_SEGMENT, IntTile},
     tiles::Tiles,
@@ -26,6 +27,9 @@ const CHUNK_ELEMENTS: usize = 384 << 10;
 
 /// Activation rows up to which tiles are streamed rather than unpacked.
 const STREAMED_ROWS_MAX: usize = 8;
+
+/// Weights that can share an input.
+pub const MAX_WEIGHTS: usize = 3;
 
 /// One weight matrix `[out, inp]` and its bias; `data` is exactly the matrix.
 #[derive(Clone, Copy, Debug)]
@@ -55,80 +59,113 @@ const fn form(dtype: GgmlType) -> Form {
     }
 }
 
-/// The input `[rows, inp]` in each form that some of the weights need.
-#[derive(Debug)]
-struct Input {
-    rows: usize,
-    superblocks: Option<ByteActivations>,
-    blocks: Option<ByteActivations>,
-    floats: Option<FloatActivations>,
-}
-
-impl Input {
-    fn new(x: &[f32], inp: usize, weights: &[Weight<'_>]) -> Result<Self> {
-        let wanted = |wanted| weights.iter().any(|weight| form(weight.dtype) == wanted);
-        Ok(Self {
-            rows: x.len() / inp,
-            superblocks: wanted(Form::Superblocks).then(|| ByteActivations::new(x, inp, false)).transpose()?,
-            blocks: wanted(Form::Blocks).then(|| ByteActivations::new(x, inp, true)).transpose()?,
-            floats: wanted(Form::Floats).then(|| FloatActivations::new(x, inp)).transpose()?,
-        })
-    }
-
-    fn rows_for(&self, dtype: GgmlType) -> Option<InputRows<'_>> {
-        match form(dtype) {
-            Form::Superblocks => self.superblocks.as_ref().map(InputRows::Superblocks),
-            Form::Blocks => self.blocks.as_ref().map(InputRows::Blocks),
-            Form::Floats => self.floats.as_ref().map(InputRows::Floats),
-        }
+fn rows_for(input: Input<'_>, dtype: GgmlType) -> InputRows<'_> {
+    match form(dtype) {
+        Form::Superblocks => InputRows::Superblocks(input.superblocks),
+        Form::Blocks => InputRows::Blocks(input.blocks),
+        Form::Floats => InputRows::Floats(input.floats),
     }
 }
 
-/// `x` is `[rows, inp]`; the results are `[rows, out]` each. All weights have the same number of columns, and the
-/// processor must support the instruction set.
-pub fn matmul(set: InstructionSet, weights: &[Weight<'_>], x: &[f32]) -> Result<Vec<Vec<f32>>> {
-    debug_assert!(set.is_supported(), "{set:?} on this processor");
-    let Some(inp) = weights.first().map(|weight| weight.inp) else { return Ok(Vec::new()) };
-    let input = Input::new(x, inp, weights)?;
-    let mut outputs: Vec<Vec<f32>> = weights.iter().map(|weight| vec![0.0; input.rows * weight.out]).collect();
-    if input.rows == 0 {
-        return Ok(outputs);
-    }
-    let chunk_rows = (CHUNK_ELEMENTS / inp).clamp(24, MAX_CHUNK_ROWS);
-    let row_chunks = input.rows.div_ceil(chunk_rows);
-    let threads = pool::threads();
-    // Wide units do less work per weight; narrow units spread small matrices over the threads.
-    let all_tiles: usize = weights.iter().map(|weight| weight.out.div_ceil(LANES)).sum();
-    let wide = set == InstructionSet::Avx512Vnni && all_tiles * row_chunks >= 8 * threads;
-    let width = if wide { 2 } else { 1 };
-    let mut units = Vec::with_capacity(row_chunks * all_tiles / width + weights.len());
-    for row_chunk in 0..row_chunks {
-        // Even chunks rather than full chunks and a remainder.
-        let rows = input.rows * row_chunk / row_chunks..input.rows * (row_chunk + 1) / row_chunks;
-        for (index, weight) in weights.iter().enumerate() {
-            for first_tile in (0..weight.out.div_ceil(LANES)).step_by(width) {
-                units.push((index, first_tile, rows.clone()));
+/// Where a weight's product goes.
+#[derive(Clone, Copy)]
+pub struct Output {
+    /// `[rows, out]`
+    pub to: Shared<f32>,
+    /// What the product, times a factor, is added to: `[rows, out]`.
+    pub residual: Option<(Shared<f32>, f32)>,
+}
+
+/// The products of one input and up to three weights, cut into chunks that can be computed in any order.
+#[derive(Clone, Copy, Debug)]
+pub struct Product<'a> {
+    set: InstructionSet,
+    weights: [Option<Weight<'a>>; MAX_WEIGHTS],
+    shape: InputShape,
+    row_chunks: usize,
+    /// Tiles of weight rows in a unit.
+    width: usize,
+    units: usize,
+    units_per_chunk: usize,
+}
+
+impl<'a> Product<'a> {
+    /// Of an input with this many rows. All weights have the same number of columns, and the processor has the instruction set.
+    pub fn new(set: InstructionSet, weights: [Option<Weight<'a>>; MAX_WEIGHTS], rows: usize) -> Self {
+        debug_assert!(set.is_supported(), "{set:?} on this processor");
+        let mut forms = Forms::default();
+        let mut columns = 0;
+        for weight in weights.iter().flatten() {
+            columns = weight.inp;
+            match form(weight.dtype) {
+                Form::Superblocks => forms.superblocks = true,
+                Form::Blocks => forms.blocks = true,
+                Form::Floats => forms.floats = true,
             }
         }
+        let chunk_rows = (CHUNK_ELEMENTS / columns.max(1)).clamp(24, MAX_CHUNK_ROWS);
+        let row_chunks = rows.div_ceil(chunk_rows);
+        let threads = pool::threads();
+        // Wide units do less work per weight; narrow units spread small matrices over the threads.
+        let all_tiles: usize = weights.iter().flatten().map(|weight| weight.out.div_ceil(LANES)).sum();
+        let wide = set == InstructionSet::Avx512Vnni && all_tiles * row_chunks >= 8 * threads;
+        let width = if wide { 2 } else { 1 };
+        let per_row_chunk: usize = weights.iter().flatten().map(|weight| weight.out.div_ceil(LANES * width)).sum();
+        let units = row_chunks * per_row_chunk;
+        Self {
+            set,
+            weights,
+            shape: InputShape { rows, columns, forms },
+            row_chunks,
+            width,
+            units,
+            units_per_chunk: units.div_ceil(32 * threads).max(1),
+        }
     }
-    let shared: Vec<Shared<f32>> = outputs.iter_mut().map(|output| Shared::new(output)).collect();
-    let per_claim = units.len().div_ceil(32 * threads).max(1);
-    pool::run(units.len().div_ceil(per_claim), |claim| {
-        let units = &units[claim * per_claim..units.len().min((claim + 1) * per_claim)];
-        dispatch_to(set, Units { weights, input: &input, units, width, outputs: &shared });
-    })?;
-    Ok(outputs)
+
+    /// What its input must be prepared as.
+    pub const fn input_shape(&self) -> InputShape {
+        self.shape
+    }
+
+    /// The number of chunks.
+    pub const fn chunks(&self) -> usize {
+        self.units.div_ceil(self.units_per_chunk)
+    }
+
+    /// Computes one chunk.
+    ///
+    /// # Safety
+    /// `input` is of [`Self::input_shape`]. There is an output of this product's rows for each weight, and nothing else touches
+    /// them meanwhile but other chunks.
+    pub unsafe fn run(&self, chunk: usize, input: Input<'_>, outputs: &[Output]) {
+        let units = chunk * self.units_per_chunk..self.units.min((chunk + 1) * self.units_per_chunk);
+        dispatch_to(self.set, Units { product: self, input, units, outputs });
+    }
+
+    /// The weight's number, the weight, its first tile, and the rows of a unit.
+    fn unit(&self, unit: usize) -> Option<(usize, &Weight<'a>, usize, Range<usize>)> {
+        let per_row_chunk = self.units / self.row_chunks;
+        let (row_chunk, mut rest) = (unit / per_row_chunk, unit % per_row_chunk);
+        // Even chunks rather than full chunks and a remainder.
+        let rows = self.shape.rows * row_chunk / self.row_chunks..self.shape.rows * (row_chunk + 1) / self.row_chunks;
+        for (index, weight) in self.weights.iter().flatten().enumerate() {
+            let units = weight.out.div_ceil(LANES * self.width);
+            if rest < units {
+                return Some((index, weight, rest * self.width, rows));
+            }
+            rest -= units;
+        }
+        None
+    }
 }
 
-/// (weight, first tile, activation rows)
-type Unit = (usize, usize, std::ops::Range<usize>);
-
+/// Some units of a product.
 struct Units<'a> {
-    weights: &'a [Weight<'a>],
-    input: &'a Input,
-    units: &'a [Unit],
-    width: usize,
-    outputs: &'a [Shared<f32>],
+    product: &'a Product<'a>,
+    input: Input<'a>,
+    units: Range<usize>,
+    outputs: &'a [Output],
 }
 
 impl Kernel for Units<'_> {
@@ -137,26 +174,33 @@ impl Kernel for Units<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
         let mut y = [0.0f32; MAX_CHUNK_ROWS * 2 * LANES];
-        for (index, first_tile, rows) in self.units {
-            let weight = &self.weights[*index];
-            let columns = first_tile * LANES..weight.out.min((first_tile + self.width) * LANES);
+        for unit in self.units {
+            let Some((index, weight, first_tile, rows)) = self.product.unit(unit) else { return };
+            let columns = first_tile * LANES..weight.out.min((first_tile + self.product.width) * LANES);
             let tiles = columns.len().div_ceil(LANES);
             let y = &mut y[..rows.len() * tiles * LANES];
             y.fill(0.0);
             if weight.tiles.is_some() && L::STREAMED_ROWS > 0 && rows.len() <= STREAMED_ROWS_MAX {
-                streamed_unit(lanes, weight, self.input, *first_tile..first_tile + tiles, rows, y);
+                streamed_unit(lanes, weight, self.input, first_tile..first_tile + tiles, &rows, y);
             } else if form(weight.dtype) == Form::Floats {
-                float_unit(lanes, weight, self.input, columns.start, tiles, rows, y);
+                float_unit(lanes, weight, self.input, columns.start, tiles, &rows, y);
             } else {
-                int_unit(lanes, weight, self.input, columns.start, tiles, rows, y);
+                int_unit(lanes, weight, self.input, columns.start, tiles, &rows, y);
             }
-            for (row, y) in rows.clone().zip(y.chunks_exact(tiles * LANES)) {
-                // SAFETY: no other unit writes these columns of these rows.
-                let to = unsafe { self.outputs[*index].part(row * weight.out + columns.start, columns.len()) };
-                to.copy_from_slice(&y[..columns.len()]);
+            let output = self.outputs[index];
+            for (row, y) in rows.zip(y.chunks_exact_mut(tiles * LANES)) {
+                let y = &mut y[..columns.len()];
                 if let Some(bias) = weight.bias {
-                    to.iter_mut().zip(&bias[columns.clone()]).for_each(|(to, bias)| *to += bias);
+                    y.iter_mut().zip(&bias[columns.clone()]).for_each(|(y, bias)| *y += bias);
                 }
+                let at = row * weight.out + columns.start;
+                if let Some((residual, factor)) = output.residual {
+                    // SAFETY: the residual has this row, and nothing writes to it.
+                    let residual = unsafe { residual.read(at, columns.len()) };
+                    y.iter_mut().zip(residual).for_each(|(y, residual)| *y = residual + *y * factor);
+                }
+                // SAFETY: no other unit writes these columns of these rows.
+                unsafe { output.to.part(at, columns.len()) }.copy_from_slice(y);
             }
         }
     }
@@ -167,12 +211,13 @@ impl Kernel for Units<'_> {
 fn streamed_unit<L: Lanes>(
     lanes: L,
     weight: &Weight<'_>,
-    input: &Input,
-    tile_rows: std::ops::Range<usize>,
-    rows: &std::ops::Range<usize>,
+    input: Input<'_>,
+    tile_rows: Range<usize>,
+    rows: &Range<usize>,
     y: &mut [f32],
 ) {
-    let (Some(tiles), Some(input)) = (weight.tiles, input.rows_for(weight.dtype)) else { return };
+    let Some(tiles) = weight.tiles else { return };
+    let input = rows_for(input, weight.dtype);
     let most = gemv::most_rows(weight.dtype, L::STREAMED_ROWS);
     let num_tiles = tile_rows.len();
     for (tile, tile_row) in tile_rows.enumerate() {
@@ -247,26 +292,31 @@ macro_rules! for_row_groups {
 fn int_unit<L: Lanes>(
     lanes: L,
     weight: &Weight<'_>,
-    input: &Input,
+    input: Input<'_>,
     first_column: usize,
     tiles: usize,
-    rows: &std::ops::Range<usize>,
+    rows: &Range<usize>,
     y: &mut [f32],
 ) {
     let coarse = form(weight.dtype) == Form::Superblocks;
-    let Some(x) = (if coarse { &input.superblocks } else { &input.blocks }) else { return };
+    let x = if coarse { input.superblocks } else { input.blocks };
     let mut scratch = [const { IntTile::zeroed() }; 2];
     let row_bytes = weight.data.len() / weight.out;
     let segment_bytes = INT_SEGMENT / weight.dtype.block_size() * weight.dtype.block_bytes();
-    let (minimum, sixteens, full) = match weight.dtype {
-        GgmlType::Q2_K => (Minimum::Scaled, true, false),
-        GgmlType::Q3_K => (Minimum::Offset(4), true, false),
-        GgmlType::Q6_K => (Minimum::Offset(32), true, false),
-        GgmlType::Q4_0 => (Minimum::Offset(8), false, false),
-        GgmlType::Q5_0 => (Minimum::Offset(16), false, false),
-        GgmlType::Q8_0 => (Minimum::Offset(128), false, true),
-        _ => (Minimum::Scaled, false, false),
+    // Groups of four columns in a sub-block, and the largest quant.
+    let (minimum, groups, largest) = match weight.dtype {
+        GgmlType::Q2_K => (Minimum::Scaled, 4, 3),
+        GgmlType::Q3_K => (Minimum::Offset(4), 4, 7),
+        GgmlType::Q6_K => (Minimum::Offset(32), 4, 63),
+        GgmlType::Q4_0 => (Minimum::Offset(8), 8, 15),
+        GgmlType::Q5_0 => (Minimum::Offset(16), 8, 31),
+        GgmlType::Q8_0 => (Minimum::Offset(L::OFFSET), 8, 255),
+        GgmlType::Q4_1 | GgmlType::Q4_K => (Minimum::Scaled, 8, 15),
+        _ => (Minimum::Scaled, 8, 31),
     };
+    let full = weight.dtype == GgmlType::Q8_0;
+    let run = L::most_products(largest).min(groups);
+    let short_runs = L::most_products(63) < 4;
     for segment in 0..weight.inp.div_ceil(INT_SEGMENT) {
         let blocks = (weight.inp - segment * INT_SEGMENT).min(INT_SEGMENT) / 32;
         for (tile, scratch) in scratch[..tiles].iter_mut().enumerate() {
@@ -294,23 +344,29 @@ fn int_unit<L: Lanes>(
             let y = y[first * tiles * LANES..].as_mut_ptr();
             // SAFETY: rows `first..first + M` lie within the chunk, in the activations and in `y`.
             unsafe {
-                match (coarse, sixteens || full, tiles) {
-                    (true, true, 1) => microkernel::superblock::<L, M, 1, 4>(lanes, &scratch, here, minimum, y),
-                    (true, false, 1) => microkernel::superblock::<L, M, 1, 8>(lanes, &scratch, here, minimum, y),
-                    (true, true, _) if L::COLUMNS > 1 => {
-                        microkernel::superblock::<L, M, 2, 4>(lanes, &scratch, here, minimum, y);
+                match (coarse, tiles) {
+                    (true, 1) => match run {
+                        8 => microkernel::superblock::<L, M, 1, 8>(lanes, &scratch, groups, here, minimum, y),
+                        2 if short_runs => {
+                            microkernel::superblock::<L, M, 1, 2>(lanes, &scratch, groups, here, minimum, y);
+                        }
+                        _ => microkernel::superblock::<L, M, 1, 4>(lanes, &scratch, groups, here, minimum, y),
+                    },
+                    (true, _) if L::COLUMNS > 1 => match run {
+                        8 => microkernel::superblock::<L, M, 2, 8>(lanes, &scratch, groups, here, minimum, y),
+                        2 if short_runs => {
+                            microkernel::superblock::<L, M, 2, 2>(lanes, &scratch, groups, here, minimum, y);
+                        }
+                        _ => microkernel::superblock::<L, M, 2, 4>(lanes, &scratch, groups, here, minimum, y),
+                    },
+                    (false, 1) if full => {
+                        microkernel::blocks::<L, M, 1, true>(lanes, &scratch, blocks, here, minimum, y);
                     }
-                    (true, false, _) if L::COLUMNS > 1 => {
-                        microkernel::superblock::<L, M, 2, 8>(lanes, &scratch, here, minimum, y);
-                    }
-                    (false, true, 1) => microkernel::blocks::<L, M, 1, true>(lanes, &scratch, blocks, here, minimum, y),
-                    (false, false, 1) => {
-                        microkernel::blocks::<L, M, 1, false>(lanes, &scratch, blocks, here, minimum, y);
-                    }
-                    (false, true, _) if L::COLUMNS > 1 => {
+                    (false, 1) => microkernel::blocks::<L, M, 1, false>(lanes, &scratch, blocks, here, minimum, y),
+                    (false, _) if L::COLUMNS > 1 && full => {
                         microkernel::blocks::<L, M, 2, true>(lanes, &scratch, blocks, here, minimum, y);
                     }
-                    (false, false, _) if L::COLUMNS > 1 => {
+                    (false, _) if L::COLUMNS > 1 => {
                         microkernel::blocks::<L, M, 2, false>(lanes, &scratch, blocks, here, minimum, y);
                     }
                     _ => unreachable!("{tiles} tiles, where {} is the most", L::COLUMNS),
@@ -347,13 +403,13 @@ unsafe fn unpack_segment<L: Lanes, S: Source<L>>(
 fn float_unit<L: Lanes>(
     lanes: L,
     weight: &Weight<'_>,
-    input: &Input,
+    input: Input<'_>,
     first_column: usize,
     tiles: usize,
-    rows: &std::ops::Range<usize>,
+    rows: &Range<usize>,
     y: &mut [f32],
 ) {
-    let Some(x) = &input.floats else { return };
+    let x = input.floats;
     let mut scratch = [const { FloatTile::zeroed() }; 2];
     let row_bytes = weight.data.len() / weight.out;
     for segment in 0..weight.inp.div_ceil(FLOAT_SEGMENT) {
@@ -401,7 +457,25 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::cpu::reference;
+    use crate::cpu::{quantize::InputBuffers, reference};
+
+    /// All chunks one after the other, last to first.
+    fn matmul(set: InstructionSet, weight: Weight<'_>, x: &[f32]) -> Vec<f32> {
+        let rows = x.len() / weight.inp;
+        let product = Product::new(set, [Some(weight), None, None], rows);
+        let mut buffers = InputBuffers::default();
+        buffers.reserve(product.input_shape());
+        let input = buffers.shared();
+        let mut y = vec![0.0; rows * weight.out];
+        let output = Output { to: Shared::new(&mut y), residual: None };
+        // SAFETY: there is room for the input, which is prepared before it is read, and for the output.
+        unsafe {
+            input.prepare(product.input_shape(), 0..rows, x);
+            let input = input.view(product.input_shape());
+            (0..product.chunks()).rev().for_each(|chunk| product.run(chunk, input, &[output]));
+        }
+        y
+    }
 
     const TYPES: [GgmlType; 13] = [
         GgmlType::F32,
@@ -515,16 +589,16 @@ mod tests {
             let bounds = tolerance(dtype, &data, inp, &x);
             let mut fused: Option<Vec<f32>> = None;
             for set in InstructionSet::supported() {
-                let outputs = matmul(set, &[weight], &x).expect("no chunk panics");
-                let tiled = matmul(set, &[Weight { tiles: Some(&tiles), ..weight }], &x).expect("no chunk panics");
+                let outputs = matmul(set, weight, &x);
+                let tiled = matmul(set, Weight { tiles: Some(&tiles), ..weight }, &x);
                 prop_assert_eq!(&outputs, &tiled, "{:?} {:?} as tiles", dtype, set);
-                for (i, (y, expected)) in outputs[0].iter().zip(&expected).enumerate() {
+                for (i, (y, expected)) in outputs.iter().zip(&expected).enumerate() {
                     let difference = (y - expected - bias[i % out]).abs();
                     prop_assert!(difference <= bounds[i], "{dtype:?} {set:?} at {i}: {y} for {expected}");
                 }
                 if set != InstructionSet::Portable {
-                    let bits_of_another_set = fused.get_or_insert_with(|| outputs[0].clone());
-                    prop_assert_eq!(&*bits_of_another_set, &outputs[0], "{:?} {:?}", dtype, set);
+                    let bits_of_another_set = fused.get_or_insert_with(|| outputs.clone());
+                    prop_assert_eq!(&*bits_of_another_set, &outputs, "{:?} {:?}", dtype, set);
                 }
             }
         }
@@ -539,10 +613,10 @@ mod tests {
             let x = noise(rows * inp, seed ^ 5);
             let weight = Weight { dtype, data: &data, tiles: None, inp, out, bias: None };
             for set in InstructionSet::supported() {
-                let all = matmul(set, &[weight], &x).expect("no chunk panics");
+                let all = matmul(set, weight, &x);
                 let row = seed as usize % rows;
-                let alone = matmul(set, &[weight], &x[row * inp..(row + 1) * inp]).expect("no chunk panics");
-                prop_assert_eq!(&all[0][row * out..(row + 1) * out], &alone[0][..]);
+                let alone = matmul(set, weight, &x[row * inp..(row + 1) * inp]);
+                prop_assert_eq!(&all[row * out..(row + 1) * out], &alone[..]);
             }
         }
 
@@ -556,8 +630,8 @@ mod tests {
             x[inp] = f32::INFINITY;
             let weight = Weight { dtype, data: &data, tiles: None, inp, out, bias: None };
             for set in InstructionSet::supported() {
-                let y = matmul(set, &[weight], &x).expect("no chunk panics");
-                prop_assert!(y[0][..out].iter().all(|y| y.is_nan()), "a row with NaN in it stays NaN");
+                let y = matmul(set, weight, &x);
+                prop_assert!(y[..out].iter().all(|y| y.is_nan()), "a row with NaN in it stays NaN");
             }
         }
     }

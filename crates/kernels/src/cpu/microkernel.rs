@@ -26,24 +26,26 @@ pub struct Segment {
     pub sums: *const i32,
 }
 
-/// One superblock of a K type; `GROUPS` is the number of a sub-block's columns divided by four.
+/// One superblock of a K type with sub-blocks of `groups` times four columns, in runs of `RUN` groups, which are a sub-block or
+/// an even part of one.
 ///
 /// # Safety
 /// `segment` and `y` (`[M][N * 16]`) have `M` rows, `tiles` has `N` tiles.
 #[inline(always)]
-pub unsafe fn superblock<L: Lanes, const M: usize, const N: usize, const GROUPS: usize>(
+pub unsafe fn superblock<L: Lanes, const M: usize, const N: usize, const RUN: usize>(
     lanes: L,
     tiles: &[IntTile],
+    groups: usize,
     segment: Segment,
     minimum: Minimum,
     y: *mut f32,
 ) {
     let tiles = &tiles[..N];
     let mut total = [[lanes.splat_i(0); M]; N];
-    for sub in 0..64 / GROUPS {
-        let mut sum = [[lanes.splat_i(0); M]; N];
-        for g in 0..GROUPS {
-            let group = sub * GROUPS + g;
+    for run in 0..64 / RUN {
+        let mut products = [[lanes.splat_i(0); M]; N];
+        for g in 0..RUN {
+            let group = run * RUN + g;
             let mut weights = [lanes.splat_i(0); N];
             for n in 0..N {
                 // SAFETY: a tile has 64 groups of 64 bytes.
@@ -54,15 +56,16 @@ pub unsafe fn superblock<L: Lanes, const M: usize, const N: usize, const GROUPS:
                 let four = unsafe { segment.quants.add(m * INT_SEGMENT + 4 * group).cast::<i32>().read_unaligned() };
                 let four = lanes.splat_i(four);
                 for n in 0..N {
-                    sum[n][m] = lanes.dot_bytes(sum[n][m], weights[n], four);
+                    products[n][m] = lanes.multiply_bytes(products[n][m], weights[n], four);
                 }
             }
         }
+        let sub = run * RUN / groups;
         for n in 0..N {
             // SAFETY: a tile has sixteen vectors of scales.
             let scale = unsafe { lanes.load_i(tiles[n].scales.as_ptr().add(sub * LANES).cast()) };
             for m in 0..M {
-                total[n][m] = lanes.add_i(total[n][m], lanes.mul_i(sum[n][m], scale));
+                total[n][m] = lanes.add_scaled(total[n][m], products[n][m], scale);
             }
         }
     }
@@ -105,7 +108,7 @@ pub unsafe fn superblock<L: Lanes, const M: usize, const N: usize, const GROUPS:
     }
 }
 
-/// Up to eight blocks of an older type. `FULL`: the quants use all eight bits.
+/// Up to eight blocks of an older type. `FULL`: the quants use all eight bits, otherwise at most five.
 ///
 /// # Safety
 /// `segment` and `y` (`[M][N * 16]`) have `M` rows, `tiles` has `N` tiles.
@@ -126,8 +129,10 @@ pub unsafe fn blocks<L: Lanes, const M: usize, const N: usize, const FULL: bool>
             out[n][m] = unsafe { lanes.load_f(y.add((m * N + n) * LANES)) };
         }
     }
+    let run = L::most_products(31).min(8);
     for block in 0..blocks.min(8) {
         let mut sum = [[lanes.splat_i(0); M]; N];
+        let mut products = [[lanes.splat_i(0); M]; N];
         if let Minimum::Offset(offset) = minimum {
             for m in 0..M {
                 // SAFETY: row `m` has eight sums. A sum is at most 32 * 128, an offset at most 128.
@@ -149,11 +154,15 @@ pub unsafe fn blocks<L: Lanes, const M: usize, const N: usize, const FULL: bool>
                 let four = unsafe { segment.quants.add(m * INT_SEGMENT + 4 * group).cast::<i32>().read_unaligned() };
                 let four = lanes.splat_i(four);
                 for n in 0..N {
-                    sum[n][m] = if FULL {
-                        lanes.dot_full_bytes(sum[n][m], weights[n], four)
+                    if FULL {
+                        sum[n][m] = lanes.dot_offset_bytes(sum[n][m], weights[n], four);
                     } else {
-                        lanes.dot_bytes(sum[n][m], weights[n], four)
-                    };
+                        products[n][m] = lanes.multiply_bytes(products[n][m], weights[n], four);
+                        if (g + 1) % run == 0 {
+                            sum[n][m] = lanes.add_products(sum[n][m], products[n][m]);
+                            products[n][m] = lanes.splat_i(0);
+                        }
+                    }
                 }
             }
         }

@@ -12,6 +12,10 @@ pub struct Portable;
 type I = [i32; LANES];
 type F = [f32; LANES];
 
+fn signed_bytes(word: i32) -> [i8; 4] {
+    word.to_le_bytes().map(|byte| byte as i8)
+}
+
 impl Lanes for Portable {
     type I = I;
     type F = F;
@@ -19,6 +23,7 @@ impl Lanes for Portable {
     const ROWS: usize = 4;
     const COLUMNS: usize = 1;
     const STREAMED_ROWS: usize = 0;
+    const OFFSET: i32 = 0;
 
     #[inline(always)]
     unsafe fn load_i(self, from: *const u8) -> I {
@@ -56,6 +61,12 @@ impl Lanes for Portable {
         let bits: [u16; LANES] = from_fn(|i| f16::from_f32(value[i]).to_bits());
         // SAFETY: the caller vouches for sixteen elements.
         unsafe { to.cast::<[u16; LANES]>().write_unaligned(bits) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bytes(self, to: *mut i8, value: I) {
+        // SAFETY: the caller vouches for sixteen bytes.
+        unsafe { to.cast::<[i8; LANES]>().write_unaligned(value.map(|value| value as i8)) }
     }
 
     #[inline(always)]
@@ -133,17 +144,59 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn dot_bytes(self, sum: I, unsigned: I, signed: I) -> I {
+    fn multiply_bytes(self, products: I, unsigned: I, signed: I) -> I {
+        self.dot_full_bytes(products, unsigned, signed)
+    }
+
+    #[inline(always)]
+    fn most_products(_largest: usize) -> usize {
+        usize::MAX
+    }
+
+    #[inline(always)]
+    fn add_products(self, total: I, products: I) -> I {
+        self.add_i(total, products)
+    }
+
+    #[inline(always)]
+    fn add_scaled(self, total: I, products: I, factor: I) -> I {
+        self.add_i(total, self.mul_i(products, factor))
+    }
+
+    #[inline(always)]
+    fn factor(self, bytes: I, i: usize) -> I {
+        from_fn(|lane| i32::from(signed_bytes(bytes[lane])[i]))
+    }
+
+    #[inline(always)]
+    fn bytes_as_halves(self, bytes: I, low: usize, high: usize) -> I {
+        from_fn(|lane| {
+            let bytes = signed_bytes(bytes[lane]).map(i32::from);
+            bytes[low] & 0xffff | bytes[high] << 16
+        })
+    }
+
+    #[inline(always)]
+    fn dot_full_bytes(self, sum: I, unsigned: I, signed: I) -> I {
         from_fn(|i| {
-            let (u, s) = (unsigned[i].to_le_bytes(), signed[i].to_le_bytes().map(|byte| byte as i8));
+            let (u, s) = (unsigned[i].to_le_bytes(), signed_bytes(signed[i]));
             let products = (0..4).map(|j| i32::from(u[j]) * i32::from(s[j]));
             sum[i].wrapping_add(products.sum())
         })
     }
 
     #[inline(always)]
-    fn dot_full_bytes(self, sum: I, unsigned: I, signed: I) -> I {
-        self.dot_bytes(sum, unsigned, signed)
+    fn add_offset(self, bytes: I) -> I {
+        bytes
+    }
+
+    #[inline(always)]
+    fn dot_offset_bytes(self, sum: I, offset: I, signed: I) -> I {
+        from_fn(|i| {
+            let (a, b) = (signed_bytes(offset[i]), signed_bytes(signed[i]));
+            let products = (0..4).map(|j| i32::from(a[j]) * i32::from(b[j]));
+            sum[i].wrapping_add(products.sum())
+        })
     }
 
     #[inline(always)]

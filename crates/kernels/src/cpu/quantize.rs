@@ -3,37 +3,242 @@
 //! A segment's rows are contiguous, so that the kernels stream through them. The K types take one scale per 256
 //! columns, the older types one per 32, matching their weights.
 
+use std::ops::Range;
+
 use super::{
     lanes::{Kernel, LANES, Lanes, dispatch},
     tile::{FLOAT_SEGMENT, INT_SEGMENT},
 };
-use crate::pool;
 
-/// Elements above which preparing the input is worth a parallel region.
-const PARALLEL_ELEMENTS: usize = 1 << 16;
+/// The forms in which a product's weights need its input.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Forms {
+    /// Bytes with one scale per 256 columns.
+    pub superblocks: bool,
+    /// Bytes with one scale per 32 columns.
+    pub blocks: bool,
+    pub floats: bool,
+}
+
+/// The input of one or more products.
+#[derive(Clone, Copy, Debug)]
+pub struct InputShape {
+    pub rows: usize,
+    pub columns: usize,
+    pub forms: Forms,
+}
 
 /// `[segments][rows][256]` bytes with their scales and sums.
-#[derive(Debug)]
-pub struct ByteActivations {
+#[derive(Clone, Copy, Debug)]
+pub struct ByteActivations<'a> {
     pub rows: usize,
-    pub quants: Vec<i8>,
+    pub quants: &'a [i8],
     /// `[segments][rows]` with one scale per 256, `[segments][rows][8]` with one per 32.
-    pub scales: Vec<f32>,
+    pub scales: &'a [f32],
     /// `[segments][rows][8]`: with one scale per 256, pairs of 16-bit sums over 16 columns each; with one per
     /// 32, the sum over those 32 columns.
-    pub sums: Vec<i32>,
+    pub sums: &'a [i32],
 }
 
 /// `[segments][rows][128]` floats.
-#[derive(Debug)]
-pub struct FloatActivations {
+#[derive(Clone, Copy, Debug)]
+pub struct FloatActivations<'a> {
     pub rows: usize,
-    pub values: Vec<f32>,
+    pub values: &'a [f32],
+}
+
+/// A product's input in the forms that were prepared; the others are empty.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    pub superblocks: ByteActivations<'a>,
+    pub blocks: ByteActivations<'a>,
+    pub floats: FloatActivations<'a>,
+}
+
+/// Room for one input, which is used again for the next.
+#[derive(Debug, Default)]
+pub struct InputBuffers {
+    superblocks: ByteBuffers,
+    blocks: ByteBuffers,
+    floats: Vec<f32>,
+}
+
+#[derive(Debug, Default)]
+struct ByteBuffers {
+    quants: Vec<i8>,
+    scales: Vec<f32>,
+    sums: Vec<i32>,
+}
+
+/// [`InputBuffers`], as the threads that fill and read them see them.
+#[derive(Clone, Copy)]
+pub struct SharedInput {
+    superblocks: SharedBytes,
+    blocks: SharedBytes,
+    floats: Shared<f32>,
+}
+
+#[derive(Clone, Copy)]
+struct SharedBytes {
+    quants: Shared<i8>,
+    scales: Shared<f32>,
+    sums: Shared<i32>,
+}
+
+fn grow<T: Clone + Default>(buffer: &mut Vec<T>, length: usize) {
+    if buffer.len() < length {
+        *buffer = vec![T::default(); length];
+    }
+}
+
+impl ByteBuffers {
+    /// For `segments` segments of all rows, with this many scales each.
+    fn reserve(&mut self, segments: usize, scales: usize) {
+        grow(&mut self.quants, segments * INT_SEGMENT);
+        grow(&mut self.scales, segments * scales);
+        grow(&mut self.sums, segments * 8);
+    }
+
+    fn shared(&mut self) -> SharedBytes {
+        SharedBytes {
+            quants: Shared::new(&mut self.quants),
+            scales: Shared::new(&mut self.scales),
+            sums: Shared::new(&mut self.sums),
+        }
+    }
+}
+
+impl InputBuffers {
+    /// Makes room for an input of this shape. What is in the buffers is lost.
+    pub fn reserve(&mut self, shape: InputShape) {
+        let segments = shape.rows * shape.columns.div_ceil(INT_SEGMENT);
+        if shape.forms.superblocks {
+            self.superblocks.reserve(segments, 1);
+        }
+        if shape.forms.blocks {
+            self.blocks.reserve(segments, 8);
+        }
+        if shape.forms.floats {
+            grow(&mut self.floats, shape.rows * shape.columns.div_ceil(FLOAT_SEGMENT) * FLOAT_SEGMENT);
+        }
+    }
+
+    pub fn shared(&mut self) -> SharedInput {
+        SharedInput {
+            superblocks: self.superblocks.shared(),
+            blocks: self.blocks.shared(),
+            floats: Shared::new(&mut self.floats),
+        }
+    }
+}
+
+impl SharedBytes {
+    /// # Safety
+    /// There is room for `rows` rows of as many segments, with this many scales each, and nothing writes them meanwhile.
+    unsafe fn view<'a>(self, rows: usize, segments: usize, scales: usize) -> ByteActivations<'a> {
+        // SAFETY: as the caller says.
+        unsafe {
+            ByteActivations {
+                rows,
+                quants: self.quants.read(0, rows * segments * INT_SEGMENT),
+                scales: self.scales.read(0, rows * segments * scales),
+                sums: self.sums.read(0, rows * segments * 8),
+            }
+        }
+    }
+}
+
+impl SharedInput {
+    /// The input after it has been prepared.
+    ///
+    /// # Safety
+    /// There is room for the shape, and nothing writes to the buffers while the result is used.
+    pub unsafe fn view<'a>(self, shape: InputShape) -> Input<'a> {
+        let segments = |wanted: bool, columns: usize| if wanted { shape.columns.div_ceil(columns) } else { 0 };
+        let (rows, forms) = (shape.rows, shape.forms);
+        // SAFETY: as the caller says; forms that are not there have no segments.
+        unsafe {
+            Input {
+                superblocks: self.superblocks.view(rows, segments(forms.superblocks, INT_SEGMENT), 1),
+                blocks: self.blocks.view(rows, segments(forms.blocks, INT_SEGMENT), 8),
+                floats: FloatActivations {
+                    rows,
+                    values: self.floats.read(0, rows * segments(forms.floats, FLOAT_SEGMENT) * FLOAT_SEGMENT),
+                },
+            }
+        }
+    }
+
+    /// Prepares some rows; `x` is those rows, `[range.len(), columns]`.
+    ///
+    /// # Safety
+    /// There is room for the shape, which has the rows, and no other thread touches them meanwhile.
+    pub unsafe fn prepare(self, shape: InputShape, range: Range<usize>, x: &[f32]) {
+        for (row, x) in range.zip(x.chunks_exact(shape.columns)) {
+            // SAFETY: as the caller says.
+            unsafe {
+                if shape.forms.superblocks {
+                    self.superblocks.round::<false>(shape.rows, row, x);
+                }
+                if shape.forms.blocks {
+                    self.blocks.round::<true>(shape.rows, row, x);
+                }
+                if shape.forms.floats {
+                    for (segment, x) in x.chunks(FLOAT_SEGMENT).enumerate() {
+                        let to = self.floats.part((segment * shape.rows + row) * FLOAT_SEGMENT, FLOAT_SEGMENT);
+                        to[..x.len()].copy_from_slice(x);
+                        to[x.len()..].fill(0.0);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl SharedBytes {
+    /// Rounds one row; with `FINE`, one scale per 32 columns.
+    ///
+    /// # Safety
+    /// There is room for `rows` rows of as many columns, and no other thread touches this one.
+    unsafe fn round<const FINE: bool>(self, rows: usize, row: usize, x: &[f32]) {
+        let scales_per_segment = if FINE { 8 } else { 1 };
+        for (segment, x) in x.chunks(INT_SEGMENT).enumerate() {
+            let at = segment * rows + row;
+            // SAFETY: as the caller says.
+            let (quants, scales, sums) = unsafe {
+                (
+                    self.quants.part(at * INT_SEGMENT, INT_SEGMENT),
+                    self.scales.part(at * scales_per_segment, scales_per_segment),
+                    self.sums.part(at * 8, 8),
+                )
+            };
+            let mut padded = [0.0; INT_SEGMENT];
+            let x = if x.len() == INT_SEGMENT {
+                x
+            } else {
+                padded[..x.len()].copy_from_slice(x);
+                &padded[..]
+            };
+            let mut sixteens = [0; 16];
+            dispatch(Round::<FINE> { from: x, to: quants, scales, sums: &mut sixteens });
+            for (sum, pair) in sums.iter_mut().zip(sixteens.chunks_exact(2)) {
+                *sum = if FINE { pair[0] + pair[1] } else { (pair[0] & 0xffff) | (pair[1] << 16) };
+            }
+        }
+    }
 }
 
 /// A pointer through which parallel chunks write disjoint parts.
-#[derive(Clone, Copy)]
+#[derive(Debug)]
 pub struct Shared<T>(*mut T);
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Shared<T> {}
 
 // SAFETY: users of the pointer guarantee that no two threads touch the same element.
 unsafe impl<T: Send> Send for Shared<T> {}
@@ -52,133 +257,69 @@ impl<T> Shared<T> {
         // SAFETY: as the caller says.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(start), len) }
     }
-}
 
-/// Calls `work` for ranges that cover `0..rows`, in parallel if there are enough elements.
-fn by_row_ranges(rows: usize, columns: usize, work: impl Fn(usize, usize) + Sync) -> candle_core::Result<()> {
-    if rows * columns < PARALLEL_ELEMENTS {
-        work(0, rows);
-        return Ok(());
+    /// From an element on.
+    ///
+    /// # Safety
+    /// The element is in the slice this was made from, or is the one past it.
+    pub unsafe fn at(self, start: usize) -> Self {
+        // SAFETY: as the caller says.
+        Self(unsafe { self.0.add(start) })
     }
-    let chunks = (4 * pool::threads()).min(rows);
-    pool::run(chunks, |chunk| work(rows * chunk / chunks, rows * (chunk + 1) / chunks))
-}
 
-impl ByteActivations {
-    /// `x` is `[rows, columns]`; one scale per 256 columns or, with `fine`, per 32.
-    pub fn new(x: &[f32], columns: usize, fine: bool) -> candle_core::Result<Self> {
-        let rows = x.len() / columns.max(1);
-        let segments = columns.div_ceil(INT_SEGMENT);
-        let scales_per_row = if fine { 8 } else { 1 };
-        let mut this = Self {
-            rows,
-            quants: vec![0; segments * rows * INT_SEGMENT],
-            scales: vec![0.0; segments * rows * scales_per_row],
-            sums: vec![0; segments * rows * 8],
-        };
-        let (quants, scales, sums) =
-            (Shared::new(&mut this.quants), Shared::new(&mut this.scales), Shared::new(&mut this.sums));
-        by_row_ranges(rows, columns, |first, last| {
-            for row in first..last {
-                for segment in 0..segments {
-                    let at = segment * rows + row;
-                    let end = columns.min((segment + 1) * INT_SEGMENT);
-                    let mut padded = [0.0; INT_SEGMENT];
-                    let source = &x[row * columns + segment * INT_SEGMENT..row * columns + end];
-                    padded[..source.len()].copy_from_slice(source);
-                    // SAFETY: each segment of each row is written by exactly one chunk.
-                    let (quants, scales, sums) = unsafe {
-                        (
-                            quants.part(at * INT_SEGMENT, INT_SEGMENT),
-                            scales.part(at * scales_per_row, scales_per_row),
-                            sums.part(at * 8, 8),
-                        )
-                    };
-                    if fine {
-                        for (block, scale) in scales.iter_mut().enumerate() {
-                            let part = 32 * block..32 * (block + 1);
-                            let mut halves = [0; 2];
-                            let (from, to) = (&padded[part.clone()], &mut quants[part]);
-                            *scale = dispatch(Round { from, to, sums: &mut halves });
-                            sums[block] = halves[0] + halves[1];
-                        }
-                    } else {
-                        let mut sixteens = [0; 16];
-                        scales[0] = dispatch(Round { from: &padded, to: quants, sums: &mut sixteens });
-                        for (pair, sums) in sums.iter_mut().zip(sixteens.chunks_exact(2)) {
-                            *pair = (sums[0] & 0xffff) | (sums[1] << 16);
-                        }
-                    }
-                }
-            }
-        })?;
-        Ok(this)
+    /// # Safety
+    /// `start..start + len` lies within the slice this was made from, which lives as long as the result, and no thread writes
+    /// there meanwhile.
+    pub unsafe fn read<'a>(self, start: usize, len: usize) -> &'a [T] {
+        // SAFETY: as the caller says.
+        unsafe { std::slice::from_raw_parts(self.0.add(start), len) }
     }
 }
 
-/// Rounds to bytes with one scale, which it returns; a non-finite value makes the scale NaN.
-struct Round<'a> {
+/// Rounds 256 columns to bytes, with one scale or, if `FINE`, eight; a non-finite value makes its scale NaN.
+struct Round<'a, const FINE: bool> {
     from: &'a [f32],
     to: &'a mut [i8],
+    scales: &'a mut [f32],
     /// One sum per sixteen bytes.
     sums: &'a mut [i32],
 }
 
-impl Kernel for Round<'_> {
-    type Output = f32;
+impl<const FINE: bool> Kernel for Round<'_, FINE> {
+    type Output = ();
 
     #[inline(always)]
-    fn run<L: Lanes>(self, lanes: L) -> f32 {
-        let magnitude = lanes.splat_i(i32::MAX);
-        let (mut largest, mut poison) = (lanes.splat_f(0.0), lanes.splat_f(0.0));
-        for chunk in self.from.chunks_exact(LANES) {
-            // SAFETY: the chunk has sixteen floats.
-            let x = unsafe { lanes.load_f(chunk.as_ptr()) };
-            largest = lanes.max(lanes.bits_as_floats(lanes.and(lanes.floats_as_bits(x), magnitude)), largest);
-            poison = lanes.fma(x, lanes.splat_f(0.0), poison);
-        }
-        let largest = lanes.largest(largest);
-        let finite = lanes.total(poison) == 0.0;
-        // If the range is so small that its inverse overflows, it is treated as zero.
-        let inverse = if largest > 1e-30 { 127.0 / largest } else { 0.0 };
-        let inverse = lanes.splat_f(if finite { inverse } else { 0.0 });
-        let chunks = self.from.chunks_exact(LANES).zip(self.to.chunks_exact_mut(LANES)).zip(self.sums);
-        for ((from, to), sum) in chunks {
-            let mut rounded = [0i32; LANES];
-            // SAFETY: the chunk has sixteen floats and the array sixteen words.
-            unsafe {
-                let x = lanes.load_f(from.as_ptr());
-                lanes.store_i(rounded.as_mut_ptr().cast(), lanes.to_nearest(lanes.mul(x, inverse)));
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self { from, to, scales, sums } = self;
+        let block = if FINE { 32 } else { INT_SEGMENT };
+        let blocks = from.chunks_exact(block).zip(to.chunks_exact_mut(block)).zip(sums.chunks_exact_mut(block / LANES));
+        for (((from, to), sums), scale) in blocks.zip(scales) {
+            let magnitude = lanes.splat_i(i32::MAX);
+            let (mut largest, mut poison) = (lanes.splat_f(0.0), lanes.splat_f(0.0));
+            for chunk in from.chunks_exact(LANES) {
+                // SAFETY: the chunk has sixteen floats.
+                let x = unsafe { lanes.load_f(chunk.as_ptr()) };
+                largest = lanes.max(lanes.bits_as_floats(lanes.and(lanes.floats_as_bits(x), magnitude)), largest);
+                poison = lanes.fma(x, lanes.splat_f(0.0), poison);
             }
-            let mut total = 0i32;
-            for (to, rounded) in to.iter_mut().zip(rounded) {
-                *to = rounded as i8;
-                total += i32::from(rounded as i8);
-            }
-            *sum = total;
-        }
-        if finite { largest / 127.0 } else { f32::NAN }
-    }
-}
-
-impl FloatActivations {
-    /// `x` is `[rows, columns]`.
-    pub fn new(x: &[f32], columns: usize) -> candle_core::Result<Self> {
-        let rows = x.len() / columns.max(1);
-        let segments = columns.div_ceil(FLOAT_SEGMENT);
-        let mut values = vec![0.0; segments * rows * FLOAT_SEGMENT];
-        let shared = Shared::new(&mut values);
-        by_row_ranges(rows, columns, |first, last| {
-            for segment in 0..segments {
-                let end = columns.min((segment + 1) * FLOAT_SEGMENT);
-                for row in first..last {
-                    let source = &x[row * columns + segment * FLOAT_SEGMENT..row * columns + end];
-                    // SAFETY: each segment of each row is written by exactly one chunk.
-                    let to = unsafe { shared.part((segment * rows + row) * FLOAT_SEGMENT, FLOAT_SEGMENT) };
-                    to[..source.len()].copy_from_slice(source);
+            let largest = lanes.largest(largest);
+            let finite = lanes.total(poison) == 0.0;
+            // If the range is so small that its inverse overflows, it is treated as zero.
+            let inverse = if largest > 1e-30 { 127.0 / largest } else { 0.0 };
+            let inverse = lanes.splat_f(if finite { inverse } else { 0.0 });
+            let chunks = from.chunks_exact(LANES).zip(to.chunks_exact_mut(LANES)).zip(sums);
+            for ((from, to), sum) in chunks {
+                // SAFETY: the chunks have sixteen elements.
+                unsafe {
+                    // What is no number becomes one of the bytes; the scale tells.
+                    let scaled = lanes.max(lanes.mul(lanes.load_f(from.as_ptr()), inverse), lanes.splat_f(-127.0));
+                    let rounded = lanes.to_nearest(scaled);
+                    lanes.store_bytes(to.as_mut_ptr(), rounded);
+                    // At most 16 * 127: floats add them exactly.
+                    *sum = lanes.total(lanes.to_floats(rounded)) as i32;
                 }
             }
-        })?;
-        Ok(Self { rows, values })
+            *scale = if finite { largest / 127.0 } else { f32::NAN };
+        }
     }
 }

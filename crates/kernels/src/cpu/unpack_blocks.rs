@@ -39,14 +39,12 @@ pub unsafe fn unpack_block<L: Lanes, S: Source<L>>(
         }
     }
     if dtype == GgmlType::Q8_0 {
-        let sign = lanes.splat_i(0x8080_8080_u32 as i32);
         for piece in 0..2 {
             // SAFETY: the quants are bytes 2..34 of the block.
             let words = unsafe { source.words(lanes, 2 + 16 * piece) };
             let mut j = 0;
             while j < 4 {
-                // Adding 128 to a signed byte flips its top bit.
-                put(quants, 4 * piece + j, lanes.xor(words[j], sign));
+                put(quants, 4 * piece + j, lanes.add_offset(words[j]));
                 j += 1;
             }
         }

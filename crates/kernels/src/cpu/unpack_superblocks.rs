@@ -57,18 +57,6 @@ fn put_floats<L: Lanes>(lanes: L, to: &mut [f32], value: L::F) {
     unsafe { lanes.store_f(to[..LANES].as_mut_ptr(), value) }
 }
 
-/// Byte `i` of every lane.
-#[inline(always)]
-pub(super) fn byte<L: Lanes>(lanes: L, words: L::I, i: usize) -> L::I {
-    lanes.and(lanes.shift_right_by(words, 8 * i as u32), lanes.splat_i(0xff))
-}
-
-/// Two 16-bit numbers in each lane.
-#[inline(always)]
-pub(super) fn pair<L: Lanes>(lanes: L, low: L::I, high: L::I) -> L::I {
-    lanes.or(lanes.and(low, lanes.splat_i(0xffff)), lanes.shift_left::<16>(high))
-}
-
 /// The eight 6-bit scales and minimums of `Q4_K` and `Q5_K`, four to a word each, from the three words that follow `d` and `dmin`.
 #[inline(always)]
 pub(super) fn six_bits<L: Lanes>(lanes: L, low: L::I, middle: L::I, high: L::I) -> ([L::I; 2], [L::I; 2]) {
@@ -92,9 +80,8 @@ unsafe fn scales_and_minimums<L: Lanes, S: Source<L>>(lanes: L, source: S, tile:
     let (scales, minimums) = six_bits(lanes, low, middle, high);
     let mut sub = 0;
     while sub < 8 {
-        put_words(lanes, &mut tile.scales, sub, byte(lanes, scales[sub / 4], sub % 4));
-        let minimum = byte(lanes, minimums[sub / 4], sub % 4);
-        put_words(lanes, &mut tile.minimums, sub, pair(lanes, minimum, minimum));
+        put_words(lanes, &mut tile.scales, sub, lanes.factor(scales[sub / 4], sub % 4));
+        put_words(lanes, &mut tile.minimums, sub, lanes.bytes_as_halves(minimums[sub / 4], sub % 4, sub % 4));
         sub += 1;
     }
 }
@@ -182,29 +169,21 @@ unsafe fn q6<L: Lanes, S: Source<L>>(lanes: L, source: S, tile: &mut IntTile) {
     // SAFETY: the signed byte scales are bytes 192..208, `d` is 208..210.
     let (words, d) = unsafe { (source.words(lanes, 192), source.lone_half(lanes, 208)) };
     put_floats(lanes, &mut tile.d, d);
-    let mut word = 0;
-    while word < 4 {
-        let scales = [
-            lanes.shift_right_signed::<24>(lanes.shift_left::<24>(words[word])),
-            lanes.shift_right_signed::<24>(lanes.shift_left::<16>(words[word])),
-            lanes.shift_right_signed::<24>(lanes.shift_left::<8>(words[word])),
-            lanes.shift_right_signed::<24>(words[word]),
-        ];
-        put_signed_scales(lanes, tile, word, scales);
-        word += 1;
-    }
+    put_scales(lanes, tile, words, words);
 }
 
-/// Four scales of sub-blocks of 16, and the same scales as pairs, which subtract the quants' offset.
+/// The scales of sixteen sub-blocks, and what is multiplied with the sums of their columns: the minimums or, where the quants
+/// have an offset to be subtracted, the scales.
 #[inline(always)]
-fn put_signed_scales<L: Lanes>(lanes: L, tile: &mut IntTile, word: usize, scales: [L::I; 4]) {
-    let mut i = 0;
-    while i < 4 {
-        put_words(lanes, &mut tile.scales, 4 * word + i, scales[i]);
-        i += 1;
+fn put_scales<L: Lanes>(lanes: L, tile: &mut IntTile, scales: [L::I; 4], minimums: [L::I; 4]) {
+    let mut sub = 0;
+    while sub < 16 {
+        put_words(lanes, &mut tile.scales, sub, lanes.factor(scales[sub / 4], sub % 4));
+        put_words(lanes, &mut tile.scales, sub + 1, lanes.factor(scales[sub / 4], sub % 4 + 1));
+        let both = lanes.bytes_as_halves(minimums[sub / 4], sub % 4, sub % 4 + 1);
+        put_words(lanes, &mut tile.minimums, sub / 2, both);
+        sub += 2;
     }
-    put_words(lanes, &mut tile.minimums, 2 * word, pair(lanes, scales[0], scales[1]));
-    put_words(lanes, &mut tile.minimums, 2 * word + 1, pair(lanes, scales[2], scales[3]));
 }
 
 #[inline(always)]
@@ -214,21 +193,14 @@ unsafe fn q2<L: Lanes, S: Source<L>>(lanes: L, source: S, tile: &mut IntTile) {
     put_floats(lanes, &mut tile.d, lanes.low_half_as_float(halves));
     put_floats(lanes, &mut tile.m, lanes.low_half_as_float(lanes.shift_right::<16>(halves)));
     let nibbles = lanes.splat_i(0x0f0f_0f0f);
+    let (mut scales, mut minimums) = (words, words);
     let mut word = 0;
     while word < 4 {
-        let scales = lanes.and(words[word], nibbles);
-        let minimums = lanes.and(lanes.shift_right::<4>(words[word]), nibbles);
-        let mut i = 0;
-        while i < 4 {
-            put_words(lanes, &mut tile.scales, 4 * word + i, byte(lanes, scales, i));
-            i += 1;
-        }
-        let first = pair(lanes, byte(lanes, minimums, 0), byte(lanes, minimums, 1));
-        put_words(lanes, &mut tile.minimums, 2 * word, first);
-        let second = pair(lanes, byte(lanes, minimums, 2), byte(lanes, minimums, 3));
-        put_words(lanes, &mut tile.minimums, 2 * word + 1, second);
+        scales[word] = lanes.and(words[word], nibbles);
+        minimums[word] = lanes.and(lanes.shift_right::<4>(words[word]), nibbles);
         word += 1;
     }
+    put_scales(lanes, tile, scales, minimums);
     let two_bits = lanes.splat_i(0x0303_0303);
     let mut piece = 0;
     while piece < 4 {
@@ -247,18 +219,21 @@ unsafe fn q2<L: Lanes, S: Source<L>>(lanes: L, source: S, tile: &mut IntTile) {
     }
 }
 
-/// The sixteen 6-bit scales of `Q3_K`, four to a word, from the last three words of the block.
+/// Half of the sixteen 6-bit scales of `Q3_K` as signed bytes, four to a word, from the last three words of the block.
 #[inline(always)]
-pub(super) fn q3_scales<L: Lanes>(lanes: L, low: L::I, middle: L::I, tops: L::I) -> [L::I; 4] {
+pub(super) fn q3_scales<L: Lanes>(lanes: L, low: L::I, middle: L::I, tops: L::I, half: usize) -> [L::I; 2] {
     let nibbles = lanes.splat_i(0x0f0f_0f0f);
     let two_bits = lanes.splat_i(0x0303_0303);
-    let joined = |low, top| lanes.or(lanes.and(low, nibbles), lanes.shift_left::<4>(lanes.and(top, two_bits)));
-    [
-        joined(low, tops),
-        joined(middle, lanes.shift_right::<2>(tops)),
-        joined(lanes.shift_right::<4>(low), lanes.shift_right::<4>(tops)),
-        joined(lanes.shift_right::<4>(middle), lanes.shift_right::<6>(tops)),
-    ]
+    let shift = 4 * half as u32;
+    let joined = |low, top| {
+        let low = lanes.and(lanes.shift_right_by(low, shift), nibbles);
+        let six = lanes.or(low, lanes.shift_left::<4>(lanes.and(lanes.shift_right_by(top, shift), two_bits)));
+        // Subtracting 32 flips bit 5, which is the sign: the two bits above it must be the same.
+        let flipped = lanes.xor(six, lanes.splat_i(0x2020_2020));
+        let sign = lanes.and(flipped, lanes.splat_i(0x2020_2020));
+        lanes.or(flipped, lanes.or(lanes.shift_left::<1>(sign), lanes.shift_left::<2>(sign)))
+    };
+    [joined(low, tops), joined(middle, lanes.shift_right::<2>(tops))]
 }
 
 #[inline(always)]
@@ -268,19 +243,8 @@ unsafe fn q3<L: Lanes, S: Source<L>>(lanes: L, source: S, tile: &mut IntTile) {
     let ([_, low, middle, tops], d) = unsafe { (source.words(lanes, 92), source.lone_half(lanes, 108)) };
     put_floats(lanes, &mut tile.d, d);
     let two_bits = lanes.splat_i(0x0303_0303);
-    let words = q3_scales(lanes, low, middle, tops);
-    let mut word = 0;
-    while word < 4 {
-        let bias = lanes.splat_i(32);
-        let scales = [
-            lanes.sub_i(byte(lanes, words[word], 0), bias),
-            lanes.sub_i(byte(lanes, words[word], 1), bias),
-            lanes.sub_i(byte(lanes, words[word], 2), bias),
-            lanes.sub_i(byte(lanes, words[word], 3), bias),
-        ];
-        put_signed_scales(lanes, tile, word, scales);
-        word += 1;
-    }
+    let ([a, b], [c, d]) = (q3_scales(lanes, low, middle, tops, 0), q3_scales(lanes, low, middle, tops, 1));
+    put_scales(lanes, tile, [a, b, c, d], [a, b, c, d]);
     let one_bit = lanes.splat_i(0x0101_0101);
     let mut piece = 0;
     while piece < 2 {

@@ -4,18 +4,16 @@
 //! row's result does not depend on the other rows, so a sequence gets the same logits in one prefill, in chunks, token
 //! by token, and alongside any other sequences.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::Result;
 use hearth_kernels::{
-    activation,
-    attention::{self, AttentionBatch, AttentionParams, AttentionSpan},
+    attention::{AttentionBatch, AttentionParams, AttentionSpan},
     kv::{BLOCK_TOKENS, KvLayer},
-    linear::Linear,
-    norm, rope,
+    norm::RmsNorm,
+    step::{Operations, Plan, Tensors},
 };
 
 use super::{
     Decoder,
-    architecture::QkNorm,
     config::{AttentionTemperature, LayerConfig, LayerRope},
     weights::LayerWeights,
 };
@@ -26,52 +24,35 @@ use crate::{
 
 /// What the layers of a step share.
 struct Step<'a> {
+    tokens: &'a [u32],
     /// Position of each token in its sequence.
     positions: Vec<u32>,
-    /// Rows whose logits are wanted; `None` if all are.
-    wanted_rows: Option<Tensor>,
+    /// Rows whose logits are wanted.
+    wanted_rows: Vec<u32>,
     attention: AttentionBatch<'a>,
-    /// Query factor of each token, `[tokens, 1, 1]`, for families that have one.
-    query_scale: Option<Tensor>,
+    /// Query factor of each token, for families that have one.
+    query_scale: Option<Vec<f32>>,
 }
 
 impl Decoder {
     /// Computes one step: writes the tokens' keys and values into `cache` and returns the logits that the batch
-    /// requests, `[batch.num_logits(), vocab]`, f32, on the CPU.
+    /// requests, `[batch.num_logits(), vocab]`, row by row.
     ///
     /// # Errors
     /// The batch is inconsistent or reaches beyond the context or the cache, or the device failed (most often out of
     /// memory). The contents of this batch's KV blocks are then undefined; other blocks are untouched.
-    pub fn forward(&self, batch: &Batch, cache: &mut KvCache) -> Result<Tensor> {
+    pub fn forward(&self, batch: &Batch, cache: &mut KvCache) -> Result<Vec<f32>> {
         self.check(batch, cache)?;
         if batch.tokens.is_empty() {
-            return self.no_logits();
+            return Ok(Vec::new());
         }
         let step = self.step(batch)?;
-        let mut hidden = scaled(self.weights.embedding.forward(&batch.tokens)?, self.config.embedding_scale)?;
-        let last = self.config.n_layers() - 1;
-        let layers = self.config.layers.iter().zip(&self.weights.layers).zip(cache.layers_mut());
-        for (index, ((layer, weights), kv)) in layers.enumerate() {
-            let attended = self.attention(layer, weights, &hidden, kv, &step)?;
-            if index == last && batch.num_logits() == 0 {
-                return self.no_logits();
-            }
-            // After the last layer's attention only the wanted rows continue.
-            let attended = match (&step.wanted_rows, index == last) {
-                (Some(rows), true) => {
-                    hidden = hidden.index_select(rows, 0)?;
-                    attended.index_select(rows, 0)?
-                }
-                _ => attended,
-            };
-            hidden = self.attention_residual(weights, &attended, &hidden)?;
-            hidden = self.feed_forward(weights, &hidden)?;
+        let (layers, workspace) = cache.parts();
+        if self.device.is_cpu() {
+            Pass { decoder: self, step: &step, operations: Plan::new(workspace) }.run(layers)
+        } else {
+            Pass { decoder: self, step: &step, operations: Tensors::new(self.device.clone()) }.run(layers)
         }
-        self.logits(&hidden)
-    }
-
-    fn no_logits(&self) -> Result<Tensor> {
-        Tensor::zeros((0, self.config.vocab), DType::F32, &Device::Cpu)
     }
 
     fn check(&self, batch: &Batch, cache: &KvCache) -> Result<()> {
@@ -106,7 +87,7 @@ impl Decoder {
 
     fn step<'a>(&self, batch: &'a Batch) -> Result<Step<'a>> {
         let mut positions = Vec::with_capacity(batch.tokens.len());
-        let mut wanted = Vec::new();
+        let mut wanted_rows = Vec::new();
         let mut spans = Vec::with_capacity(batch.sequences.len());
         for sequence in &batch.sequences {
             let first = positions.len();
@@ -117,8 +98,8 @@ impl Decoder {
                 LogitsWanted::Last if sequence.num_tokens == 0 => {
                     candle_core::bail!("logits are wanted of a sequence without tokens");
                 }
-                LogitsWanted::Last => wanted.push(positions.len() as u32 - 1),
-                LogitsWanted::All => wanted.extend(first as u32..positions.len() as u32),
+                LogitsWanted::Last => wanted_rows.push(positions.len() as u32 - 1),
+                LogitsWanted::All => wanted_rows.extend(first as u32..positions.len() as u32),
             }
             spans.push(AttentionSpan {
                 num_tokens: sequence.num_tokens,
@@ -126,118 +107,127 @@ impl Decoder {
                 block_table: &sequence.block_table,
             });
         }
-        let wanted_rows = if wanted.len() == positions.len() {
-            None
-        } else {
-            let count = wanted.len();
-            Some(Tensor::from_vec(wanted, count, &self.device)?)
-        };
-        let query_scale = self
-            .config
-            .attention_temperature
-            .map(|temperature| query_scale(temperature, &positions, &self.device))
-            .transpose()?;
-        Ok(Step { positions, wanted_rows, attention: AttentionBatch { spans }, query_scale })
+        let query_scale = self.config.attention_temperature.map(|temperature| query_scale(temperature, &positions));
+        Ok(Step { tokens: &batch.tokens, positions, wanted_rows, attention: AttentionBatch::new(spans)?, query_scale })
+    }
+}
+
+/// One way through the layers.
+struct Pass<'a, O> {
+    decoder: &'a Decoder,
+    step: &'a Step<'a>,
+    operations: O,
+}
+
+impl<'a, O: Operations<'a>> Pass<'a, O> {
+    fn run(mut self, caches: &'a mut [KvLayer]) -> Result<Vec<f32>> {
+        let (config, weights) = (&self.decoder.config, &self.decoder.weights);
+        let embedded = self.operations.lookup(&weights.embedding, self.step.tokens)?;
+        let mut hidden = self.scaled(embedded, config.embedding_scale)?;
+        let last = config.n_layers() - 1;
+        for (index, ((layer, weights), kv)) in config.layers.iter().zip(&weights.layers).zip(caches).enumerate() {
+            let mut attended = self.attention(layer, weights, &hidden, kv)?;
+            if index == last && self.step.wanted_rows.is_empty() {
+                return self.operations.compute(None);
+            }
+            // After the last layer's attention only the wanted rows continue.
+            if index == last && self.step.wanted_rows.len() < self.step.tokens.len() {
+                hidden = self.operations.select(&hidden, &self.step.wanted_rows)?;
+                attended = self.operations.select(&attended, &self.step.wanted_rows)?;
+            }
+            hidden = match &weights.attention_output_norm {
+                None => {
+                    let output = &weights.attention_output;
+                    self.operations.linear_added(output, &attended, &hidden, config.residual_scale)?
+                }
+                Some(norm) => {
+                    let [output] = self.operations.linear([&weights.attention_output], &attended)?;
+                    let output = self.operations.rms_norm(&output, norm)?;
+                    self.operations.add(&hidden, &output, config.residual_scale)?
+                }
+            };
+            hidden = self.feed_forward(weights, hidden)?;
+        }
+        let logits = self.logits(&hidden)?;
+        self.operations.compute(Some(&logits))
     }
 
     /// Attention without its output projection: `[tokens, n_heads * head_dim]`.
     fn attention(
-        &self,
+        &mut self,
         layer: &LayerConfig,
-        weights: &LayerWeights,
-        hidden: &Tensor,
-        kv: &mut KvLayer,
-        step: &Step<'_>,
-    ) -> Result<Tensor> {
+        weights: &'a LayerWeights,
+        hidden: &O::Rows,
+        kv: &'a mut KvLayer,
+    ) -> Result<O::Rows> {
+        let config = &self.decoder.config;
         let input = self.normalized(hidden, weights.attention_norm.as_ref())?;
-        let projected = Linear::forward_shared(&[&weights.query, &weights.key, &weights.value], &input)?;
-        let [query, key, value]: [Tensor; 3] =
-            projected.try_into().map_err(|_| candle_core::Error::msg("three projections gave another count"))?;
-        let tokens = step.positions.len();
-        let by_head = |x: Tensor, heads: usize| x.reshape((tokens, heads, self.config.head_dim));
-        let query = self.positioned(query, weights.query_norm.as_ref(), layer.n_heads, layer.rope, step)?;
-        let key = self.positioned(key, weights.key_norm.as_ref(), layer.n_kv_heads, layer.rope, step)?;
-        let value = by_head(value, layer.n_kv_heads)?;
-        let query = match &step.query_scale {
-            Some(scale) => query.broadcast_mul(scale)?,
+        let [query, key, value] = self.operations.linear([&weights.query, &weights.key, &weights.value], &input)?;
+        let query = self.positioned(query, weights.query_norm.as_ref(), layer.rope)?;
+        let key = self.positioned(key, weights.key_norm.as_ref(), layer.rope)?;
+        let query = match &self.step.query_scale {
+            Some(factors) => self.operations.scale_rows(query, factors)?,
             None => query,
         };
-        let params = AttentionParams {
-            scale: self.config.attention_scale,
-            softcap: self.config.attention_softcap,
-            window: layer.window,
-        };
-        attention::attention(&query, &key, &value, kv, &step.attention, &params)
+        let params =
+            AttentionParams { scale: config.attention_scale, softcap: config.attention_softcap, window: layer.window };
+        self.operations.attention([query, key, value], kv, &self.step.attention, params)
     }
 
-    /// Queries or keys, normalized and rotated: `[tokens, heads, head_dim]`.
-    fn positioned(
-        &self,
-        x: Tensor,
-        weight: Option<&Tensor>,
-        heads: usize,
-        layer_rope: LayerRope,
-        step: &Step<'_>,
-    ) -> Result<Tensor> {
-        let shape = (step.positions.len(), heads, self.config.head_dim);
-        let x = match self.config.qk_norm() {
-            QkNorm::AllHeads => self.normalized(&x, weight)?.reshape(shape)?,
-            QkNorm::None | QkNorm::PerHead => self.normalized(&x.reshape(shape)?, weight)?,
-        };
+    /// Queries or keys, normalized, over each head or over all of them as the weight's width has it, and rotated.
+    fn positioned(&mut self, x: O::Rows, norm: Option<&'a RmsNorm>, layer_rope: LayerRope) -> Result<O::Rows> {
+        let x = self.normalized(&x, norm)?;
+        let decoder = self.decoder;
         let table = match layer_rope {
-            LayerRope::Global => &self.rope,
-            LayerRope::Local => self.local_rope.as_ref().unwrap_or(&self.rope),
+            LayerRope::Global => &decoder.rope,
+            LayerRope::Local => decoder.local_rope.as_ref().unwrap_or(&decoder.rope),
             LayerRope::None => return Ok(x),
         };
-        rope::rope(&x, &step.positions, table, self.config.architecture.rope_layout())
+        let layout = decoder.config.architecture.rope_layout();
+        self.operations.rope(x, decoder.config.head_dim, &self.step.positions, table, layout)
     }
 
-    fn attention_residual(&self, weights: &LayerWeights, attended: &Tensor, hidden: &Tensor) -> Result<Tensor> {
-        let output = weights.attention_output.forward(attended)?;
-        let output = self.normalized(&output, weights.attention_output_norm.as_ref())?;
-        hidden + scaled(output, self.config.residual_scale)?
-    }
-
-    fn feed_forward(&self, weights: &LayerWeights, hidden: &Tensor) -> Result<Tensor> {
-        let input = self.normalized(hidden, weights.ffn_norm.as_ref())?;
-        let projected = Linear::forward_shared(&[&weights.gate, &weights.up], &input)?;
-        let [gate, up]: [Tensor; 2] =
-            projected.try_into().map_err(|_| candle_core::Error::msg("two projections gave another count"))?;
-        let gated = activation::gated(&gate, &up, self.config.architecture.activation())?;
-        let output = weights.down.forward(&gated)?;
-        let output = self.normalized(&output, weights.ffn_output_norm.as_ref())?;
-        hidden + scaled(output, self.config.residual_scale)?
-    }
-
-    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let hidden = self.normalized(hidden, Some(&self.weights.output_norm))?;
-        let logits = scaled(self.weights.output.forward(&hidden)?, self.config.logit_scale)?;
-        let logits = match self.config.logit_softcap {
-            Some(cap) => ((logits / f64::from(cap))?.tanh()? * f64::from(cap))?,
-            None => logits,
-        };
-        logits.to_device(&Device::Cpu)
-    }
-
-    fn normalized(&self, x: &Tensor, weight: Option<&Tensor>) -> Result<Tensor> {
-        match weight {
-            Some(weight) => norm::rms_norm(x, weight, self.config.rms_norm_eps),
-            None => Ok(x.clone()),
+    fn feed_forward(&mut self, weights: &'a LayerWeights, hidden: O::Rows) -> Result<O::Rows> {
+        let config = &self.decoder.config;
+        let input = self.normalized(&hidden, weights.ffn_norm.as_ref())?;
+        let [gate, up] = self.operations.linear([&weights.gate, &weights.up], &input)?;
+        let gated = self.operations.gated(gate, up, config.architecture.activation())?;
+        match &weights.ffn_output_norm {
+            None => self.operations.linear_added(&weights.down, &gated, &hidden, config.residual_scale),
+            Some(norm) => {
+                let [output] = self.operations.linear([&weights.down], &gated)?;
+                let output = self.operations.rms_norm(&output, norm)?;
+                self.operations.add(&hidden, &output, config.residual_scale)
+            }
         }
     }
+
+    fn logits(&mut self, hidden: &O::Rows) -> Result<O::Rows> {
+        let (config, weights) = (&self.decoder.config, &self.decoder.weights);
+        let hidden = self.operations.rms_norm(hidden, &weights.output_norm)?;
+        let [logits] = self.operations.linear([&weights.output], &hidden)?;
+        let logits = self.scaled(logits, config.logit_scale)?;
+        match config.logit_softcap {
+            Some(cap) => self.operations.soft_cap(logits, cap),
+            None => Ok(logits),
+        }
+    }
+
+    fn normalized(&mut self, x: &O::Rows, norm: Option<&'a RmsNorm>) -> Result<O::Rows> {
+        norm.map_or_else(|| Ok(x.clone()), |norm| self.operations.rms_norm(x, norm))
+    }
+
+    fn scaled(&mut self, x: O::Rows, factor: f32) -> Result<O::Rows> {
+        if factor == 1.0 { Ok(x) } else { self.operations.scale(x, factor) }
+    }
 }
 
-fn scaled(x: Tensor, factor: f32) -> Result<Tensor> {
-    if factor == 1.0 { Ok(x) } else { x * f64::from(factor) }
-}
-
-fn query_scale(temperature: AttentionTemperature, positions: &[u32], device: &Device) -> Result<Tensor> {
-    let scales: Vec<f32> = positions
+fn query_scale(temperature: AttentionTemperature, positions: &[u32]) -> Vec<f32> {
+    positions
         .iter()
         .map(|&position| {
             let periods = (position as usize / temperature.length) as f32;
             1.0 + temperature.scale * periods.ln_1p()
         })
-        .collect();
-    Tensor::from_vec(scales, (positions.len(), 1, 1), device)
+        .collect()
 }

@@ -1,8 +1,7 @@
 //! One decoder-only transformer, driven by its configuration, for all families of chat models.
 //!
 //! Families differ in a handful of choices (`architecture.rs`) and in numbers (`config.rs`). There is one forward pass
-//! (`forward.rs`), written over candle tensors and the operations in `kernels/`, which alone know about devices and
-//! quantization. Configuration and weights live here and never change; the state is a
+//! (`forward.rs`), written over the operations of `kernels/step`, which alone know about devices and quantization. Configuration and weights live here and never change; the state is a
 //! [`KvCache`](crate::kv_cache::KvCache) that the caller lends to each step.
 
 pub mod architecture;

@@ -4,8 +4,8 @@
 //! converters fuse (`attn_qkv`, gate and up of Phi-3) are split by rows, which costs nothing, so one forward pass
 //! serves both forms.
 
-use candle_core::{Device, Tensor};
-use hearth_kernels::{embedding::Embedding, linear::Linear, quant::RawTensor};
+use candle_core::Device;
+use hearth_kernels::{embedding::Embedding, linear::Linear, norm::RmsNorm, quant::RawTensor};
 
 use super::{
     architecture::QkNorm,
@@ -20,7 +20,7 @@ use crate::gguf::Gguf;
 pub(super) struct Weights {
     pub(super) embedding: Embedding,
     pub(super) layers: Vec<LayerWeights>,
-    pub(super) output_norm: Tensor,
+    pub(super) output_norm: RmsNorm,
     /// From the hidden state to logits.
     pub(super) output: Linear,
 }
@@ -28,24 +28,24 @@ pub(super) struct Weights {
 /// One block. Norms are `None` where the family has none.
 #[derive(Debug)]
 pub(super) struct LayerWeights {
-    pub(super) attention_norm: Option<Tensor>,
+    pub(super) attention_norm: Option<RmsNorm>,
     pub(super) query: Linear,
     pub(super) key: Linear,
     pub(super) value: Linear,
-    pub(super) query_norm: Option<Tensor>,
-    pub(super) key_norm: Option<Tensor>,
+    pub(super) query_norm: Option<RmsNorm>,
+    pub(super) key_norm: Option<RmsNorm>,
     pub(super) attention_output: Linear,
-    pub(super) attention_output_norm: Option<Tensor>,
-    pub(super) ffn_norm: Option<Tensor>,
+    pub(super) attention_output_norm: Option<RmsNorm>,
+    pub(super) ffn_norm: Option<RmsNorm>,
     pub(super) gate: Linear,
     pub(super) up: Linear,
     pub(super) down: Linear,
-    pub(super) ffn_output_norm: Option<Tensor>,
+    pub(super) ffn_output_norm: Option<RmsNorm>,
 }
 
 impl Weights {
     pub(super) fn load(gguf: &Gguf, config: &DecoderConfig, device: &Device) -> Result<Self, ModelError> {
-        let loader = Loader { tensors: Tensors::new(gguf), device };
+        let loader = Loader { tensors: Tensors::new(gguf), rms_norm_eps: config.rms_norm_eps, device };
         loader.refuse_variants(gguf, config)?;
 
         let table_name = "token_embd.weight";
@@ -58,7 +58,7 @@ impl Weights {
             // Tied embeddings: the embedding table is also the output matrix.
             loader.place(table_name, &table, loader.tensors.optional_floats("output.bias", config.vocab)?)?
         };
-        let output_norm = loader.vector("output_norm.weight", config.hidden)?;
+        let output_norm = loader.rms_norm("output_norm.weight", config.hidden)?;
         let layers = (0..config.n_layers()).map(|layer| loader.layer(layer, config)).collect::<Result<Vec<_>, _>>()?;
         Ok(Self { embedding, layers, output_norm, output })
     }
@@ -66,6 +66,7 @@ impl Weights {
 
 struct Loader<'a> {
     tensors: Tensors<'a>,
+    rms_norm_eps: f32,
     device: &'a Device,
 }
 
@@ -183,12 +184,12 @@ impl Loader<'_> {
         Linear::new(weight, bias, self.device).map_err(|error| self.tensors.device_error(name, error))
     }
 
-    fn norm(&self, name: &str, length: Option<usize>) -> Result<Option<Tensor>, ModelError> {
-        length.map(|length| self.vector(name, length)).transpose()
+    fn norm(&self, name: &str, width: Option<usize>) -> Result<Option<RmsNorm>, ModelError> {
+        width.map(|width| self.rms_norm(name, width)).transpose()
     }
 
-    fn vector(&self, name: &str, length: usize) -> Result<Tensor, ModelError> {
-        let values = self.tensors.floats(name, length)?;
-        Tensor::from_vec(values, length, self.device).map_err(|error| self.tensors.device_error(name, error))
+    fn rms_norm(&self, name: &str, width: usize) -> Result<RmsNorm, ModelError> {
+        let weight = self.tensors.floats(name, width)?;
+        RmsNorm::new(weight, self.rms_norm_eps, self.device).map_err(|error| self.tensors.device_error(name, error))
     }
 }

@@ -1,0 +1,364 @@
+//! A step on the CPU: recorded first, then run as one region of the compute pool.
+//!
+//! Recording checks every shape, finds room for every result and cuts the work into phases; it computes nothing. What is done
+//! with each row on its own (`rows.rs`) is joined to the operations before it, so that a row is normalized and rounded by the
+//! thread that has it in its cache; products and attention are phases of their own. Results lie in one array, where a result's
+//! room is free again once its last handle is dropped: phases run in the order in which they were recorded, so what was
+//! recorded later may write there.
+
+use std::{cell::RefCell, fmt, ops::Range, rc::Rc, sync::Arc};
+
+use candle_core::Result;
+
+use super::{
+    Operations,
+    rows::{RowOperation, Span},
+};
+use crate::{
+    activation::Activation,
+    attention::{AttentionBatch, AttentionParams, AttentionWork},
+    cpu::{
+        features::cpu_features,
+        matmul::{MAX_WEIGHTS, Output, Product},
+        quantize::{InputBuffers, InputShape, Shared, SharedInput},
+    },
+    embedding::Embedding,
+    kv::KvLayer,
+    linear::Linear,
+    norm::RmsNorm,
+    pool,
+    rope::{RopeLayout, RopeTable},
+};
+
+/// Elements that a chunk of row operations should have: fewer are not worth a second thread.
+const CHUNK_ELEMENTS: usize = 1 << 13;
+
+/// The memory of a step's intermediate results. It grows with the largest step and is used again by the next.
+#[derive(Default)]
+pub struct Workspace {
+    floats: Vec<f32>,
+    input: InputBuffers,
+}
+
+impl fmt::Debug for Workspace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Workspace").field("floats", &self.floats.len()).finish_non_exhaustive()
+    }
+}
+
+/// A step that is being recorded.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    workspace: &'a mut Workspace,
+    room: Rc<RefCell<Room>>,
+    inputs: Vec<InputShape>,
+    row_operations: Vec<RowOperation<'a>>,
+    phases: Vec<Phase<'a>>,
+}
+
+/// A matrix that the plan will have computed by the time that an operation reads it.
+#[derive(Clone, Debug)]
+pub struct Rows {
+    rows: usize,
+    columns: usize,
+    place: Rc<Place>,
+}
+
+/// A range of the workspace's floats, which is free again when this is dropped.
+#[derive(Debug)]
+struct Place {
+    range: Range<usize>,
+    room: Rc<RefCell<Room>>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.room.borrow_mut().free.push(self.range.clone());
+    }
+}
+
+/// Which floats of the workspace are in use.
+#[derive(Debug, Default)]
+struct Room {
+    free: Vec<Range<usize>>,
+    end: usize,
+}
+
+impl Room {
+    /// The smallest free range that is long enough, whole, or a new one. Layers are alike, so ranges soon fit.
+    fn take(&mut self, length: usize) -> Range<usize> {
+        // Vectors begin on cache lines if the array does.
+        let length = length.next_multiple_of(16);
+        let fitting = self.free.iter().enumerate().filter(|(_, range)| range.len() >= length);
+        if let Some((index, _)) = fitting.min_by_key(|(_, range)| range.len()) {
+            return self.free.swap_remove(index);
+        }
+        self.end += length;
+        self.end - length..self.end
+    }
+}
+
+/// Work that may begin when all before it has finished.
+#[derive(Debug)]
+enum Phase<'a> {
+    /// Operations on each of `rows` rows, one after the other.
+    Rows { operations: Range<usize>, rows: usize, elements: usize },
+    /// Of the input that was prepared last.
+    Product { product: Product<'a>, outputs: [Option<ProductOutput>; MAX_WEIGHTS] },
+    /// One of the phases of attention.
+    Attention { work: Arc<AttentionWork<'a>>, phase: usize, queries: Span, output: Span },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct ProductOutput {
+    to: usize,
+    residual: Option<(usize, f32)>,
+}
+
+impl Rows {
+    fn span(&self) -> Span {
+        Span { start: self.place.range.start, columns: self.columns }
+    }
+}
+
+impl<'a> Plan<'a> {
+    /// In these buffers, whose contents are lost.
+    pub fn new(workspace: &'a mut Workspace) -> Self {
+        Self { workspace, room: Rc::default(), inputs: Vec::new(), row_operations: Vec::new(), phases: Vec::new() }
+    }
+
+    fn new_rows(&self, rows: usize, columns: usize) -> Rows {
+        let range = self.room.borrow_mut().take(rows * columns);
+        Rows { rows, columns, place: Rc::new(Place { range, room: Rc::clone(&self.room) }) }
+    }
+
+    /// Records an operation on each row, on `columns` elements of it. If `alone`, it reads other rows than its own of what
+    /// came before.
+    fn record(&mut self, operation: RowOperation<'a>, rows: usize, columns: usize, alone: bool) {
+        let index = self.row_operations.len();
+        self.row_operations.push(operation);
+        if !alone
+            && let Some(Phase::Rows { operations, rows: same, elements }) = self.phases.last_mut()
+            && *same == rows
+        {
+            operations.end = index + 1;
+            *elements += rows * columns;
+            return;
+        }
+        self.phases.push(Phase::Rows { operations: index..index + 1, rows, elements: rows * columns });
+    }
+
+    /// Records an operation from rows to rows of the same shape.
+    fn map(&mut self, x: &Rows, operation: impl FnOnce(Span, Span) -> RowOperation<'a>) -> Rows {
+        let out = self.new_rows(x.rows, x.columns);
+        self.record(operation(x.span(), out.span()), x.rows, x.columns, false);
+        out
+    }
+
+    fn product(
+        &mut self,
+        layers: &[&'a Linear],
+        x: &Rows,
+        residual: Option<(&Rows, f32)>,
+    ) -> Result<[Option<Rows>; 3]> {
+        let mut weights = [None; MAX_WEIGHTS];
+        let mut results = [const { None }; MAX_WEIGHTS];
+        let mut outputs = [None; MAX_WEIGHTS];
+        for (index, layer) in layers.iter().enumerate() {
+            if layer.in_features() != x.columns {
+                candle_core::bail!("the input has {} features, the layer takes {}", x.columns, layer.in_features());
+            }
+            if let Some((residual, _)) = residual
+                && (residual.rows, residual.columns) != (x.rows, layer.out_features())
+            {
+                candle_core::bail!("a residual of {} columns for {} outputs", residual.columns, layer.out_features());
+            }
+            weights[index] = Some(layer.cpu_weight()?);
+            let rows = self.new_rows(x.rows, layer.out_features());
+            let residual = residual.map(|(residual, factor)| (residual.span().start, factor));
+            outputs[index] = Some(ProductOutput { to: rows.span().start, residual });
+            results[index] = Some(rows);
+        }
+        let product = Product::new(cpu_features().instruction_set, weights, x.rows);
+        let shape = product.input_shape();
+        self.inputs.push(shape);
+        self.record(RowOperation::Prepare { x: x.span(), shape }, x.rows, x.columns, false);
+        self.phases.push(Phase::Product { product, outputs });
+        Ok(results)
+    }
+}
+
+impl Phase<'_> {
+    fn chunks(&self) -> usize {
+        match self {
+            Self::Rows { rows, elements, .. } => {
+                (elements / CHUNK_ELEMENTS).min(4 * pool::threads()).clamp(1, (*rows).max(1))
+            }
+            Self::Product { product, .. } => product.chunks(),
+            Self::Attention { work, phase, .. } => work.chunks(*phase),
+        }
+    }
+}
+
+/// The buffers while the plan runs.
+#[derive(Clone, Copy)]
+struct Buffers {
+    floats: Shared<f32>,
+    input: SharedInput,
+}
+
+impl Buffers {
+    /// # Safety
+    /// All phases before this one have finished, and nothing but other chunks of it runs.
+    unsafe fn run(self, phase: &Phase<'_>, row_operations: &[RowOperation<'_>], chunk: usize, chunks: usize) {
+        // SAFETY: every place was taken while those that the operation reads were held, so it writes to none of them, and all of
+        // them lie within the workspace; chunks write to different rows, columns or heads.
+        unsafe {
+            match phase {
+                Phase::Rows { operations, rows, .. } => {
+                    let range = rows * chunk / chunks..rows * (chunk + 1) / chunks;
+                    for operation in &row_operations[operations.clone()] {
+                        operation.run(range.clone(), self.floats, self.input);
+                    }
+                }
+                Phase::Product { product, outputs } => {
+                    let outputs = outputs.map(|output| {
+                        let output = output.unwrap_or(ProductOutput { to: 0, residual: None });
+                        let residual = output.residual.map(|(start, factor)| (self.floats.at(start), factor));
+                        Output { to: self.floats.at(output.to), residual }
+                    });
+                    product.run(chunk, self.input.view(product.input_shape()), &outputs);
+                }
+                Phase::Attention { work, phase, queries, output } => {
+                    let queries = self.floats.read(queries.start, work.num_tokens() * queries.columns);
+                    work.run(*phase, chunk, queries, &self.floats.at(output.start));
+                }
+            }
+        }
+    }
+}
+
+impl<'a> Operations<'a> for Plan<'a> {
+    type Rows = Rows;
+
+    fn lookup(&mut self, table: &'a Embedding, ids: &'a [u32]) -> Result<Rows> {
+        table.check(ids)?;
+        let out = self.new_rows(ids.len(), table.dim());
+        self.record(RowOperation::Lookup { table, ids, out: out.span() }, out.rows, out.columns, false);
+        Ok(out)
+    }
+
+    fn select(&mut self, x: &Rows, rows: &'a [u32]) -> Result<Rows> {
+        if let Some(row) = rows.iter().find(|&&row| row as usize >= x.rows) {
+            candle_core::bail!("row {row} of {}", x.rows);
+        }
+        let out = self.new_rows(rows.len(), x.columns);
+        let select = RowOperation::Select { x: x.span(), rows, out: out.span() };
+        self.record(select, out.rows, out.columns, true);
+        Ok(out)
+    }
+
+    fn scale(&mut self, x: Rows, factor: f32) -> Result<Rows> {
+        Ok(self.map(&x, |x, out| RowOperation::Scale { x, factor, out }))
+    }
+
+    fn scale_rows(&mut self, x: Rows, factors: &'a [f32]) -> Result<Rows> {
+        if factors.len() != x.rows {
+            candle_core::bail!("{} factors for {} rows", factors.len(), x.rows);
+        }
+        Ok(self.map(&x, |x, out| RowOperation::ScaleRows { x, factors, out }))
+    }
+
+    fn rms_norm(&mut self, x: &Rows, norm: &'a RmsNorm) -> Result<Rows> {
+        if !x.columns.is_multiple_of(norm.width().max(1)) {
+            candle_core::bail!("the norm has {} weights, the input {} columns", norm.width(), x.columns);
+        }
+        Ok(self.map(x, |x, out| RowOperation::RmsNorm { x, norm, out }))
+    }
+
+    fn linear<const N: usize>(&mut self, layers: [&'a Linear; N], x: &Rows) -> Result<[Rows; N]> {
+        let outputs: Vec<Rows> = self.product(&layers, x, None)?.into_iter().flatten().collect();
+        outputs.try_into().map_err(|_| candle_core::Error::msg("the layers gave another number of outputs"))
+    }
+
+    fn linear_added(&mut self, layer: &'a Linear, x: &Rows, residual: &Rows, factor: f32) -> Result<Rows> {
+        let [output, ..] = self.product(&[layer], x, Some((residual, factor)))?;
+        output.ok_or_else(|| candle_core::Error::msg("the layer gave no output"))
+    }
+
+    fn add(&mut self, residual: &Rows, x: &Rows, factor: f32) -> Result<Rows> {
+        if (residual.rows, residual.columns) != (x.rows, x.columns) {
+            candle_core::bail!("{} columns cannot be added to {}", x.columns, residual.columns);
+        }
+        let residual = residual.span();
+        Ok(self.map(x, |x, out| RowOperation::Add { residual, x, factor, out }))
+    }
+
+    fn rope(
+        &mut self,
+        x: Rows,
+        head_dim: usize,
+        positions: &'a [u32],
+        table: &'a RopeTable,
+        layout: RopeLayout,
+    ) -> Result<Rows> {
+        table.check((positions.len(), x.rows), head_dim)?;
+        let angles = table.angles(positions)?;
+        Ok(self.map(&x, |x, out| RowOperation::Rope { x, head_dim, angles, layout, out }))
+    }
+
+    fn attention(
+        &mut self,
+        [q, k, v]: [Rows; 3],
+        layer: &'a mut KvLayer,
+        batch: &'a AttentionBatch<'a>,
+        params: AttentionParams,
+    ) -> Result<Rows> {
+        let work = AttentionWork::new(q.columns, [k.columns, v.columns], q.rows, layer, batch, &params)?;
+        let store = RowOperation::Store { keys: k.span(), values: v.span(), to: work.store(), slots: batch.slots() };
+        self.record(store, k.rows, k.columns + v.columns, false);
+        let out = self.new_rows(q.rows, q.columns);
+        let work = Arc::new(work);
+        for phase in 0..work.phases() {
+            let work = Arc::clone(&work);
+            self.phases.push(Phase::Attention { work, phase, queries: q.span(), output: out.span() });
+        }
+        Ok(out)
+    }
+
+    fn gated(&mut self, gate: Rows, up: Rows, activation: Activation) -> Result<Rows> {
+        if (gate.rows, gate.columns) != (up.rows, up.columns) {
+            candle_core::bail!("the gate has {} columns, what it opens {}", gate.columns, up.columns);
+        }
+        let up = up.span();
+        Ok(self.map(&gate, |gate, out| RowOperation::Gated { gate, up, activation, out }))
+    }
+
+    fn soft_cap(&mut self, x: Rows, cap: f32) -> Result<Rows> {
+        Ok(self.map(&x, |x, out| RowOperation::SoftCap { x, cap, out }))
+    }
+
+    fn compute(self, wanted: Option<&Rows>) -> Result<Vec<f32>> {
+        let floats = self.room.borrow().end;
+        if self.workspace.floats.len() < floats {
+            // The old contents need not be moved.
+            self.workspace.floats = Vec::new();
+            self.workspace.floats = vec![0.0; floats];
+        }
+        for shape in &self.inputs {
+            self.workspace.input.reserve(*shape);
+        }
+        let buffers = Buffers { floats: Shared::new(&mut self.workspace.floats), input: self.workspace.input.shared() };
+        let chunks = self.phases.iter().map(|phase| u32::try_from(phase.chunks()).map_err(candle_core::Error::wrap));
+        let chunks = chunks.collect::<Result<Vec<u32>>>()?;
+        let (phases, row_operations) = (&self.phases, &self.row_operations);
+        pool::run_phases(&chunks, |phase, chunk| {
+            // SAFETY: the pool runs the phases in order.
+            unsafe { buffers.run(&phases[phase], row_operations, chunk, chunks[phase] as usize) }
+        })?;
+        Ok(wanted.map_or_else(Vec::new, |rows| {
+            let start = rows.span().start;
+            self.workspace.floats[start..start + rows.rows * rows.columns].to_vec()
+        }))
+    }
+}
