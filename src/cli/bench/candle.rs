@@ -11,7 +11,7 @@ use candle_transformers::models::{
     quantized_gemma3, quantized_llama, quantized_phi3, quantized_qwen2, quantized_qwen3,
 };
 
-use super::{Workload, prompt};
+use super::{Workload, prompt, report::Measured};
 
 pub(super) struct Baseline {
     model: Model,
@@ -35,19 +35,23 @@ impl Baseline {
         Ok(Self { model, vocab_size })
     }
 
-    /// Seconds of the prefill to the first token, and of the decoding from the first token to the last.
-    pub(super) fn measure(&mut self, workload: Workload, salt: u64) -> anyhow::Result<(f64, f64)> {
-        let tokens = prompt(workload.prompt_tokens, self.vocab_size, salt);
-        let started = Instant::now();
-        self.model.next_token(&tokens, 0)?;
-        let first_token = started.elapsed().as_secs_f64();
-
-        let mut token = self.model.next_token(&prompt(1, self.vocab_size, salt + 1), 0)?;
-        let started = Instant::now();
-        for position in 1..workload.decode_tokens {
-            token = self.model.next_token(&[token], position)?;
+    /// Records the prefill, to the first token, and the decoding, from the first token to the last.
+    pub(super) fn measure(&mut self, workload: Workload, salt: u64, measured: &mut Measured) -> anyhow::Result<()> {
+        if workload.prefill {
+            let tokens = prompt(workload.prompt_tokens, self.vocab_size, salt);
+            let started = Instant::now();
+            self.model.next_token(&tokens, 0)?;
+            measured.record_prefill(workload, started.elapsed().as_secs_f64());
         }
-        Ok((first_token, started.elapsed().as_secs_f64()))
+        if workload.decode {
+            let mut token = self.model.next_token(&prompt(workload.depth, self.vocab_size, salt + 1), 0)?;
+            let started = Instant::now();
+            for step in 0..workload.decode_tokens - 1 {
+                token = self.model.next_token(&[token], workload.depth + step)?;
+            }
+            measured.record_decode(workload, started.elapsed().as_secs_f64());
+        }
+        Ok(())
     }
 }
 

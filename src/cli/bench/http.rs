@@ -49,15 +49,24 @@ impl Client {
         let mut measured = Measured::default();
         for repetition in 0..=workload.repetitions {
             let salt = 1_000_000 + repetition as u64 * 1000;
-            let (first_token, _) = self.stream(workload.prompt_tokens, 1, salt).await?;
-            let (_, decode) = self.stream(1, workload.decode_tokens, salt + 1).await?;
-            let started = Instant::now();
-            let streams =
-                (0..workload.parallel).map(|index| self.stream(1, workload.decode_tokens, salt + 2 + index as u64));
-            try_join_all(streams).await?;
+            let mut once = Measured::default();
+            if workload.prefill {
+                let (first_token, _) = self.stream(workload.prompt_tokens, 1, salt).await?;
+                once.record_prefill(workload, first_token);
+            }
+            if workload.decode {
+                let (_, decode) = self.stream(workload.depth, workload.decode_tokens, salt + 1).await?;
+                once.record_decode(workload, decode);
+            }
+            if workload.streams {
+                let started = Instant::now();
+                let streams =
+                    (0..workload.parallel).map(|index| self.stream(1, workload.decode_tokens, salt + 2 + index as u64));
+                try_join_all(streams).await?;
+                once.record_concurrent(workload, started.elapsed().as_secs_f64());
+            }
             if repetition > 0 {
-                measured.record_stream(workload, first_token, decode);
-                measured.record_concurrent(workload, started.elapsed().as_secs_f64());
+                measured.append(once);
             }
         }
         Ok(measured)

@@ -20,21 +20,31 @@ pub(super) async fn measure(
     let mut baseline_measured = baseline.is_some().then(Measured::default);
     for repetition in 0..=workload.repetitions {
         let salt = repetition as u64 * 1000;
-        let (first_token, _) = stream(engine, workload.prompt_tokens, 1, salt).await?;
-        let (_, decode) = stream(engine, 1, workload.decode_tokens, salt + 1).await?;
-        if let (Some(baseline), Some(measured)) = (&mut baseline, &mut baseline_measured) {
-            let (first_token, decode) = tokio::task::block_in_place(|| baseline.measure(workload, salt))?;
-            if repetition > 0 {
-                measured.record_stream(workload, first_token, decode);
-            }
+        let mut ours = Measured::default();
+        if workload.prefill {
+            let (first_token, _) = stream(engine, workload.prompt_tokens, 1, salt).await?;
+            ours.record_prefill(workload, first_token);
         }
-        let started = Instant::now();
-        let streams =
-            (0..workload.parallel).map(|index| stream(engine, 1, workload.decode_tokens, salt + 2 + index as u64));
-        try_join_all(streams).await?;
+        if workload.decode {
+            let (_, decode) = stream(engine, workload.depth, workload.decode_tokens, salt + 1).await?;
+            ours.record_decode(workload, decode);
+        }
+        let mut theirs = Measured::default();
+        if let Some(baseline) = &mut baseline {
+            tokio::task::block_in_place(|| baseline.measure(workload, salt, &mut theirs))?;
+        }
+        if workload.streams {
+            let started = Instant::now();
+            let streams =
+                (0..workload.parallel).map(|index| stream(engine, 1, workload.decode_tokens, salt + 2 + index as u64));
+            try_join_all(streams).await?;
+            ours.record_concurrent(workload, started.elapsed().as_secs_f64());
+        }
         if repetition > 0 {
-            measured.record_stream(workload, first_token, decode);
-            measured.record_concurrent(workload, started.elapsed().as_secs_f64());
+            measured.append(ours);
+            if let Some(measured) = &mut baseline_measured {
+                measured.append(theirs);
+            }
         }
     }
     Ok((measured, baseline_measured))

@@ -1,7 +1,8 @@
 //! `hearth bench`: how fast a model file is on this machine.
 //!
 //! Three figures, each the median of several repetitions: prefill (a prompt that nothing has cached), decode (one
-//! stream), and concurrent decode (several streams at once). They are taken at the engine's handle, where llama-bench
+//! stream, after `--depth` tokens), and concurrent decode (several streams at once); `--measure` leaves some out, for
+//! comparisons that alternate with another program after each. They are taken at the engine's handle, where llama-bench
 //! takes its own; with `--http` also through a server on loopback, which is what a client sees; and with `--baseline`
 //! also on candle-transformers' own model of the same file. `hearth bench index` measures the vector index instead.
 
@@ -40,6 +41,12 @@ pub struct Args {
     /// Tokens that each stream decodes
     #[arg(short = 'n', long, default_value_t = 128, value_name = "N")]
     decode_tokens: usize,
+    /// Tokens that the single stream has read before it decodes; the concurrent streams begin with one
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    depth: usize,
+    /// What is measured, separated by commas
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "NAMES", default_value = "prefill,decode,streams")]
+    measure: Vec<Measure>,
     /// Repetitions of each measurement, after one that is not counted
     #[arg(short, long, default_value_t = 3, value_name = "N")]
     repetitions: usize,
@@ -62,13 +69,29 @@ enum Other {
     Index(Box<index::Args>),
 }
 
+/// One of the three figures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Measure {
+    /// The prompt, to the first token
+    Prefill,
+    /// One stream
+    Decode,
+    /// As many streams at once as `--parallel` says
+    Streams,
+}
+
 /// What is measured.
 #[derive(Clone, Copy, Debug)]
 struct Workload {
     prompt_tokens: usize,
     decode_tokens: usize,
+    /// Tokens of the prompt after which the single stream decodes.
+    depth: usize,
     parallel: usize,
     repetitions: usize,
+    prefill: bool,
+    decode: bool,
+    streams: bool,
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
@@ -77,13 +100,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     ensure!(args.prompt_tokens >= 1, "--prompt-tokens must be at least 1");
     ensure!(args.decode_tokens >= 2, "--decode-tokens must be at least 2: one comes from the prefill");
+    ensure!(args.depth >= 1, "--depth must be at least 1: decoding begins after a token");
     ensure!(args.repetitions >= 1, "--repetitions must be at least 1");
     let mut settings = args.settings;
     // Warnings, such as a missing chat template, do not matter here.
     settings.log.get_or_insert_with(|| "error".to_owned());
     settings.parallel.get_or_insert(8);
     settings.port.get_or_insert(0);
-    let longest = args.prompt_tokens + args.decode_tokens + 16;
+    let longest = args.prompt_tokens.max(args.depth) + args.decode_tokens + 16;
     settings.ctx_size.get_or_insert(longest);
     // Every prompt is new: a cache hit would only be measured by mistake.
     settings.no_prefix_cache = Some(true);
@@ -94,14 +118,18 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     ensure!(
         longest <= context_length + 16,
         "{} prompt and {} decode tokens do not fit the context of {context_length} tokens: ask for fewer",
-        args.prompt_tokens,
+        args.prompt_tokens.max(args.depth),
         args.decode_tokens
     );
     let workload = Workload {
         prompt_tokens: args.prompt_tokens,
         decode_tokens: args.decode_tokens,
+        depth: args.depth,
         parallel: config.engine.max_running_sequences,
         repetitions: args.repetitions,
+        prefill: args.measure.contains(&Measure::Prefill),
+        decode: args.measure.contains(&Measure::Decode),
+        streams: args.measure.contains(&Measure::Streams),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let baseline = match args.baseline {

@@ -21,16 +21,28 @@ pub(super) struct Measured {
 }
 
 impl Measured {
-    /// Adds one repetition of one stream, from its durations in seconds.
-    pub(super) fn record_stream(&mut self, workload: Workload, first_token: f64, decode: f64) {
+    /// Adds one prefill, from its seconds to the first token.
+    pub(super) fn record_prefill(&mut self, workload: Workload, first_token: f64) {
         self.first_token_ms.push(first_token * 1000.0);
         self.prefill.push(workload.prompt_tokens as f64 / first_token);
-        self.decode.push((workload.decode_tokens - 1) as f64 / decode);
+    }
+
+    /// Adds one stream, from its seconds between the first token and the last.
+    pub(super) fn record_decode(&mut self, workload: Workload, seconds: f64) {
+        self.decode.push((workload.decode_tokens - 1) as f64 / seconds);
     }
 
     /// Adds one repetition of several concurrent streams, which took this many seconds together.
     pub(super) fn record_concurrent(&mut self, workload: Workload, seconds: f64) {
         self.concurrent_decode.push((workload.parallel * workload.decode_tokens) as f64 / seconds);
+    }
+
+    /// Adds the samples of `other` after these.
+    pub(super) fn append(&mut self, other: Self) {
+        self.prefill.extend(other.prefill);
+        self.decode.extend(other.decode);
+        self.concurrent_decode.extend(other.concurrent_decode);
+        self.first_token_ms.extend(other.first_token_ms);
     }
 }
 
@@ -62,16 +74,19 @@ impl Report {
 
     /// The figures' medians: name, unit-bearing column, and one value for each way of measuring.
     pub(super) fn rows(&self) -> Vec<Row> {
-        let Workload { prompt_tokens, decode_tokens, parallel, .. } = self.workload;
+        let Workload { prompt_tokens, decode_tokens, depth, parallel, .. } = self.workload;
+        let after = if depth > 1 { format!(" after {depth}") } else { String::new() };
         let row = |name: String, samples: fn(&Measured) -> &Vec<f64>| {
             let ways = self.ways.iter().map(|(way, measured)| (*way, samples(measured).clone()));
             (name, ways.filter(|(_, samples)| !samples.is_empty()).collect())
         };
-        vec![
+        let mut rows = vec![
             row(format!("prefill {prompt_tokens}"), |measured| &measured.prefill),
-            row(format!("decode {decode_tokens}"), |measured| &measured.decode),
+            row(format!("decode {decode_tokens}{after}"), |measured| &measured.decode),
             row(format!("decode {decode_tokens} x {parallel} streams"), |measured| &measured.concurrent_decode),
-        ]
+        ];
+        rows.retain(|(_, ways): &Row| !ways.is_empty());
+        rows
     }
 
     pub(super) fn title(&self) -> String {
@@ -97,17 +112,21 @@ impl Report {
         for column in table.column_iter_mut().skip(2) {
             column.set_cell_alignment(CellAlignment::Right);
         }
-        let ratio = self.ratio_to_baseline().map_or_else(String::new, |(prefill, decode)| {
-            format!("\n\nHearth to candle-transformers: prefill {prefill:.2}, decode {decode:.2}")
-        });
-        format!("{}\n{table}{ratio}", self.title())
+        let ratios = self.ratios_to_baseline();
+        let ratios = match ratios.is_empty() {
+            true => String::new(),
+            false => format!("\n\nHearth to candle-transformers: {}", ratios.join(", ")),
+        };
+        format!("{}\n{table}{ratios}", self.title())
     }
 
-    /// Ratios of the medians of prefill and decode.
-    fn ratio_to_baseline(&self) -> Option<(f64, f64)> {
+    /// Ratios of the medians of prefill and decode, where both were measured.
+    fn ratios_to_baseline(&self) -> Vec<String> {
         let (_, ours) = &self.ways[0];
-        let (_, theirs) = self.ways.iter().find(|(way, _)| *way == BASELINE)?;
-        Some((median(&ours.prefill) / median(&theirs.prefill), median(&ours.decode) / median(&theirs.decode)))
+        let Some((_, theirs)) = self.ways.iter().find(|(way, _)| *way == BASELINE) else { return Vec::new() };
+        let pairs = [("prefill", &ours.prefill, &theirs.prefill), ("decode", &ours.decode, &theirs.decode)];
+        let measured = pairs.into_iter().filter(|(_, ours, theirs)| !ours.is_empty() && !theirs.is_empty());
+        measured.map(|(name, ours, theirs)| format!("{name} {:.2}", median(ours) / median(theirs))).collect()
     }
 
     pub(super) fn to_json(&self) -> String {
@@ -123,6 +142,7 @@ impl Report {
             "threads": threads(),
             "prompt_tokens": workload.prompt_tokens,
             "decode_tokens": workload.decode_tokens,
+            "depth": workload.depth,
             "parallel": workload.parallel,
             "repetitions": workload.repetitions,
         });
@@ -150,7 +170,7 @@ fn figures(measured: &Measured) -> serde_json::Map<String, Value> {
             all_samples.insert(name.to_owned(), json!(samples));
         }
     }
-    if !measured.concurrent_decode.is_empty() {
+    if !measured.concurrent_decode.is_empty() && !measured.decode.is_empty() {
         let speedup = median(&measured.concurrent_decode) / median(&measured.decode);
         fields.insert("concurrent_speedup".to_owned(), json!(speedup));
     }
@@ -180,6 +200,8 @@ pub(super) fn spread(samples: &[f64]) -> [f64; 3] {
 
 #[cfg(test)]
 mod tests {
+    use hearth_domain::ModelKind;
+
     use super::*;
 
     #[test]
@@ -188,5 +210,41 @@ mod tests {
         assert_eq!(spread(&[4.0, 1.0, 2.0, 3.0]), [1.0, 2.5, 4.0]);
         assert_eq!(spread(&[5.0]), [5.0; 3]);
         assert_eq!(spread(&[]), [0.0; 3]);
+    }
+
+    #[test]
+    fn what_is_not_measured_has_no_row_and_no_figure() {
+        let workload = Workload {
+            prompt_tokens: 4,
+            decode_tokens: 3,
+            depth: 7,
+            parallel: 2,
+            repetitions: 1,
+            prefill: false,
+            decode: true,
+            streams: false,
+        };
+        let model = ModelInfo {
+            id: "m".to_owned(),
+            kind: ModelKind::Chat,
+            architecture: "llama".to_owned(),
+            context_length: 16,
+            vocab_size: 8,
+            embedding_length: None,
+            parameters: 1,
+            quantization: "Q4_K".to_owned(),
+            size_bytes: 1,
+            supports_tools: false,
+            supports_reasoning: false,
+            created: 0,
+        };
+        let mut measured = Measured::default();
+        measured.record_decode(workload, 0.5);
+        let report = Report::new(&model, workload, measured.clone(), None, Some(measured));
+        assert_eq!(report.rows().into_iter().map(|(name, _)| name).collect::<Vec<_>>(), ["decode 3 after 7"]);
+        assert_eq!(report.ratios_to_baseline(), ["decode 1.00"]);
+        let json: Value = serde_json::from_str(&report.to_json()).unwrap();
+        assert_eq!(json["samples"], json!({"decode_tokens_per_second": [4.0]}));
+        assert_eq!(json["depth"], 7);
     }
 }
