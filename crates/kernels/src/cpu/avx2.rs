@@ -39,6 +39,8 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     const ROWS: usize = 3;
     const COLUMNS: usize = 1;
     const STREAMED_ROWS: usize = 2;
+    const QUERY_ROWS: usize = 6;
+    const QUERY_VECTORS: usize = 1;
 
     #[inline(always)]
     unsafe fn load_i(self, from: *const u8) -> I {

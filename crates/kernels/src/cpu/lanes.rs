@@ -24,6 +24,10 @@ pub trait Lanes: Copy {
     const COLUMNS: usize;
     /// Activation rows that are multiplied with a tile as it is read, without unpacking it first; 0 if it is always unpacked.
     const STREAMED_ROWS: usize;
+    /// Query rows that an attention kernel keeps in registers; `cpu/attend/shape.rs` has the shapes for each number.
+    const QUERY_ROWS: usize;
+    /// Vectors that it keeps side by side at that many rows.
+    const QUERY_VECTORS: usize;
 
     /// # Safety
     /// 64 bytes can be read.

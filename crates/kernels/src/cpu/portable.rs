@@ -19,6 +19,8 @@ impl Lanes for Portable {
     const ROWS: usize = 4;
     const COLUMNS: usize = 1;
     const STREAMED_ROWS: usize = 0;
+    const QUERY_ROWS: usize = 4;
+    const QUERY_VECTORS: usize = 1;
 
     #[inline(always)]
     unsafe fn load_i(self, from: *const u8) -> I {
