@@ -1,10 +1,11 @@
-//! Matrix multiplication against the machine's ceilings and against candle's own quantized kernels.
+//! Matrix multiplication against the machine's ceilings and against candle's own quantized kernels; attention against
+//! the same ceilings in `kernels/attention.rs`.
 //!
 //! A harness of our own rather than divan's, because the two contenders must alternate within a run for their
 //! ratio to mean something on a machine that others use too: every figure is the median of the rounds, every
 //! ratio the median of the rounds' ratios.
 //!
-//! `cargo bench --bench kernels` runs everything; `-- TYPE...` (such as `Q4_K F16`) only these types.
+//! `cargo bench --bench kernels` runs everything; `-- NAME...` (such as `Q4_K attention`) only these types, or attention.
 
 use std::{hint::black_box, time::Instant};
 
@@ -19,6 +20,9 @@ use hearth_kernels::{
     pool,
     quant::{GgmlType, RawTensor},
 };
+
+#[path = "kernels/attention.rs"]
+mod attention;
 
 const OUT: usize = 8192;
 const INP: usize = 2048;
@@ -136,6 +140,7 @@ fn contenders(dtype: GgmlType, count: usize) -> candle_core::Result<Vec<(Linear,
 
 fn main() -> candle_core::Result<()> {
     let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted.eq_ignore_ascii_case(name));
     let memory = memory_ceiling();
     let int8 = int8_ceiling();
     println!("instruction set: {}; threads: {}", cpu_features(), threads());
@@ -144,14 +149,16 @@ fn main() -> candle_core::Result<()> {
         memory / 1e9,
         int8.unwrap_or(f64::NAN) / 1e12
     );
+    if is_wanted("attention") {
+        attention::run(memory)?;
+    }
     println!(
         "{:5} {:>4} {:>10} {:>10} {:>8} {:>9} {:>9} {:>8} {:>10} {:>8}",
         "type", "rows", "file ms", "tiles ms", "GB/s", "% memory", "% int8", "speed-up", "candle ms", "speed-up"
     );
     use GgmlType::{BF16, F16, F32, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
     for dtype in [Q4_K, Q6_K, Q8_0, Q5_0, F16, Q4_0, Q5_K, Q4_1, Q5_1, Q2_K, Q3_K, BF16, F32] {
-        let chosen = |name: &String| name.eq_ignore_ascii_case(&format!("{dtype:?}"));
-        if !wanted.is_empty() && !wanted.iter().any(chosen) {
+        if !is_wanted(&format!("{dtype:?}")) {
             continue;
         }
         let bytes = dtype.row_bytes(INP).expect("whole blocks") * OUT;

@@ -1,7 +1,7 @@
 //! Attention over the paged KV cache, and the encoder's attention over packed sequences.
 //!
-//! This file writes tokens into their KV blocks and cuts queries into tiles for the threads; `cpu/attend.rs` computes a
-//! tile.
+//! This file writes tokens into their KV blocks. `attention/tiles.rs` cuts the queries into tiles for the threads, and
+//! `cpu/attend/` computes a tile.
 
 use std::fmt;
 
@@ -9,13 +9,17 @@ use candle_core::{Result, Tensor};
 
 use super::{
     cpu::{
-        attend::{Element, Heads, TILE_ROWS, Tile, attend, to_half},
+        attend::{Heads, Operands, Tile, to_half},
         quantize::Shared,
     },
     from_floats, gpu,
     kv::{BLOCK_TOKENS, KvLayer, KvStore},
     pool, with_floats,
 };
+
+mod tiles;
+
+use tiles::{Pieces, cut};
 
 /// What varies between model families.
 #[derive(Clone, Copy, Debug)]
@@ -102,28 +106,24 @@ pub fn attention(
     with_floats(q, |q| {
         // SAFETY: only this thread has the layer, and the slots were checked against its blocks.
         with_floats(k, |k| with_floats(v, |v| Ok(unsafe { work.store().store(k, v, batch.slots()) })))?;
-        let mut out = vec![0.0; q.len()];
-        let shared = Shared::new(&mut out);
-        let chunks =
-            (0..work.phases()).map(|phase| u32::try_from(work.chunks(phase)).map_err(candle_core::Error::wrap));
-        let chunks = chunks.collect::<Result<Vec<u32>>>()?;
-        // SAFETY: keys and values are stored; the phases run in order, and `out` is as long as the queries.
-        pool::run_phases(&chunks, |phase, chunk| unsafe { work.run(phase, chunk, q, &shared) })?;
+        let (mut out, mut states) = (vec![0.0; q.len()], vec![0.0; work.state_floats()]);
+        let (shared, states) = (Shared::new(&mut out), Shared::new(&mut states));
+        // SAFETY: keys and values are stored; `out` is as long as the queries, and there is room for the states.
+        pool::run(work.chunks(), |chunk| unsafe { work.run(chunk, q, &shared, states) })?;
         from_floats(out, (t, columns))
     })
 }
 
-/// The attention of one step in one layer, in phases.
+/// The attention of one step in one layer, in chunks.
 pub(super) struct AttentionWork<'a> {
-    heads: Heads,
-    tiles: Vec<Tile<'a>>,
+    pieces: Pieces<'a>,
     store: KvStorePointers,
     num_tokens: usize,
 }
 
 impl fmt::Debug for AttentionWork<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AttentionWork").field("tiles", &self.tiles.len()).finish_non_exhaustive()
+        f.debug_struct("AttentionWork").field("pieces", &self.pieces.len()).finish_non_exhaustive()
     }
 }
 
@@ -174,7 +174,7 @@ impl<'a> AttentionWork<'a> {
             });
             first_token += span.num_tokens;
         }
-        Ok(Self { heads, tiles, store: KvStorePointers::new(layer)?, num_tokens: tokens })
+        Ok(Self { pieces: Pieces::new(heads, tiles), store: KvStorePointers::new(layer)?, num_tokens: tokens })
     }
 
     /// Where the step's keys and values go before the first phase.
@@ -186,30 +186,31 @@ impl<'a> AttentionWork<'a> {
         self.num_tokens
     }
 
-    pub(super) const fn phases(&self) -> usize {
-        1
+    pub(super) fn chunks(&self) -> usize {
+        self.pieces.len()
     }
 
-    /// The number of a phase's chunks.
-    pub(super) fn chunks(&self, _phase: usize) -> usize {
-        self.tiles.len()
+    /// Room that the chunks need for what they leave to one another, in floats.
+    pub(super) const fn state_floats(&self) -> usize {
+        self.pieces.state_floats()
     }
 
-    /// Computes one chunk. `queries` and `out` are `[tokens, n_heads * head_dim]`.
+    /// Computes one chunk, once. `queries` and `out` are `[tokens, n_heads * head_dim]`.
     ///
     /// # Safety
-    /// The step's keys and values are stored, and the phases before this one have finished; nothing else touches `out`, or
+    /// The step's keys and values are stored, and there is room for the states; nothing but other chunks touches those or `out`, or
     /// writes to the layer.
-    pub(super) unsafe fn run(&self, _phase: usize, chunk: usize, queries: &[f32], out: &Shared<f32>) {
-        let tile = &self.tiles[chunk];
+    pub(super) unsafe fn run(&self, chunk: usize, queries: &[f32], out: &Shared<f32>, states: Shared<f32>) {
         // SAFETY: as the caller says.
         unsafe {
             match self.store.arrays {
                 KvArrays::F32 { keys, values } => {
-                    attend(self.heads, tile, queries, self.store.read(keys), self.store.read(values), out);
+                    let (keys, values) = (self.store.read(keys), self.store.read(values));
+                    self.pieces.run(chunk, Operands { queries, keys, values, out }, states);
                 }
                 KvArrays::F16 { keys, values } => {
-                    attend(self.heads, tile, queries, self.store.read(keys), self.store.read(values), out);
+                    let (keys, values) = (self.store.read(keys), self.store.read(values));
+                    self.pieces.run(chunk, Operands { queries, keys, values, out }, states);
                 }
             }
         }
@@ -302,36 +303,6 @@ impl KvStorePointers {
     }
 }
 
-/// Cuts one sequence's tokens into tiles, for each KV head. `tile_at` describes the tile that begins at this offset
-/// from the sequence's first token in the batch.
-fn cut<'a>(
-    tiles: &mut Vec<Tile<'a>>,
-    heads: Heads,
-    first_token: usize,
-    num_tokens: usize,
-    tile_at: impl Fn(usize) -> Tile<'a>,
-) {
-    let tokens_per_tile = (TILE_ROWS / (heads.n_heads / heads.n_kv_heads)).max(1);
-    // The last tiles see the most tokens, so they come first: no thread is left running a long tile alone at the end.
-    for first in (0..num_tokens).step_by(tokens_per_tile).rev() {
-        for kv_head in 0..heads.n_kv_heads {
-            tiles.push(Tile {
-                first_token: first_token + first,
-                num_tokens: tokens_per_tile.min(num_tokens - first),
-                kv_head,
-                ..tile_at(first)
-            });
-        }
-    }
-}
-
-fn run<E: Element>(heads: Heads, tiles: &[Tile<'_>], q: &[f32], keys: &[E], values: &[E]) -> Result<Vec<f32>> {
-    let mut out = vec![0.0; q.len()];
-    let shared = Shared::new(&mut out);
-    pool::run(tiles.len(), |tile| attend(heads, &tiles[tile], q, keys, values, &shared))?;
-    Ok(out)
-}
-
 /// Bidirectional attention within each packed sequence.
 ///
 /// `q`, `k` and `v` are `[t, heads, head_dim]`, `lengths` add up to `t`; `bias`, if any, is
@@ -398,185 +369,8 @@ fn encoder_on_cpu(q: &[f32], k: &[f32], v: &[f32], lengths: &[usize], heads: Hea
         first_token += length;
         first_block += blocks;
     }
-    from_floats(run(heads, &tiles, q, &keys, &values)?, (first_token, row))
+    from_floats(Pieces::new(heads, tiles).run_all(q, &keys, &values)?, (first_token, row))
 }
 
 #[cfg(test)]
-mod tests {
-    use candle_core::Device;
-
-    use super::*;
-    use crate::{
-        cpu::reference::{self, half_to_float},
-        kv::KvType,
-    };
-
-    fn noise(len: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(1);
-        (0..len)
-            .map(|_| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-            })
-            .collect()
-    }
-
-    const PARAMS: AttentionParams = AttentionParams { scale: 0.3, softcap: None, window: None };
-
-    fn run(
-        layer: &mut KvLayer,
-        spans: &[(usize, usize, &[u32])],
-        data: [&[f32]; 3],
-        heads: (usize, usize),
-        p: &AttentionParams,
-    ) -> Result<Vec<f32>> {
-        let (t, dim) = (spans.iter().map(|s| s.1).sum::<usize>(), layer.head_dim);
-        let tensor = |data: &[f32], heads| Tensor::from_slice(data, (t, heads, dim), &Device::Cpu);
-        let spans =
-            spans.iter().map(|&(start, num_tokens, block_table)| AttentionSpan { num_tokens, start, block_table });
-        let batch = AttentionBatch::new(spans.collect())?;
-        let [q, k, v] = data;
-        attention(&tensor(q, heads.0)?, &tensor(k, heads.1)?, &tensor(v, heads.1)?, layer, &batch, p)?
-            .flatten_all()?
-            .to_vec1()
-    }
-
-    #[test]
-    fn a_prompt_in_one_piece_in_chunks_and_beside_another_gives_the_same_bits() -> Result<()> {
-        let (heads, n_kv, dim, t) = (4, 2, 24, 45);
-        let (q, k, v) = (noise(t * heads * dim, 1), noise(t * n_kv * dim, 2), noise(t * n_kv * dim, 3));
-        for kv_type in [KvType::F32, KvType::F16] {
-            for window in [None, Some(7)] {
-                let p = AttentionParams { window, softcap: window.map(|_| 2.0), ..PARAMS };
-                let mut layer = KvLayer::new(8, n_kv, dim, kv_type, &Device::Cpu)?;
-                let whole = run(&mut layer, &[(0, t, &[5, 0, 3])], [&q, &k, &v], (heads, n_kv), &p)?;
-                let mut pieces = Vec::new();
-                let mut layer = KvLayer::new(8, n_kv, dim, kv_type, &Device::Cpu)?;
-                for (start, len) in [(0, 1), (1, 18), (19, 1), (20, 25)] {
-                    let (a, b) = (start * dim, (start + len) * dim);
-                    // Another sequence precedes this one in the same batch.
-                    let double = |x: &[f32], h: usize| [&noise(3 * h * dim, 9)[..], &x[a * h..b * h]].concat();
-                    let data = [double(&q, heads), double(&k, n_kv), double(&v, n_kv)];
-                    let spans: [(usize, usize, &[u32]); 2] = [(0, 3, &[7]), (start, len, &[1, 2, 4])];
-                    let both = run(&mut layer, &spans, [&data[0], &data[1], &data[2]], (heads, n_kv), &p)?;
-                    pieces.extend_from_slice(&both[3 * heads * dim..]);
-                }
-                assert_eq!(whole, pieces, "{kv_type:?} window {window:?}");
-            }
-        }
-        Ok(())
-    }
-
-    #[test]
-    fn a_short_block_table_is_an_error() -> Result<()> {
-        let mut layer = KvLayer::new(2, 1, 8, KvType::F16, &Device::Cpu)?;
-        let x = noise(17 * 8, 1);
-        assert!(run(&mut layer, &[(0, 17, &[0])], [&x, &x, &x], (1, 1), &PARAMS).is_err());
-        assert!(run(&mut layer, &[(0, 17, &[0, 2])], [&x, &x, &x], (1, 1), &PARAMS).is_err());
-        Ok(())
-    }
-
-    #[test]
-    fn packed_encoder_sequences_do_not_see_each_other() -> Result<()> {
-        let (heads, dim, lengths) = (3, 16, [5, 1, 20]);
-        let t: usize = lengths.iter().sum();
-        let tensor = |seed| Tensor::from_vec(noise(t * heads * dim, seed), (t, heads, dim), &Device::Cpu);
-        let (q, k, v) = (tensor(1)?, tensor(2)?, tensor(3)?);
-        let packed = attention_encoder(&q, &k, &v, &lengths, 0.25, None)?;
-        let part = |x: &Tensor| x.narrow(0, 6, 20);
-        let alone = attention_encoder(&part(&q)?, &part(&k)?, &part(&v)?, &[20], 0.25, None)?;
-        let difference = (packed.narrow(0, 6, 20)? - alone)?.abs()?.max_all()?.to_scalar::<f32>()?;
-        assert!(difference < 1e-6, "{difference}");
-        Ok(())
-    }
-
-    /// Several sequences in different phases, in one batch, against the definition.
-    #[test]
-    fn every_shape_equals_the_definition() -> Result<()> {
-        let shapes = [(1, 1, 16), (4, 2, 24), (6, 2, 80), (8, 1, 64), (12, 4, 128), (40, 1, 8), (3, 3, 5)];
-        let varied = [
-            AttentionParams { scale: 0.25, softcap: None, window: None },
-            AttentionParams { scale: 1.0, softcap: Some(3.0), window: None },
-            AttentionParams { scale: 0.5, softcap: Some(30.0), window: Some(7) },
-            AttentionParams { scale: 0.5, softcap: None, window: Some(20) },
-        ];
-        for (case, ((heads, n_kv, dim), p)) in shapes.into_iter().flat_map(|s| varied.map(|p| (s, p))).enumerate() {
-            for (kv_type, tolerance) in [(KvType::F32, 1e-5), (KvType::F16, 4e-3)] {
-                let seed = u32::try_from(case).unwrap_or(0) * 7;
-                let mut layer = KvLayer::new(12, n_kv, dim, kv_type, &Device::Cpu)?;
-                let tables: [&[u32]; 2] = [&[7, 2, 11, 5], &[0, 9, 3]];
-                // (tokens before, tokens now) of both sequences, in two steps: prompts, then a chunk and a token.
-                for (step, parts) in [[(0, 37), (0, 21)], [(37, 18), (21, 1)]].into_iter().enumerate() {
-                    let seed = seed + 3 * u32::try_from(step).unwrap_or(0);
-                    let t = parts[0].1 + parts[1].1;
-                    let (q, k, v) = (
-                        noise(t * heads * dim, seed),
-                        noise(t * n_kv * dim, seed + 1),
-                        noise(t * n_kv * dim, seed + 2),
-                    );
-                    let spans = [(parts[0].0, parts[0].1, tables[0]), (parts[1].0, parts[1].1, tables[1])];
-                    let got = run(&mut layer, &spans, [&q, &k, &v], (heads, n_kv), &p)?;
-                    let expected = definition(&layer, &spans, &q, heads, &p);
-                    for (at, (got, expected)) in got.iter().zip(&expected).enumerate() {
-                        assert!((got - expected).abs() <= tolerance, "case {case} at {at}: {got} and {expected}");
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn definition(
-        layer: &KvLayer,
-        spans: &[(usize, usize, &[u32])],
-        q: &[f32],
-        heads: usize,
-        p: &AttentionParams,
-    ) -> Vec<f32> {
-        let (n_kv, dim) = (layer.n_kv_heads, layer.head_dim);
-        let read = |keys: bool, index: usize| match (&layer.store, keys) {
-            (KvStore::CpuF32 { keys, .. }, true) => keys[index],
-            (KvStore::CpuF32 { values, .. }, false) => values[index],
-            (KvStore::CpuF16 { keys, .. }, true) => half_to_float(keys[index]),
-            (KvStore::CpuF16 { values, .. }, false) => half_to_float(values[index]),
-            (KvStore::Gpu(_), _) => f32::NAN,
-        };
-        let mut queries = q.chunks_exact(dim);
-        let mut out = Vec::new();
-        for &(start, num_tokens, table) in spans {
-            for position in start..start + num_tokens {
-                for head in 0..heads {
-                    let kv_head = head / (heads / n_kv);
-                    let at = |t: usize| {
-                        ((table[t / BLOCK_TOKENS] as usize * n_kv + kv_head) * dim * BLOCK_TOKENS, t % BLOCK_TOKENS)
-                    };
-                    out.extend(reference::attend(
-                        queries.next().expect("a query for each token and head"),
-                        position + 1,
-                        |t| p.window.is_none_or(|window| t + window > position),
-                        |score, _| p.softcap.map_or(score * p.scale, |cap| cap * (score * p.scale / cap).tanh()),
-                        |t, d| read(true, at(t).0 + d * BLOCK_TOKENS + at(t).1),
-                        |t, d| read(false, at(t).0 + at(t).1 * dim + d),
-                    ));
-                }
-            }
-        }
-        out
-    }
-
-    #[test]
-    fn packed_texts_attend_within_themselves() -> Result<()> {
-        let (heads, dim, lengths) = (3, 20, [5, 33, 16, 1]);
-        let t: usize = lengths.iter().sum();
-        let data = [1, 2, 3].map(|seed| noise(t * heads * dim, seed));
-        let [q, k, v] = data.each_ref().map(|x| Tensor::from_slice(x, (t, heads, dim), &Device::Cpu));
-        let (q, k, v) = (q?, k?, v?);
-        let fast = attention_encoder(&q, &k, &v, &lengths, 0.4, None)?.flatten_all()?.to_vec1::<f32>()?;
-        let no_bias = Tensor::zeros((heads, 33, 33), candle_core::DType::F32, &Device::Cpu)?;
-        let plain = attention_encoder(&q, &k, &v, &lengths, 0.4, Some(&no_bias))?.flatten_all()?.to_vec1::<f32>()?;
-        for (fast, plain) in fast.iter().zip(&plain) {
-            assert!((fast - plain).abs() < 1e-5, "{fast} and {plain}");
-        }
-        Ok(())
-    }
-}
+mod tests;

@@ -55,6 +55,8 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     const COLUMNS: usize = 1;
     const STREAMED_ROWS: usize = 2;
     const OFFSET: i32 = if VNNI { 128 } else { 0 };
+    const QUERY_ROWS: usize = 6;
+    const QUERY_VECTORS: usize = 1;
 
     #[inline(always)]
     unsafe fn load_i(self, from: *const u8) -> I {

@@ -47,6 +47,8 @@ impl Lanes for Avx512 {
     const COLUMNS: usize = 2;
     const STREAMED_ROWS: usize = 8;
     const OFFSET: i32 = 128;
+    const QUERY_ROWS: usize = 12;
+    const QUERY_VECTORS: usize = 2;
 
     #[inline(always)]
     unsafe fn load_i(self, from: *const u8) -> I {

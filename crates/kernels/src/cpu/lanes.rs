@@ -27,6 +27,10 @@ pub trait Lanes: Copy {
     /// What signed bytes must have added to be multiplied by signed bytes: 128 where the processor multiplies unsigned bytes
     /// only, else 0.
     const OFFSET: i32;
+    /// Query rows that an attention kernel keeps in registers; `cpu/attend/shape.rs` has the shapes for each number.
+    const QUERY_ROWS: usize;
+    /// Vectors that it keeps side by side at that many rows.
+    const QUERY_VECTORS: usize;
 
     /// # Safety
     /// 64 bytes can be read.

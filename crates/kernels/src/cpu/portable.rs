@@ -24,6 +24,8 @@ impl Lanes for Portable {
     const COLUMNS: usize = 1;
     const STREAMED_ROWS: usize = 0;
     const OFFSET: i32 = 0;
+    const QUERY_ROWS: usize = 4;
+    const QUERY_VECTORS: usize = 1;
 
     #[inline(always)]
     unsafe fn load_i(self, from: *const u8) -> I {

@@ -6,7 +6,7 @@
 //! room is free again once its last handle is dropped: phases run in the order in which they were recorded, so what was
 //! recorded later may write there.
 
-use std::{cell::RefCell, fmt, ops::Range, rc::Rc, sync::Arc};
+use std::{cell::RefCell, fmt, ops::Range, rc::Rc};
 
 use candle_core::Result;
 
@@ -102,11 +102,22 @@ impl Room {
 #[derive(Debug)]
 enum Phase<'a> {
     /// Operations on each of `rows` rows, one after the other.
-    Rows { operations: Range<usize>, rows: usize, elements: usize },
+    Rows {
+        operations: Range<usize>,
+        rows: usize,
+        elements: usize,
+    },
     /// Of the input that was prepared last.
-    Product { product: Product<'a>, outputs: [Option<ProductOutput>; MAX_WEIGHTS] },
-    /// One of the phases of attention.
-    Attention { work: Arc<AttentionWork<'a>>, phase: usize, queries: Span, output: Span },
+    Product {
+        product: Product<'a>,
+        outputs: [Option<ProductOutput>; MAX_WEIGHTS],
+    },
+    Attention {
+        work: AttentionWork<'a>,
+        queries: Span,
+        output: Span,
+        states: usize,
+    },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -195,7 +206,7 @@ impl Phase<'_> {
                 (elements / CHUNK_ELEMENTS).min(4 * pool::threads()).clamp(1, (*rows).max(1))
             }
             Self::Product { product, .. } => product.chunks(),
-            Self::Attention { work, phase, .. } => work.chunks(*phase),
+            Self::Attention { work, .. } => work.chunks(),
         }
     }
 }
@@ -229,9 +240,9 @@ impl Buffers {
                     });
                     product.run(chunk, self.input.view(product.input_shape()), &outputs);
                 }
-                Phase::Attention { work, phase, queries, output } => {
+                Phase::Attention { work, queries, output, states } => {
                     let queries = self.floats.read(queries.start, work.num_tokens() * queries.columns);
-                    work.run(*phase, chunk, queries, &self.floats.at(output.start));
+                    work.run(chunk, queries, &self.floats.at(output.start), self.floats.at(*states));
                 }
             }
         }
@@ -318,11 +329,8 @@ impl<'a> Operations<'a> for Plan<'a> {
         let store = RowOperation::Store { keys: k.span(), values: v.span(), to: work.store(), slots: batch.slots() };
         self.record(store, k.rows, k.columns + v.columns, false);
         let out = self.new_rows(q.rows, q.columns);
-        let work = Arc::new(work);
-        for phase in 0..work.phases() {
-            let work = Arc::clone(&work);
-            self.phases.push(Phase::Attention { work, phase, queries: q.span(), output: out.span() });
-        }
+        let states = self.new_rows(1, work.state_floats()).span().start;
+        self.phases.push(Phase::Attention { work, queries: q.span(), output: out.span(), states });
         Ok(out)
     }
 
