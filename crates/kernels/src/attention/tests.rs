@@ -337,7 +337,7 @@ fn what_a_row_sees_of_nan_reaches_its_result() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 16, ..ProptestConfig::default() })]
 
     /// However a prompt is split, whatever is beside it, and in however many pieces it is computed.
     #[test]

@@ -194,10 +194,15 @@ impl<E: Element> Kernel for Attend<'_, E> {
             pass.part(lanes, parts.start, &mut State::of(state, rows, heads.head_dim));
             return;
         }
+        let mut state = State::of(room, rows, heads.head_dim);
+        if parts.len() == 1 {
+            pass.part(lanes, parts.start, &mut state);
+            finish(&heads, tile, &mut state, operands.out);
+            return;
+        }
         let mut merged = State::of(merged, rows, heads.head_dim);
         merged.clear();
         for part in parts {
-            let mut state = State::of(room, rows, heads.head_dim);
             pass.part(lanes, part, &mut state);
             add_part(lanes, &heads, tile, part, &mut state, &mut merged);
         }
@@ -448,7 +453,7 @@ impl<E: Element> Pass<'_, E> {
 
     /// Sums over values as they are stored, while the next chunk's keys are fetched.
     #[inline(always)]
-    fn sums<L: Lanes>(&mut self, lanes: L, chunk: usize, blocks: &Blocks<E>, state: &mut State<'_>) {
+    fn sums<L: Lanes>(&self, lanes: L, chunk: usize, blocks: &Blocks<E>, state: &mut State<'_>) {
         let vectors = self.heads.head_dim / LANES;
         let mut block = blocks.used.start;
         while block < blocks.used.end {

@@ -66,10 +66,12 @@ pub(super) unsafe fn weigh<L: Lanes>(
     // Where all scores are minus infinity, their differences to it would be NaN.
     let reference = if largest == f32::NEG_INFINITY { 0.0 } else { largest };
     if largest != *row.largest {
-        let correction = power(lanes, *row.largest - reference);
-        *row.total *= correction;
-        for sum in row.sums.iter_mut() {
-            *sum *= correction;
+        if *row.largest != f32::NEG_INFINITY {
+            let correction = power(lanes, *row.largest - reference);
+            *row.total *= correction;
+            for sum in row.sums.iter_mut() {
+                *sum *= correction;
+            }
         }
         *row.largest = largest;
     }
