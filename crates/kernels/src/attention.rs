@@ -104,8 +104,13 @@ pub fn attention(
     let of_tokens = |x: &Tensor| x.elem_count() / t.max(1);
     let work = AttentionWork::new(columns, [of_tokens(k), of_tokens(v)], t, layer, batch, p)?;
     with_floats(q, |q| {
-        // SAFETY: only this thread has the layer, and the slots were checked against its blocks.
-        with_floats(k, |k| with_floats(v, |v| Ok(unsafe { work.store().store(k, v, batch.slots()) })))?;
+        with_floats(k, |k| {
+            with_floats(v, |v| {
+                // SAFETY: only this thread has the layer, and the slots were checked against its blocks.
+                unsafe { work.store().store(k, v, batch.slots()) };
+                Ok(())
+            })
+        })?;
         let (mut out, mut states) = (vec![0.0; q.len()], vec![0.0; work.state_floats()]);
         let (shared, states) = (Shared::new(&mut out), Shared::new(&mut states));
         // SAFETY: keys and values are stored; `out` is as long as the queries, and there is room for the states.
