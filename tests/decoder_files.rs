@@ -5,8 +5,10 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
-use hearth_kernels::kv::{BLOCK_TOKENS, KvType};
+use hearth_kernels::{
+    device::Backend,
+    kv::{BLOCK_TOKENS, KvType},
+};
 use hearth_models::{
     batch::{Batch, BatchSequence, LogitsWanted},
     decoder::{Decoder, DecoderConfig, ModelError},
@@ -52,9 +54,9 @@ fn write(writer: &GgufWriter, directory: &Path) -> PathBuf {
 /// Loads and, if that succeeds, runs three tokens.
 fn load_and_run(path: &Path) -> Result<(), ModelError> {
     let gguf = Gguf::open(path)?;
-    let decoder = Decoder::load(&gguf, &Device::Cpu)?;
+    let decoder = Decoder::load(&gguf, &Backend::Cpu)?;
     let mut cache =
-        KvCache::new(decoder.config(), 1, KvType::F32, &Device::Cpu).expect("one block of a small model fits");
+        KvCache::new(decoder.config(), 1, KvType::F32, &Backend::Cpu).expect("one block of a small model fits");
     let sequence = BatchSequence { num_tokens: 3, start: 0, block_table: vec![0], logits: LogitsWanted::Last };
     let batch = Batch { tokens: vec![3, 4, 5], sequences: vec![sequence] };
     // A context of one token is a fair answer to a file that says so.

@@ -8,16 +8,18 @@ use std::{
     sync::Arc,
 };
 
-use candle_core::Device;
 use futures_util::StreamExt;
 use hearth::engine::{DecoderModel, Engine, EngineConfig, SequenceRequest, TokenEvent};
 use hearth_domain::SamplingParams;
-use hearth_kernels::kv::{BLOCK_TOKENS, KvType};
+use hearth_kernels::{
+    device::Backend,
+    kv::{BLOCK_TOKENS, KvType},
+};
 use hearth_models::{decoder::Decoder, gguf::Gguf, kv_cache::KvCache};
 
 fn decoder(path: &Path, is_repacked: bool) -> Arc<Decoder> {
     let gguf = Gguf::open(path).expect("the fixture is a GGUF file");
-    let decoder = Decoder::load(&gguf, &Device::Cpu).expect("the fixture's family is supported");
+    let decoder = Decoder::load(&gguf, &Backend::Cpu).expect("the fixture's family is supported");
     if is_repacked {
         let bytes = decoder.repack(&gguf).expect("there is memory");
         assert!(bytes > 0 && bytes < 2 * gguf.file_bytes() + (1 << 16), "{bytes} of {}", gguf.file_bytes());
@@ -31,7 +33,7 @@ fn fixture(family: &str) -> PathBuf {
 }
 
 fn engine(decoder: &Arc<Decoder>, num_blocks: usize) -> Engine {
-    let cache = KvCache::new(decoder.config(), num_blocks, KvType::F32, &Device::Cpu).expect("a small cache fits");
+    let cache = KvCache::new(decoder.config(), num_blocks, KvType::F32, &Backend::Cpu).expect("a small cache fits");
     let config = EngineConfig {
         num_blocks,
         block_tokens: BLOCK_TOKENS,

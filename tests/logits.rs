@@ -7,7 +7,10 @@
 use std::path::PathBuf;
 
 use candle_core::Device;
-use hearth_kernels::kv::{BLOCK_TOKENS, KvType};
+use hearth_kernels::{
+    device::Backend,
+    kv::{BLOCK_TOKENS, KvType},
+};
 use hearth_models::{
     batch::{Batch, BatchSequence, LogitsWanted},
     decoder::Decoder,
@@ -54,8 +57,12 @@ fn directory() -> PathBuf {
 }
 
 fn load(family: &'static str) -> Fixture {
+    load_for(family, &Backend::Cpu)
+}
+
+fn load_for(family: &'static str, backend: &Backend) -> Fixture {
     let gguf = Gguf::open(&directory().join(format!("{family}.gguf"))).expect("the fixture is a GGUF file");
-    let decoder = Decoder::load(&gguf, &Device::Cpu).expect("the fixture's family is supported");
+    let decoder = Decoder::load(&gguf, backend).expect("the fixture's family is supported");
     let bytes = std::fs::read(directory().join(format!("{family}.logprobs"))).expect("the fixture has its numbers");
     let vocab = decoder.config().vocab;
     let words: Vec<[u8; 4]> = bytes.as_chunks().0.to_vec();
@@ -79,7 +86,7 @@ fn block_table(sequence: usize, num_sequences: usize, num_tokens: usize) -> Vec<
 
 fn cache(decoder: &Decoder, num_tokens: usize, kv_type: KvType) -> KvCache {
     let num_blocks = num_tokens.div_ceil(BLOCK_TOKENS);
-    KvCache::new(decoder.config(), num_blocks, kv_type, &Device::Cpu).expect("a small cache fits")
+    KvCache::new(decoder.config(), num_blocks, kv_type, decoder.backend()).expect("a small cache fits")
 }
 
 fn log_softmax(fixture: &Fixture, logits: &[f32]) -> Vec<Vec<f32>> {
@@ -196,6 +203,16 @@ fn chunks_and_company_change_nothing() {
             let difference = largest_difference(&whole, &rows);
             assert!(difference <= 1e-5, "{family} {way} differs by {difference:e} from one prefill");
         }
+    }
+}
+
+#[test]
+fn candles_own_operations_give_the_same() {
+    for (family, tolerance) in FAMILIES {
+        let fixture = load_for(family, &Backend::Candle(Device::Cpu));
+        let actual = in_chunks(&fixture, KvType::F32, &[64, 1]);
+        let difference = largest_difference(&actual, &fixture.expected);
+        assert!(difference <= tolerance, "{family} differs by {difference:e}");
     }
 }
 

@@ -10,7 +10,7 @@ use std::hint::black_box;
 use candle_core::{Device, Result, Tensor};
 use hearth_kernels::{
     attention::{AttentionBatch, AttentionParams, AttentionSpan, attention},
-    device::threads,
+    device::{Backend, threads},
     kv::{BLOCK_TOKENS, KvLayer, KvType},
     pool,
 };
@@ -27,7 +27,7 @@ pub(super) fn run(memory: f64) -> Result<()> {
     let peak = float_ceiling();
     println!("f32 peak: {:.1} G multiply-adds/s", peak / 1e9);
     let block_bytes = KvLayer::bytes_per_block(KV_HEADS, DIM, KvType::F16);
-    let mut layer = KvLayer::new(SWEEP_BYTES / block_bytes, KV_HEADS, DIM, KvType::F16, &Device::Cpu)?;
+    let mut layer = KvLayer::new(SWEEP_BYTES / block_bytes, KV_HEADS, DIM, KvType::F16, &Backend::Cpu)?;
     let blocks = shuffled(SWEEP_BYTES / block_bytes);
     fill(&mut layer, &blocks)?;
 

@@ -12,7 +12,7 @@ use std::{
 use anyhow::Context;
 use hearth_domain::{ModelInfo, ModelKind};
 use hearth_kernels::{
-    device::{cpu_features, device_name, open_device, set_threads, threads},
+    device::{Backend, cpu_features, open_device, set_threads, threads},
     kv::BLOCK_TOKENS,
     linear::Repack,
 };
@@ -55,7 +55,7 @@ pub fn load_chat(config: &Config) -> anyhow::Result<Option<LocalChat>> {
         set_threads(count);
     }
     let gguf = Gguf::open(&path)?;
-    let device = open_device(config.device)?;
+    let backend = config.device.backend(&open_device(config.device)?);
     let decoder_config = DecoderConfig::from_gguf(&gguf).with_context(|| format!("loading {}", path.display()))?;
     let kv_type = config.engine.kv_type.unwrap_or_else(|| KvCache::default_type(&gguf));
     let block_bytes = decoder_config.kv_bytes_per_block(kv_type) as u64;
@@ -75,12 +75,12 @@ pub fn load_chat(config: &Config) -> anyhow::Result<Option<LocalChat>> {
             "--ctx-size is larger than the context that the model was trained for: texts beyond that make it fail"
         );
     }
-    let decoder = Decoder::load_for_context(&gguf, &device, Some(context_length))
+    let decoder = Decoder::load_for_context(&gguf, &backend, Some(context_length))
         .with_context(|| format!("loading {}", path.display()))?;
     let repacked_bytes = repack(config.engine.repack, &decoder, &gguf);
     let tokenizer = Tokenizer::from_gguf(gguf.metadata())?;
     let template = chat_template(config, &gguf, &tokenizer)?;
-    let cache = KvCache::new(decoder.config(), num_blocks, kv_type, &device)
+    let cache = KvCache::new(decoder.config(), num_blocks, kv_type, &backend)
         .with_context(|| format!("making room for a context of {context_length} tokens"))?;
     let info = chat_model_info(config, &gguf, &path, decoder.config().vocab, context_length, &template)?;
     let grammars = GrammarCompiler::from_vocabulary(&GrammarVocabulary::new(&tokenizer), decoder.config().vocab)?;
@@ -103,7 +103,7 @@ pub fn load_chat(config: &Config) -> anyhow::Result<Option<LocalChat>> {
         context_length,
         repacked_mib = repacked_bytes >> 20,
         kv_blocks = num_blocks,
-        device = device_name(&device),
+        device = backend.name(),
         threads = threads(),
         cpu = %cpu_features(),
         load_ms = began.elapsed().as_millis() as u64,
@@ -116,7 +116,7 @@ pub fn load_chat(config: &Config) -> anyhow::Result<Option<LocalChat>> {
         grammars,
         engine,
         callers_share_prefixes: config.engine.callers_share_prefixes,
-        device: device_name(&device),
+        device: backend.name(),
         kv_type,
         kv_bytes: block_bytes * num_blocks as u64,
         repacked_bytes,
@@ -125,7 +125,7 @@ pub fn load_chat(config: &Config) -> anyhow::Result<Option<LocalChat>> {
 
 /// Makes the decoder's tiles if they are wanted. Returns the memory that they take, in bytes.
 fn repack(wanted: Repack, decoder: &Decoder, gguf: &Gguf) -> u64 {
-    let is_wanted = decoder.device().is_cpu()
+    let is_wanted = matches!(decoder.backend(), Backend::Cpu)
         && match wanted {
             Repack::On => true,
             Repack::Off => false,

@@ -124,7 +124,7 @@ settings! {
     /// Seconds for which a vector is kept [default: 86400]
     #[arg(long, env = "HEARTH_EMBEDDING_CACHE_TTL", value_name = "SECONDS", help_heading = "Caches")]
     embedding_cache_ttl: f64,
-    /// Device: auto, cpu, cuda or metal [default: auto]
+    /// Device: auto, cpu, cuda or metal; candle is the CPU by candle's own operations, to compare with [default: auto]
     #[arg(long, env = "HEARTH_DEVICE", value_name = "DEVICE", help_heading = "Engine")]
     #[serde(deserialize_with = "from_text")]
     device: DeviceChoice,

@@ -28,7 +28,7 @@ pub fn gated(gate: &Tensor, up: &Tensor, a: Activation) -> Result<Tensor> {
         candle_core::bail!("gate is {:?}, up is {:?}: they must agree", gate.shape(), up.shape());
     }
     if !gate.device().is_cpu() {
-        return on_device(gate, a)? * up;
+        return by_candle(gate, a)? * up;
     }
     with_floats(gate, |gates| with_floats(up, |ups| from_floats(by_parts(gates, Some(ups), a)?, gate.shape())))
 }
@@ -36,7 +36,7 @@ pub fn gated(gate: &Tensor, up: &Tensor, a: Activation) -> Result<Tensor> {
 /// `a(x)`, elementwise.
 pub fn activate(x: &Tensor, a: Activation) -> Result<Tensor> {
     if !x.device().is_cpu() {
-        return on_device(x, a);
+        return by_candle(x, a);
     }
     with_floats(x, |floats| from_floats(by_parts(floats, None, a)?, x.shape()))
 }
@@ -129,7 +129,8 @@ fn activated<L: Lanes>(lanes: L, x: L::F, a: Activation) -> L::F {
     }
 }
 
-fn on_device(x: &Tensor, a: Activation) -> Result<Tensor> {
+/// `a(x)` by candle's operations.
+pub(super) fn by_candle(x: &Tensor, a: Activation) -> Result<Tensor> {
     match a {
         Activation::Silu => x.silu(),
         Activation::Gelu => x.gelu_erf(),

@@ -8,11 +8,12 @@ use std::fmt;
 use candle_core::{Result, Tensor};
 
 use super::{
+    candle,
     cpu::{
         attend::{Heads, Operands, Tile, to_half},
         quantize::Shared,
     },
-    from_floats, gpu,
+    from_floats,
     kv::{BLOCK_TOKENS, KvLayer, KvStore},
     pool, with_floats,
 };
@@ -97,7 +98,7 @@ pub fn attention(
     p: &AttentionParams,
 ) -> Result<Tensor> {
     let (t, n_heads, head_dim) = q.dims3()?;
-    if let KvStore::Gpu(cache) = &layer.store {
+    if let KvStore::Candle(cache) = &layer.store {
         return cache.attention(q, k, v, batch, p);
     }
     let columns = n_heads * head_dim;
@@ -136,7 +137,7 @@ impl<'a> AttentionWork<'a> {
     /// Of queries, keys and values of this many columns each.
     ///
     /// # Errors
-    /// If they do not fit the layer or the batch, or the layer is on a GPU.
+    /// If they do not fit the layer or the batch, or the layer is candle's.
     pub(super) fn new(
         columns: usize,
         kv_columns: [usize; 2],
@@ -244,7 +245,7 @@ impl KvStorePointers {
         let arrays = match &mut layer.store {
             KvStore::CpuF32 { keys, values } => KvArrays::F32 { keys: Shared::new(keys), values: Shared::new(values) },
             KvStore::CpuF16 { keys, values } => KvArrays::F16 { keys: Shared::new(keys), values: Shared::new(values) },
-            KvStore::Gpu(_) => candle_core::bail!("a cache on a GPU was given to the CPU's attention"),
+            KvStore::Candle(_) => candle_core::bail!("a cache of candle's tensors was given to the CPU's kernels"),
         };
         Ok(Self { n_kv_heads: layer.n_kv_heads, head_dim: layer.head_dim, elements, arrays })
     }
@@ -330,7 +331,7 @@ pub fn attention_encoder(
         for &length in lengths {
             let part = |x: &Tensor| x.narrow(0, first, length);
             let bias = bias.map(|bias| bias.narrow(1, 0, length)?.narrow(2, 0, length)).transpose()?;
-            outputs.push(gpu::attend(&part(q)?, &part(k)?, &part(v)?, scale, None, bias.as_ref())?);
+            outputs.push(candle::attend(&part(q)?, &part(k)?, &part(v)?, scale, None, bias.as_ref())?);
             first += length;
         }
         return Tensor::cat(&outputs, 0)?.reshape((t, heads * dim));

@@ -17,8 +17,49 @@ pub enum DeviceChoice {
     #[default]
     Auto,
     Cpu,
+    /// The CPU, where candle's own operations compute the chat model: slow, to compare our kernels with.
+    Candle,
     Cuda,
     Metal,
+}
+
+/// Who computes a chat model.
+#[derive(Clone, Debug)]
+pub enum Backend {
+    /// Our kernels.
+    Cpu,
+    /// Candle's operations, on any device.
+    Candle(Device),
+}
+
+impl Backend {
+    /// Our kernels on the CPU, candle elsewhere.
+    pub fn of(device: &Device) -> Self {
+        if device.is_cpu() { Self::Cpu } else { Self::Candle(device.clone()) }
+    }
+
+    /// Where it computes.
+    pub const fn device(&self) -> &Device {
+        match self {
+            Self::Cpu => &Device::Cpu,
+            Self::Candle(device) => device,
+        }
+    }
+
+    /// `cpu`, `candle on cpu`, `cuda` or `metal`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Candle(device) if device.is_cpu() => "candle on cpu",
+            _ => device_name(self.device()),
+        }
+    }
+}
+
+impl DeviceChoice {
+    /// Who computes the chat model on the device that this choice opened.
+    pub fn backend(self, device: &Device) -> Backend {
+        if self == Self::Candle { Backend::Candle(device.clone()) } else { Backend::of(device) }
+    }
 }
 
 impl FromStr for DeviceChoice {
@@ -28,6 +69,7 @@ impl FromStr for DeviceChoice {
         match text.to_ascii_lowercase().as_str() {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
+            "candle" => Ok(Self::Candle),
             "cuda" => Ok(Self::Cuda),
             "metal" => Ok(Self::Metal),
             _ => Err(DeviceError::Unknown(text.to_owned())),
@@ -40,6 +82,7 @@ impl fmt::Display for DeviceChoice {
         f.write_str(match self {
             Self::Auto => "auto",
             Self::Cpu => "cpu",
+            Self::Candle => "candle",
             Self::Cuda => "cuda",
             Self::Metal => "metal",
         })
@@ -49,7 +92,7 @@ impl fmt::Display for DeviceChoice {
 /// Why no device could be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
-    #[error("unknown device `{0}`: use auto, cpu, cuda or metal")]
+    #[error("unknown device `{0}`: use auto, cpu, candle, cuda or metal")]
     Unknown(String),
     #[error("this build has no {0} support: build with `--features {0}`, or use --device cpu")]
     NotBuilt(DeviceChoice),
@@ -69,7 +112,7 @@ pub fn device_name(device: &Device) -> &'static str {
 /// Opens the device; [`DeviceChoice::Auto`] never fails on a machine without an accelerator.
 pub fn open_device(choice: DeviceChoice) -> Result<Device, DeviceError> {
     match choice {
-        DeviceChoice::Cpu => Ok(Device::Cpu),
+        DeviceChoice::Cpu | DeviceChoice::Candle => Ok(Device::Cpu),
         DeviceChoice::Cuda | DeviceChoice::Metal => open_accelerator(choice),
         DeviceChoice::Auto => {
             for accelerator in [DeviceChoice::Cuda, DeviceChoice::Metal] {
@@ -100,7 +143,8 @@ mod tests {
 
     #[test]
     fn names_round_trip() {
-        for choice in [DeviceChoice::Auto, DeviceChoice::Cpu, DeviceChoice::Cuda, DeviceChoice::Metal] {
+        use DeviceChoice::{Auto, Candle, Cpu, Cuda, Metal};
+        for choice in [Auto, Cpu, Candle, Cuda, Metal] {
             assert_eq!(choice.to_string().parse::<DeviceChoice>().expect("a name it printed itself"), choice);
         }
         assert!("tpu".parse::<DeviceChoice>().is_err());

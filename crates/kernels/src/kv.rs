@@ -5,9 +5,9 @@
 //! take no memory (`zeroed_pages.rs` sees to that); blocks that were used and freed keep theirs.
 
 use bytemuck::Pod;
-use candle_core::{DType, Device, Result};
+use candle_core::{DType, Result};
 
-use super::{gpu::GpuKv, zeroed_pages::ZeroedPages};
+use super::{candle::CandleKv, device::Backend, zeroed_pages::ZeroedPages};
 
 /// Tokens in one block; also the width of a vector in the attention kernels.
 pub const BLOCK_TOKENS: usize = 16;
@@ -60,7 +60,7 @@ pub(super) enum KvStore {
         keys: ZeroedPages<u16>,
         values: ZeroedPages<u16>,
     },
-    Gpu(GpuKv),
+    Candle(CandleKv),
 }
 
 impl KvLayer {
@@ -69,19 +69,23 @@ impl KvLayer {
         n_kv_heads: usize,
         head_dim: usize,
         kv_type: KvType,
-        device: &Device,
+        backend: &Backend,
     ) -> Result<Self> {
         let elements = [n_kv_heads, head_dim, BLOCK_TOKENS].iter().try_fold(num_blocks, |n, &x| n.checked_mul(x));
         let elements = elements.ok_or_else(|| larger_than_memory(num_blocks))?;
-        let store = match (device.is_cpu(), kv_type) {
-            (true, KvType::F32) => {
+        let store = match (backend, kv_type) {
+            (Backend::Cpu, KvType::F32) => {
                 KvStore::CpuF32 { keys: zeroed(elements, num_blocks)?, values: zeroed(elements, num_blocks)? }
             }
-            (true, KvType::F16) => {
+            (Backend::Cpu, KvType::F16) => {
                 KvStore::CpuF16 { keys: zeroed(elements, num_blocks)?, values: zeroed(elements, num_blocks)? }
             }
-            (false, KvType::F32) => KvStore::Gpu(GpuKv::new(num_blocks, n_kv_heads, head_dim, DType::F32, device)?),
-            (false, KvType::F16) => KvStore::Gpu(GpuKv::new(num_blocks, n_kv_heads, head_dim, DType::F16, device)?),
+            (Backend::Candle(device), KvType::F32) => {
+                KvStore::Candle(CandleKv::new(num_blocks, n_kv_heads, head_dim, DType::F32, device)?)
+            }
+            (Backend::Candle(device), KvType::F16) => {
+                KvStore::Candle(CandleKv::new(num_blocks, n_kv_heads, head_dim, DType::F16, device)?)
+            }
         };
         Ok(Self { num_blocks, n_kv_heads, head_dim, store })
     }
@@ -110,7 +114,7 @@ impl KvLayer {
                 values.copy_within(source, to * elements);
                 Ok(())
             }
-            KvStore::Gpu(cache) => cache.copy_block(from, to),
+            KvStore::Candle(cache) => cache.copy_block(from, to),
         }
     }
 
@@ -141,7 +145,7 @@ mod tests {
         // More elements than a count can hold, more bytes than a count can hold, and more bytes than any machine has.
         for num_blocks in [usize::MAX, usize::MAX / (BLOCK_TOKENS * 8 * 64), 1 << 36] {
             for kv_type in [KvType::F16, KvType::F32] {
-                let error = KvLayer::new(num_blocks, 8, 64, kv_type, &Device::Cpu).expect_err("no machine has it");
+                let error = KvLayer::new(num_blocks, 8, 64, kv_type, &Backend::Cpu).expect_err("no machine has it");
                 assert!(error.to_string().contains("lower --ctx-size"), "{error}");
             }
         }
@@ -167,7 +171,7 @@ mod tests {
             let num_blocks = elements / (BLOCK_TOKENS * 3 * 64) / (kv_type.bytes() / 2);
             let before = resident();
             let mut layers: Vec<KvLayer> = (0..8)
-                .map(|_| KvLayer::new(num_blocks, 3, 64, kv_type, &Device::Cpu).expect("there is memory"))
+                .map(|_| KvLayer::new(num_blocks, 3, 64, kv_type, &Backend::Cpu).expect("there is memory"))
                 .collect();
             let made = resident().saturating_sub(before);
             for layer in &mut layers {

@@ -6,12 +6,12 @@
 
 pub mod activation;
 pub mod attention;
+mod candle;
 mod cpu;
 pub mod device;
 pub mod distance;
 pub mod embedding;
 pub mod freed_memory;
-mod gpu;
 pub mod index;
 pub mod kv;
 pub mod linear;

@@ -1,7 +1,8 @@
 //! Linear layers over the file's own quantization blocks.
 //!
 //! On the CPU the weight stays in the memory map, in its file format, until [`Linear::repack`] makes tiles of it: the same bytes
-//! in the order in which the kernels read them. Both give the same results to the bit. On a GPU it is candle's quantized tensor.
+//! in the order in which the kernels read them. Both give the same results to the bit. Where candle computes, it is candle's
+//! quantized tensor.
 
 use std::sync::{Arc, OnceLock};
 
@@ -9,6 +10,7 @@ use bytes::Bytes;
 use candle_core::{Device, Result, Tensor, quantized::QMatMul};
 
 use super::{
+    candle,
     cpu::{
         self,
         features::cpu_features,
@@ -16,7 +18,8 @@ use super::{
         quantize::{InputBuffers, Shared},
         tiles::Tiles,
     },
-    from_floats, gpu, pool,
+    device::Backend,
+    from_floats, pool,
     quant::{GgmlType, RawTensor},
     with_floats,
 };
@@ -32,14 +35,14 @@ struct Inner {
     in_features: usize,
     out_features: usize,
     weight: Weight,
-    /// CPU only; on a GPU `weight` has its own copy.
+    /// Of our kernels only; candle's `weight` has its own.
     bias: Option<Vec<f32>>,
 }
 
 #[derive(Debug)]
 enum Weight {
     Cpu { dtype: GgmlType, data: Bytes, tiles: OnceLock<Tiles> },
-    Gpu { matmul: QMatMul, bias: Option<Tensor>, device: Device },
+    Candle { matmul: QMatMul, bias: Option<Tensor>, device: Device },
 }
 
 /// Whether the matrices of a chat model are made into tiles.
@@ -75,11 +78,19 @@ impl AsRef<[u8]> for FloatBytes {
 }
 
 impl Linear {
+    /// For the backend that computes on this device; see [`Linear::of_backend`].
+    ///
+    /// # Errors
+    /// As [`Linear::of_backend`].
+    pub fn new(weight: &RawTensor, bias: Option<Vec<f32>>, device: &Device) -> Result<Self> {
+        Self::of_backend(weight, bias, &Backend::of(device))
+    }
+
     /// `weight` has shape `[out, in]` in any supported type.
     ///
     /// # Errors
     /// If the shape is not two-dimensional, a row is not whole blocks, or the bytes or the bias do not match the shape.
-    pub fn new(weight: &RawTensor, bias: Option<Vec<f32>>, device: &Device) -> Result<Self> {
+    pub fn of_backend(weight: &RawTensor, bias: Option<Vec<f32>>, backend: &Backend) -> Result<Self> {
         let &[out_features, in_features] = weight.shape.as_slice() else {
             candle_core::bail!("a linear layer's weight must be [out, in], not {:?}", weight.shape);
         };
@@ -97,14 +108,17 @@ impl Linear {
         {
             candle_core::bail!("the bias has {} elements, the layer {out_features} outputs", bias.len());
         }
-        let inner = if device.is_cpu() {
-            let weight = Weight::Cpu { dtype: weight.dtype, data: weight.data.clone(), tiles: OnceLock::new() };
-            Inner { in_features, out_features, weight, bias }
-        } else {
-            let matmul = gpu::matmul_weight(weight, device)?;
-            let bias = bias.map(|bias| Tensor::from_vec(bias, out_features, device)).transpose()?;
-            let weight = Weight::Gpu { matmul, bias, device: device.clone() };
-            Inner { in_features, out_features, weight, bias: None }
+        let inner = match backend {
+            Backend::Cpu => {
+                let weight = Weight::Cpu { dtype: weight.dtype, data: weight.data.clone(), tiles: OnceLock::new() };
+                Inner { in_features, out_features, weight, bias }
+            }
+            Backend::Candle(device) => {
+                let matmul = candle::matmul_weight(weight, device)?;
+                let bias = bias.map(|bias| Tensor::from_vec(bias, out_features, device)).transpose()?;
+                let weight = Weight::Candle { matmul, bias, device: device.clone() };
+                Inner { in_features, out_features, weight, bias: None }
+            }
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -116,7 +130,7 @@ impl Linear {
     }
 
     /// Makes tiles of the weight on the compute pool, which products use from then on, and calls `release` with the bytes of the
-    /// file that are no longer read. Does nothing on a GPU, and the second time. Returns the memory that the tiles take.
+    /// file that are no longer read. Does nothing where candle computes, and the second time. Returns the memory that the tiles take.
     ///
     /// # Errors
     /// If there is not enough memory.
@@ -155,8 +169,8 @@ impl Linear {
                 candle_core::bail!("the input has {inp} features, the layer takes {}", layer.in_features());
             }
         }
-        if layers.iter().any(|layer| matches!(layer.inner.weight, Weight::Gpu { .. })) {
-            return layers.iter().map(|layer| layer.forward_on_gpu(x)).collect();
+        if layers.iter().any(|layer| matches!(layer.inner.weight, Weight::Candle { .. })) {
+            return layers.iter().map(|layer| layer.forward_by_candle(x)).collect();
         }
         let mut weights = [None; MAX_WEIGHTS];
         if layers.len() > weights.len() {
@@ -174,19 +188,19 @@ impl Linear {
     /// What products on the CPU need.
     ///
     /// # Errors
-    /// If the layer is on a GPU.
+    /// If candle computes the layer.
     pub(super) fn cpu_weight(&self) -> Result<cpu::matmul::Weight<'_>> {
         let Weight::Cpu { dtype, data, tiles } = &self.inner.weight else {
-            candle_core::bail!("a layer of a GPU cannot be computed on the CPU");
+            candle_core::bail!("a layer of candle's cannot be computed by the CPU's kernels");
         };
         let (inp, out) = (self.inner.in_features, self.inner.out_features);
         let bias = self.inner.bias.as_deref();
         Ok(cpu::matmul::Weight { dtype: *dtype, data, tiles: tiles.get(), inp, out, bias })
     }
 
-    fn forward_on_gpu(&self, x: &Tensor) -> Result<Tensor> {
-        let Weight::Gpu { matmul, bias, device } = &self.inner.weight else {
-            candle_core::bail!("layers of one input are on different devices");
+    fn forward_by_candle(&self, x: &Tensor) -> Result<Tensor> {
+        let Weight::Candle { matmul, bias, device } = &self.inner.weight else {
+            candle_core::bail!("layers of one input are of different backends");
         };
         let y = candle_core::Module::forward(matmul, &x.to_device(device)?)?;
         match bias {

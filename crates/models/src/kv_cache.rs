@@ -3,10 +3,11 @@
 //! The cache knows nothing about sequences: the block tables in each batch say which tokens are in which block. With it goes what
 //! else a step needs memory for, its intermediate results.
 
-use candle_core::{Device, Result};
+use candle_core::Result;
 
 use super::{decoder::DecoderConfig, gguf::Gguf};
 use hearth_kernels::{
+    device::Backend,
     kv::{KvLayer, KvType},
     step::Workspace,
 };
@@ -29,11 +30,11 @@ impl KvCache {
     ///
     /// # Errors
     /// The device has too little memory for it.
-    pub fn new(config: &DecoderConfig, num_blocks: usize, kv_type: KvType, device: &Device) -> Result<Self> {
+    pub fn new(config: &DecoderConfig, num_blocks: usize, kv_type: KvType, backend: &Backend) -> Result<Self> {
         let layers = config
             .layers
             .iter()
-            .map(|layer| KvLayer::new(num_blocks, layer.n_kv_heads, config.head_dim, kv_type, device))
+            .map(|layer| KvLayer::new(num_blocks, layer.n_kv_heads, config.head_dim, kv_type, backend))
             .collect::<Result<_>>()?;
         Ok(Self { layers, num_blocks, workspace: Workspace::default() })
     }

@@ -9,6 +9,7 @@ use crate::{
         attend::Element,
         reference::{self, half_to_float},
     },
+    device::Backend,
     kv::KvType,
 };
 
@@ -48,10 +49,10 @@ fn a_prompt_in_one_piece_in_chunks_and_beside_another_gives_the_same_bits() -> R
     for kv_type in [KvType::F32, KvType::F16] {
         for window in [None, Some(7)] {
             let p = AttentionParams { window, softcap: window.map(|_| 2.0), ..PARAMS };
-            let mut layer = KvLayer::new(8, n_kv, dim, kv_type, &Device::Cpu)?;
+            let mut layer = KvLayer::new(8, n_kv, dim, kv_type, &Backend::Cpu)?;
             let whole = run(&mut layer, &[(0, t, &[5, 0, 3])], [&q, &k, &v], (heads, n_kv), &p)?;
             let mut pieces = Vec::new();
-            let mut layer = KvLayer::new(8, n_kv, dim, kv_type, &Device::Cpu)?;
+            let mut layer = KvLayer::new(8, n_kv, dim, kv_type, &Backend::Cpu)?;
             for (start, len) in [(0, 1), (1, 18), (19, 1), (20, 25)] {
                 let (a, b) = (start * dim, (start + len) * dim);
                 // Another sequence precedes this one in the same batch.
@@ -69,7 +70,7 @@ fn a_prompt_in_one_piece_in_chunks_and_beside_another_gives_the_same_bits() -> R
 
 #[test]
 fn a_short_block_table_is_an_error() -> Result<()> {
-    let mut layer = KvLayer::new(2, 1, 8, KvType::F16, &Device::Cpu)?;
+    let mut layer = KvLayer::new(2, 1, 8, KvType::F16, &Backend::Cpu)?;
     let x = noise(17 * 8, 1);
     assert!(run(&mut layer, &[(0, 17, &[0])], [&x, &x, &x], (1, 1), &PARAMS).is_err());
     assert!(run(&mut layer, &[(0, 17, &[0, 2])], [&x, &x, &x], (1, 1), &PARAMS).is_err());
@@ -103,7 +104,7 @@ fn every_shape_equals_the_definition() -> Result<()> {
     for (case, ((heads, n_kv, dim), p)) in shapes.into_iter().flat_map(|s| varied.map(|p| (s, p))).enumerate() {
         for (kv_type, tolerance) in [(KvType::F32, 1e-5), (KvType::F16, 4e-3)] {
             let seed = u32::try_from(case).unwrap_or(0) * 7;
-            let mut layer = KvLayer::new(12, n_kv, dim, kv_type, &Device::Cpu)?;
+            let mut layer = KvLayer::new(12, n_kv, dim, kv_type, &Backend::Cpu)?;
             let tables: [&[u32]; 2] = [&[7, 2, 11, 5], &[0, 9, 3]];
             // (tokens before, tokens now) of both sequences, in two steps: prompts, then a chunk and a token.
             for (step, parts) in [[(0, 37), (0, 21)], [(37, 18), (21, 1)]].into_iter().enumerate() {
@@ -136,7 +137,7 @@ fn definition(
         (KvStore::CpuF32 { values, .. }, false) => values[index],
         (KvStore::CpuF16 { keys, .. }, true) => half_to_float(keys[index]),
         (KvStore::CpuF16 { values, .. }, false) => half_to_float(values[index]),
-        (KvStore::Gpu(_), _) => f32::NAN,
+        (KvStore::Candle(_), _) => f32::NAN,
     };
     let mut queries = q.chunks_exact(dim);
     let mut out = Vec::new();

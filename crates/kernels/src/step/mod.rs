@@ -1,8 +1,8 @@
 //! What a step of a decoder is made of, and the two ways to compute it.
 //!
 //! A model is written once, over [`Operations`]. On the CPU they are recorded: a [`Plan`] runs the whole step as one region of
-//! the compute pool, in buffers that the next step uses again. On a device, or to compare the CPU with, they are candle's, one
-//! after the other ([`Tensors`]). Both compute the same step; only a plan's rows have the same bits in any company.
+//! the compute pool, in buffers that the next step uses again. On another device, and on the CPU to compare our kernels with, they
+//! are candle's, one after the other ([`Tensors`]). Both compute the same step; only a plan's rows have the same bits in any company.
 
 mod plan;
 mod rows;

@@ -92,7 +92,7 @@ impl<'a> Operations<'a> for Tensors {
     }
 
     fn gated(&mut self, gate: Tensor, up: Tensor, activation: Activation) -> Result<Tensor> {
-        activation::gated(&gate, &up, activation)
+        activation::by_candle(&gate, activation)? * up
     }
 
     fn soft_cap(&mut self, x: Tensor, cap: f32) -> Result<Tensor> {

@@ -7,6 +7,7 @@
 use candle_core::Result;
 use hearth_kernels::{
     attention::{AttentionBatch, AttentionParams, AttentionSpan},
+    device::Backend,
     kv::{BLOCK_TOKENS, KvLayer},
     norm::RmsNorm,
     step::{Operations, Plan, Tensors},
@@ -48,10 +49,11 @@ impl Decoder {
         }
         let step = self.step(batch)?;
         let (layers, workspace) = cache.parts();
-        if self.device.is_cpu() {
-            Pass { decoder: self, step: &step, operations: Plan::new(workspace) }.run(layers)
-        } else {
-            Pass { decoder: self, step: &step, operations: Tensors::new(self.device.clone()) }.run(layers)
+        match &self.backend {
+            Backend::Cpu => Pass { decoder: self, step: &step, operations: Plan::new(workspace) }.run(layers),
+            Backend::Candle(device) => {
+                Pass { decoder: self, step: &step, operations: Tensors::new(device.clone()) }.run(layers)
+            }
         }
     }
 

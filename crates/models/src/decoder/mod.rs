@@ -15,8 +15,8 @@ pub mod rope;
 mod tensors;
 mod weights;
 
-use candle_core::Device;
 use hearth_kernels::{
+    device::Backend,
     kv::{KvLayer, KvType},
     rope::RopeTable,
 };
@@ -34,7 +34,7 @@ pub struct Decoder {
     /// Where some layers use a different rotation.
     local_rope: Option<RopeTable>,
     context_length: usize,
-    device: Device,
+    backend: Backend,
 }
 
 impl Decoder {
@@ -42,8 +42,8 @@ impl Decoder {
     ///
     /// # Errors
     /// The file does not hold a supported decoder, or is damaged; the error is one sentence for the file's owner.
-    pub fn load(gguf: &Gguf, device: &Device) -> Result<Self, ModelError> {
-        Self::load_for_context(gguf, device, None)
+    pub fn load(gguf: &Gguf, backend: &Backend) -> Result<Self, ModelError> {
+        Self::load_for_context(gguf, backend, None)
     }
 
     /// Loads a model that will see at most `context_length` tokens, if that differs from the length in its file.
@@ -53,24 +53,23 @@ impl Decoder {
     ///
     /// # Errors
     /// As [`Decoder::load`].
-    pub fn load_for_context(gguf: &Gguf, device: &Device, context_length: Option<usize>) -> Result<Self, ModelError> {
+    pub fn load_for_context(gguf: &Gguf, backend: &Backend, context_length: Option<usize>) -> Result<Self, ModelError> {
         let config = DecoderConfig::from_gguf(gguf)?;
         let context_length = context_length.unwrap_or(config.context_length);
-        let weights = Weights::load(gguf, &config, device)?;
+        let weights = Weights::load(gguf, &config, backend)?;
         let table = |rope: &RopeConfig| {
             let frequencies = rope.frequencies(context_length);
-            RopeTable::new(&frequencies.inverse, frequencies.attention_factor, context_length, device).map_err(
-                |source| ModelError::Device {
+            RopeTable::new(&frequencies.inverse, frequencies.attention_factor, context_length, backend.device())
+                .map_err(|source| ModelError::Device {
                     path: gguf.metadata().path().to_owned(),
                     name: "of rotary angles".to_owned(),
                     source: Box::new(source),
-                },
-            )
+                })
         };
         let has_local_layers = config.layers.iter().any(|layer| layer.rope == LayerRope::Local);
         let local_rope =
             (has_local_layers && config.local_rope != config.rope).then(|| table(&config.local_rope)).transpose()?;
-        Ok(Self { rope: table(&config.rope)?, local_rope, config, weights, context_length, device: device.clone() })
+        Ok(Self { rope: table(&config.rope)?, local_rope, config, weights, context_length, backend: backend.clone() })
     }
 
     pub fn config(&self) -> &DecoderConfig {
@@ -82,8 +81,8 @@ impl Decoder {
         self.context_length
     }
 
-    pub fn device(&self) -> &Device {
-        &self.device
+    pub const fn backend(&self) -> &Backend {
+        &self.backend
     }
 }
 

@@ -4,8 +4,7 @@
 //! converters fuse (`attn_qkv`, gate and up of Phi-3) are split by rows, which costs nothing, so one forward pass
 //! serves both forms.
 
-use candle_core::Device;
-use hearth_kernels::{embedding::Embedding, linear::Linear, norm::RmsNorm, quant::RawTensor};
+use hearth_kernels::{device::Backend, embedding::Embedding, linear::Linear, norm::RmsNorm, quant::RawTensor};
 
 use super::{
     architecture::QkNorm,
@@ -44,14 +43,14 @@ pub(super) struct LayerWeights {
 }
 
 impl Weights {
-    pub(super) fn load(gguf: &Gguf, config: &DecoderConfig, device: &Device) -> Result<Self, ModelError> {
-        let loader = Loader { tensors: Tensors::new(gguf), rms_norm_eps: config.rms_norm_eps, device };
+    pub(super) fn load(gguf: &Gguf, config: &DecoderConfig, backend: &Backend) -> Result<Self, ModelError> {
+        let loader = Loader { tensors: Tensors::new(gguf), rms_norm_eps: config.rms_norm_eps, backend };
         loader.refuse_variants(gguf, config)?;
 
         let table_name = "token_embd.weight";
         let table = loader.matrix(table_name, config.vocab, config.hidden)?;
         let embedding =
-            Embedding::new(&table, device).map_err(|error| loader.tensors.device_error(table_name, error))?;
+            Embedding::new(&table, backend.device()).map_err(|error| loader.tensors.device_error(table_name, error))?;
         let output = if loader.tensors.contains("output.weight") {
             loader.linear("output", config.vocab, config.hidden)?
         } else {
@@ -67,7 +66,7 @@ impl Weights {
 struct Loader<'a> {
     tensors: Tensors<'a>,
     rms_norm_eps: f32,
-    device: &'a Device,
+    backend: &'a Backend,
 }
 
 impl Loader<'_> {
@@ -181,7 +180,7 @@ impl Loader<'_> {
     }
 
     fn place(&self, name: &str, weight: &RawTensor, bias: Option<Vec<f32>>) -> Result<Linear, ModelError> {
-        Linear::new(weight, bias, self.device).map_err(|error| self.tensors.device_error(name, error))
+        Linear::of_backend(weight, bias, self.backend).map_err(|error| self.tensors.device_error(name, error))
     }
 
     fn norm(&self, name: &str, width: Option<usize>) -> Result<Option<RmsNorm>, ModelError> {
@@ -190,6 +189,7 @@ impl Loader<'_> {
 
     fn rms_norm(&self, name: &str, width: usize) -> Result<RmsNorm, ModelError> {
         let weight = self.tensors.floats(name, width)?;
-        RmsNorm::new(weight, self.rms_norm_eps, self.device).map_err(|error| self.tensors.device_error(name, error))
+        RmsNorm::new(weight, self.rms_norm_eps, self.backend.device())
+            .map_err(|error| self.tensors.device_error(name, error))
     }
 }

@@ -1,4 +1,5 @@
-//! The CUDA and Metal side: candle's tensors and operations behind our interface. Correctness first; speed comes later.
+//! What candle computes, on CUDA, Metal and, to compare our kernels with, the CPU: its tensors and operations behind our
+//! interface. Correctness first; speed comes later.
 
 use std::borrow::Cow;
 
@@ -50,12 +51,12 @@ pub fn matmul_weight(weight: &RawTensor, device: &Device) -> Result<QMatMul> {
 
 /// Keys or values of one layer: `[num_blocks * BLOCK_TOKENS, n_kv_heads, head_dim]`.
 #[derive(Debug)]
-pub struct GpuKv {
+pub struct CandleKv {
     pub keys: Tensor,
     pub values: Tensor,
 }
 
-impl GpuKv {
+impl CandleKv {
     pub fn new(num_blocks: usize, n_kv_heads: usize, head_dim: usize, dtype: DType, device: &Device) -> Result<Self> {
         let shape = (num_blocks * BLOCK_TOKENS, n_kv_heads, head_dim);
         Ok(Self { keys: Tensor::zeros(shape, dtype, device)?, values: Tensor::zeros(shape, dtype, device)? })
