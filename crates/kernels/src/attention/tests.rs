@@ -215,7 +215,7 @@ impl<E: Element> Sequence<E> {
         }
     }
 
-    /// The results of these tokens as one step computes them, in at least so many pieces of work.
+    /// The results of these tokens as one step computes them, in at least this many pieces of work.
     fn attend(&self, tokens: std::ops::Range<usize>, pieces: usize) -> Vec<f32> {
         let row = self.heads.n_heads * self.heads.head_dim;
         let mut tiles = Vec::new();
