@@ -171,7 +171,10 @@ impl<'a> Plan<'a> {
         layers: &[&'a Linear],
         x: &Rows,
         residual: Option<(&Rows, f32)>,
-    ) -> Result<[Option<Rows>; 3]> {
+    ) -> Result<[Option<Rows>; MAX_WEIGHTS]> {
+        if layers.len() > MAX_WEIGHTS {
+            candle_core::bail!("{} layers share an input, where {MAX_WEIGHTS} can", layers.len());
+        }
         let mut weights = [None; MAX_WEIGHTS];
         let mut results = [const { None }; MAX_WEIGHTS];
         let mut outputs = [None; MAX_WEIGHTS];
