@@ -2,7 +2,7 @@
 //!
 //! Kernels are written once over sixteen lanes (`lanes.rs`) and compiled for AVX-512, AVX2 and plain arrays. Matrix
 //! multiplication: `quantize` prepares the input, `unpack_*` unpack the weights' blocks into a `tile`, `microkernel`
-//! multiplies, `matmul` distributes the work over the threads. For a few rows, `gemv` multiplies what it reads from `tiles`, which
+//! multiplies, `matmul` cuts the work into chunks for the threads. For a few rows, `gemv` multiplies what it reads from `tiles`, which
 //! are the weights in the order in which it reads them.
 
 pub mod attend;
