@@ -56,33 +56,22 @@ def checked_call(command, log, what):
         sys.exit("\n".join([*lines[-25:], "", f"{what} failed with status {status}; the whole output is in {log}"]))
 
 
+def download(python, requirements, choice, directory, cache):
+    """Downloads packages without their dependencies; `choice` is pip's option for wheels or sources."""
+    directory.mkdir(parents=True, exist_ok=True)
+    pip = [python, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--dest", directory]
+    checked_call([*pip, *choice, *requirements], cache / "download.log", f"downloading {' '.join(requirements)}")
+
+
 def unpacked(cache, python):
     """The package's folder in the cache; downloaded, checked and unpacked if it is not there."""
     folder = cache / "source" / f"llama_cpp_python-{VERSION}"
     if folder.exists():
         return folder
     downloads = cache / "downloads"
-    downloads.mkdir(parents=True, exist_ok=True)
     print(f"downloading {PACKAGE} {VERSION}", flush=True)
-    # Without its build dependencies as source: pip would compile cmake.
-    checked_call(
-        [
-            python,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-deps",
-            "--no-binary",
-            PACKAGE,
-            "--dest",
-            downloads,
-            f"{PACKAGE}=={VERSION}",
-        ],
-        cache / "download.log",
-        f"downloading {PACKAGE}",
-    )
+    # Only this package as source: pip would compile cmake, which building it needs.
+    download(python, [f"{PACKAGE}=={VERSION}"], ["--no-binary", PACKAGE], downloads, cache)
     archive = downloads / f"llama_cpp_python-{VERSION}.tar.gz"
     if (found := sha256_of(archive)) != SHA256:
         sys.exit(f"{archive} has the sha256 {found} instead of {SHA256}: delete it and run this again")

