@@ -3,8 +3,9 @@
 //! Recording checks every shape, finds room for every result and cuts the work into phases; it computes nothing. What is done
 //! with each row on its own (`rows.rs`) is joined to the operations before it, so that a row is normalized and rounded by the
 //! thread that has it in its cache; products and attention are phases of their own. Results lie in one array, where a result's
-//! room is free again once its last handle is dropped: phases run in the order in which they were recorded, so what was
-//! recorded later may write there.
+//! room is free again once its last handle is dropped and a phase begins: phases run in the order in which they were recorded, so
+//! a later one may write there. Within a phase there is no such order, since one thread may be done with its rows before another
+//! has begun with its own.
 
 use std::{cell::RefCell, fmt, ops::Range, rc::Rc};
 
@@ -64,7 +65,7 @@ pub struct Rows {
     place: Rc<Place>,
 }
 
-/// A range of the workspace's floats, which is free again when this is dropped.
+/// A range of the workspace's floats, which is left when this is dropped.
 #[derive(Debug)]
 struct Place {
     range: Range<usize>,
@@ -73,7 +74,7 @@ struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.room.borrow_mut().free.push(self.range.clone());
+        self.room.borrow_mut().left.push(self.range.clone());
     }
 }
 
@@ -81,6 +82,8 @@ impl Drop for Place {
 #[derive(Debug, Default)]
 struct Room {
     free: Vec<Range<usize>>,
+    /// Free once a phase begins: operations of the one that is being recorded may read there.
+    left: Vec<Range<usize>>,
     end: usize,
 }
 
@@ -95,6 +98,11 @@ impl Room {
         }
         self.end += length;
         self.end - length..self.end
+    }
+
+    /// What was left before a phase is free in it.
+    fn begin_phase(&mut self) {
+        self.free.append(&mut self.left);
     }
 }
 
@@ -156,7 +164,12 @@ impl<'a> Plan<'a> {
             *elements += rows * columns;
             return;
         }
-        self.phases.push(Phase::Rows { operations: index..index + 1, rows, elements: rows * columns });
+        self.begin(Phase::Rows { operations: index..index + 1, rows, elements: rows * columns });
+    }
+
+    fn begin(&mut self, phase: Phase<'a>) {
+        self.phases.push(phase);
+        self.room.borrow_mut().begin_phase();
     }
 
     /// Records an operation from rows to rows of the same shape.
@@ -197,7 +210,7 @@ impl<'a> Plan<'a> {
         let shape = product.input_shape();
         self.inputs.push(shape);
         self.record(RowOperation::Prepare { x: x.span(), shape }, x.rows, x.columns, false);
-        self.phases.push(Phase::Product { product, outputs });
+        self.begin(Phase::Product { product, outputs });
         Ok(results)
     }
 }
@@ -333,7 +346,7 @@ impl<'a> Operations<'a> for Plan<'a> {
         self.record(store, k.rows, k.columns + v.columns, false);
         let out = self.new_rows(q.rows, q.columns);
         let states = self.new_rows(1, work.state_floats()).span().start;
-        self.phases.push(Phase::Attention { work, queries: q.span(), output: out.span(), states });
+        self.begin(Phase::Attention { work, queries: q.span(), output: out.span(), states });
         Ok(out)
     }
 
@@ -350,6 +363,17 @@ impl<'a> Operations<'a> for Plan<'a> {
     }
 
     fn compute(self, wanted: Option<&Rows>) -> Result<Vec<f32>> {
+        self.compute_by(wanted, |phases, work| pool::run_phases(phases, work))
+    }
+}
+
+impl Plan<'_> {
+    /// Runs the phases by a function like [`pool::run_phases`].
+    fn compute_by(
+        self,
+        wanted: Option<&Rows>,
+        run_phases: impl FnOnce(&[u32], &(dyn Fn(usize, usize) + Sync)) -> Result<()>,
+    ) -> Result<Vec<f32>> {
         let floats = self.room.borrow().end;
         if self.workspace.floats.len() < floats {
             // The old contents need not be moved.
@@ -363,13 +387,119 @@ impl<'a> Operations<'a> for Plan<'a> {
         let chunks = self.phases.iter().map(|phase| u32::try_from(phase.chunks()).map_err(candle_core::Error::wrap));
         let chunks = chunks.collect::<Result<Vec<u32>>>()?;
         let (phases, row_operations) = (&self.phases, &self.row_operations);
-        pool::run_phases(&chunks, |phase, chunk| {
-            // SAFETY: the pool runs the phases in order.
+        run_phases(&chunks, &|phase, chunk| {
+            // SAFETY: the phases are run in order.
             unsafe { buffers.run(&phases[phase], row_operations, chunk, chunks[phase] as usize) }
         })?;
         Ok(wanted.map_or_else(Vec::new, |rows| {
             let start = rows.span().start;
             self.workspace.floats[start..start + rows.rows * rows.columns].to_vec()
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::quant::{GgmlType, RawTensor};
+
+    const ROWS: usize = 200;
+    const WIDTHS: [usize; 3] = [256, 128, 64];
+
+    /// Weights between -0.5 and 0.5 that depend on the place alone.
+    fn weights(count: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 2_654_435_761 >> 7) % 1000) as f32 / 1000.0 - 0.5).collect()
+    }
+
+    /// What a decoder's layers are made of.
+    struct Parts {
+        embedding: Embedding,
+        /// From every width to every width.
+        linears: Vec<Linear>,
+        norm: RmsNorm,
+        rope: RopeTable,
+        ids: Vec<u32>,
+    }
+
+    impl Parts {
+        fn new() -> Self {
+            let device = Device::Cpu;
+            let pairs = WIDTHS.iter().flat_map(|&inp| WIDTHS.map(|out| (inp, out)));
+            let linear = |(inp, out)| Linear::from_f32(weights(inp * out), out, inp, None, &device).expect("it fits");
+            let table = RawTensor {
+                dtype: GgmlType::F32,
+                shape: vec![50, WIDTHS[0]],
+                data: weights(50 * WIDTHS[0]).iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>().into(),
+            };
+            Self {
+                embedding: Embedding::new(&table, &device).expect("it fits"),
+                linears: pairs.map(linear).collect(),
+                norm: RmsNorm::new(weights(32), 1e-5, &device).expect("it fits"),
+                rope: RopeTable::new(&[1.0, 0.3, 0.1, 0.03], 1.0, 1000, &device).expect("it fits"),
+                ids: (0..ROWS as u32).map(|i| i * 7 % 50).collect(),
+            }
+        }
+
+        fn linear(&self, inp: usize, out: usize) -> &Linear {
+            let of = |width| WIDTHS.iter().position(|&w| w == width).expect("one of the widths");
+            &self.linears[3 * of(inp) + of(out)]
+        }
+    }
+
+    /// Records the operations, each on one of the results so far, which may be dropped by it.
+    fn record<'a>(plan: &mut Plan<'a>, parts: &'a Parts, operations: &[(u8, u8, bool)]) -> Rows {
+        let mut results = vec![plan.lookup(&parts.embedding, &parts.ids).expect("the shapes fit")];
+        for &(operation, which, is_kept) in operations {
+            let index = which as usize % results.len();
+            let x = if is_kept { results[index].clone() } else { results.swap_remove(index) };
+            let out = WIDTHS[which as usize % 3];
+            let result = match operation {
+                0 => plan.rms_norm(&x, &parts.norm),
+                1 => plan.rope(x, 32, &parts.ids, &parts.rope, RopeLayout::Halves),
+                2 => plan.scale(x, 0.5),
+                3 => plan.add(&x, &x, 0.25),
+                4 => plan.gated(x.clone(), x, Activation::Silu),
+                5 => plan.linear([parts.linear(x.columns, out)], &x).map(|[y]| y),
+                _ => plan.linear([parts.linear(x.columns, 64), parts.linear(x.columns, out)], &x).map(|[y, z]| {
+                    results.push(y);
+                    z
+                }),
+            };
+            results.push(result.expect("the shapes fit"));
+        }
+        results.pop().expect("at least one")
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(100))]
+
+        /// Threads may be as far apart within a phase as they like.
+        #[test]
+        fn the_order_of_a_phases_chunks_does_not_matter(operations in proptest::collection::vec((0u8..7, 0u8..30, any::<bool>()), 1..25)) {
+            let parts = Parts::new();
+            let mut in_order = Workspace::default();
+            let mut plan = Plan::new(&mut in_order);
+            let wanted = record(&mut plan, &parts, &operations);
+            let expected = plan.compute_by(Some(&wanted), |phases, work| {
+                for (phase, &chunks) in phases.iter().enumerate() {
+                    (0..chunks as usize).for_each(|chunk| work(phase, chunk));
+                }
+                Ok(())
+            });
+            let mut backwards = Workspace::default();
+            let mut plan = Plan::new(&mut backwards);
+            let wanted = record(&mut plan, &parts, &operations);
+            let actual = plan.compute_by(Some(&wanted), |phases, work| {
+                for (phase, &chunks) in phases.iter().enumerate() {
+                    (0..chunks as usize).rev().for_each(|chunk| work(phase, chunk));
+                }
+                Ok(())
+            });
+            let bits = |rows: Result<Vec<f32>>| rows.expect("it runs").into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            prop_assert_eq!(bits(expected), bits(actual));
+        }
     }
 }
