@@ -5,7 +5,8 @@
 //! ratio to mean something on a machine that others use too: every figure is the median of the rounds, every
 //! ratio the median of the rounds' ratios.
 //!
-//! `cargo bench --bench kernels` runs everything; `-- NAME...` (such as `Q4_K attention`) only these types, or attention.
+//! `cargo bench --bench kernels` runs everything; `-- NAME...` (such as `Q4_K attention`) only these types, or attention, and
+//! `-- NUMBER...` only these numbers of rows.
 
 use std::{hint::black_box, time::Instant};
 
@@ -23,6 +24,8 @@ use hearth_kernels::{
 
 #[path = "kernels/attention.rs"]
 mod attention;
+#[path = "kernels/int8.rs"]
+mod int8;
 
 const OUT: usize = 8192;
 const INP: usize = 2048;
@@ -41,20 +44,14 @@ fn seconds(work: impl FnOnce()) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
-/// Bytes per second that all threads together read from a buffer larger than any cache.
+/// Bytes per second that all threads together read, of as many bytes as the weights of a sweep, by the widest loads.
 fn memory_ceiling() -> f64 {
-    let buffer = vec![1u64; SWEEP_BYTES / 4];
+    let buffer = vec![1u64; SWEEP_BYTES / 8];
     let chunks = 64 * threads();
     let read = || {
         pool::run(chunks, |chunk| {
             let part = &buffer[buffer.len() * chunk / chunks..buffer.len() * (chunk + 1) / chunks];
-            let mut sums = [0u64; 32];
-            for block in part.chunks_exact(32) {
-                for (sum, value) in sums.iter_mut().zip(block) {
-                    *sum = sum.wrapping_add(*value);
-                }
-            }
-            black_box(sums);
+            black_box(sum(part));
         })
         .expect("nothing panics");
     };
@@ -63,43 +60,37 @@ fn memory_ceiling() -> f64 {
     (8 * buffer.len()) as f64 / median(times)
 }
 
-/// Multiply-adds of bytes per second, all threads together; `None` without AVX-512 VNNI.
-fn int8_ceiling() -> Option<f64> {
+fn sum(part: &[u64]) -> u64 {
+    #[inline(always)]
+    fn plain(part: &[u64]) -> u64 {
+        let mut sums = [0u64; 64];
+        for block in part.chunks_exact(64) {
+            for (sum, value) in sums.iter_mut().zip(block) {
+                *sum = sum.wrapping_add(*value);
+            }
+        }
+        sums.into_iter().fold(0, u64::wrapping_add)
+    }
     #[cfg(target_arch = "x86_64")]
     {
-        if !(is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni")) {
-            return None;
+        #[target_feature(enable = "avx512f")]
+        fn avx512(part: &[u64]) -> u64 {
+            plain(part)
         }
-        const STEPS: usize = 400_000;
-        let chunks = 4 * threads();
-        let compute = || {
-            // SAFETY: the features were detected.
-            pool::run(chunks, |_| _ = black_box(unsafe { dot_products(STEPS) })).expect("nothing panics");
-        };
-        compute();
-        let times = (0..ROUNDS).map(|_| seconds(compute)).collect();
-        Some((chunks * STEPS * 16 * 64) as f64 / median(times))
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    None
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vnni")]
-fn dot_products(steps: usize) -> i32 {
-    use std::arch::x86_64::*;
-    let mut sums = [_mm512_setzero_si512(); 16];
-    let (a, b) = (black_box(_mm512_set1_epi8(1)), black_box(_mm512_set1_epi8(2)));
-    for _ in 0..steps {
-        for sum in &mut sums {
-            *sum = _mm512_dpbusd_epi32(*sum, a, b);
+        #[target_feature(enable = "avx2")]
+        fn avx2(part: &[u64]) -> u64 {
+            plain(part)
+        }
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: detected.
+            return unsafe { avx512(part) };
+        }
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: detected.
+            return unsafe { avx2(part) };
         }
     }
-    let mut total = _mm512_setzero_si512();
-    for sum in sums {
-        total = _mm512_add_epi32(total, sum);
-    }
-    _mm512_reduce_add_epi32(total)
+    plain(part)
 }
 
 const fn candle_type(dtype: GgmlType) -> GgmlDType {
@@ -139,16 +130,19 @@ fn contenders(dtype: GgmlType, count: usize) -> candle_core::Result<Vec<(Linear,
 }
 
 fn main() -> candle_core::Result<()> {
-    let wanted: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let (numbers, wanted): (Vec<String>, Vec<String>) = std::env::args()
+        .skip(1)
+        .filter(|argument| !argument.starts_with('-'))
+        .partition(|argument| argument.parse::<usize>().is_ok());
     let is_wanted = |name: &str| wanted.is_empty() || wanted.iter().any(|wanted| wanted.eq_ignore_ascii_case(name));
     let memory = memory_ceiling();
-    let int8 = int8_ceiling();
     println!("instruction set: {}; threads: {}", cpu_features(), threads());
-    println!(
-        "memory read: {:.1} GB/s; int8 peak: {:.2} T multiply-adds/s",
-        memory / 1e9,
-        int8.unwrap_or(f64::NAN) / 1e12
-    );
+    println!("memory read: {:.1} GB/s", memory / 1e9);
+    let peaks = int8::peaks();
+    for (instruction, peak) in &peaks {
+        println!("int8 peak of {instruction}: {:.2} T multiply-adds/s", peak / 1e12);
+    }
+    let int8 = peaks.last().map_or(f64::NAN, |(_, peak)| *peak);
     if is_wanted("attention") {
         attention::run(memory)?;
     }
@@ -164,6 +158,9 @@ fn main() -> candle_core::Result<()> {
         let bytes = dtype.row_bytes(INP).expect("whole blocks") * OUT;
         let sweep = contenders(dtype, SWEEP_BYTES.div_ceil(bytes))?;
         for rows in [1, 2, 4, 8, 16, 256] {
+            if !numbers.is_empty() && !numbers.contains(&rows.to_string()) {
+                continue;
+            }
             let x = Tensor::randn(0f32, 1.0, (rows, INP), &Device::Cpu)?;
             let used = if rows < 256 { &sweep[..] } else { &sweep[..2] };
             let file = || used.iter().for_each(|(file, ..)| _ = black_box(file.forward(&x).expect("shapes fit")));
@@ -185,7 +182,7 @@ fn main() -> candle_core::Result<()> {
                 per_call * 1e3,
                 rate / 1e9,
                 100.0 * rate / memory,
-                100.0 * products / int8.unwrap_or(f64::NAN),
+                100.0 * products / int8,
                 against(0),
                 of(2) * 1e3,
                 against(2),

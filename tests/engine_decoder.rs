@@ -21,9 +21,12 @@ fn decoder(path: &Path, is_repacked: bool) -> Arc<Decoder> {
     let gguf = Gguf::open(path).expect("the fixture is a GGUF file");
     let decoder = Decoder::load(&gguf, &Backend::Cpu).expect("the fixture's family is supported");
     if is_repacked {
-        let bytes = decoder.repack(&gguf).expect("there is memory");
+        assert_eq!(decoder.tile_bytes(), 0);
+        decoder.repack(&gguf).expect("there is memory");
+        let bytes = decoder.tile_bytes();
         assert!(bytes > 0 && bytes < 2 * gguf.file_bytes() + (1 << 16), "{bytes} of {}", gguf.file_bytes());
-        assert_eq!(decoder.repack(&gguf).expect("there is nothing to do"), 0);
+        decoder.repack(&gguf).expect("there is nothing to do");
+        assert_eq!(decoder.tile_bytes(), bytes);
     }
     Arc::new(decoder)
 }

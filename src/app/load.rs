@@ -77,7 +77,8 @@ pub fn load_chat(config: &Config) -> anyhow::Result<Option<LocalChat>> {
     }
     let decoder = Decoder::load_for_context(&gguf, &backend, Some(context_length))
         .with_context(|| format!("loading {}", path.display()))?;
-    let repacked_bytes = repack(config.engine.repack, &decoder, &gguf);
+    repack(config.engine.repack, &decoder, &gguf);
+    let repacked_bytes = decoder.tile_bytes();
     let tokenizer = Tokenizer::from_gguf(gguf.metadata())?;
     let template = chat_template(config, &gguf, &tokenizer)?;
     let cache = KvCache::new(decoder.config(), num_blocks, kv_type, &backend)
@@ -123,8 +124,8 @@ pub fn load_chat(config: &Config) -> anyhow::Result<Option<LocalChat>> {
     })))
 }
 
-/// Makes the decoder's tiles if they are wanted. Returns the memory that they take, in bytes.
-fn repack(wanted: Repack, decoder: &Decoder, gguf: &Gguf) -> u64 {
+/// Makes the decoder's tiles if they are wanted.
+fn repack(wanted: Repack, decoder: &Decoder, gguf: &Gguf) {
     let is_wanted = matches!(decoder.backend(), Backend::Cpu)
         && match wanted {
             Repack::On => true,
@@ -133,12 +134,11 @@ fn repack(wanted: Repack, decoder: &Decoder, gguf: &Gguf) -> u64 {
         };
     if !is_wanted {
         gguf.warm();
-        return 0;
+        return;
     }
-    decoder.repack(gguf).unwrap_or_else(|error| {
+    if let Err(error) = decoder.repack(gguf) {
         tracing::warn!(%error, "the chat model is not repacked as a whole: the rest is computed from the file, more slowly");
-        0
-    })
+    }
 }
 
 fn chat_model_info(

@@ -7,7 +7,7 @@ use std::{fmt, str::FromStr};
 
 use candle_core::{Device, DeviceLocation};
 
-pub use super::cpu::features::{CpuFeatures, cpu_features};
+pub use super::cpu::features::{CpuFeatures, InstructionSet, cpu_features};
 pub use super::pool::{Aside, set_threads, threads};
 
 /// The values of `--device`.

@@ -13,8 +13,9 @@ use super::{
     candle,
     cpu::{
         self,
+        destination::Output,
         features::cpu_features,
-        matmul::{MAX_WEIGHTS, Output, Product},
+        matmul::{MAX_WEIGHTS, Product},
         quantize::{InputBuffers, Shared},
         tiles::Tiles,
     },
@@ -130,21 +131,27 @@ impl Linear {
     }
 
     /// Makes tiles of the weight on the compute pool, which products use from then on, and calls `release` with the bytes of the
-    /// file that are no longer read. Does nothing where candle computes, and the second time. Returns the memory that the tiles take.
+    /// file, part by part, as they are no longer read. Does nothing where candle computes, and the second time.
     ///
     /// # Errors
     /// If there is not enough memory.
-    pub fn repack(&self, release: impl FnOnce(&[u8])) -> Result<usize> {
-        let Weight::Cpu { dtype, data, tiles } = &self.inner.weight else { return Ok(0) };
+    pub fn repack(&self, release: impl Fn(&[u8])) -> Result<()> {
+        let Weight::Cpu { dtype, data, tiles } = &self.inner.weight else { return Ok(()) };
         if tiles.get().is_some() {
-            return Ok(0);
+            return Ok(());
         }
-        let made = Tiles::new(*dtype, data, self.inner.in_features, self.inner.out_features)?;
-        let bytes = made.bytes();
+        let made = Tiles::new(*dtype, data, self.inner.in_features, self.inner.out_features, release)?;
         // Another thread that made them first made the same ones.
         let _same = tiles.set(made);
-        release(data);
-        Ok(bytes)
+        Ok(())
+    }
+
+    /// The memory that the weight's tiles take, in bytes; 0 without tiles.
+    pub fn tile_bytes(&self) -> usize {
+        match &self.inner.weight {
+            Weight::Cpu { tiles, .. } => tiles.get().map_or(0, Tiles::bytes),
+            Weight::Candle { .. } => 0,
+        }
     }
 
     pub fn in_features(&self) -> usize {

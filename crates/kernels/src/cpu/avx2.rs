@@ -1,8 +1,11 @@
 //! Sixteen lanes as two AVX2 registers, with FMA and F16C, and with AVX-VNNI where the processor has it.
 
-use std::arch::x86_64::*;
+use std::{arch::x86_64::*, convert::Infallible};
 
-use super::lanes::{Kernel, LANES, Lanes};
+use super::{
+    lanes::{Kernel, LANES, Lanes},
+    microkernel::TileProduct,
+};
 
 /// Constructed only where [`Avx2::detect`] found the instructions.
 #[derive(Clone, Copy, Debug)]
@@ -50,6 +53,7 @@ macro_rules! on_both_halves {
 impl<const VNNI: bool> Lanes for Avx2<VNNI> {
     type I = I;
     type F = F;
+    type TileRegisters = Infallible;
 
     const ROWS: usize = 3;
     const COLUMNS: usize = 1;
@@ -245,6 +249,16 @@ impl<const VNNI: bool> Lanes for Avx2<VNNI> {
                 ]
             }
         }
+    }
+
+    #[inline(always)]
+    fn tile_registers(self, _rows: usize, _superblocks: bool) -> Option<Infallible> {
+        None
+    }
+
+    #[inline(always)]
+    fn multiply_tiles(self, registers: &Infallible, _product: TileProduct<'_>) {
+        match *registers {}
     }
 
     #[inline(always)]

@@ -1,19 +1,23 @@
-//! Sixteen lanes as one AVX-512 register, with VNNI for the integer dot products.
+//! Sixteen lanes as one AVX-512 register, with VNNI for the integer dot products and, where there is AMX, whole tiles of
+//! them at once.
 
 use std::arch::x86_64::*;
 
 use super::{
+    amx::{self, TileRegisters},
     avx2::control,
     lanes::{Kernel, LANES, Lanes},
+    microkernel::TileProduct,
 };
 
 /// Constructed only where [`Avx512::detect`] found the instructions.
 #[derive(Clone, Copy, Debug)]
-pub struct Avx512(());
+pub struct Avx512<const AMX: bool>(());
 
-impl Avx512 {
+impl<const AMX: bool> Avx512<AMX> {
     pub fn detect() -> Option<Self> {
-        let found = is_x86_feature_detected!("avx512f")
+        let found = (!AMX || amx::granted())
+            && is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512dq")
@@ -39,9 +43,10 @@ macro_rules! register_operations {
 type I = __m512i;
 type F = __m512;
 
-impl Lanes for Avx512 {
+impl<const AMX: bool> Lanes for Avx512<AMX> {
     type I = I;
     type F = F;
+    type TileRegisters = TileRegisters;
 
     const ROWS: usize = 6;
     const COLUMNS: usize = 2;
@@ -185,6 +190,16 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    fn tile_registers(self, rows: usize, superblocks: bool) -> Option<TileRegisters> {
+        (AMX && rows >= amx::ROWS).then(|| TileRegisters::configure(Avx512(()), superblocks))
+    }
+
+    #[inline(always)]
+    fn multiply_tiles(self, registers: &TileRegisters, product: TileProduct<'_>) {
+        registers.multiply(Avx512(()), product);
+    }
+
+    #[inline(always)]
     fn most_products(_largest: usize) -> usize {
         usize::MAX
     }
@@ -210,7 +225,7 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-        fn enabled<K: Kernel>(lanes: Avx512, kernel: K) -> K::Output {
+        fn enabled<const AMX: bool, K: Kernel>(lanes: Avx512<AMX>, kernel: K) -> K::Output {
             kernel.run(lanes)
         }
         // SAFETY: `self` exists only where all of these were detected.

@@ -3,7 +3,10 @@
 //! Rows are listed by number or are consecutive. The next rows are prefetched while one is computed: a graph search
 //! jumps around a matrix that is larger than any cache.
 
-use super::lanes::{Kernel, LANES, Lanes};
+use super::{
+    lanes::{Kernel, LANES, Lanes},
+    prefetch,
+};
 
 /// A row's length in floats is a multiple of this.
 pub const FLOATS: usize = LANES;
@@ -11,7 +14,6 @@ pub const FLOATS: usize = LANES;
 pub const BYTES: usize = 4 * LANES;
 /// How many rows ahead to prefetch.
 const AHEAD: usize = 4;
-const CACHE_LINE: usize = 64;
 
 /// Which rows of a matrix: consecutive rows from `first`, one per result, or the listed ones.
 #[derive(Clone, Copy)]
@@ -60,7 +62,7 @@ impl Kernel for DotFloats<'_> {
         let count = out.len();
         for index in 0..count {
             if index + AHEAD < count && matches!(rows, Rows::Listed(_)) {
-                prefetch(matrix[rows.get(index + AHEAD) * dim..].as_ptr().cast(), size_of_val(query));
+                prefetch::to_l1(matrix[rows.get(index + AHEAD) * dim..].as_ptr().cast(), size_of_val(query));
             }
             let row = matrix[rows.get(index) * dim..][..dim].as_ptr();
             let mut sums = [lanes.splat_f(0.0); 4];
@@ -107,7 +109,7 @@ impl Kernel for DotBytes<'_> {
         let count = out.len();
         for index in 0..count {
             if index + AHEAD < count && matches!(rows, Rows::Listed(_)) {
-                prefetch(matrix[rows.get(index + AHEAD) * dim..].as_ptr(), dim);
+                prefetch::to_l1(matrix[rows.get(index + AHEAD) * dim..].as_ptr(), dim);
             }
             let row = matrix[rows.get(index) * dim..][..dim].as_ptr();
             let mut sums = [lanes.splat_i(0); 2];
@@ -120,17 +122,4 @@ impl Kernel for DotBytes<'_> {
             out[index] = lanes.total(lanes.to_floats(lanes.add_i(sums[0], sums[1])));
         }
     }
-}
-
-/// Prefetches memory that will be read soon; reads nothing.
-#[inline(always)]
-fn prefetch(from: *const u8, bytes: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for offset in (0..bytes).step_by(CACHE_LINE) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch is a hint and may name any address; SSE is part of x86-64.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(offset).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (from, bytes, CACHE_LINE);
 }

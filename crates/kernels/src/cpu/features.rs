@@ -9,12 +9,16 @@ use std::{fmt, sync::OnceLock};
 pub enum InstructionSet {
     /// Plain Rust, vectorised by the compiler for the target's baseline.
     Portable,
+    /// ARM's 128-bit vectors with the dot products of bytes of ARMv8.2.
+    Neon,
     /// AVX2 with FMA and F16C.
     Avx2,
     /// The same with `vpdpbusd` on 256-bit vectors.
     AvxVnni,
     /// AVX-512 F, BW, VL, DQ and VNNI.
     Avx512Vnni,
+    /// The same with AMX for bytes.
+    Amx,
 }
 
 /// The features that the CPU path dispatches on.
@@ -27,16 +31,18 @@ impl fmt::Display for CpuFeatures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.instruction_set {
             InstructionSet::Portable => "portable",
+            InstructionSet::Neon => "NEON, dotprod",
             InstructionSet::Avx2 => "AVX2, FMA, F16C",
             InstructionSet::AvxVnni => "AVX2, FMA, F16C, AVX-VNNI",
             InstructionSet::Avx512Vnni => "AVX-512, AVX-512 VNNI",
+            InstructionSet::Amx => "AVX-512, AVX-512 VNNI, AMX-INT8",
         })
     }
 }
 
 impl InstructionSet {
     /// All sets, slowest first.
-    pub const ALL: [Self; 4] = [Self::Portable, Self::Avx2, Self::AvxVnni, Self::Avx512Vnni];
+    pub const ALL: [Self; 6] = [Self::Portable, Self::Neon, Self::Avx2, Self::AvxVnni, Self::Avx512Vnni, Self::Amx];
 
     /// Whether this processor has the set. A faster set does not imply the slower ones: Ice Lake and Zen 4 have AVX-512
     /// VNNI but not AVX-VNNI.
@@ -47,6 +53,7 @@ impl InstructionSet {
                 is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
             match self {
                 Self::Portable => true,
+                Self::Neon => false,
                 Self::Avx2 => avx2,
                 Self::AvxVnni => avx2 && is_x86_feature_detected!("avxvnni"),
                 Self::Avx512Vnni => {
@@ -56,9 +63,15 @@ impl InstructionSet {
                         && is_x86_feature_detected!("avx512dq")
                         && is_x86_feature_detected!("avx512vnni")
                 }
+                Self::Amx => Self::Avx512Vnni.is_supported() && super::amx::granted(),
             }
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(target_arch = "aarch64")]
+        {
+            let neon = super::neon::Neon::detect().is_some();
+            self == Self::Portable || (self == Self::Neon && neon)
+        }
+        #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
         {
             self == Self::Portable
         }

@@ -37,6 +37,7 @@ impl Activations<'_> {
             quants: self.x.quants[at * INT_SEGMENT..].as_ptr(),
             scales: self.x.scales[at * self.scales..].as_ptr(),
             sums: self.x.sums[at * 8..].as_ptr(),
+            scaled_sums: self.x.scaled_sums.as_ptr().wrapping_add(at * 8),
         }
     }
 }
@@ -47,6 +48,7 @@ struct SegmentRows {
     quants: *const i8,
     scales: *const f32,
     sums: *const i32,
+    scaled_sums: *const f32,
 }
 
 impl SegmentRows {
@@ -516,7 +518,7 @@ unsafe fn blocks_of_32<L: Lanes, T: BlockOf32, const M: usize>(
                 j += 1;
             }
             for m in 0..M {
-                let (scale, sum) = (*x.scales.add(8 * m + at), *x.sums.add(8 * m + at));
+                let scale = *x.scales.add(8 * m + at);
                 let mut total = if T::IS_FULL {
                     lanes.add_i(first[m], second[m])
                 } else {
@@ -524,11 +526,11 @@ unsafe fn blocks_of_32<L: Lanes, T: BlockOf32, const M: usize>(
                 };
                 if let Some(offset) = T::offset::<L>() {
                     // At most 32 * 128, times at most 128.
-                    total = lanes.sub_i(total, lanes.splat_i(offset * sum));
+                    total = lanes.sub_i(total, lanes.splat_i(offset * *x.sums.add(8 * m + at)));
                 }
                 out[m] = lanes.fma(lanes.to_floats(total), lanes.mul(d, lanes.splat_f(scale)), out[m]);
                 if T::offset::<L>().is_none() {
-                    out[m] = lanes.fma(minimum, lanes.splat_f(scale * sum as f32), out[m]);
+                    out[m] = lanes.fma(minimum, lanes.splat_f(*x.scaled_sums.add(8 * m + at)), out[m]);
                 }
             }
         }

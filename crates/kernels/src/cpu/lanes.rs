@@ -1,14 +1,17 @@
 //! Sixteen lanes of 32 bits: the one vector width that the kernels are written in.
 //!
 //! A kernel is written once, generic over [`Lanes`], and compiled for each instruction set: one AVX-512 register, two
-//! AVX2 registers, or a plain array. Lanes and operation order are the same everywhere, and so are the results, except
+//! AVX2 registers, four NEON registers, or a plain array. Lanes and operation order are the same everywhere, and so are the results, except
 //! for the fused multiply-add, which the plain array rounds twice.
 //!
 //! A value of a `Lanes` type exists only where its instructions were detected, which makes its register
 //! operations safe to call. Kernels must be `#[inline(always)]` down to the instruction, so that they are
 //! compiled inside the one function that enables the instruction set.
 
-use super::features::{InstructionSet, cpu_features};
+use super::{
+    features::{InstructionSet, cpu_features},
+    microkernel::TileProduct,
+};
 
 /// Lanes of one vector.
 pub const LANES: usize = 16;
@@ -17,6 +20,8 @@ pub const LANES: usize = 16;
 pub trait Lanes: Copy {
     type I: Copy;
     type F: Copy;
+    /// Registers that hold whole tiles.
+    type TileRegisters;
 
     /// Activation rows that a matrix kernel keeps in registers.
     const ROWS: usize;
@@ -104,6 +109,12 @@ pub trait Lanes: Copy {
     /// Adds to every lane the products of its two signed 16-bit halves.
     fn dot_halves(self, sum: Self::I, a: Self::I, b: Self::I) -> Self::I;
 
+    /// Registers that hold whole tiles, ready for products of this many rows over superblocks or blocks, if the processor has
+    /// them and the rows fill them.
+    fn tile_registers(self, rows: usize, superblocks: bool) -> Option<Self::TileRegisters>;
+    /// Adds a product of unpacked tiles, of the rows and the kind that the registers are for, to its output.
+    fn multiply_tiles(self, registers: &Self::TileRegisters, product: TileProduct<'_>);
+
     fn to_floats(self, a: Self::I) -> Self::F;
     /// To the nearest integer, ties to even.
     fn to_nearest(self, a: Self::F) -> Self::I;
@@ -148,8 +159,13 @@ pub fn dispatch_to<K: Kernel>(set: InstructionSet, kernel: K) -> K::Output {
     {
         use super::{avx2::Avx2, avx512::Avx512};
         match set {
+            InstructionSet::Amx => {
+                if let Some(lanes) = Avx512::<true>::detect() {
+                    return lanes.run(kernel);
+                }
+            }
             InstructionSet::Avx512Vnni => {
-                if let Some(lanes) = Avx512::detect() {
+                if let Some(lanes) = Avx512::<false>::detect() {
                     return lanes.run(kernel);
                 }
             }
@@ -163,10 +179,16 @@ pub fn dispatch_to<K: Kernel>(set: InstructionSet, kernel: K) -> K::Output {
                     return lanes.run(kernel);
                 }
             }
-            InstructionSet::Portable => {}
+            InstructionSet::Neon | InstructionSet::Portable => {}
         }
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    if set == InstructionSet::Neon
+        && let Some(lanes) = super::neon::Neon::detect()
+    {
+        return lanes.run(kernel);
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let _ = set;
     super::portable::Portable.run(kernel)
 }

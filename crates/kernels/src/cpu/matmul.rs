@@ -5,14 +5,15 @@
 //! unpacking would take longer than multiplying, and a unit streams its tile instead (`gemv.rs`). Who runs the units, and
 //! when the input is prepared (`quantize.rs`), is left to the caller.
 
-use std::ops::Range;
+use std::{mem::MaybeUninit, ops::Range};
 
 use super::{
+    destination::{Destination, Output},
     features::InstructionSet,
     gemv::{self, InputRows},
     lanes::{Kernel, LANES, Lanes, dispatch_to},
-    microkernel::{self, Minimum, Segment},
-    quantize::{Forms, Input, InputShape, Shared},
+    microkernel::{self, Minimum, Segment, TileProduct},
+    quantize::{Forms, Input, InputShape},
     source::{Rows, Source},
     tile::{FLOAT_SEGMENT, FloatTile, INT_SEGMENT, IntTile},
     tiles::Tiles,
@@ -21,9 +22,13 @@ use super::{
 use crate::{pool, quant::GgmlType};
 
 /// Maximum activation rows per unpacked tile.
-const MAX_CHUNK_ROWS: usize = 128;
+const MAX_CHUNK_ROWS: usize = 256;
+/// The same where a row takes as long as unpacking, and a chunk's products should stay in the L1 cache.
+const MAX_VECTOR_CHUNK_ROWS: usize = 128;
 /// A chunk's activations should stay in the L2 cache: this many columns times rows.
 const CHUNK_ELEMENTS: usize = 384 << 10;
+/// The same for processors with AMX, which have 2 MiB of it.
+const TILE_CHUNK_ELEMENTS: usize = 1 << 20;
 
 /// Activation rows up to which tiles are streamed rather than unpacked.
 const STREAMED_ROWS_MAX: usize = 8;
@@ -67,15 +72,6 @@ fn rows_for(input: Input<'_>, dtype: GgmlType) -> InputRows<'_> {
     }
 }
 
-/// Where a weight's product goes.
-#[derive(Clone, Copy)]
-pub struct Output {
-    /// `[rows, out]`
-    pub to: Shared<f32>,
-    /// What the product, times a factor, is added to: `[rows, out]`.
-    pub residual: Option<(Shared<f32>, f32)>,
-}
-
 /// The products of one input and up to three weights, cut into chunks that can be computed in any order.
 #[derive(Clone, Copy, Debug)]
 pub struct Product<'a> {
@@ -103,12 +99,18 @@ impl<'a> Product<'a> {
                 Form::Floats => forms.floats = true,
             }
         }
-        let chunk_rows = (CHUNK_ELEMENTS / columns.max(1)).clamp(24, MAX_CHUNK_ROWS);
+        let (elements, most_rows) = if set == InstructionSet::Amx {
+            forms.digits = forms.superblocks && rows >= LANES;
+            (TILE_CHUNK_ELEMENTS, MAX_CHUNK_ROWS)
+        } else {
+            (CHUNK_ELEMENTS, MAX_VECTOR_CHUNK_ROWS)
+        };
+        let chunk_rows = (elements / columns.max(1)).clamp(24, most_rows);
         let row_chunks = rows.div_ceil(chunk_rows);
         let threads = pool::threads();
         // Wide units do less work per weight; narrow units spread small matrices over the threads.
         let all_tiles: usize = weights.iter().flatten().map(|weight| weight.out.div_ceil(LANES)).sum();
-        let wide = set == InstructionSet::Avx512Vnni && all_tiles * row_chunks >= 8 * threads;
+        let wide = set >= InstructionSet::Avx512Vnni && all_tiles * row_chunks >= 8 * threads;
         let width = if wide { 2 } else { 1 };
         let per_row_chunk: usize = weights.iter().flatten().map(|weight| weight.out.div_ceil(LANES * width)).sum();
         let units = row_chunks * per_row_chunk;
@@ -173,38 +175,35 @@ impl Kernel for Units<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let mut y = [0.0f32; MAX_CHUNK_ROWS * 2 * LANES];
+        let mut room = MaybeUninit::<Room>::uninit();
         for unit in self.units {
             let Some((index, weight, first_tile, rows)) = self.product.unit(unit) else { return };
             let columns = first_tile * LANES..weight.out.min((first_tile + self.product.width) * LANES);
             let tiles = columns.len().div_ceil(LANES);
-            let y = &mut y[..rows.len() * tiles * LANES];
-            y.fill(0.0);
-            if weight.tiles.is_some() && L::STREAMED_ROWS > 0 && rows.len() <= STREAMED_ROWS_MAX {
-                streamed_unit(lanes, weight, self.input, first_tile..first_tile + tiles, &rows, y);
+            let len = rows.len() * tiles * LANES;
+            debug_assert!(len <= MAX_CHUNK_ROWS * 2 * LANES, "a unit of {} rows and {tiles} tiles", rows.len());
+            // SAFETY: a chunk has at most that many rows, and a unit two tiles; what is used is set to zero first.
+            let y = unsafe {
+                let y: *mut f32 = room.as_mut_ptr().cast();
+                y.write_bytes(0, len);
+                std::slice::from_raw_parts_mut(y, len)
+            };
+            let destination = Destination { weight, output: self.outputs[index], rows, columns };
+            if weight.tiles.is_some() && L::STREAMED_ROWS > 0 && destination.rows.len() <= STREAMED_ROWS_MAX {
+                streamed_unit(lanes, weight, self.input, first_tile..first_tile + tiles, &destination.rows, y);
             } else if form(weight.dtype) == Form::Floats {
-                float_unit(lanes, weight, self.input, columns.start, tiles, &rows, y);
+                float_unit(lanes, &destination, self.input, tiles, y);
             } else {
-                int_unit(lanes, weight, self.input, columns.start, tiles, &rows, y);
+                int_unit(lanes, &destination, self.input, tiles, y);
             }
-            let output = self.outputs[index];
-            for (row, y) in rows.zip(y.chunks_exact_mut(tiles * LANES)) {
-                let y = &mut y[..columns.len()];
-                if let Some(bias) = weight.bias {
-                    y.iter_mut().zip(&bias[columns.clone()]).for_each(|(y, bias)| *y += bias);
-                }
-                let at = row * weight.out + columns.start;
-                if let Some((residual, factor)) = output.residual {
-                    // SAFETY: the residual has this row, and nothing writes to it.
-                    let residual = unsafe { residual.read(at, columns.len()) };
-                    y.iter_mut().zip(residual).for_each(|(y, residual)| *y = residual + *y * factor);
-                }
-                // SAFETY: no other unit writes these columns of these rows.
-                unsafe { output.to.part(at, columns.len()) }.copy_from_slice(y);
-            }
+            destination.put(lanes, y);
         }
     }
 }
+
+/// Room for a unit's products.
+#[repr(C, align(64))]
+struct Room([f32; MAX_CHUNK_ROWS * 2 * LANES]);
 
 /// Streams tile rows through the kernel for few rows.
 #[inline(always)]
@@ -289,15 +288,9 @@ macro_rules! for_row_groups {
 }
 
 #[inline(always)]
-fn int_unit<L: Lanes>(
-    lanes: L,
-    weight: &Weight<'_>,
-    input: Input<'_>,
-    first_column: usize,
-    tiles: usize,
-    rows: &Range<usize>,
-    y: &mut [f32],
-) {
+fn int_unit<L: Lanes>(lanes: L, destination: &Destination<'_>, input: Input<'_>, tiles: usize, y: &mut [f32]) {
+    let Destination { weight, rows, columns, .. } = destination;
+    let first_column = columns.start;
     let coarse = form(weight.dtype) == Form::Superblocks;
     let x = if coarse { input.superblocks } else { input.blocks };
     let mut scratch = [const { IntTile::zeroed() }; 2];
@@ -317,7 +310,10 @@ fn int_unit<L: Lanes>(
     let full = weight.dtype == GgmlType::Q8_0;
     let run = L::most_products(largest).min(groups);
     let short_runs = L::most_products(63) < 4;
-    for segment in 0..weight.inp.div_ceil(INT_SEGMENT) {
+    let registers = lanes.tile_registers(rows.len(), coarse);
+    let segments = weight.inp.div_ceil(INT_SEGMENT);
+    for segment in 0..segments {
+        destination.prefetch(segment, segments);
         let blocks = (weight.inp - segment * INT_SEGMENT).min(INT_SEGMENT) / 32;
         for (tile, scratch) in scratch[..tiles].iter_mut().enumerate() {
             let first = first_column + tile * LANES;
@@ -334,12 +330,20 @@ fn int_unit<L: Lanes>(
                 }
             }
         }
+        if let Some(registers) = &registers {
+            let tiles = &scratch[..tiles];
+            let groups = coarse.then_some(groups);
+            let product = TileProduct { tiles, groups, blocks, minimum, x, segment, rows, y: &mut *y };
+            lanes.multiply_tiles(registers, product);
+            continue;
+        }
         for_row_groups!(L, rows.len(), |first, M| {
             let at = segment * x.rows + rows.start + first;
             let here = Segment {
                 quants: x.quants[at * INT_SEGMENT..].as_ptr(),
                 scales: x.scales[at * if coarse { 1 } else { 8 }..].as_ptr(),
                 sums: x.sums[at * 8..].as_ptr(),
+                scaled_sums: x.scaled_sums.as_ptr().wrapping_add(at * 8),
             };
             let y = y[first * tiles * LANES..].as_mut_ptr();
             // SAFETY: rows `first..first + M` lie within the chunk, in the activations and in `y`.
@@ -400,19 +404,15 @@ unsafe fn unpack_segment<L: Lanes, S: Source<L>>(
 }
 
 #[inline(always)]
-fn float_unit<L: Lanes>(
-    lanes: L,
-    weight: &Weight<'_>,
-    input: Input<'_>,
-    first_column: usize,
-    tiles: usize,
-    rows: &Range<usize>,
-    y: &mut [f32],
-) {
+fn float_unit<L: Lanes>(lanes: L, destination: &Destination<'_>, input: Input<'_>, tiles: usize, y: &mut [f32]) {
+    let Destination { weight, rows, columns, .. } = destination;
+    let first_column = columns.start;
     let x = input.floats;
     let mut scratch = [const { FloatTile::zeroed() }; 2];
     let row_bytes = weight.data.len() / weight.out;
-    for segment in 0..weight.inp.div_ceil(FLOAT_SEGMENT) {
+    let segments = weight.inp.div_ceil(FLOAT_SEGMENT);
+    for segment in 0..segments {
+        destination.prefetch(segment, segments);
         let columns = (weight.inp - segment * FLOAT_SEGMENT).min(FLOAT_SEGMENT);
         let offset = segment * FLOAT_SEGMENT * weight.dtype.block_bytes();
         let mut unpacked = [std::ptr::null(); 2];
@@ -457,7 +457,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::cpu::{quantize::InputBuffers, reference};
+    use crate::cpu::{
+        quantize::{InputBuffers, Shared},
+        reference,
+    };
 
     /// All chunks one after the other, last to first.
     fn matmul(set: InstructionSet, weight: Weight<'_>, x: &[f32]) -> Vec<f32> {
@@ -584,7 +587,7 @@ mod tests {
             let x = noise(rows * inp, seed ^ 5);
             let bias = noise(out, seed ^ 6);
             let weight = Weight { dtype, data: &data, tiles: None, inp, out, bias: Some(&bias) };
-            let tiles = Tiles::new(dtype, &data, inp, out).expect("there is memory");
+            let tiles = Tiles::new(dtype, &data, inp, out, |_| {}).expect("there is memory");
             let expected = reference::linear(dtype, &data, inp, &x);
             let bounds = tolerance(dtype, &data, inp, &x);
             let mut fused: Option<Vec<f32>> = None;

@@ -3,8 +3,13 @@
 //! Every output is one lane of one accumulator, and its float operations do not depend on the numbers of rows (`M`) and
 //! tiles (`N`), so decoding one token gives the same bits as prefilling it among others.
 
-use super::lanes::{LANES, Lanes};
-use super::tile::{FLOAT_SEGMENT, INT_SEGMENT, IntTile};
+use std::ops::Range;
+
+use super::{
+    lanes::{LANES, Lanes},
+    quantize::ByteActivations,
+    tile::{FLOAT_SEGMENT, INT_SEGMENT, IntTile},
+};
 
 /// How a K type's values are recovered from its unsigned quants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +29,26 @@ pub struct Segment {
     pub scales: *const f32,
     /// `[rows][8]`
     pub sums: *const i32,
+    /// `[rows][8]`, of the older types.
+    pub scaled_sums: *const f32,
+}
+
+/// A product of unpacked tiles and the rows of a chunk over one segment.
+#[derive(Debug)]
+pub struct TileProduct<'a> {
+    /// One or two.
+    pub tiles: &'a [IntTile],
+    /// Of the K types: groups of four columns in a sub-block.
+    pub groups: Option<usize>,
+    /// Of the older types: blocks in this segment.
+    pub blocks: usize,
+    pub minimum: Minimum,
+    pub x: ByteActivations<'a>,
+    pub segment: usize,
+    /// The chunk's rows in `x`.
+    pub rows: &'a Range<usize>,
+    /// `[rows][tiles][16]`
+    pub y: &'a mut [f32],
 }
 
 /// One superblock of a K type with sub-blocks of `groups` times four columns, in runs of `RUN` groups, which are a sub-block or
@@ -82,28 +107,47 @@ pub unsafe fn superblock<L: Lanes, const M: usize, const N: usize, const RUN: us
         }
     }
     for n in 0..N {
-        // SAFETY: a tile has at least sixteen floats of each.
-        let (d, dmin) = unsafe { (lanes.load_f(tiles[n].d.as_ptr()), lanes.load_f(tiles[n].m.as_ptr())) };
+        let factors = superblock_factors(lanes, &tiles[n]);
         for m in 0..M {
             // SAFETY: row `m` of the scales and of `y`.
             unsafe {
-                let scale = lanes.splat_f(*segment.scales.add(m));
+                let scale = *segment.scales.add(m);
                 let to = y.add((m * N + n) * LANES);
-                let mut out = lanes.load_f(to);
-                match minimum {
-                    Minimum::Scaled => {
-                        out = lanes.fma(lanes.to_floats(total[n][m]), lanes.mul(d, scale), out);
-                        let negative = lanes.sub(lanes.splat_f(0.0), lanes.mul(dmin, scale));
-                        out = lanes.fma(lanes.to_floats(minimums[n][m]), negative, out);
-                    }
-                    Minimum::Offset(offset) => {
-                        let back = lanes.mul_i(minimums[n][m], lanes.splat_i(offset));
-                        let exact = lanes.sub_i(total[n][m], back);
-                        out = lanes.fma(lanes.to_floats(exact), lanes.mul(d, scale), out);
-                    }
-                }
-                lanes.store_f(to, out);
+                let sums = [total[n][m], minimums[n][m]];
+                lanes.store_f(to, add_superblock(lanes, factors, scale, sums, minimum, lanes.load_f(to)));
             }
+        }
+    }
+}
+
+/// A superblock's float scales of its quants and of its minimums, a lane for each row of the tile.
+#[inline(always)]
+pub fn superblock_factors<L: Lanes>(lanes: L, tile: &IntTile) -> [L::F; 2] {
+    // SAFETY: a tile has at least sixteen floats of each.
+    unsafe { [lanes.load_f(tile.d.as_ptr()), lanes.load_f(tile.m.as_ptr())] }
+}
+
+/// Adds a superblock to `out`: `sums` are those of the scaled products, and of the minimums times the sums of the activations.
+#[inline(always)]
+pub fn add_superblock<L: Lanes>(
+    lanes: L,
+    [d, dmin]: [L::F; 2],
+    scale: f32,
+    [total, minimums]: [L::I; 2],
+    minimum: Minimum,
+    out: L::F,
+) -> L::F {
+    let scale = lanes.splat_f(scale);
+    match minimum {
+        Minimum::Scaled => {
+            let out = lanes.fma(lanes.to_floats(total), lanes.mul(d, scale), out);
+            let negative = lanes.sub(lanes.splat_f(0.0), lanes.mul(dmin, scale));
+            lanes.fma(lanes.to_floats(minimums), negative, out)
+        }
+        Minimum::Offset(offset) => {
+            let back = lanes.mul_i(minimums, lanes.splat_i(offset));
+            let exact = lanes.sub_i(total, back);
+            lanes.fma(lanes.to_floats(exact), lanes.mul(d, scale), out)
         }
     }
 }
@@ -167,21 +211,12 @@ pub unsafe fn blocks<L: Lanes, const M: usize, const N: usize, const FULL: bool>
             }
         }
         for n in 0..N {
-            // SAFETY: a tile has eight vectors of each.
-            let (d, minimums) = unsafe {
-                (
-                    lanes.load_f(tiles[n].d.as_ptr().add(block * LANES)),
-                    lanes.load_f(tiles[n].m.as_ptr().add(block * LANES)),
-                )
-            };
+            let factors = block_factors(lanes, &tiles[n], block);
             for m in 0..M {
+                let at = 8 * m + block;
                 // SAFETY: row `m` has eight scales and eight sums.
-                let (scale, of_row) = unsafe { (*segment.scales.add(8 * m + block), *segment.sums.add(8 * m + block)) };
-                let factor = lanes.mul(d, lanes.splat_f(scale));
-                out[n][m] = lanes.fma(lanes.to_floats(sum[n][m]), factor, out[n][m]);
-                if minimum == Minimum::Scaled {
-                    out[n][m] = lanes.fma(minimums, lanes.splat_f(scale * of_row as f32), out[n][m]);
-                }
+                let (scale, scaled_sum) = unsafe { (*segment.scales.add(at), *segment.scaled_sums.add(at)) };
+                out[n][m] = add_block(lanes, factors, scale, scaled_sum, sum[n][m], minimum, out[n][m]);
             }
         }
     }
@@ -190,6 +225,33 @@ pub unsafe fn blocks<L: Lanes, const M: usize, const N: usize, const FULL: bool>
             // SAFETY: `y` has `M` rows of `N` vectors.
             unsafe { lanes.store_f(y.add((m * N + n) * LANES), out[n][m]) };
         }
+    }
+}
+
+/// A block's float scale and its minimum, a lane for each row of the tile.
+#[inline(always)]
+pub fn block_factors<L: Lanes>(lanes: L, tile: &IntTile, block: usize) -> [L::F; 2] {
+    let at = block * LANES;
+    // SAFETY: the slices have sixteen floats.
+    unsafe { [lanes.load_f(tile.d[at..][..LANES].as_ptr()), lanes.load_f(tile.m[at..][..LANES].as_ptr())] }
+}
+
+/// Adds a block to `out`: `sum` is that of its products, `scaled_sum` that of its activations, times their scale.
+#[inline(always)]
+pub fn add_block<L: Lanes>(
+    lanes: L,
+    [d, minimums]: [L::F; 2],
+    scale: f32,
+    scaled_sum: f32,
+    sum: L::I,
+    minimum: Minimum,
+    out: L::F,
+) -> L::F {
+    let factor = lanes.mul(d, lanes.splat_f(scale));
+    let out = lanes.fma(lanes.to_floats(sum), factor, out);
+    match minimum {
+        Minimum::Scaled => lanes.fma(minimums, lanes.splat_f(scaled_sum), out),
+        Minimum::Offset(_) => out,
     }
 }
 

@@ -1,15 +1,18 @@
 //! The CPU kernels.
 //!
-//! Kernels are written once over sixteen lanes (`lanes.rs`) and compiled for AVX-512, AVX2 and plain arrays. Matrix
-//! multiplication: `quantize` prepares the input, `unpack_*` unpack the weights' blocks into a `tile`, `microkernel`
-//! multiplies, `matmul` cuts the work into chunks for the threads. For a few rows, `gemv` multiplies what it reads from `tiles`, which
-//! are the weights in the order in which it reads them.
+//! Kernels are written once over sixteen lanes (`lanes.rs`) and compiled for AVX-512, AVX2, NEON and plain arrays. Matrix
+//! multiplication: `quantize` prepares the input, `unpack_*` unpack the weights' blocks into a `tile`, `microkernel` or `amx`
+//! multiplies, `destination` puts the products where they go, `matmul` cuts the work into chunks for the threads. For a few rows,
+//! `gemv` multiplies what it reads from `tiles`, which are the weights in the order in which it reads them.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 pub mod attend;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+pub mod destination;
 pub mod distance;
 pub mod elementary;
 pub mod features;
@@ -17,7 +20,10 @@ mod gemv;
 pub mod lanes;
 pub mod matmul;
 mod microkernel;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
+mod prefetch;
 pub mod quantize;
 pub mod reference;
 mod source;

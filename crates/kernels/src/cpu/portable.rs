@@ -1,10 +1,13 @@
 //! Sixteen lanes as plain arrays, for processors without any of the instruction sets and as the reference.
 
-use std::array::from_fn;
+use std::{array::from_fn, convert::Infallible};
 
 use half::f16;
 
-use super::lanes::{Kernel, LANES, Lanes};
+use super::{
+    lanes::{Kernel, LANES, Lanes},
+    microkernel::TileProduct,
+};
 
 #[derive(Clone, Copy, Debug)]
 pub struct Portable;
@@ -19,6 +22,7 @@ fn signed_bytes(word: i32) -> [i8; 4] {
 impl Lanes for Portable {
     type I = I;
     type F = F;
+    type TileRegisters = Infallible;
 
     const ROWS: usize = 4;
     const COLUMNS: usize = 1;
@@ -148,6 +152,16 @@ impl Lanes for Portable {
     #[inline(always)]
     fn multiply_bytes(self, products: I, unsigned: I, signed: I) -> I {
         self.dot_full_bytes(products, unsigned, signed)
+    }
+
+    #[inline(always)]
+    fn tile_registers(self, _rows: usize, _superblocks: bool) -> Option<Infallible> {
+        None
+    }
+
+    #[inline(always)]
+    fn multiply_tiles(self, registers: &Infallible, _product: TileProduct<'_>) {
+        match *registers {}
     }
 
     #[inline(always)]

@@ -10,6 +10,9 @@ use super::{
     tile::{FLOAT_SEGMENT, INT_SEGMENT},
 };
 
+/// Digits of a superblock's sums.
+pub const DIGITS: usize = 32;
+
 /// The forms in which a product's weights need its input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Forms {
@@ -18,6 +21,8 @@ pub struct Forms {
     /// Bytes with one scale per 32 columns.
     pub blocks: bool,
     pub floats: bool,
+    /// With `superblocks`: their digits as well.
+    pub digits: bool,
 }
 
 /// The input of one or more products.
@@ -38,6 +43,11 @@ pub struct ByteActivations<'a> {
     /// `[segments][rows][8]`: with one scale per 256, pairs of 16-bit sums over 16 columns each; with one per
     /// 32, the sum over those 32 columns.
     pub sums: &'a [i32],
+    /// With one scale per 32, `[segments][rows][8]`: the scales times the sums.
+    pub scaled_sums: &'a [f32],
+    /// `[segments][rows][32]` bf16, if wanted: the sums over 16 columns each in digits, sixteen multiples of 64 and then sixteen
+    /// remainders from 0 to 63.
+    pub digits: &'a [u16],
 }
 
 /// `[segments][rows][128]` floats.
@@ -68,6 +78,8 @@ struct ByteBuffers {
     quants: Vec<i8>,
     scales: Vec<f32>,
     sums: Vec<i32>,
+    scaled_sums: Vec<f32>,
+    digits: Vec<u16>,
 }
 
 /// [`InputBuffers`], as the threads that fill and read them see them.
@@ -83,27 +95,44 @@ struct SharedBytes {
     quants: Shared<i8>,
     scales: Shared<f32>,
     sums: Shared<i32>,
+    scaled_sums: Shared<f32>,
+    digits: Shared<u16>,
 }
 
+/// The bytes that tile registers load at once, which are slow to load from two cache lines.
+const LINE: usize = 64;
+
 fn grow<T: Clone + Default>(buffer: &mut Vec<T>, length: usize) {
+    // Room to begin on a cache line.
+    let length = length + LINE / size_of::<T>();
     if buffer.len() < length {
         *buffer = vec![T::default(); length];
     }
 }
 
+/// The buffer from its first cache line on.
+fn aligned<T>(buffer: &mut [T]) -> Shared<T> {
+    let first = buffer.as_ptr().align_offset(LINE).min(buffer.len());
+    Shared::new(&mut buffer[first..])
+}
+
 impl ByteBuffers {
     /// For `segments` segments of all rows, with this many scales each.
-    fn reserve(&mut self, segments: usize, scales: usize) {
+    fn reserve(&mut self, segments: usize, scales: usize, digits: bool) {
         grow(&mut self.quants, segments * INT_SEGMENT);
         grow(&mut self.scales, segments * scales);
         grow(&mut self.sums, segments * 8);
+        grow(&mut self.scaled_sums, if scales == 8 { segments * 8 } else { 0 });
+        grow(&mut self.digits, if digits { segments * DIGITS } else { 0 });
     }
 
     fn shared(&mut self) -> SharedBytes {
         SharedBytes {
-            quants: Shared::new(&mut self.quants),
-            scales: Shared::new(&mut self.scales),
-            sums: Shared::new(&mut self.sums),
+            quants: aligned(&mut self.quants),
+            scales: aligned(&mut self.scales),
+            sums: aligned(&mut self.sums),
+            scaled_sums: aligned(&mut self.scaled_sums),
+            digits: aligned(&mut self.digits),
         }
     }
 }
@@ -113,10 +142,10 @@ impl InputBuffers {
     pub fn reserve(&mut self, shape: InputShape) {
         let segments = shape.rows * shape.columns.div_ceil(INT_SEGMENT);
         if shape.forms.superblocks {
-            self.superblocks.reserve(segments, 1);
+            self.superblocks.reserve(segments, 1, shape.forms.digits);
         }
         if shape.forms.blocks {
-            self.blocks.reserve(segments, 8);
+            self.blocks.reserve(segments, 8, false);
         }
         if shape.forms.floats {
             grow(&mut self.floats, shape.rows * shape.columns.div_ceil(FLOAT_SEGMENT) * FLOAT_SEGMENT);
@@ -127,7 +156,7 @@ impl InputBuffers {
         SharedInput {
             superblocks: self.superblocks.shared(),
             blocks: self.blocks.shared(),
-            floats: Shared::new(&mut self.floats),
+            floats: aligned(&mut self.floats),
         }
     }
 }
@@ -135,7 +164,7 @@ impl InputBuffers {
 impl SharedBytes {
     /// # Safety
     /// There is room for `rows` rows of as many segments, with this many scales each, and nothing writes them meanwhile.
-    unsafe fn view<'a>(self, rows: usize, segments: usize, scales: usize) -> ByteActivations<'a> {
+    unsafe fn view<'a>(self, rows: usize, segments: usize, scales: usize, digits: bool) -> ByteActivations<'a> {
         // SAFETY: as the caller says.
         unsafe {
             ByteActivations {
@@ -143,6 +172,8 @@ impl SharedBytes {
                 quants: self.quants.read(0, rows * segments * INT_SEGMENT),
                 scales: self.scales.read(0, rows * segments * scales),
                 sums: self.sums.read(0, rows * segments * 8),
+                scaled_sums: self.scaled_sums.read(0, if scales == 8 { rows * segments * 8 } else { 0 }),
+                digits: self.digits.read(0, if digits { rows * segments * DIGITS } else { 0 }),
             }
         }
     }
@@ -159,8 +190,8 @@ impl SharedInput {
         // SAFETY: as the caller says; forms that are not there have no segments.
         unsafe {
             Input {
-                superblocks: self.superblocks.view(rows, segments(forms.superblocks, INT_SEGMENT), 1),
-                blocks: self.blocks.view(rows, segments(forms.blocks, INT_SEGMENT), 8),
+                superblocks: self.superblocks.view(rows, segments(forms.superblocks, INT_SEGMENT), 1, forms.digits),
+                blocks: self.blocks.view(rows, segments(forms.blocks, INT_SEGMENT), 8, false),
                 floats: FloatActivations {
                     rows,
                     values: self.floats.read(0, rows * segments(forms.floats, FLOAT_SEGMENT) * FLOAT_SEGMENT),
@@ -178,10 +209,10 @@ impl SharedInput {
             // SAFETY: as the caller says.
             unsafe {
                 if shape.forms.superblocks {
-                    self.superblocks.round::<false>(shape.rows, row, x);
+                    self.superblocks.round::<false>(shape.rows, row, x, shape.forms.digits);
                 }
                 if shape.forms.blocks {
-                    self.blocks.round::<true>(shape.rows, row, x);
+                    self.blocks.round::<true>(shape.rows, row, x, false);
                 }
                 if shape.forms.floats {
                     for (segment, x) in x.chunks(FLOAT_SEGMENT).enumerate() {
@@ -200,7 +231,7 @@ impl SharedBytes {
     ///
     /// # Safety
     /// There is room for `rows` rows of as many columns, and no other thread touches this one.
-    unsafe fn round<const FINE: bool>(self, rows: usize, row: usize, x: &[f32]) {
+    unsafe fn round<const FINE: bool>(self, rows: usize, row: usize, x: &[f32], digits: bool) {
         let scales_per_segment = if FINE { 8 } else { 1 };
         for (segment, x) in x.chunks(INT_SEGMENT).enumerate() {
             let at = segment * rows + row;
@@ -223,6 +254,23 @@ impl SharedBytes {
             dispatch(Round::<FINE> { from: x, to: quants, scales, sums: &mut sixteens });
             for (sum, pair) in sums.iter_mut().zip(sixteens.chunks_exact(2)) {
                 *sum = if FINE { pair[0] + pair[1] } else { (pair[0] & 0xffff) | (pair[1] << 16) };
+            }
+            if FINE {
+                // SAFETY: as the caller says.
+                let scaled = unsafe { self.scaled_sums.part(at * 8, 8) };
+                for ((scaled, scale), sum) in scaled.iter_mut().zip(&*scales).zip(&*sums) {
+                    *scaled = scale * *sum as f32;
+                }
+            }
+            if digits {
+                // SAFETY: as the caller says.
+                let digits = unsafe { self.digits.part(at * DIGITS, DIGITS) };
+                // Both have at most six significant bits, so the lower half of the float is zero.
+                let bf16 = |digit: i32| ((digit as f32).to_bits() >> 16) as u16;
+                let (multiples, remainders) = digits.split_at_mut(16);
+                for ((sum, multiple), remainder) in sixteens.iter().zip(multiples).zip(remainders) {
+                    (*multiple, *remainder) = (bf16(sum & !63), bf16(sum & 63));
+                }
             }
         }
     }
@@ -248,6 +296,11 @@ unsafe impl<T: Send> Sync for Shared<T> {}
 impl<T> Shared<T> {
     pub fn new(data: &mut [T]) -> Self {
         Self(data.as_mut_ptr())
+    }
+
+    /// Where an element is, to be prefetched.
+    pub fn address(self, element: usize) -> *const T {
+        self.0.wrapping_add(element)
     }
 
     /// # Safety

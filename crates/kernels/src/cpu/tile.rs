@@ -12,7 +12,7 @@ pub const INT_SEGMENT: usize = 256;
 pub const FLOAT_SEGMENT: usize = 128;
 
 /// An unpacked integer tile.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 #[repr(C, align(64))]
 pub struct IntTile {
     /// `[64][16 rows][4]`: unsigned quants of four adjacent columns.

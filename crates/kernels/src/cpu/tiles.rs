@@ -19,6 +19,9 @@ use super::{
 };
 use crate::{pool, quant::GgmlType, zeroed_pages::ZeroedPages};
 
+/// Bytes of a matrix that are there twice at a time, as they are and as tiles.
+const BYTES_AT_ONCE: usize = 8 << 20;
+
 /// Bytes of one vector.
 const VECTOR: usize = 4 * LANES;
 
@@ -57,11 +60,12 @@ impl TileRow {
 }
 
 impl Tiles {
-    /// Makes the tiles of a matrix `[out, inp]` on the compute pool.
+    /// Makes the tiles of a matrix `[out, inp]` on the compute pool, and calls `release` with part after part of the matrix as
+    /// it is no longer read.
     ///
     /// # Errors
     /// If there is not enough memory.
-    pub fn new(dtype: GgmlType, data: &[u8], inp: usize, out: usize) -> Result<Self> {
+    pub fn new(dtype: GgmlType, data: &[u8], inp: usize, out: usize, release: impl Fn(&[u8])) -> Result<Self> {
         let row_bytes = data.len() / out.max(1);
         let (blocks, layout) = if dtype.block_size() == 1 {
             // Whole pieces of 16 bytes; the last one of a row is padded with zeros.
@@ -75,17 +79,23 @@ impl Tiles {
         let mut pages = ZeroedPages::huge(tiles * tile_bytes).map_err(candle_core::Error::wrap)?;
         let shared = Shared::new(&mut pages[..]);
         let set = cpu_features().instruction_set;
-        pool::run(tiles, |tile| {
-            // SAFETY: no other chunk writes this tile row.
-            let to = unsafe { shared.part(tile * tile_bytes, tile_bytes) };
-            let (halves, words) = to.split_at_mut(halves_bytes);
-            let first = tile * LANES;
-            let rows = std::array::from_fn(|r| {
-                let row = (first + r).min(out - 1);
-                &data[row * row_bytes..(row + 1) * row_bytes]
-            });
-            dispatch_to(set, Transposition { dtype, rows, blocks, layout, halves, words });
-        })?;
+        let at_once = (BYTES_AT_ONCE / tile_bytes).max(1);
+        for first_tile in (0..tiles).step_by(at_once) {
+            let count = at_once.min(tiles - first_tile);
+            pool::run(count, |tile| {
+                let tile = first_tile + tile;
+                // SAFETY: no other chunk writes this tile row.
+                let to = unsafe { shared.part(tile * tile_bytes, tile_bytes) };
+                let (halves, words) = to.split_at_mut(halves_bytes);
+                let rows = std::array::from_fn(|r| {
+                    let row = (tile * LANES + r).min(out - 1);
+                    &data[row * row_bytes..(row + 1) * row_bytes]
+                });
+                dispatch_to(set, Transposition { dtype, rows, blocks, layout, halves, words });
+            })?;
+            let rows = first_tile * LANES..out.min((first_tile + count) * LANES);
+            release(&data[rows.start * row_bytes..rows.end * row_bytes]);
+        }
         Ok(Self { layout, halves_bytes, tile_bytes, pages })
     }
 
@@ -177,12 +187,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_matrix_is_released_part_by_part_and_no_part_before_it_is_read() {
+        let (dtype, inp, out) = (GgmlType::F32, 1024, 5000);
+        let parts = std::cell::RefCell::new(Vec::new());
+        let data: Vec<u8> = (0..4 * inp * out).map(|i| (i / 4096) as u8).collect();
+        let tiles = Tiles::new(dtype, &data, inp, out, |part| {
+            let start = part.as_ptr().addr() - data.as_ptr().addr();
+            parts.borrow_mut().push(start..start + part.len());
+        });
+        let parts = parts.into_inner();
+        assert!(parts.len() > 2 && parts.iter().all(|part| part.len() <= BYTES_AT_ONCE), "{parts:?}");
+        assert!(parts.windows(2).all(|pair| pair[0].end == pair[1].start), "{parts:?}");
+        assert_eq!((parts[0].start, parts[parts.len() - 1].end), (0, data.len()));
+        let tiles = tiles.expect("there is memory");
+        for row in (0..out).step_by(777) {
+            // SAFETY: the row is in that tile.
+            let word = unsafe { *tiles.row(row / LANES).words.add(4 * (row % LANES)) };
+            assert_eq!(word, row as u8, "row {row}");
+        }
+    }
+
+    #[test]
     fn every_word_of_the_file_has_its_place() {
         for dtype in GgmlType::ALL {
             let inp = if dtype.block_size() == 1 { 37 } else { 2 * dtype.block_size() };
             let (out, row_bytes) = (21, dtype.row_bytes(inp).expect("whole blocks"));
             let data: Vec<u8> = (0..out * row_bytes).map(|i| (i * 7 + i / 251) as u8).collect();
-            let tiles = Tiles::new(dtype, &data, inp, out).expect("there is memory");
+            let tiles = Tiles::new(dtype, &data, inp, out, |_| {}).expect("there is memory");
             assert!(tiles.bytes() <= 32 * (row_bytes + 16) + 2 * VECTOR, "{dtype}: {} bytes", tiles.bytes());
             let blocks = if dtype.block_size() == 1 { 1 } else { 2 };
             let block_bytes = row_bytes / blocks;

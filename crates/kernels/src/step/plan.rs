@@ -19,8 +19,9 @@ use crate::{
     activation::Activation,
     attention::{AttentionBatch, AttentionParams, AttentionWork},
     cpu::{
+        destination::Output,
         features::cpu_features,
-        matmul::{MAX_WEIGHTS, Output, Product},
+        matmul::{MAX_WEIGHTS, Product},
         quantize::{InputBuffers, InputShape, Shared, SharedInput},
     },
     embedding::Embedding,

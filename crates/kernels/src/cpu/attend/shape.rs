@@ -4,7 +4,10 @@
 //! one large function: the compiler assigns registers to each alone, and compiles a shape once for all its callers.
 //! Which shape computes a row never shows in its result, because every sum of a row is one chain in a fixed order.
 
-use crate::cpu::lanes::{Kernel, LANES, Lanes};
+use crate::cpu::{
+    lanes::{Kernel, LANES, Lanes},
+    prefetch,
+};
 
 /// The most vectors that a kernel takes beside as many rows as it can.
 pub(super) const MAX_VECTORS: usize = 2;
@@ -87,13 +90,6 @@ impl<'a> Ahead<'a> {
     /// Fetches the block's elements from `16 * index` on, sixteen of them.
     #[inline(always)]
     pub fn fetch(&self, block: usize, index: usize) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: part of the baseline; a prefetch of any address is no access to it.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T1>(self.blocks[block].wrapping_add(index * self.step).cast());
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = (block, index, self.step, self.blocks);
+        prefetch::to_l2(self.blocks[block].wrapping_add(index * self.step), 1);
     }
 }
