@@ -61,7 +61,7 @@ fn detected() -> bool {
     __cpuid_count(7, 0).edx & needed == needed && unsafe { enabled_state() } & STATE == STATE
 }
 
-/// Asks Linux for the 8 KiB of tile registers, which a process does not have until it asks (arch_prctl(2)).
+/// Asks Linux for the 8 KiB of tile registers, which a process does not have until it asks (`arch_prctl(2)`).
 fn request() -> bool {
     #[cfg(target_os = "linux")]
     {

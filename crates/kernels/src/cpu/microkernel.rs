@@ -35,6 +35,7 @@ pub struct Segment {
 
 /// A product of unpacked tiles and the rows of a chunk over one segment.
 #[derive(Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "AMX alone reads it"))]
 pub struct TileProduct<'a> {
     /// One or two.
     pub tiles: &'a [IntTile],

@@ -196,10 +196,8 @@ impl Lanes for Neon {
         fn add_i(lanes, a: I, b: I) -> I { vaddq_s32(a, b) }
         fn sub_i(lanes, a: I, b: I) -> I { vsubq_s32(a, b) }
         fn mul_i(lanes, a: I, b: I) -> I { vmulq_s32(a, b) }
-        fn multiply_bytes(lanes, products: I, unsigned: I, signed: I) -> I { lanes.dot(products, unsigned, signed) }
         fn add_products(lanes, total: I, products: I) -> I { vaddq_s32(total, products) }
         fn add_scaled(lanes, total: I, products: I, factor: I) -> I { vmlaq_s32(total, products, factor) }
-        fn dot_offset_bytes(lanes, sum: I, offset: I, signed: I) -> I { lanes.dot(sum, offset, signed) }
         // The upper half of the unsigned bytes as negative ones, and the 128 that they lack.
         fn dot_full_bytes(lanes, sum: I, unsigned: I, signed: I) -> I {{
             let less = veorq_s32(unsigned, vreinterpretq_s32_u8(vdupq_n_u8(0x80)));
@@ -226,6 +224,21 @@ impl Lanes for Neon {
         // By comparing, since the instructions of that name return NaN where there is one.
         fn max(lanes, a: F, b: F) -> F { vbslq_f32(vcgtq_f32(a, b), a, b) }
         fn min(lanes, a: F, b: F) -> F { vbslq_f32(vcltq_f32(a, b), a, b) }
+    }
+
+    #[inline(always)]
+    fn multiply_bytes(self, products: I, unsigned: I, signed: I) -> I {
+        self.dot_offset_bytes(products, unsigned, signed)
+    }
+
+    #[inline(always)]
+    fn dot_offset_bytes(self, sum: I, a: I, b: I) -> I {
+        [
+            self.dot(sum[0], a[0], b[0]),
+            self.dot(sum[1], a[1], b[1]),
+            self.dot(sum[2], a[2], b[2]),
+            self.dot(sum[3], a[3], b[3]),
+        ]
     }
 
     #[inline(always)]

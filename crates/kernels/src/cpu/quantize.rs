@@ -47,6 +47,7 @@ pub struct ByteActivations<'a> {
     pub scaled_sums: &'a [f32],
     /// `[segments][rows][32]` bf16, if wanted: the sums over 16 columns each in digits, sixteen multiples of 64 and then sixteen
     /// remainders from 0 to 63.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "AMX alone reads it"))]
     pub digits: &'a [u16],
 }
 

@@ -412,7 +412,7 @@ mod tests {
 
     /// Weights between -0.5 and 0.5 that depend on the place alone.
     fn weights(count: usize) -> Vec<f32> {
-        (0..count).map(|i| ((i * 2_654_435_761 >> 7) % 1000) as f32 / 1000.0 - 0.5).collect()
+        (0..count).map(|i| (((i * 2_654_435_761) >> 7) % 1000) as f32 / 1000.0 - 0.5).collect()
     }
 
     /// What a decoder's layers are made of.
