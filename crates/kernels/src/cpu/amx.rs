@@ -168,7 +168,7 @@ impl SumsBuffer {
 
     #[inline(always)]
     fn at(&mut self, number: usize) -> *mut u8 {
-        // SAFETY: the result is read or written only if there are so many.
+        // SAFETY: callers ask for numbers below sixteen.
         unsafe { self.0.as_mut_ptr().cast::<Sums>().add(number).cast() }
     }
 }
