@@ -1,8 +1,8 @@
 //! Sixteen lanes of 32 bits: the one vector width that the kernels are written in.
 //!
 //! A kernel is written once, generic over [`Lanes`], and compiled for each instruction set: one AVX-512 register, two
-//! AVX2 registers, four NEON registers, or a plain array. Lanes and operation order are the same everywhere, and so are the results, except
-//! for the fused multiply-add, which the plain array rounds twice.
+//! AVX2 registers, four NEON registers, or a plain array. Lanes and operation order are the same everywhere, and so are
+//! the results, except for the fused multiply-add, which the plain array rounds twice.
 //!
 //! A value of a `Lanes` type exists only where its instructions were detected, which makes its register
 //! operations safe to call. Kernels must be `#[inline(always)]` down to the instruction, so that they are
