@@ -74,11 +74,11 @@ fn reads_back_what_was_written() {
         assert_eq!(metadata.f32("llama.rope.freq_base"), Some(1e6));
         assert_eq!(metadata.u64("llama.big"), Some(u64::MAX));
         assert_eq!(metadata.bool("flag"), Some(true));
-        assert_eq!(metadata.strings("tokenizer.ggml.tokens").unwrap(), ["<s>", "▁a", ""]);
+        assert_eq!(metadata.strings("tokenizer.ggml.tokens").unwrap(), &["<s>", "▁a", ""].into_iter().collect());
         assert_eq!(metadata.strings("tokenizer.ggml.odd"), None);
         assert_eq!(metadata.array("tokenizer.ggml.odd"), Some(&Array::Bytes(vec![b"ok".to_vec(), vec![0xFF, 0xFE]])));
         assert_eq!(metadata.f32s("tokenizer.ggml.scores").unwrap(), [-1.5, 0.0]);
-        let nested = Array::Array(vec![Array::U32(vec![1]), Array::String(vec!["x".into()])]);
+        let nested = Array::Array(vec![Array::U32(vec![1]), Array::String(["x"].into_iter().collect())]);
         assert_eq!(metadata.get("nested"), Some(&Value::Array(nested)));
 
         let norm = gguf.tensor("norm.weight").unwrap();

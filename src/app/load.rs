@@ -13,6 +13,7 @@ use anyhow::Context;
 use hearth_domain::{ModelInfo, ModelKind};
 use hearth_kernels::{
     device::{Backend, cpu_features, open_device, set_threads, threads},
+    freed_memory,
     kv::BLOCK_TOKENS,
     linear::Repack,
 };
@@ -22,11 +23,7 @@ use hearth_models::{
     kv_cache::KvCache,
     manifest::Kind,
 };
-use hearth_text::{
-    chat_template::ChatTemplate,
-    grammar::{GrammarCompiler, GrammarVocabulary},
-    tokenizer::Tokenizer,
-};
+use hearth_text::{chat_template::ChatTemplate, tokenizer::Tokenizer};
 
 use crate::{
     config::Config,
@@ -37,7 +34,7 @@ use crate::{
         sizing::{CacheNeeds, CacheSize, size_cache},
     },
     providers::{
-        local::{LocalChat, Parts},
+        local::{Grammars, LocalChat, Parts},
         local_embedder::{EmbedderSettings, LocalEmbedder},
         local_reranker::LocalReranker,
     },
@@ -84,7 +81,7 @@ pub fn load_chat(config: &Config) -> anyhow::Result<Option<LocalChat>> {
     let cache = KvCache::new(decoder.config(), num_blocks, kv_type, &backend)
         .with_context(|| format!("making room for a context of {context_length} tokens"))?;
     let info = chat_model_info(config, &gguf, &path, decoder.config().vocab, context_length, &template)?;
-    let grammars = GrammarCompiler::from_vocabulary(&GrammarVocabulary::new(&tokenizer), decoder.config().vocab)?;
+    let grammars = Grammars::new(tokenizer.clone(), decoder.config().vocab);
     let engine_config = EngineConfig {
         num_blocks,
         block_tokens: BLOCK_TOKENS,
@@ -96,6 +93,9 @@ pub fn load_chat(config: &Config) -> anyhow::Result<Option<LocalChat>> {
         ..EngineConfig::default()
     };
     let engine = Engine::start(Box::new(DecoderModel::new(Arc::new(decoder), cache)), engine_config)?;
+    drop(gguf);
+    // Of the file's metadata, which are megabytes of tokens and merges.
+    freed_memory::give_back();
     tracing::info!(
         model = %info.id,
         architecture = %info.architecture,

@@ -108,7 +108,7 @@ mod tests {
             "test.gguf",
             [
                 ("tokenizer.ggml.model".to_owned(), Value::String("llama".to_owned())),
-                ("tokenizer.ggml.tokens".to_owned(), Value::Array(Array::String(tokens))),
+                ("tokenizer.ggml.tokens".to_owned(), Value::Array(Array::String(tokens.iter().collect()))),
                 ("tokenizer.ggml.token_type".to_owned(), Value::Array(Array::I32(types))),
                 ("tokenizer.ggml.scores".to_owned(), Value::Array(Array::F32(scores))),
             ],

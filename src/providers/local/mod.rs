@@ -7,6 +7,7 @@
 
 mod answer;
 mod choice;
+mod grammars;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -24,13 +25,14 @@ use hearth_text::{
         guard::{guarded, unescaped},
     },
     detokenizer::Detokenizer,
-    grammar::{ArgumentsCheck, CompiledConstraint, GrammarCompiler, ToolCallRules},
+    grammar::{ArgumentsCheck, CompiledConstraint, ToolCallRules},
     tokenizer::Tokenizer,
     tool_calls::{OutputParser, Thinking, ToolFormat},
     work::{Wanted, off_the_async_threads},
 };
 
 use self::answer::LocalAnswer;
+pub use self::grammars::Grammars;
 use super::{ChatModel, GenerateStream, PromptTokenizer};
 use crate::engine::{Engine, SequenceRequest};
 
@@ -47,7 +49,7 @@ pub struct Parts {
     pub info: ModelInfo,
     pub tokenizer: Tokenizer,
     pub template: ChatTemplate,
-    pub grammars: GrammarCompiler,
+    pub grammars: Grammars,
     pub engine: Engine,
     /// Callers share the KV blocks of common prompt prefixes, and can tell from the cached token counts what others
     /// have sent.
@@ -178,9 +180,9 @@ impl Parts {
     ) -> Result<Option<CompiledConstraint>> {
         let compiled = match (&request.constraint, tools(&request.prompt)) {
             (Some(constraint), _) => {
-                self.grammars.compile_after_thinking(constraint, thinking, thinking_tokens).map(Some)
+                self.grammars.compiler()?.compile_after_thinking(constraint, thinking, thinking_tokens).map(Some)
             }
-            (None, Some(chat)) => self.grammars.compile_tool_calls(&ToolCallRules {
+            (None, Some(chat)) => self.grammars.compiler()?.compile_tool_calls(&ToolCallRules {
                 tools: &chat.tools,
                 choice: &chat.tool_choice,
                 // A named function is called exactly once, as in the contract.

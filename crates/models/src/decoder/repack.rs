@@ -3,7 +3,7 @@
 //! Tiles are memory of the process, where the file's pages are the system's. So the pages are given back as soon as tiles are made
 //! of them, and at no time is there more than a part of one matrix twice.
 
-use hearth_kernels::linear::Linear;
+use hearth_kernels::{arena::Arena, linear::Linear};
 
 use super::{Decoder, ModelError};
 use crate::gguf::Gguf;
@@ -14,8 +14,9 @@ impl Decoder {
     /// # Errors
     /// If there is not enough memory. Matrices that have no tiles by then are computed from the file.
     pub fn repack(&self, gguf: &Gguf) -> Result<(), ModelError> {
+        let arena = Arena::default();
         for (matrix, name) in self.matrices() {
-            matrix.repack(|file| gguf.release(file)).map_err(|source| ModelError::Device {
+            matrix.repack(&arena, |file| gguf.release(file)).map_err(|source| ModelError::Device {
                 path: gguf.metadata().path().to_owned(),
                 name: name.to_owned(),
                 source: Box::new(source),

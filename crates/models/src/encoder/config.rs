@@ -8,7 +8,7 @@ use hearth_kernels::activation::Activation;
 use serde_json::Value;
 
 use super::EncoderError;
-use crate::gguf::{Gguf, Metadata};
+use crate::gguf::{Gguf, Metadata, Strings};
 
 /// The architectures that [`super::bert::Bert`] supports, by the names used in model files.
 pub const SUPPORTED: &str = "bert, roberta, xlm-roberta, camembert and nomic-bert";
@@ -201,7 +201,7 @@ fn nomic_from_json(config: &Value) -> Result<EncoderConfig, EncoderError> {
 fn vocabulary_size(metadata: &Metadata) -> Result<usize, EncoderError> {
     metadata
         .strings("tokenizer.ggml.tokens")
-        .map(<[String]>::len)
+        .map(Strings::len)
         .ok_or_else(|| EncoderError::Config("the GGUF file has no tokenizer.ggml.tokens".into()))
 }
 

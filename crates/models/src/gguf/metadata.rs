@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::GgufError;
+use super::{GgufError, Strings};
 
 /// One metadata value.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,7 +46,7 @@ pub enum Array {
     F32(Vec<f32>),
     F64(Vec<f64>),
     Bool(Vec<bool>),
-    String(Vec<String>),
+    String(Strings),
     /// Strings, at least one of which is not UTF-8.
     Bytes(Vec<Vec<u8>>),
     Array(Vec<Array>),
@@ -222,7 +222,7 @@ impl Metadata {
         }
     }
 
-    pub fn strings(&self, key: &str) -> Option<&[String]> {
+    pub fn strings(&self, key: &str) -> Option<&Strings> {
         match self.array(key)? {
             Array::String(items) => Some(items),
             _ => None,

@@ -11,6 +11,7 @@ mod metadata;
 mod parse;
 mod sniff;
 mod split;
+mod strings;
 mod tensor_type;
 
 use std::{
@@ -26,6 +27,7 @@ pub(crate) use self::split::{parse_name as split_name, part_name as split_part_n
 pub use self::{
     error::GgufError,
     metadata::{Array, Metadata, Value},
+    strings::Strings,
 };
 use hearth_kernels::quant::{GgmlType, RawTensor};
 

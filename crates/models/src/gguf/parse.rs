@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    GgufError,
+    GgufError, Strings,
     metadata::{Array, Value},
     sniff, tensor_type,
 };
@@ -258,8 +258,8 @@ impl<'a> Cursor<'a> {
         for _ in 0..count {
             slices.push(self.string_bytes(key)?);
         }
-        let texts: Result<Vec<String>, _> = slices.iter().map(|s| str::from_utf8(s).map(str::to_owned)).collect();
-        Ok(texts.map_or_else(|_| Array::Bytes(slices.iter().map(|s| s.to_vec()).collect()), Array::String))
+        let texts: Result<Strings, _> = slices.iter().map(|slice| str::from_utf8(slice)).collect();
+        Ok(texts.map_or_else(|_| Array::Bytes(slices.iter().map(|slice| slice.to_vec()).collect()), Array::String))
     }
 
     fn alignment(&self, values: &BTreeMap<String, Value>) -> Result<u64, GgufError> {

@@ -20,7 +20,10 @@ use std::{
     sync::Arc,
 };
 
-use hearth_domain::{Constraint, ToolChoice, error};
+use hearth_domain::{
+    Constraint, ToolChoice,
+    error::{self, ErrorKind},
+};
 use llguidance::{
     Matcher, ParserFactory,
     api::{ParserLimits, TopLevelGrammar},
@@ -60,7 +63,7 @@ const MAX_SOURCE_NESTING: usize = 100;
 const MAX_WEAKENED: usize = 16;
 
 /// Why a constraint cannot be compiled. The caller wrote it, and is told the location.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum GrammarError {
     #[error("the schema cannot be enforced: at {}: {message}", JsonPointer(pointer))]
     Schema { pointer: String, message: String },
@@ -74,7 +77,7 @@ pub enum GrammarError {
     Regex(String),
     #[error("the Lark grammar cannot be enforced: {0}")]
     Lark(String),
-    #[error("the vocabulary cannot be used for constrained output: {0}")]
+    #[error("the answers of this model cannot be constrained: {0}")]
     Vocabulary(String),
 }
 
@@ -95,7 +98,7 @@ impl From<GrammarError> for error::Error {
             GrammarError::NamelessTool(index) => format!("tools[{index}].function.name"),
             GrammarError::UnknownTool(_) => "tool_choice".to_owned(),
             GrammarError::Regex(_) | GrammarError::Lark(_) => "response_format".to_owned(),
-            GrammarError::Vocabulary(_) => return Self::internal(error),
+            GrammarError::Vocabulary(_) => return Self::new(ErrorKind::InvalidRequest, error.to_string()),
         };
         Self::invalid(param, error.to_string())
     }

@@ -642,7 +642,7 @@ fn what_nothing_fits_is_refused_before_the_first_token() {
     let looping = json!({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"});
     for schema in [json!({"$ref": "#"}), looping] {
         let error = refusal(schema);
-        assert_eq!(error.kind(), error::ErrorKind::InvalidRequest);
+        assert_eq!(error.kind(), ErrorKind::InvalidRequest);
         assert!(error.message().contains("nothing fits it"), "{}", error.message());
     }
 }

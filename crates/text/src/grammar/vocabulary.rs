@@ -51,7 +51,9 @@ pub(super) fn token_environment(vocabulary: &GrammarVocabulary, logits_width: us
         }
     }
     let Some(&end) = vocabulary.end_of_generation.first() else {
-        return Err(GrammarError::Vocabulary("it has no end-of-text token, so no answer could be complete".to_owned()));
+        return Err(GrammarError::Vocabulary(
+            "its vocabulary has no end-of-text token, so no answer could be complete".to_owned(),
+        ));
     };
     let size = u32::try_from(width).map_err(|_| GrammarError::Vocabulary(format!("{width} tokens are too many")))?;
     let trie = TokTrie::from(&TokRxInfo::new(size, end), &words).with_eos_tokens(&vocabulary.end_of_generation);

@@ -131,8 +131,6 @@ impl Finder {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::{super::vocabulary::Spelling, *};
 
     fn added(strip: impl Fn(u32) -> Strip) -> AddedTokens {
@@ -143,7 +141,6 @@ mod tests {
             ("<ee>", TokenKind::UserDefined),
             ("", TokenKind::Control),
         ];
-        let tokens = tokens.map(|(text, kind)| (Arc::from(text), kind));
         AddedTokens::new(&Vocabulary::new(tokens, Spelling::Plain), strip).unwrap()
     }
 

@@ -7,6 +7,7 @@
 use std::{cmp::Reverse, collections::BinaryHeap};
 
 use ahash::AHashMap;
+use hearth_models::gguf::Strings;
 
 use super::{
     TokenizerError,
@@ -81,7 +82,7 @@ impl BytePairEncoder {
     /// `merges` are in order of rank; each is two spellings separated by a space.
     pub(super) fn new(
         vocabulary: &Vocabulary,
-        merges: &[String],
+        merges: &Strings,
         family: &Family,
         unknown: Option<u32>,
     ) -> Result<Self, TokenizerError> {
@@ -292,20 +293,18 @@ fn split_merge(merge: &str) -> Option<(&str, &str)> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::{
         super::{TokenKind, pre_tokenizer_families, vocabulary::Spelling},
         *,
     };
 
     fn vocabulary(tokens: &[&str]) -> Vocabulary {
-        Vocabulary::new(tokens.iter().map(|text| (Arc::from(*text), TokenKind::Normal)), Spelling::ByteLevel)
+        Vocabulary::new(tokens.iter().map(|text| (text, TokenKind::Normal)), Spelling::ByteLevel)
     }
 
     fn encode(tokens: &[&str], merges: &[&str], text: &str) -> Vec<u32> {
         let vocabulary = vocabulary(tokens);
-        let merges: Vec<String> = merges.iter().map(|merge| (*merge).to_owned()).collect();
+        let merges: Strings = merges.iter().collect();
         let family = pre_tokenizer_families::family("gpt-2").unwrap();
         let encoder = BytePairEncoder::new(&vocabulary, &merges, &family, None).unwrap();
         let mut ids = Vec::new();

@@ -1,6 +1,6 @@
 //! Builds a tokenizer from a GGUF file's metadata, with llama.cpp's defaults for each kind.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use super::{
     Encoder, Inner, Tokenizer, TokenizerError,
@@ -177,14 +177,12 @@ fn vocabulary_of(kind: Kind, metadata: &Metadata) -> Result<Vocabulary, Tokenize
     let tokens = texts.iter().enumerate().map(|(id, text)| {
         let number = types.as_ref().and_then(|types| i32::try_from(types[id]).ok()).unwrap_or(1);
         let kind_of_token = TokenKind::from_gguf(number);
-        let text: Arc<str> = match text.is_empty() {
-            true => Arc::from(format!("[EMPTY_{id}]")),
-            false => Arc::from(text.as_str()),
+        let spelling = match kind {
+            _ if text.is_empty() => Cow::Owned(format!("[EMPTY_{id}]")),
+            Kind::WordPiece => word_piece::spelling(text, kind_of_token),
+            _ => Cow::Borrowed(text),
         };
-        match kind {
-            Kind::WordPiece => (word_piece::spelling(&text, kind_of_token), kind_of_token),
-            _ => (text, kind_of_token),
-        }
+        (spelling, kind_of_token)
     });
     Ok(Vocabulary::new(tokens, spelling))
 }

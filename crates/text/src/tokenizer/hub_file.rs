@@ -2,10 +2,7 @@
 //! post-processor are the file's own. Truncation and padding in the file are disabled, because the embedder decides on
 //! a text's length.
 
-use std::{
-    path::Path,
-    sync::{Arc, OnceLock},
-};
+use std::{path::Path, sync::OnceLock};
 
 use serde_json::Value;
 use tokenizers::{Encoding, ModelWrapper, NormalizerWrapper, PreTokenizerWrapper};
@@ -168,18 +165,18 @@ fn vocabulary_of(tokenizer: &tokenizers::Tokenizer, spelling: Spelling) -> Optio
     if size > entries.len() + 1_000_000 {
         return None;
     }
-    let mut tokens: Vec<(Arc<str>, TokenKind)> = vec![(Arc::from(""), TokenKind::Unused); size];
+    let mut tokens = vec![(String::new(), TokenKind::Unused); size];
     for (text, id) in entries {
         let kind = match spelling == Spelling::MetaSpace && byte_of_hex_spelling(&text).is_some() {
             true => TokenKind::Byte,
             false => TokenKind::Normal,
         };
-        tokens[id as usize] = (Arc::from(text), kind);
+        tokens[id as usize] = (text, kind);
     }
     for (id, token) in tokenizer.get_added_tokens_decoder() {
         if let Some(slot) = tokens.get_mut(id as usize) {
             let kind = if token.special { TokenKind::Control } else { TokenKind::UserDefined };
-            *slot = (Arc::from(token.content), kind);
+            *slot = (token.content, kind);
         }
     }
     Some(Vocabulary::new(tokens, spelling))

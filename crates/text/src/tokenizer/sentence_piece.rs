@@ -187,13 +187,10 @@ pub(super) fn starts_afresh_after(kind: TokenKind) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::{super::vocabulary::Spelling, *};
 
     fn encode(tokens: &[(&str, f32)], text: &str) -> Vec<u32> {
-        let vocabulary =
-            Vocabulary::new(tokens.iter().map(|(text, _)| (Arc::from(*text), TokenKind::Normal)), Spelling::MetaSpace);
+        let vocabulary = Vocabulary::new(tokens.iter().map(|(text, _)| (text, TokenKind::Normal)), Spelling::MetaSpace);
         let scores = tokens.iter().map(|(_, score)| *score).collect();
         let mut ids = Vec::new();
         SentencePieceEncoder::new(&vocabulary, scores, Some(0)).encode(&vocabulary, text, false, &mut ids);

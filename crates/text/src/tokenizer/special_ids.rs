@@ -133,12 +133,10 @@ fn remove(vocabulary: &mut Vocabulary, ends: &mut Vec<u32>, text: &str, kind: To
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::{super::vocabulary::Spelling, *};
 
     fn vocabulary(texts: &[&str]) -> Vocabulary {
-        Vocabulary::new(texts.iter().map(|text| (Arc::from(*text), TokenKind::Normal)), Spelling::ByteLevel)
+        Vocabulary::new(texts.iter().map(|text| (text, TokenKind::Normal)), Spelling::ByteLevel)
     }
 
     #[test]

@@ -1,8 +1,10 @@
 //! The tokens themselves: their spelling in the vocabulary, their kind, and the bytes they stand for.
 
-use std::{borrow::Cow, sync::Arc};
+use std::borrow::Cow;
 
-use ahash::AHashMap;
+use ahash::RandomState;
+use hashbrown::HashTable;
+use hearth_models::gguf::Strings;
 
 use super::byte_alphabet;
 
@@ -60,21 +62,31 @@ pub(super) enum Spelling {
 /// Token ids, spellings and kinds.
 #[derive(Debug)]
 pub(super) struct Vocabulary {
-    texts: Vec<Arc<str>>,
+    texts: Strings,
     kinds: Vec<TokenKind>,
-    ids: AHashMap<Arc<str>, u32>,
+    /// The ids by the hashes of their texts, which stay in `texts` alone.
+    ids: HashTable<u32>,
+    hasher: RandomState,
     spelling: Spelling,
 }
 
 impl Vocabulary {
     /// `tokens` are in order of id. If two have the same spelling, text becomes the later one.
-    pub(super) fn new(tokens: impl IntoIterator<Item = (Arc<str>, TokenKind)>, spelling: Spelling) -> Self {
-        let (texts, kinds): (Vec<Arc<str>>, Vec<TokenKind>) = tokens.into_iter().unzip();
-        let mut ids = AHashMap::with_capacity(texts.len());
+    pub(super) fn new<S: AsRef<str>>(tokens: impl IntoIterator<Item = (S, TokenKind)>, spelling: Spelling) -> Self {
+        let mut kinds = Vec::new();
+        let kept = |(text, kind)| {
+            kinds.push(kind);
+            text
+        };
+        let texts: Strings = tokens.into_iter().map(kept).collect();
+        let hasher = RandomState::new();
+        let mut ids = HashTable::with_capacity(texts.len());
         for (text, id) in texts.iter().zip(0..) {
-            ids.insert(Arc::clone(text), id);
+            let (is_same, hash) =
+                (|other: &u32| texts[*other as usize] == *text, |id: &u32| hasher.hash_one(&texts[*id as usize]));
+            ids.entry(hasher.hash_one(text), is_same, hash).and_modify(|earlier| *earlier = id).or_insert(id);
         }
-        Self { texts, kinds, ids, spelling }
+        Self { texts, kinds, ids, hasher, spelling }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -82,11 +94,11 @@ impl Vocabulary {
     }
 
     pub(super) fn text(&self, id: u32) -> Option<&str> {
-        self.texts.get(id as usize).map(|text| &**text)
+        self.texts.get(id as usize)
     }
 
     pub(super) fn id(&self, text: &str) -> Option<u32> {
-        self.ids.get(text).copied()
+        self.ids.find(self.hasher.hash_one(text), |id| self.texts[*id as usize] == *text).copied()
     }
 
     pub(super) fn kind(&self, id: u32) -> Option<TokenKind> {
@@ -101,7 +113,7 @@ impl Vocabulary {
 
     /// All tokens in order of id.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &str, TokenKind)> {
-        self.texts.iter().zip(&self.kinds).zip(0..).map(|((text, kind), id)| (id, &**text, *kind))
+        self.texts.iter().zip(&self.kinds).zip(0..).map(|((text, kind), id)| (id, text, *kind))
     }
 
     /// The token that stands for one byte in a vocabulary with byte fallback.
@@ -147,7 +159,7 @@ mod tests {
     use super::*;
 
     fn vocabulary(spelling: Spelling, tokens: &[(&str, TokenKind)]) -> Vocabulary {
-        Vocabulary::new(tokens.iter().map(|(text, kind)| (Arc::from(*text), *kind)), spelling)
+        Vocabulary::new(tokens.iter().copied(), spelling)
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! The converter stores `play` as `▁play` and `##ing` as `ing`; the original spelling is restored here.
 
-use std::sync::Arc;
+use std::borrow::Cow;
 
 use ahash::AHashMap;
 use tokenizers::{
@@ -26,11 +26,11 @@ pub(super) struct WordPieceEncoder {
 }
 
 /// A token's spelling in WordPiece's own notation.
-pub(super) fn spelling(converted: &Arc<str>, kind: TokenKind) -> Arc<str> {
+pub(super) fn spelling(converted: &str, kind: TokenKind) -> Cow<'_, str> {
     match converted.strip_prefix(META_SPACE) {
-        Some(word) => Arc::from(word),
-        None if kind == TokenKind::Normal => Arc::from(format!("##{converted}")),
-        None => Arc::clone(converted),
+        Some(word) => Cow::Borrowed(word),
+        None if kind == TokenKind::Normal => Cow::Owned(format!("##{converted}")),
+        None => Cow::Borrowed(converted),
     }
 }
 
@@ -97,8 +97,8 @@ mod tests {
 
     #[test]
     fn converted_spellings_are_undone() {
-        assert_eq!(&*spelling(&"▁play".into(), TokenKind::Normal), "play");
-        assert_eq!(&*spelling(&"ing".into(), TokenKind::Normal), "##ing");
-        assert_eq!(&*spelling(&"[CLS]".into(), TokenKind::Control), "[CLS]");
+        assert_eq!(&*spelling("▁play", TokenKind::Normal), "play");
+        assert_eq!(&*spelling("ing", TokenKind::Normal), "##ing");
+        assert_eq!(&*spelling("[CLS]", TokenKind::Control), "[CLS]");
     }
 }
