@@ -16,11 +16,13 @@ use candle_core::{
     quantized::{GgmlDType, QMatMul, QTensor},
 };
 use hearth_kernels::{
+    arena::Arena,
     device::{cpu_features, threads},
     linear::Linear,
     pool,
     quant::{GgmlType, RawTensor},
 };
+use memmap2::MmapMut;
 
 #[path = "kernels/attention.rs"]
 mod attention;
@@ -44,9 +46,14 @@ fn seconds(work: impl FnOnce()) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
-/// Bytes per second that all threads together read, of as many bytes as the weights of a sweep, by the widest loads.
+/// Bytes per second that all threads together read, of as many bytes as the weights of a sweep, by the widest loads, and from huge
+/// pages as tiles are.
 fn memory_ceiling() -> f64 {
-    let buffer = vec![1u64; SWEEP_BYTES / 8];
+    let mut map = MmapMut::map_anon(SWEEP_BYTES).expect("there is memory");
+    #[cfg(target_os = "linux")]
+    let _ignored = map.advise(memmap2::Advice::HugePage);
+    map.fill(1);
+    let buffer: &[u64] = bytemuck::cast_slice(&map);
     let chunks = 64 * threads();
     let read = || {
         pool::run(chunks, |chunk| {
@@ -116,6 +123,7 @@ fn contenders(dtype: GgmlType, count: usize) -> candle_core::Result<Vec<(Linear,
     let source = Tensor::randn(0f32, 1.0, (OUT, INP), &Device::Cpu)?;
     let first = QTensor::quantize(&source, candle_type(dtype))?;
     let data = Bytes::from(first.data()?.into_owned());
+    let arena = Arena::default();
     (0..count)
         .map(|_| {
             let raw = RawTensor { dtype, shape: vec![OUT, INP], data: Bytes::copy_from_slice(&data) };
@@ -123,7 +131,7 @@ fn contenders(dtype: GgmlType, count: usize) -> candle_core::Result<Vec<(Linear,
                 candle_core::quantized::QStorage::from_data((&data[..]).into(), &Device::Cpu, candle_type(dtype))?;
             let theirs = QMatMul::from_qtensor(QTensor::new(storage, (OUT, INP))?)?;
             let tiles = Linear::new(&raw, None, &Device::Cpu)?;
-            tiles.repack(|_| {})?;
+            tiles.repack(&arena, |_| {})?;
             Ok((Linear::new(&raw, None, &Device::Cpu)?, tiles, theirs))
         })
         .collect()

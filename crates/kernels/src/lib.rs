@@ -5,6 +5,7 @@
 //! candle's. A row's result never depends on what else is in the batch: every kernel fixes its accumulation order.
 
 pub mod activation;
+pub mod arena;
 pub mod attention;
 mod candle;
 mod cpu;

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use candle_core::{Device, Result, Tensor, quantized::QMatMul};
 
 use super::{
+    arena::Arena,
     candle,
     cpu::{
         self,
@@ -130,17 +131,17 @@ impl Linear {
         Self::new(&RawTensor { dtype: GgmlType::F32, shape: vec![out, inp], data }, bias, device)
     }
 
-    /// Makes tiles of the weight on the compute pool, which products use from then on, and calls `release` with the bytes of the
+    /// Makes tiles of the weight on the compute pool, in memory of the arena, which products use from then on, and calls `release` with the bytes of the
     /// file, part by part, as they are no longer read. Does nothing where candle computes, and the second time.
     ///
     /// # Errors
     /// If there is not enough memory.
-    pub fn repack(&self, release: impl Fn(&[u8])) -> Result<()> {
+    pub fn repack(&self, arena: &Arena, release: impl Fn(&[u8])) -> Result<()> {
         let Weight::Cpu { dtype, data, tiles } = &self.inner.weight else { return Ok(()) };
         if tiles.get().is_some() {
             return Ok(());
         }
-        let made = Tiles::new(*dtype, data, self.inner.in_features, self.inner.out_features, release)?;
+        let made = Tiles::new(*dtype, data, (self.inner.in_features, self.inner.out_features), arena, release)?;
         // Another thread that made them first made the same ones.
         let _same = tiles.set(made);
         Ok(())

@@ -2,9 +2,9 @@
 //!
 //! An allocator promises zeroed memory but not how it is zeroed: glibc clears memory that it takes from its heap, and
 //! it does so for everything below a threshold that rises, up to 32 MiB, with each mapping that is freed. The pages
-//! here are a separate mapping, which the operating system fills on first touch, independent of the allocator. An array
-//! of which only a part may ever be used declines huge pages, with which one touched block would make 2 MiB resident; one
-//! that is read from end to end asks for them. A touched page stays resident until the array is dropped.
+//! here are a separate mapping, which the operating system fills on first touch, independent of the allocator. It
+//! declines huge pages, with which one touched element would make 2 MiB resident. A touched page stays resident until the
+//! array is dropped.
 
 use std::{
     io,
@@ -24,33 +24,14 @@ pub(super) struct ZeroedPages<T> {
 }
 
 impl<T: Pod> ZeroedPages<T> {
-    /// An array of which only a part may be used.
-    ///
     /// # Errors
     /// If the byte count overflows, or the system does not have enough memory.
     pub fn new(elements: usize) -> io::Result<Self> {
-        Self::mapped(elements, false)
-    }
-
-    /// An array that will be written as a whole, and read from end to end.
-    ///
-    /// # Errors
-    /// As [`Self::new`].
-    pub fn huge(elements: usize) -> io::Result<Self> {
-        Self::mapped(elements, true)
-    }
-
-    fn mapped(elements: usize, is_huge: bool) -> io::Result<Self> {
         let bytes = elements.checked_mul(size_of::<T>()).ok_or(io::ErrorKind::OutOfMemory)?;
         let map = MmapMut::map_anon(bytes)?;
         #[cfg(target_os = "linux")]
-        {
-            let advice = if is_huge { memmap2::Advice::HugePage } else { memmap2::Advice::NoHugePage };
-            // A kernel without huge pages rejects the advice, and does not need it.
-            let _ignored = map.advise(advice);
-        }
-        #[cfg(not(target_os = "linux"))]
-        let _ = is_huge;
+        // A kernel without huge pages rejects the advice, and does not need it.
+        let _ignored = map.advise(memmap2::Advice::NoHugePage);
         Ok(Self { map, elements, _element: PhantomData })
     }
 }

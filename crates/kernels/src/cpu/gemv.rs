@@ -7,8 +7,11 @@
 //!
 //! Loops over constants are written so that they unroll; then all sums stay in registers.
 
+use std::ops::Range;
+
 use super::{
     lanes::{LANES, Lanes},
+    prefetch,
     quantize::{ByteActivations, FloatActivations},
     source::{Source, TileBlock},
     tile::{FLOAT_SEGMENT, INT_SEGMENT},
@@ -17,8 +20,10 @@ use super::{
 };
 use crate::quant::GgmlType;
 
-/// How far ahead of the word that is read the next ones are fetched, in bytes.
-const AHEAD: usize = 4608;
+/// How far ahead of the words that are read the next ones are fetched, in bytes. They go to the L2 cache, some lines at a time and in
+/// the order of their addresses: on a Zen 4 core, one line into the L1 cache with each word reaches half of the memory's speed
+/// (`benches/runs/2026-12-01-zen4-2core`).
+const AHEAD: usize = 6912;
 
 /// The activations of `M` rows, from row `first` on.
 #[derive(Clone, Copy)]
@@ -63,27 +68,23 @@ impl SegmentRows {
     }
 }
 
-/// A word of a block, while the bytes that follow it are fetched.
-///
-/// # Safety
-/// The block has that many words.
+/// Fetches what lies [`AHEAD`] of these words of a block.
 #[inline(always)]
-unsafe fn read<L: Lanes>(lanes: L, block: TileBlock, word: usize) -> L::I {
-    prefetch(block.words.wrapping_add(4 * LANES * word + AHEAD));
-    // SAFETY: as the caller says.
-    unsafe { block.at(lanes, word) }
+fn fetch_ahead(block: TileBlock, words: Range<usize>) {
+    const WORD: usize = 4 * LANES;
+    prefetch::to_l2(block.words.wrapping_add(WORD * words.start + AHEAD), WORD * words.len());
 }
 
-/// Asks for the line of an address, which may be anything.
+/// Fetches the beginning of a tile row, for the first one that a thread takes.
 #[inline(always)]
-fn prefetch(address: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: part of the baseline; a prefetch of any address is no access to it.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
+pub fn fetch_first(row: TileRow) {
+    prefetch::to_l2(row.words, AHEAD);
+}
+
+/// The words of a block in one of its quarters.
+#[inline(always)]
+const fn quarter(words: usize, quarter: usize) -> Range<usize> {
+    words * quarter / 4..words * (quarter + 1) / 4
 }
 
 /// Sums of `M` rows and their scales, at the end of a superblock.
@@ -162,6 +163,7 @@ unsafe fn sub_blocks_of_32<L: Lanes, const M: usize, const FIFTH: bool>(
     let nibbles = lanes.splat_i(0x0f0f_0f0f);
     let one_bit = lanes.splat_i(0x0101_0101);
     let first_quants = if FIFTH { 12 } else { 4 };
+    let words = first_quants + 32;
     let most = L::most_products(if FIFTH { 31 } else { 15 }).min(8);
     let mut out = [lanes.splat_f(0.0); M];
     for segment in 0..segments {
@@ -169,20 +171,21 @@ unsafe fn sub_blocks_of_32<L: Lanes, const M: usize, const FIFTH: bool>(
         // SAFETY: the blocks, their words, and the rows of `x` are there.
         unsafe {
             let block = row.block(segment);
-            let halves = read(lanes, block, 0);
-            let (low, middle, high) = (read(lanes, block, 1), read(lanes, block, 2), read(lanes, block, 3));
+            let halves = block.at(lanes, 0);
+            let (low, middle, high) = (block.at(lanes, 1), block.at(lanes, 2), block.at(lanes, 3));
             let (scales, minimums) = six_bits(lanes, low, middle, high);
             let mut sums = Superblock::<L, M>::zero(lanes);
             let mut run = 0;
             while run < 4 {
+                fetch_ahead(block, quarter(words, run));
                 let (mut first, mut second) = ([lanes.splat_i(0); M], [lanes.splat_i(0); M]);
                 let mut w = 0;
                 while w < 8 {
-                    let word = read(lanes, block, first_quants + 8 * run + w);
+                    let word = block.at(lanes, first_quants + 8 * run + w);
                     let mut low = lanes.and(word, nibbles);
                     let mut high = lanes.and(lanes.shift_right::<4>(word), nibbles);
                     if FIFTH {
-                        let fifth = if run == 0 { read(lanes, block, 4 + w) } else { block.at(lanes, 4 + w) };
+                        let fifth = block.at(lanes, 4 + w);
                         let bit =
                             |n: usize| lanes.shift_left::<4>(lanes.and(lanes.shift_right_by(fifth, n as u32), one_bit));
                         low = lanes.or(low, bit(2 * run));
@@ -220,6 +223,8 @@ trait SubBlocksOf16 {
     const OFFSET: Option<i32>;
     /// The largest quant.
     const LARGEST: usize;
+    /// Words of a block.
+    const WORDS: usize;
 
     /// The quants of sub-blocks `8 half + piece`, `+ 2`, `+ 4` and `+ 6`, columns `4 j..4 j + 4` of each.
     ///
@@ -248,12 +253,13 @@ struct Q6K;
 impl SubBlocksOf16 for Q2K {
     const OFFSET: Option<i32> = None;
     const LARGEST: usize = 3;
+    const WORDS: usize = 21;
 
     #[inline(always)]
     unsafe fn quants<L: Lanes>(lanes: L, block: TileBlock, half: usize, piece: usize, j: usize) -> [L::I; 4] {
         let two_bits = lanes.splat_i(0x0303_0303);
         // SAFETY: words 4..20.
-        let word = unsafe { read(lanes, block, 4 + 8 * half + 4 * piece + j) };
+        let word = unsafe { block.at(lanes, 4 + 8 * half + 4 * piece + j) };
         [
             lanes.and(word, two_bits),
             lanes.and(lanes.shift_right::<2>(word), two_bits),
@@ -267,7 +273,7 @@ impl SubBlocksOf16 for Q2K {
         let nibbles = lanes.splat_i(0x0f0f_0f0f);
         // Scales in the low nibbles, minimums in the high ones.
         // SAFETY: words 0..4.
-        let both = unsafe { [read(lanes, block, 2 * half), read(lanes, block, 2 * half + 1)] };
+        let both = unsafe { [block.at(lanes, 2 * half), block.at(lanes, 2 * half + 1)] };
         let high = |word| lanes.and(lanes.shift_right::<4>(word), nibbles);
         ([lanes.and(both[0], nibbles), lanes.and(both[1], nibbles)], [high(both[0]), high(both[1])])
     }
@@ -275,7 +281,7 @@ impl SubBlocksOf16 for Q2K {
     #[inline(always)]
     unsafe fn floats<L: Lanes>(lanes: L, block: TileBlock) -> (L::F, L::F) {
         // SAFETY: word 20.
-        let halves = unsafe { read(lanes, block, 20) };
+        let halves = unsafe { block.at(lanes, 20) };
         (lanes.low_half_as_float(halves), lanes.low_half_as_float(lanes.shift_right::<16>(halves)))
     }
 }
@@ -283,13 +289,13 @@ impl SubBlocksOf16 for Q2K {
 impl SubBlocksOf16 for Q3K {
     const OFFSET: Option<i32> = Some(4);
     const LARGEST: usize = 7;
+    const WORDS: usize = 27;
 
     #[inline(always)]
     unsafe fn quants<L: Lanes>(lanes: L, block: TileBlock, half: usize, piece: usize, j: usize) -> [L::I; 4] {
         let (two_bits, one_bit) = (lanes.splat_i(0x0303_0303), lanes.splat_i(0x0101_0101));
         // SAFETY: the high bits are words 0..8, the low two bits 8..24.
-        let (high, low) =
-            unsafe { (read(lanes, block, 4 * piece + j), read(lanes, block, 8 + 8 * half + 4 * piece + j)) };
+        let (high, low) = unsafe { (block.at(lanes, 4 * piece + j), block.at(lanes, 8 + 8 * half + 4 * piece + j)) };
         let high = lanes.shift_right_by(high, 4 * half as u32);
         let mut quants = [low; 4];
         let mut i = 0;
@@ -319,6 +325,7 @@ impl SubBlocksOf16 for Q3K {
 impl SubBlocksOf16 for Q6K {
     const OFFSET: Option<i32> = Some(32);
     const LARGEST: usize = 63;
+    const WORDS: usize = 52;
 
     #[inline(always)]
     unsafe fn quants<L: Lanes>(lanes: L, block: TileBlock, half: usize, piece: usize, j: usize) -> [L::I; 4] {
@@ -326,9 +333,9 @@ impl SubBlocksOf16 for Q6K {
         // SAFETY: the low bits are words 0..32, the high bits 32..48.
         let (a, b, high) = unsafe {
             (
-                read(lanes, block, 16 * half + 4 * piece + j),
-                read(lanes, block, 16 * half + 8 + 4 * piece + j),
-                read(lanes, block, 32 + 8 * half + 4 * piece + j),
+                block.at(lanes, 16 * half + 4 * piece + j),
+                block.at(lanes, 16 * half + 8 + 4 * piece + j),
+                block.at(lanes, 32 + 8 * half + 4 * piece + j),
             )
         };
         let joined = |low, high| lanes.or(lanes.and(low, nibbles), lanes.and(high, top));
@@ -343,7 +350,7 @@ impl SubBlocksOf16 for Q6K {
     #[inline(always)]
     unsafe fn scales<L: Lanes>(lanes: L, block: TileBlock, half: usize) -> ([L::I; 2], [L::I; 2]) {
         // SAFETY: words 48..52.
-        let scales = unsafe { [read(lanes, block, 48 + 2 * half), read(lanes, block, 49 + 2 * half)] };
+        let scales = unsafe { [block.at(lanes, 48 + 2 * half), block.at(lanes, 49 + 2 * half)] };
         (scales, scales)
     }
 
@@ -378,6 +385,7 @@ unsafe fn sub_blocks_of_16<L: Lanes, T: SubBlocksOf16, const M: usize>(
                 let (scales, minimums) = T::scales(lanes, block, half);
                 let mut piece = 0;
                 while piece < 2 {
+                    fetch_ahead(block, quarter(T::WORDS, 2 * half + piece));
                     let mut products = [[lanes.splat_i(0); M]; 4];
                     let mut j = 0;
                     while j < 4 {
@@ -424,6 +432,8 @@ unsafe fn sub_blocks_of_16<L: Lanes, T: SubBlocksOf16, const M: usize>(
 trait BlockOf32 {
     /// Whether the quants use all eight bits.
     const IS_FULL: bool = false;
+    /// Words of a block.
+    const WORDS: usize;
 
     /// What every quant carries; `None` if a block has a minimum instead, beside `d` in its first word.
     fn offset<L: Lanes>() -> Option<i32>;
@@ -439,6 +449,8 @@ trait BlockOf32 {
 struct Nibbles<const FIRST: usize, const FIFTH: bool, const OFFSET: i32>;
 
 impl<const FIRST: usize, const FIFTH: bool, const OFFSET: i32> BlockOf32 for Nibbles<FIRST, FIFTH, OFFSET> {
+    const WORDS: usize = FIRST + 4;
+
     #[inline(always)]
     fn offset<L: Lanes>() -> Option<i32> {
         if OFFSET == 0 { None } else { Some(OFFSET) }
@@ -448,7 +460,7 @@ impl<const FIRST: usize, const FIFTH: bool, const OFFSET: i32> BlockOf32 for Nib
     unsafe fn quants<L: Lanes>(lanes: L, block: TileBlock, j: usize) -> [L::I; 2] {
         let nibbles = lanes.splat_i(0x0f0f_0f0f);
         // SAFETY: as the caller says.
-        let word = unsafe { read(lanes, block, FIRST + j) };
+        let word = unsafe { block.at(lanes, FIRST + j) };
         let (low, high) = (lanes.and(word, nibbles), lanes.and(lanes.shift_right::<4>(word), nibbles));
         if !FIFTH {
             return [low, high];
@@ -464,6 +476,7 @@ struct Q80;
 
 impl BlockOf32 for Q80 {
     const IS_FULL: bool = true;
+    const WORDS: usize = 8;
 
     #[inline(always)]
     fn offset<L: Lanes>() -> Option<i32> {
@@ -473,7 +486,7 @@ impl BlockOf32 for Q80 {
     #[inline(always)]
     unsafe fn quants<L: Lanes>(lanes: L, block: TileBlock, j: usize) -> [L::I; 2] {
         // SAFETY: the block has eight words.
-        unsafe { [lanes.add_offset(read(lanes, block, j)), lanes.add_offset(read(lanes, block, 4 + j))] }
+        unsafe { [lanes.add_offset(block.at(lanes, j)), lanes.add_offset(block.at(lanes, 4 + j))] }
     }
 }
 
@@ -494,8 +507,9 @@ unsafe fn blocks_of_32<L: Lanes, T: BlockOf32, const M: usize>(
         // SAFETY: the blocks, their words, and the rows of `x` are there.
         unsafe {
             let block = row.block(block);
+            fetch_ahead(block, 0..T::WORDS);
             let (d, minimum) = if T::offset::<L>().is_none() {
-                let head = read(lanes, block, 0);
+                let head = block.at(lanes, 0);
                 (lanes.low_half_as_float(head), lanes.low_half_as_float(lanes.shift_right::<16>(head)))
             } else {
                 (block.lone_half(lanes, 0), lanes.splat_f(0.0))
@@ -567,7 +581,9 @@ unsafe fn floats<L: Lanes, const M: usize>(
                 }
             };
             for word in 0..here.div_ceil(per_word) {
-                let bits = read(lanes, block, segment * FLOAT_SEGMENT / per_word + word);
+                let at = segment * FLOAT_SEGMENT / per_word + word;
+                fetch_ahead(block, at..at + 1);
+                let bits = block.at(lanes, at);
                 match dtype {
                     GgmlType::F32 => add(word, lanes.bits_as_floats(bits)),
                     GgmlType::F16 => {

@@ -176,6 +176,7 @@ impl Kernel for Units<'_> {
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
         let mut room = MaybeUninit::<Room>::uninit();
+        let first = self.units.start;
         for unit in self.units {
             let Some((index, weight, first_tile, rows)) = self.product.unit(unit) else { return };
             let columns = first_tile * LANES..weight.out.min((first_tile + self.product.width) * LANES);
@@ -189,7 +190,13 @@ impl Kernel for Units<'_> {
                 std::slice::from_raw_parts_mut(y, len)
             };
             let destination = Destination { weight, output: self.outputs[index], rows, columns };
-            if weight.tiles.is_some() && L::STREAMED_ROWS > 0 && destination.rows.len() <= STREAMED_ROWS_MAX {
+            if let Some(stream) = weight.tiles
+                && L::STREAMED_ROWS > 0
+                && destination.rows.len() <= STREAMED_ROWS_MAX
+            {
+                if unit == first {
+                    gemv::fetch_first(stream.row(first_tile));
+                }
                 streamed_unit(lanes, weight, self.input, first_tile..first_tile + tiles, &destination.rows, y);
             } else if form(weight.dtype) == Form::Floats {
                 float_unit(lanes, &destination, self.input, tiles, y);
@@ -457,9 +464,12 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::cpu::{
-        quantize::{InputBuffers, Shared},
-        reference,
+    use crate::{
+        arena::Arena,
+        cpu::{
+            quantize::{InputBuffers, Shared},
+            reference,
+        },
     };
 
     /// All chunks one after the other, last to first.
@@ -587,7 +597,7 @@ mod tests {
             let x = noise(rows * inp, seed ^ 5);
             let bias = noise(out, seed ^ 6);
             let weight = Weight { dtype, data: &data, tiles: None, inp, out, bias: Some(&bias) };
-            let tiles = Tiles::new(dtype, &data, inp, out, |_| {}).expect("there is memory");
+            let tiles = Tiles::new(dtype, &data, (inp, out), &Arena::default(), |_| {}).expect("there is memory");
             let expected = reference::linear(dtype, &data, inp, &x);
             let bounds = tolerance(dtype, &data, inp, &x);
             let mut fused: Option<Vec<f32>> = None;

@@ -17,7 +17,11 @@ use super::{
     quantize::Shared,
     source::{BlockLayout, Rows, Source, TileBlock, spread},
 };
-use crate::{pool, quant::GgmlType, zeroed_pages::ZeroedPages};
+use crate::{
+    arena::{Arena, ArenaBytes},
+    pool,
+    quant::GgmlType,
+};
 
 /// Bytes of a matrix that are there twice at a time, as they are and as tiles.
 const BYTES_AT_ONCE: usize = 8 << 20;
@@ -33,7 +37,7 @@ pub struct Tiles {
     /// Of one tile row.
     halves_bytes: usize,
     tile_bytes: usize,
-    pages: ZeroedPages<u8>,
+    bytes: ArenaBytes,
 }
 
 /// Sixteen rows of a [`Tiles`].
@@ -65,7 +69,13 @@ impl Tiles {
     ///
     /// # Errors
     /// If there is not enough memory.
-    pub fn new(dtype: GgmlType, data: &[u8], inp: usize, out: usize, release: impl Fn(&[u8])) -> Result<Self> {
+    pub fn new(
+        dtype: GgmlType,
+        data: &[u8],
+        (inp, out): (usize, usize),
+        arena: &Arena,
+        release: impl Fn(&[u8]),
+    ) -> Result<Self> {
         let row_bytes = data.len() / out.max(1);
         let (blocks, layout) = if dtype.block_size() == 1 {
             // Whole pieces of 16 bytes; the last one of a row is padded with zeros.
@@ -76,8 +86,8 @@ impl Tiles {
         let halves_bytes = if layout.lone_half.is_some() { (2 * LANES * blocks).next_multiple_of(VECTOR) } else { 0 };
         let tile_bytes = halves_bytes + VECTOR * layout.words * blocks;
         let tiles = out.div_ceil(LANES);
-        let mut pages = ZeroedPages::huge(tiles * tile_bytes).map_err(candle_core::Error::wrap)?;
-        let shared = Shared::new(&mut pages[..]);
+        let mut bytes = arena.bytes(tiles * tile_bytes).map_err(candle_core::Error::wrap)?;
+        let shared = Shared::new(&mut bytes[..]);
         let set = cpu_features().instruction_set;
         let at_once = (BYTES_AT_ONCE / tile_bytes).max(1);
         for first_tile in (0..tiles).step_by(at_once) {
@@ -96,19 +106,19 @@ impl Tiles {
             let rows = first_tile * LANES..out.min((first_tile + count) * LANES);
             release(&data[rows.start * row_bytes..rows.end * row_bytes]);
         }
-        Ok(Self { layout, halves_bytes, tile_bytes, pages })
+        Ok(Self { layout, halves_bytes, tile_bytes, bytes })
     }
 
     /// Memory that they take.
     pub fn bytes(&self) -> usize {
-        self.pages.len()
+        self.bytes.len()
     }
 
     /// # Panics
     /// If the matrix has fewer rows.
     #[inline(always)]
     pub fn row(&self, tile: usize) -> TileRow {
-        let bytes = &self.pages[tile * self.tile_bytes..][..self.tile_bytes];
+        let bytes = &self.bytes[tile * self.tile_bytes..][..self.tile_bytes];
         TileRow { halves: bytes.as_ptr().cast(), words: bytes[self.halves_bytes..].as_ptr(), layout: self.layout }
     }
 }
@@ -191,7 +201,7 @@ mod tests {
         let (dtype, inp, out) = (GgmlType::F32, 1024, 5000);
         let parts = std::cell::RefCell::new(Vec::new());
         let data: Vec<u8> = (0..4 * inp * out).map(|i| (i / 4096) as u8).collect();
-        let tiles = Tiles::new(dtype, &data, inp, out, |part| {
+        let tiles = Tiles::new(dtype, &data, (inp, out), &Arena::default(), |part| {
             let start = part.as_ptr().addr() - data.as_ptr().addr();
             parts.borrow_mut().push(start..start + part.len());
         });
@@ -213,7 +223,7 @@ mod tests {
             let inp = if dtype.block_size() == 1 { 37 } else { 2 * dtype.block_size() };
             let (out, row_bytes) = (21, dtype.row_bytes(inp).expect("whole blocks"));
             let data: Vec<u8> = (0..out * row_bytes).map(|i| (i * 7 + i / 251) as u8).collect();
-            let tiles = Tiles::new(dtype, &data, inp, out, |_| {}).expect("there is memory");
+            let tiles = Tiles::new(dtype, &data, (inp, out), &Arena::default(), |_| {}).expect("there is memory");
             assert!(tiles.bytes() <= 32 * (row_bytes + 16) + 2 * VECTOR, "{dtype}: {} bytes", tiles.bytes());
             let blocks = if dtype.block_size() == 1 { 1 } else { 2 };
             let block_bytes = row_bytes / blocks;
