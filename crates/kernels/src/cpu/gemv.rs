@@ -12,11 +12,11 @@ use std::ops::Range;
 use super::{
     lanes::{LANES, Lanes},
     prefetch,
-    quantize::{ByteActivations, FloatActivations},
+    quantize::{BLOCK_SUMS, ByteActivations, FloatActivations, SUPERBLOCK_SUMS, WIDE_SUMS},
     source::{Source, TileBlock},
     tile::{FLOAT_SEGMENT, INT_SEGMENT},
     tiles::TileRow,
-    unpack_superblocks::{q3_scales, six_bits},
+    unpack_superblocks::{q3_scales, six_bits, two_minimums},
 };
 use crate::quant::GgmlType;
 
@@ -32,6 +32,8 @@ struct Activations<'a> {
     first: usize,
     /// Scales of a row in one segment.
     scales: usize,
+    /// Words of its sums.
+    sums: usize,
 }
 
 impl Activations<'_> {
@@ -41,7 +43,7 @@ impl Activations<'_> {
         SegmentRows {
             quants: self.x.quants[at * INT_SEGMENT..].as_ptr(),
             scales: self.x.scales[at * self.scales..].as_ptr(),
-            sums: self.x.sums[at * 8..].as_ptr(),
+            sums: self.x.sums[at * self.sums..].as_ptr(),
             scaled_sums: self.x.scaled_sums.as_ptr().wrapping_add(at * 8),
         }
     }
@@ -113,8 +115,8 @@ impl<L: Lanes, const M: usize> Superblock<L, M> {
     #[inline(always)]
     unsafe fn add_minimums(&mut self, lanes: L, x: SegmentRows, at: usize, factors: L::I) {
         for m in 0..M {
-            // SAFETY: row `m` has eight pairs of sums.
-            let sums = lanes.splat_i(unsafe { *x.sums.add(8 * m + at) });
+            // SAFETY: row `m` has twelve pairs of sums.
+            let sums = lanes.splat_i(unsafe { *x.sums.add(SUPERBLOCK_SUMS * m + at) });
             self.minimums[m] = lanes.dot_halves(self.minimums[m], factors, sums);
         }
     }
@@ -205,10 +207,10 @@ unsafe fn sub_blocks_of_32<L: Lanes, const M: usize, const FIFTH: bool>(
                 }
                 run += 1;
             }
-            let mut sub = 0;
-            while sub < 8 {
-                sums.add_minimums(lanes, x, sub, lanes.bytes_as_halves(minimums[sub / 4], sub % 4, sub % 4));
-                sub += 1;
+            let mut pair = 0;
+            while pair < 4 {
+                sums.add_minimums(lanes, x, WIDE_SUMS + pair, two_minimums(lanes, minimums, pair));
+                pair += 1;
             }
             let (d, dmin) = (lanes.low_half_as_float(halves), lanes.low_half_as_float(lanes.shift_right::<16>(halves)));
             sums.finish_scaled(lanes, x, d, dmin, &mut out);
@@ -540,7 +542,7 @@ unsafe fn blocks_of_32<L: Lanes, T: BlockOf32, const M: usize>(
                 };
                 if let Some(offset) = T::offset::<L>() {
                     // At most 32 * 128, times at most 128.
-                    total = lanes.sub_i(total, lanes.splat_i(offset * *x.sums.add(8 * m + at)));
+                    total = lanes.sub_i(total, lanes.splat_i(offset * *x.sums.add(BLOCK_SUMS * m + at)));
                 }
                 out[m] = lanes.fma(lanes.to_floats(total), lanes.mul(d, lanes.splat_f(scale)), out[m]);
                 if T::offset::<L>().is_none() {
@@ -646,7 +648,7 @@ pub unsafe fn tile_row<L: Lanes, const M: usize>(
     unsafe {
         let out: [L::F; M] = match input {
             InputRows::Superblocks(x) => {
-                let (x, segments) = (Activations { x, first, scales: 1 }, inp / INT_SEGMENT);
+                let (x, segments) = (Activations { x, first, scales: 1, sums: SUPERBLOCK_SUMS }, inp / INT_SEGMENT);
                 match dtype {
                     GgmlType::Q2_K | GgmlType::Q3_K | GgmlType::Q6_K if M > most_rows(dtype, M) => {
                         unreachable!("{M} rows of {dtype}, whose sums do not fit the registers")
@@ -659,7 +661,7 @@ pub unsafe fn tile_row<L: Lanes, const M: usize>(
                 }
             }
             InputRows::Blocks(x) => {
-                let (x, blocks) = (Activations { x, first, scales: 8 }, inp / 32);
+                let (x, blocks) = (Activations { x, first, scales: 8, sums: BLOCK_SUMS }, inp / 32);
                 match dtype {
                     GgmlType::Q4_0 => blocks_of_32::<L, Nibbles<0, false, 8>, M>(lanes, row, blocks, x),
                     GgmlType::Q4_1 => blocks_of_32::<L, Nibbles<1, false, 0>, M>(lanes, row, blocks, x),

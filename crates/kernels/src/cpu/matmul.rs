@@ -13,7 +13,7 @@ use super::{
     gemv::{self, InputRows},
     lanes::{Kernel, LANES, Lanes, dispatch_to},
     microkernel::{self, Minimum, Segment, TileProduct},
-    quantize::{Forms, Input, InputShape},
+    quantize::{BLOCK_SUMS, Forms, Input, InputShape, SUPERBLOCK_SUMS},
     source::{Rows, Source},
     tile::{FLOAT_SEGMENT, FloatTile, INT_SEGMENT, IntTile},
     tiles::Tiles,
@@ -21,14 +21,21 @@ use super::{
 };
 use crate::{pool, quant::GgmlType};
 
-/// Maximum activation rows per unpacked tile.
+/// The activations that are multiplied with a tile once it is unpacked.
+#[derive(Clone, Copy)]
+struct ChunkSize {
+    /// Columns times rows, which should stay in the L2 cache.
+    elements: usize,
+    rows: usize,
+}
+
+/// For processors with AVX-512, whose L2 caches have 1 MiB or more, and matrices of many columns. Prompts of narrower ones were up to
+/// a tenth slower by it, those of wider ones as much faster (`benches/runs/2026-12-01-zen4-2core`).
+const LARGE_CHUNK: ChunkSize = ChunkSize { elements: 1 << 20, rows: MAX_CHUNK_ROWS };
+const LARGE_COLUMNS: usize = 2048;
+/// For others, and for matrices that have few tiles for each thread.
+const SMALL_CHUNK: ChunkSize = ChunkSize { elements: 384 << 10, rows: 128 };
 const MAX_CHUNK_ROWS: usize = 256;
-/// The same where a row takes as long as unpacking, and a chunk's products should stay in the L1 cache.
-const MAX_VECTOR_CHUNK_ROWS: usize = 128;
-/// A chunk's activations should stay in the L2 cache: this many columns times rows.
-const CHUNK_ELEMENTS: usize = 384 << 10;
-/// The same for processors with AMX, which have 2 MiB of it.
-const TILE_CHUNK_ELEMENTS: usize = 1 << 20;
 
 /// Activation rows up to which tiles are streamed rather than unpacked.
 const STREAMED_ROWS_MAX: usize = 8;
@@ -99,17 +106,15 @@ impl<'a> Product<'a> {
                 Form::Floats => forms.floats = true,
             }
         }
-        let (elements, most_rows) = if set == InstructionSet::Amx {
-            forms.digits = forms.superblocks && rows >= LANES;
-            (TILE_CHUNK_ELEMENTS, MAX_CHUNK_ROWS)
-        } else {
-            (CHUNK_ELEMENTS, MAX_VECTOR_CHUNK_ROWS)
-        };
-        let chunk_rows = (elements / columns.max(1)).clamp(24, most_rows);
-        let row_chunks = rows.div_ceil(chunk_rows);
+        forms.digits = set == InstructionSet::Amx && forms.superblocks && rows >= LANES;
         let threads = pool::threads();
-        // Wide units do less work per weight; narrow units spread small matrices over the threads.
         let all_tiles: usize = weights.iter().flatten().map(|weight| weight.out.div_ceil(LANES)).sum();
+        let chunks_of = |size: ChunkSize| rows.div_ceil((size.elements / columns.max(1)).clamp(24, size.rows));
+        let large = chunks_of(LARGE_CHUNK);
+        let is_large =
+            set >= InstructionSet::Avx512Vnni && columns >= LARGE_COLUMNS && all_tiles * large >= 32 * threads;
+        let row_chunks = if is_large { large } else { chunks_of(SMALL_CHUNK) };
+        // Wide units do less work per weight; narrow units spread small matrices over the threads.
         let wide = set >= InstructionSet::Avx512Vnni && all_tiles * row_chunks >= 8 * threads;
         let width = if wide { 2 } else { 1 };
         let per_row_chunk: usize = weights.iter().flatten().map(|weight| weight.out.div_ceil(LANES * width)).sum();
@@ -349,7 +354,7 @@ fn int_unit<L: Lanes>(lanes: L, destination: &Destination<'_>, input: Input<'_>,
             let here = Segment {
                 quants: x.quants[at * INT_SEGMENT..].as_ptr(),
                 scales: x.scales[at * if coarse { 1 } else { 8 }..].as_ptr(),
-                sums: x.sums[at * 8..].as_ptr(),
+                sums: x.sums[at * if coarse { SUPERBLOCK_SUMS } else { BLOCK_SUMS }..].as_ptr(),
                 scaled_sums: x.scaled_sums.as_ptr().wrapping_add(at * 8),
             };
             let y = y[first * tiles * LANES..].as_mut_ptr();

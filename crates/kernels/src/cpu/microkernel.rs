@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use super::{
     lanes::{LANES, Lanes},
-    quantize::ByteActivations,
+    quantize::{ByteActivations, SUPERBLOCK_SUMS, WIDE_SUMS},
     tile::{FLOAT_SEGMENT, INT_SEGMENT, IntTile},
 };
 
@@ -96,13 +96,16 @@ pub unsafe fn superblock<L: Lanes, const M: usize, const N: usize, const RUN: us
         }
     }
     let mut minimums = [[lanes.splat_i(0); M]; N];
-    for pair in 0..8 {
+    // Sub-blocks of 32 columns have one minimum for both sums over 16, so the sums over 32 do.
+    let (first, pairs) = if groups == 8 { (WIDE_SUMS, 4) } else { (0, 8) };
+    for pair in 0..pairs {
         for m in 0..M {
-            // SAFETY: row `m` has eight pairs of sums.
-            let sums = lanes.splat_i(unsafe { *segment.sums.add(8 * m + pair) });
+            // SAFETY: row `m` has eight pairs of sums, and four of wide ones.
+            let sums = lanes.splat_i(unsafe { *segment.sums.add(SUPERBLOCK_SUMS * m + first + pair) });
             for n in 0..N {
-                // SAFETY: a tile has eight vectors of pairs.
-                let factors = unsafe { lanes.load_i(tiles[n].minimums.as_ptr().add(pair * LANES).cast()) };
+                let factors = if groups == 8 { &tiles[n].wide_minimums[..] } else { &tiles[n].minimums[..] };
+                // SAFETY: a tile has four vectors of wide pairs, and eight of the others.
+                let factors = unsafe { lanes.load_i(factors.as_ptr().add(pair * LANES).cast()) };
                 minimums[n][m] = lanes.dot_halves(minimums[n][m], factors, sums);
             }
         }

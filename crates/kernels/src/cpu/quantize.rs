@@ -12,6 +12,11 @@ use super::{
 
 /// Digits of a superblock's sums.
 pub const DIGITS: usize = 32;
+/// Words of a row's sums in one segment, with one scale per 256 columns and with one per 32.
+pub const SUPERBLOCK_SUMS: usize = 12;
+pub const BLOCK_SUMS: usize = 8;
+/// Where the pairs of sums over 32 columns begin, after those of sums over 16.
+pub const WIDE_SUMS: usize = 8;
 
 /// The forms in which a product's weights need its input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,8 +45,8 @@ pub struct ByteActivations<'a> {
     pub quants: &'a [i8],
     /// `[segments][rows]` with one scale per 256, `[segments][rows][8]` with one per 32.
     pub scales: &'a [f32],
-    /// `[segments][rows][8]`: with one scale per 256, pairs of 16-bit sums over 16 columns each; with one per
-    /// 32, the sum over those 32 columns.
+    /// With one scale per 256, `[segments][rows][12]`: eight pairs of 16-bit sums over 16 columns each, and four pairs of sums over 32.
+    /// With one per 32, `[segments][rows][8]`: the sum over those 32 columns.
     pub sums: &'a [i32],
     /// With one scale per 32, `[segments][rows][8]`: the scales times the sums.
     pub scaled_sums: &'a [f32],
@@ -103,6 +108,11 @@ struct SharedBytes {
 /// The bytes that tile registers load at once, which are slow to load from two cache lines.
 const LINE: usize = 64;
 
+/// Words of a row's sums in a segment with this many scales.
+const fn sums_of(scales: usize) -> usize {
+    if scales == 1 { SUPERBLOCK_SUMS } else { BLOCK_SUMS }
+}
+
 fn grow<T: Clone + Default>(buffer: &mut Vec<T>, length: usize) {
     // Room to begin on a cache line.
     let length = length + LINE / size_of::<T>();
@@ -122,7 +132,7 @@ impl ByteBuffers {
     fn reserve(&mut self, segments: usize, scales: usize, digits: bool) {
         grow(&mut self.quants, segments * INT_SEGMENT);
         grow(&mut self.scales, segments * scales);
-        grow(&mut self.sums, segments * 8);
+        grow(&mut self.sums, segments * sums_of(scales));
         grow(&mut self.scaled_sums, if scales == 8 { segments * 8 } else { 0 });
         grow(&mut self.digits, if digits { segments * DIGITS } else { 0 });
     }
@@ -172,7 +182,7 @@ impl SharedBytes {
                 rows,
                 quants: self.quants.read(0, rows * segments * INT_SEGMENT),
                 scales: self.scales.read(0, rows * segments * scales),
-                sums: self.sums.read(0, rows * segments * 8),
+                sums: self.sums.read(0, rows * segments * sums_of(scales)),
                 scaled_sums: self.scaled_sums.read(0, if scales == 8 { rows * segments * 8 } else { 0 }),
                 digits: self.digits.read(0, if digits { rows * segments * DIGITS } else { 0 }),
             }
@@ -241,7 +251,7 @@ impl SharedBytes {
                 (
                     self.quants.part(at * INT_SEGMENT, INT_SEGMENT),
                     self.scales.part(at * scales_per_segment, scales_per_segment),
-                    self.sums.part(at * 8, 8),
+                    self.sums.part(at * sums_of(scales_per_segment), sums_of(scales_per_segment)),
                 )
             };
             let mut padded = [0.0; INT_SEGMENT];
@@ -253,8 +263,13 @@ impl SharedBytes {
             };
             let mut sixteens = [0; 16];
             dispatch(Round::<FINE> { from: x, to: quants, scales, sums: &mut sixteens });
-            for (sum, pair) in sums.iter_mut().zip(sixteens.chunks_exact(2)) {
-                *sum = if FINE { pair[0] + pair[1] } else { (pair[0] & 0xffff) | (pair[1] << 16) };
+            let wide: [i32; 8] = std::array::from_fn(|sum| sixteens[2 * sum] + sixteens[2 * sum + 1]);
+            if FINE {
+                sums.copy_from_slice(&wide);
+            } else {
+                for (sum, pair) in sums.iter_mut().zip(sixteens.chunks_exact(2).chain(wide.chunks_exact(2))) {
+                    *sum = (pair[0] & 0xffff) | (pair[1] << 16);
+                }
             }
             if FINE {
                 // SAFETY: as the caller says.

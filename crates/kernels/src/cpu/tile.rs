@@ -21,6 +21,8 @@ pub struct IntTile {
     pub scales: [i32; 16 * LANES],
     /// K types: `[8][16 rows]`, pairs of signed 16-bit factors for the activation sums over 2 x 16 columns.
     pub minimums: [i32; 8 * LANES],
+    /// `Q4_K` and `Q5_K`: `[4][16 rows]`, the same for the sums over 2 x 32 columns.
+    pub wide_minimums: [i32; 4 * LANES],
     /// Older types: `[8 blocks][16 rows]`. K types: the superblock's scale, in the first sixteen.
     pub d: [f32; 8 * LANES],
     /// Older types with a minimum: `[8 blocks][16 rows]`. K types with one: its scale, in the first sixteen.
@@ -33,6 +35,7 @@ impl IntTile {
             quants: [0; INT_SEGMENT * LANES],
             scales: [0; 16 * LANES],
             minimums: [0; 8 * LANES],
+            wide_minimums: [0; 4 * LANES],
             d: [0.0; 8 * LANES],
             m: [0.0; 8 * LANES],
         }

@@ -70,6 +70,12 @@ pub(super) fn six_bits<L: Lanes>(lanes: L, low: L::I, middle: L::I, high: L::I) 
     (scales, minimums)
 }
 
+/// The minimums of sub-blocks `2 pair` and `2 pair + 1` as halves of each word.
+#[inline(always)]
+pub(super) fn two_minimums<L: Lanes>(lanes: L, minimums: [L::I; 2], pair: usize) -> L::I {
+    lanes.bytes_as_halves(minimums[pair / 2], 2 * pair % 4, 2 * pair % 4 + 1)
+}
+
 /// Q4_K and Q5_K: `d`, `dmin` and eight 6-bit scales and minimums in twelve bytes, at the block's start.
 #[inline(always)]
 unsafe fn scales_and_minimums<L: Lanes, S: Source<L>>(lanes: L, source: S, tile: &mut IntTile) {
@@ -83,6 +89,11 @@ unsafe fn scales_and_minimums<L: Lanes, S: Source<L>>(lanes: L, source: S, tile:
         put_words(lanes, &mut tile.scales, sub, lanes.factor(scales[sub / 4], sub % 4));
         put_words(lanes, &mut tile.minimums, sub, lanes.bytes_as_halves(minimums[sub / 4], sub % 4, sub % 4));
         sub += 1;
+    }
+    let mut pair = 0;
+    while pair < 4 {
+        put_words(lanes, &mut tile.wide_minimums, pair, two_minimums(lanes, minimums, pair));
+        pair += 1;
     }
 }
 
