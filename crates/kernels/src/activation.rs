@@ -41,11 +41,6 @@ pub fn activate(x: &Tensor, a: Activation) -> Result<Tensor> {
     with_floats(x, |floats| from_floats(by_parts(floats, None, a)?, x.shape()))
 }
 
-/// `a(gate) * up` on the calling thread; all have the same length.
-pub(super) fn write_gated(gate: &[f32], up: &[f32], a: Activation, out: &mut [f32]) {
-    dispatch(Activated { x: gate, factors: Some(up), a, out });
-}
-
 /// `cap * tanh(x / cap)` on the calling thread.
 pub(super) fn write_soft_cap(x: &[f32], cap: f32, out: &mut [f32]) {
     out.iter_mut().zip(x).for_each(|(out, x)| *out = cap * (x / cap).tanh());
@@ -109,8 +104,9 @@ impl Kernel for Activated<'_> {
     }
 }
 
+/// `a(x)` of sixteen elements.
 #[inline(always)]
-fn activated<L: Lanes>(lanes: L, x: L::F, a: Activation) -> L::F {
+pub(crate) fn activated<L: Lanes>(lanes: L, x: L::F, a: Activation) -> L::F {
     let half_of = |x, factor| lanes.mul(lanes.mul(lanes.splat_f(0.5), x), lanes.add(lanes.splat_f(1.0), factor));
     match a {
         Activation::Silu => lanes.mul(x, sigmoid(lanes, x)),

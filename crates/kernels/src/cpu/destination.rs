@@ -1,4 +1,4 @@
-//! Where a unit's products go: some columns of some rows of an output, after the bias and the residual.
+//! Where a unit's products go: some columns of some rows of an output, after the bias, the gate and the residual.
 
 use std::ops::Range;
 
@@ -8,6 +8,7 @@ use super::{
     prefetch,
     quantize::Shared,
 };
+use crate::activation::{Activation, activated};
 
 /// Where a weight's product goes.
 #[derive(Clone, Copy)]
@@ -42,36 +43,75 @@ impl Destination<'_> {
         }
     }
 
-    /// Adds the bias to the products `[rows][tiles][16]`, and the residual, and puts them where they go.
+    /// Adds the bias to the products `[rows][tiles][16]`, multiplies them if they are gated, adds the residual, and puts them where
+    /// they go.
     #[inline(always)]
-    pub fn put<L: Lanes>(&self, lanes: L, y: &[f32]) {
+    pub fn put<L: Lanes>(&self, lanes: L, y: &[f32], gated: Option<Gated<'_>>) {
         let Self { weight, output, rows, columns } = self;
-        let whole = columns.len() / LANES * LANES;
+        let width = columns.len().next_multiple_of(LANES);
         let bias = weight.bias.map(|bias| &bias[columns.clone()]);
-        for (row, y) in rows.clone().zip(y.chunks_exact(columns.len().next_multiple_of(LANES))) {
+        let up_bias = gated.and_then(|gated| gated.up.bias).map(|bias| &bias[columns.clone()]);
+        for (number, (row, y)) in rows.clone().zip(y.chunks_exact(width)).enumerate() {
             let at = row * weight.out + columns.start;
             // SAFETY: the residual has this row, and nothing writes to it.
             let residual = output.residual.map(|(of, factor)| unsafe { (of.read(at, columns.len()), factor) });
             // SAFETY: no other unit writes these columns of these rows.
             let to = unsafe { output.to.part(at, columns.len()) };
-            for from in (0..whole).step_by(LANES) {
-                // SAFETY: each of the slices has sixteen floats from there on.
-                unsafe {
-                    let mut sum = lanes.load_f(y[from..][..LANES].as_ptr());
-                    if let Some(bias) = bias {
-                        sum = lanes.add(sum, lanes.load_f(bias[from..][..LANES].as_ptr()));
-                    }
-                    if let Some((residual, factor)) = residual {
-                        let product = lanes.mul(sum, lanes.splat_f(factor));
-                        sum = lanes.add(lanes.load_f(residual[from..][..LANES].as_ptr()), product);
-                    }
-                    lanes.store_f(to[from..][..LANES].as_mut_ptr(), sum);
+            for from in (0..width).step_by(LANES) {
+                let mut sum = with_bias(lanes, &y[from..], bias, from);
+                if let Some(Gated { activation, factors, .. }) = gated {
+                    let factor = with_bias(lanes, &factors[number * width + from..], up_bias, from);
+                    sum = lanes.mul(activated(lanes, sum, activation), factor);
                 }
-            }
-            for column in whole..columns.len() {
-                let sum = bias.map_or(y[column], |bias| y[column] + bias[column]);
-                to[column] = residual.map_or(sum, |(residual, factor)| residual[column] + sum * factor);
+                if let Some((residual, factor)) = residual {
+                    sum = lanes.add(load(lanes, &residual[from..]), lanes.mul(sum, lanes.splat_f(factor)));
+                }
+                store(lanes, sum, &mut to[from..]);
             }
         }
     }
+}
+
+/// What the products of a gate are multiplied with once they are activated.
+#[derive(Clone, Copy)]
+pub struct Gated<'a> {
+    pub activation: Activation,
+    pub up: &'a Weight<'a>,
+    /// The products of `up`, of the same rows and columns as the gate's.
+    pub factors: &'a [f32],
+}
+
+#[inline(always)]
+fn with_bias<L: Lanes>(lanes: L, y: &[f32], bias: Option<&[f32]>, from: usize) -> L::F {
+    let y = load(lanes, y);
+    match bias {
+        Some(bias) => lanes.add(y, load(lanes, &bias[from..])),
+        None => y,
+    }
+}
+
+/// The first sixteen floats; what the slice lacks is zero.
+#[inline(always)]
+fn load<L: Lanes>(lanes: L, from: &[f32]) -> L::F {
+    if from.len() >= LANES {
+        // SAFETY: there are sixteen.
+        return unsafe { lanes.load_f(from.as_ptr()) };
+    }
+    let mut padded = [0.0; LANES];
+    padded[..from.len()].copy_from_slice(from);
+    // SAFETY: there are sixteen.
+    unsafe { lanes.load_f(padded.as_ptr()) }
+}
+
+/// As many of the floats as the slice takes.
+#[inline(always)]
+fn store<L: Lanes>(lanes: L, value: L::F, to: &mut [f32]) {
+    if to.len() >= LANES {
+        // SAFETY: there is room for sixteen.
+        return unsafe { lanes.store_f(to.as_mut_ptr(), value) };
+    }
+    let mut padded = [0.0; LANES];
+    // SAFETY: there is room for sixteen.
+    unsafe { lanes.store_f(padded.as_mut_ptr(), value) };
+    to.copy_from_slice(&padded[..to.len()]);
 }

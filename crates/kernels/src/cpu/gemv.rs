@@ -11,6 +11,7 @@ use std::ops::Range;
 
 use super::{
     lanes::{LANES, Lanes},
+    microkernel::{self, Minimum},
     prefetch,
     quantize::{BLOCK_SUMS, ByteActivations, FloatActivations, SUPERBLOCK_SUMS, WIDE_SUMS},
     source::{Source, TileBlock},
@@ -121,32 +122,18 @@ impl<L: Lanes, const M: usize> Superblock<L, M> {
         }
     }
 
-    /// With a float scale for the integer minimums.
+    /// Adds the superblock to `out`. Where every quant carries an offset, `minimums` are the scales.
     ///
     /// # Safety
     /// `x` has `M` rows.
     #[inline(always)]
-    unsafe fn finish_scaled(self, lanes: L, x: SegmentRows, d: L::F, dmin: L::F, out: &mut [L::F; M]) {
+    unsafe fn finish(self, lanes: L, x: SegmentRows, (d, dmin): (L::F, L::F), minimum: Minimum, out: &mut [L::F; M]) {
+        let factors = [d, lanes.sub(lanes.splat_f(0.0), dmin)];
         for m in 0..M {
             // SAFETY: row `m` has a scale.
-            let scale = lanes.splat_f(unsafe { *x.scales.add(m) });
-            let negative = lanes.sub(lanes.splat_f(0.0), lanes.mul(dmin, scale));
-            out[m] = lanes.fma(lanes.to_floats(self.total[m]), lanes.mul(d, scale), out[m]);
-            out[m] = lanes.fma(lanes.to_floats(self.minimums[m]), negative, out[m]);
-        }
-    }
-
-    /// Where every quant carries an offset, and `minimums` are the scales.
-    ///
-    /// # Safety
-    /// `x` has `M` rows.
-    #[inline(always)]
-    unsafe fn finish_offset(self, lanes: L, x: SegmentRows, d: L::F, offset: i32, out: &mut [L::F; M]) {
-        for m in 0..M {
-            // SAFETY: row `m` has a scale.
-            let scale = lanes.splat_f(unsafe { *x.scales.add(m) });
-            let exact = lanes.sub_i(self.total[m], lanes.mul_i(self.minimums[m], lanes.splat_i(offset)));
-            out[m] = lanes.fma(lanes.to_floats(exact), lanes.mul(d, scale), out[m]);
+            let scale = unsafe { *x.scales.add(m) };
+            let sums = [self.total[m], self.minimums[m]];
+            out[m] = microkernel::add_superblock(lanes, factors, scale, sums, minimum, out[m]);
         }
     }
 }
@@ -212,8 +199,8 @@ unsafe fn sub_blocks_of_32<L: Lanes, const M: usize, const FIFTH: bool>(
                 sums.add_minimums(lanes, x, WIDE_SUMS + pair, two_minimums(lanes, minimums, pair));
                 pair += 1;
             }
-            let (d, dmin) = (lanes.low_half_as_float(halves), lanes.low_half_as_float(lanes.shift_right::<16>(halves)));
-            sums.finish_scaled(lanes, x, d, dmin, &mut out);
+            let floats = (lanes.low_half_as_float(halves), lanes.low_half_as_float(lanes.shift_right::<16>(halves)));
+            sums.finish(lanes, x, floats, Minimum::Scaled, &mut out);
         }
     }
     out
@@ -221,8 +208,7 @@ unsafe fn sub_blocks_of_32<L: Lanes, const M: usize, const FIFTH: bool>(
 
 /// A type of sixteen sub-blocks of 16 columns, of which a word has columns of four: eight sub-blocks in each half of a block.
 trait SubBlocksOf16 {
-    /// What every quant carries; `None` if a block has minimums instead.
-    const OFFSET: Option<i32>;
+    const MINIMUM: Minimum;
     /// The largest quant.
     const LARGEST: usize;
     /// Words of a block.
@@ -253,7 +239,7 @@ struct Q3K;
 struct Q6K;
 
 impl SubBlocksOf16 for Q2K {
-    const OFFSET: Option<i32> = None;
+    const MINIMUM: Minimum = Minimum::Scaled;
     const LARGEST: usize = 3;
     const WORDS: usize = 21;
 
@@ -289,7 +275,7 @@ impl SubBlocksOf16 for Q2K {
 }
 
 impl SubBlocksOf16 for Q3K {
-    const OFFSET: Option<i32> = Some(4);
+    const MINIMUM: Minimum = Minimum::Offset(4);
     const LARGEST: usize = 7;
     const WORDS: usize = 27;
 
@@ -325,7 +311,7 @@ impl SubBlocksOf16 for Q3K {
 }
 
 impl SubBlocksOf16 for Q6K {
-    const OFFSET: Option<i32> = Some(32);
+    const MINIMUM: Minimum = Minimum::Offset(32);
     const LARGEST: usize = 63;
     const WORDS: usize = 52;
 
@@ -420,11 +406,7 @@ unsafe fn sub_blocks_of_16<L: Lanes, T: SubBlocksOf16, const M: usize>(
                     at += 1;
                 }
             }
-            let (d, dmin) = T::floats(lanes, block);
-            match T::OFFSET {
-                Some(offset) => sums.finish_offset(lanes, x, d, offset, &mut out),
-                None => sums.finish_scaled(lanes, x, d, dmin, &mut out),
-            }
+            sums.finish(lanes, x, T::floats(lanes, block), T::MINIMUM, &mut out);
         }
     }
     out

@@ -1,25 +1,20 @@
 //! `y = x W^T` over weights in the file's own quantization blocks, or in tiles of them.
 //!
-//! Work is cut into units: one or two tiles of weight rows by a chunk of activation rows. A unit walks its segments: it
-//! unpacks the tiles once, then runs the micro-kernel over the chunk's rows. Where the weights are tiles and the rows are few,
-//! unpacking would take longer than multiplying, and a unit streams its tile instead (`gemv.rs`). Who runs the units, and
-//! when the input is prepared (`quantize.rs`), is left to the caller.
+//! Work is cut into units: one or two tiles of weight rows by a chunk of activation rows. Of a gate and what it opens, a unit has the
+//! same tiles of both, so that neither product is written out and read again. How a unit is computed is in `unit.rs`. Who runs the
+//! units, and when the input is prepared (`quantize.rs`), is left to the caller.
 
 use std::{mem::MaybeUninit, ops::Range};
 
 use super::{
-    destination::{Destination, Output},
+    destination::{Destination, Gated, Output},
     features::InstructionSet,
-    gemv::{self, InputRows},
     lanes::{Kernel, LANES, Lanes, dispatch_to},
-    microkernel::{self, Minimum, Segment, TileProduct},
-    quantize::{BLOCK_SUMS, Forms, Input, InputShape, SUPERBLOCK_SUMS},
-    source::{Rows, Source},
-    tile::{FLOAT_SEGMENT, FloatTile, INT_SEGMENT, IntTile},
+    quantize::{Forms, Input, InputShape},
     tiles::Tiles,
-    unpack_blocks, unpack_superblocks,
+    unit::{self, Form, Room, form},
 };
-use crate::{pool, quant::GgmlType};
+use crate::{activation::Activation, pool, quant::GgmlType};
 
 /// The activations that are multiplied with a tile once it is unpacked.
 #[derive(Clone, Copy)]
@@ -35,10 +30,7 @@ const LARGE_CHUNK: ChunkSize = ChunkSize { elements: 1 << 20, rows: MAX_CHUNK_RO
 const LARGE_COLUMNS: usize = 2048;
 /// For others, and for matrices that have few tiles for each thread.
 const SMALL_CHUNK: ChunkSize = ChunkSize { elements: 384 << 10, rows: 128 };
-const MAX_CHUNK_ROWS: usize = 256;
-
-/// Activation rows up to which tiles are streamed rather than unpacked.
-const STREAMED_ROWS_MAX: usize = 8;
+pub const MAX_CHUNK_ROWS: usize = 256;
 
 /// Weights that can share an input.
 pub const MAX_WEIGHTS: usize = 3;
@@ -55,35 +47,13 @@ pub struct Weight<'a> {
     pub bias: Option<&'a [f32]>,
 }
 
-/// The three forms in which weights need their input.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
-    Superblocks,
-    Blocks,
-    Floats,
-}
-
-const fn form(dtype: GgmlType) -> Form {
-    match dtype.block_size() {
-        256 => Form::Superblocks,
-        32 => Form::Blocks,
-        _ => Form::Floats,
-    }
-}
-
-fn rows_for(input: Input<'_>, dtype: GgmlType) -> InputRows<'_> {
-    match form(dtype) {
-        Form::Superblocks => InputRows::Superblocks(input.superblocks),
-        Form::Blocks => InputRows::Blocks(input.blocks),
-        Form::Floats => InputRows::Floats(input.floats),
-    }
-}
-
 /// The products of one input and up to three weights, cut into chunks that can be computed in any order.
 #[derive(Clone, Copy, Debug)]
 pub struct Product<'a> {
     set: InstructionSet,
     weights: [Option<Weight<'a>>; MAX_WEIGHTS],
+    /// If there is one, the first weight is a gate and the second one what it opens: `activation(gate) * up` is the only output.
+    gate: Option<Activation>,
     shape: InputShape,
     row_chunks: usize,
     /// Tiles of weight rows in a unit.
@@ -95,6 +65,21 @@ pub struct Product<'a> {
 impl<'a> Product<'a> {
     /// Of an input with this many rows. All weights have the same number of columns, and the processor has the instruction set.
     pub fn new(set: InstructionSet, weights: [Option<Weight<'a>>; MAX_WEIGHTS], rows: usize) -> Self {
+        Self::cut(set, weights, None, rows)
+    }
+
+    /// Of a gate and of what it opens, which have the same shape.
+    pub fn gated(set: InstructionSet, [gate, up]: [Weight<'a>; 2], activation: Activation, rows: usize) -> Self {
+        debug_assert_eq!((gate.inp, gate.out), (up.inp, up.out), "a gate and what it opens");
+        Self::cut(set, [Some(gate), Some(up), None], Some(activation), rows)
+    }
+
+    fn cut(
+        set: InstructionSet,
+        weights: [Option<Weight<'a>>; MAX_WEIGHTS],
+        gate: Option<Activation>,
+        rows: usize,
+    ) -> Self {
         debug_assert!(set.is_supported(), "{set:?} on this processor");
         let mut forms = Forms::default();
         let mut columns = 0;
@@ -117,11 +102,13 @@ impl<'a> Product<'a> {
         // Wide units do less work per weight; narrow units spread small matrices over the threads.
         let wide = set >= InstructionSet::Avx512Vnni && all_tiles * row_chunks >= 8 * threads;
         let width = if wide { 2 } else { 1 };
-        let per_row_chunk: usize = weights.iter().flatten().map(|weight| weight.out.div_ceil(LANES * width)).sum();
+        let outputs = weights.iter().flatten().take(if gate.is_some() { 1 } else { MAX_WEIGHTS });
+        let per_row_chunk: usize = outputs.map(|weight| weight.out.div_ceil(LANES * width)).sum();
         let units = row_chunks * per_row_chunk;
         Self {
             set,
             weights,
+            gate,
             shape: InputShape { rows, columns, forms },
             row_chunks,
             width,
@@ -180,287 +167,24 @@ impl Kernel for Units<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let mut room = MaybeUninit::<Room>::uninit();
+        let mut rooms = [const { MaybeUninit::<Room>::uninit() }; 2];
         let first = self.units.start;
         for unit in self.units {
             let Some((index, weight, first_tile, rows)) = self.product.unit(unit) else { return };
             let columns = first_tile * LANES..weight.out.min((first_tile + self.product.width) * LANES);
-            let tiles = columns.len().div_ceil(LANES);
-            let len = rows.len() * tiles * LANES;
-            debug_assert!(len <= MAX_CHUNK_ROWS * 2 * LANES, "a unit of {} rows and {tiles} tiles", rows.len());
-            // SAFETY: a chunk has at most that many rows, and a unit two tiles; what is used is set to zero first.
-            let y = unsafe {
-                let y: *mut f32 = room.as_mut_ptr().cast();
-                y.write_bytes(0, len);
-                std::slice::from_raw_parts_mut(y, len)
-            };
-            let destination = Destination { weight, output: self.outputs[index], rows, columns };
-            if let Some(stream) = weight.tiles
-                && L::STREAMED_ROWS > 0
-                && destination.rows.len() <= STREAMED_ROWS_MAX
-            {
-                if unit == first {
-                    gemv::fetch_first(stream.row(first_tile));
-                }
-                streamed_unit(lanes, weight, self.input, first_tile..first_tile + tiles, &destination.rows, y);
-            } else if form(weight.dtype) == Form::Floats {
-                float_unit(lanes, &destination, self.input, tiles, y);
-            } else {
-                int_unit(lanes, &destination, self.input, tiles, y);
+            let mut destination = Destination { weight, output: self.outputs[index], rows, columns };
+            let gate = self.product.gate.zip(self.product.weights[1].as_ref());
+            let weights = [Some(weight), gate.map(|(_, up)| up)];
+            let mut of_weights: [&[f32]; 2] = [&[]; 2];
+            for ((weight, room), products) in weights.into_iter().flatten().zip(&mut rooms).zip(&mut of_weights) {
+                destination.weight = weight;
+                *products = unit::multiply(lanes, &destination, self.input, unit == first, room);
             }
-            destination.put(lanes, y);
+            destination.weight = weight;
+            let [products, factors] = of_weights;
+            let gated = gate.map(|(activation, up)| Gated { activation, up, factors });
+            destination.put(lanes, products, gated);
         }
-    }
-}
-
-/// Room for a unit's products.
-#[repr(C, align(64))]
-struct Room([f32; MAX_CHUNK_ROWS * 2 * LANES]);
-
-/// Streams tile rows through the kernel for few rows.
-#[inline(always)]
-fn streamed_unit<L: Lanes>(
-    lanes: L,
-    weight: &Weight<'_>,
-    input: Input<'_>,
-    tile_rows: Range<usize>,
-    rows: &Range<usize>,
-    y: &mut [f32],
-) {
-    let Some(tiles) = weight.tiles else { return };
-    let input = rows_for(input, weight.dtype);
-    let most = gemv::most_rows(weight.dtype, L::STREAMED_ROWS);
-    let num_tiles = tile_rows.len();
-    for (tile, tile_row) in tile_rows.enumerate() {
-        let row = tiles.row(tile_row);
-        let mut products = [0.0f32; STREAMED_ROWS_MAX * LANES];
-        let mut done = 0;
-        while done < rows.len() {
-            let first = rows.start + done;
-            let to = products[done * LANES..].as_mut_ptr();
-            let left = (rows.len() - done).min(most);
-            // SAFETY: the tile row is the weight's, the rows are in the input, and `products` has room for all of them.
-            unsafe {
-                done += if L::STREAMED_ROWS >= 8 && left >= 8 {
-                    gemv::tile_row::<L, 8>(lanes, weight.dtype, row, weight.inp, input, first, to);
-                    8
-                } else if L::STREAMED_ROWS >= 4 && left >= 4 {
-                    gemv::tile_row::<L, 4>(lanes, weight.dtype, row, weight.inp, input, first, to);
-                    4
-                } else if left >= 2 {
-                    gemv::tile_row::<L, 2>(lanes, weight.dtype, row, weight.inp, input, first, to);
-                    2
-                } else {
-                    gemv::tile_row::<L, 1>(lanes, weight.dtype, row, weight.inp, input, first, to);
-                    1
-                };
-            }
-        }
-        for (row, product) in products.chunks_exact(LANES).take(rows.len()).enumerate() {
-            y[(row * num_tiles + tile) * LANES..][..LANES].copy_from_slice(product);
-        }
-    }
-}
-
-/// The sixteen rows of a tile at a segment; a tile that extends past the matrix repeats its last row.
-#[inline(always)]
-fn tile_rows(weight: &Weight<'_>, row_bytes: usize, first: usize, offset: usize) -> [*const u8; LANES] {
-    let mut rows = [weight.data.as_ptr(); LANES];
-    let mut r = 0;
-    while r < LANES {
-        let row = (first + r).min(weight.out - 1);
-        rows[r] = weight.data[row * row_bytes + offset..].as_ptr();
-        r += 1;
-    }
-    rows
-}
-
-/// Calls `$call` with the const `M` for every group of rows; the groups are as even as possible.
-macro_rules! for_row_groups {
-    ($lanes:ty, $rows:expr, |$first:ident, $m:ident| $call:expr) => {{
-        let rows: usize = $rows;
-        let groups = rows.div_ceil(<$lanes>::ROWS);
-        for group in 0..groups {
-            let $first = rows * group / groups;
-            match rows * (group + 1) / groups - $first {
-                1 => for_row_groups!(@one $m, 1, $call),
-                2 => for_row_groups!(@one $m, 2, $call),
-                3 => for_row_groups!(@one $m, 3, $call),
-                4 if <$lanes>::ROWS >= 4 => for_row_groups!(@one $m, 4, $call),
-                5 if <$lanes>::ROWS >= 5 => for_row_groups!(@one $m, 5, $call),
-                6 if <$lanes>::ROWS >= 6 => for_row_groups!(@one $m, 6, $call),
-                other => unreachable!("a group of {other} rows, where {} is the most", <$lanes>::ROWS),
-            }
-        }
-    }};
-    (@one $m:ident, $value:literal, $call:expr) => {{
-        const $m: usize = $value;
-        $call
-    }};
-}
-
-#[inline(always)]
-fn int_unit<L: Lanes>(lanes: L, destination: &Destination<'_>, input: Input<'_>, tiles: usize, y: &mut [f32]) {
-    let Destination { weight, rows, columns, .. } = destination;
-    let first_column = columns.start;
-    let coarse = form(weight.dtype) == Form::Superblocks;
-    let x = if coarse { input.superblocks } else { input.blocks };
-    let mut scratch = [const { IntTile::zeroed() }; 2];
-    let row_bytes = weight.data.len() / weight.out;
-    let segment_bytes = INT_SEGMENT / weight.dtype.block_size() * weight.dtype.block_bytes();
-    // Groups of four columns in a sub-block, and the largest quant.
-    let (minimum, groups, largest) = match weight.dtype {
-        GgmlType::Q2_K => (Minimum::Scaled, 4, 3),
-        GgmlType::Q3_K => (Minimum::Offset(4), 4, 7),
-        GgmlType::Q6_K => (Minimum::Offset(32), 4, 63),
-        GgmlType::Q4_0 => (Minimum::Offset(8), 8, 15),
-        GgmlType::Q5_0 => (Minimum::Offset(16), 8, 31),
-        GgmlType::Q8_0 => (Minimum::Offset(L::OFFSET), 8, 255),
-        GgmlType::Q4_1 | GgmlType::Q4_K => (Minimum::Scaled, 8, 15),
-        _ => (Minimum::Scaled, 8, 31),
-    };
-    let full = weight.dtype == GgmlType::Q8_0;
-    let run = L::most_products(largest).min(groups);
-    let short_runs = L::most_products(63) < 4;
-    let registers = lanes.tile_registers(rows.len(), coarse);
-    let segments = weight.inp.div_ceil(INT_SEGMENT);
-    for segment in 0..segments {
-        destination.prefetch(segment, segments);
-        let blocks = (weight.inp - segment * INT_SEGMENT).min(INT_SEGMENT) / 32;
-        for (tile, scratch) in scratch[..tiles].iter_mut().enumerate() {
-            let first = first_column + tile * LANES;
-            // SAFETY: every row has this segment's blocks, in the file's layout as in the tiles.
-            unsafe {
-                if let Some(tiles) = weight.tiles {
-                    let row = tiles.row(first / LANES);
-                    let block = |block| row.block(segment * INT_SEGMENT / weight.dtype.block_size() + block);
-                    unpack_segment(lanes, weight.dtype, blocks, block, scratch);
-                } else {
-                    let rows = tile_rows(weight, row_bytes, first, segment * segment_bytes);
-                    let block = |block| Rows { rows: &rows, offset: block * weight.dtype.block_bytes() };
-                    unpack_segment(lanes, weight.dtype, blocks, block, scratch);
-                }
-            }
-        }
-        if let Some(registers) = &registers {
-            let tiles = &scratch[..tiles];
-            let groups = coarse.then_some(groups);
-            let product = TileProduct { tiles, groups, blocks, minimum, x, segment, rows, y: &mut *y };
-            lanes.multiply_tiles(registers, product);
-            continue;
-        }
-        for_row_groups!(L, rows.len(), |first, M| {
-            let at = segment * x.rows + rows.start + first;
-            let here = Segment {
-                quants: x.quants[at * INT_SEGMENT..].as_ptr(),
-                scales: x.scales[at * if coarse { 1 } else { 8 }..].as_ptr(),
-                sums: x.sums[at * if coarse { SUPERBLOCK_SUMS } else { BLOCK_SUMS }..].as_ptr(),
-                scaled_sums: x.scaled_sums.as_ptr().wrapping_add(at * 8),
-            };
-            let y = y[first * tiles * LANES..].as_mut_ptr();
-            // SAFETY: rows `first..first + M` lie within the chunk, in the activations and in `y`.
-            unsafe {
-                match (coarse, tiles) {
-                    (true, 1) => match run {
-                        8 => microkernel::superblock::<L, M, 1, 8>(lanes, &scratch, groups, here, minimum, y),
-                        2 if short_runs => {
-                            microkernel::superblock::<L, M, 1, 2>(lanes, &scratch, groups, here, minimum, y);
-                        }
-                        _ => microkernel::superblock::<L, M, 1, 4>(lanes, &scratch, groups, here, minimum, y),
-                    },
-                    (true, _) if L::COLUMNS > 1 => match run {
-                        8 => microkernel::superblock::<L, M, 2, 8>(lanes, &scratch, groups, here, minimum, y),
-                        2 if short_runs => {
-                            microkernel::superblock::<L, M, 2, 2>(lanes, &scratch, groups, here, minimum, y);
-                        }
-                        _ => microkernel::superblock::<L, M, 2, 4>(lanes, &scratch, groups, here, minimum, y),
-                    },
-                    (false, 1) if full => {
-                        microkernel::blocks::<L, M, 1, true>(lanes, &scratch, blocks, here, minimum, y);
-                    }
-                    (false, 1) => microkernel::blocks::<L, M, 1, false>(lanes, &scratch, blocks, here, minimum, y),
-                    (false, _) if L::COLUMNS > 1 && full => {
-                        microkernel::blocks::<L, M, 2, true>(lanes, &scratch, blocks, here, minimum, y);
-                    }
-                    (false, _) if L::COLUMNS > 1 => {
-                        microkernel::blocks::<L, M, 2, false>(lanes, &scratch, blocks, here, minimum, y);
-                    }
-                    _ => unreachable!("{tiles} tiles, where {} is the most", L::COLUMNS),
-                }
-            }
-        });
-    }
-}
-
-/// Unpacks one superblock, or up to eight blocks of an older type.
-///
-/// # Safety
-/// `block` gives whole blocks of `dtype`, which is not a float type: `blocks` of an older type, one of a K type.
-#[inline(always)]
-unsafe fn unpack_segment<L: Lanes, S: Source<L>>(
-    lanes: L,
-    dtype: GgmlType,
-    blocks: usize,
-    block: impl Fn(usize) -> S,
-    tile: &mut IntTile,
-) {
-    // SAFETY: as the caller says.
-    unsafe {
-        if form(dtype) == Form::Superblocks {
-            return unpack_superblocks::unpack(lanes, dtype, block(0), tile);
-        }
-        for number in 0..blocks.min(8) {
-            unpack_blocks::unpack_block(lanes, dtype, block(number), number, tile);
-        }
-    }
-}
-
-#[inline(always)]
-fn float_unit<L: Lanes>(lanes: L, destination: &Destination<'_>, input: Input<'_>, tiles: usize, y: &mut [f32]) {
-    let Destination { weight, rows, columns, .. } = destination;
-    let first_column = columns.start;
-    let x = input.floats;
-    let mut scratch = [const { FloatTile::zeroed() }; 2];
-    let row_bytes = weight.data.len() / weight.out;
-    let segments = weight.inp.div_ceil(FLOAT_SEGMENT);
-    for segment in 0..segments {
-        destination.prefetch(segment, segments);
-        let columns = (weight.inp - segment * FLOAT_SEGMENT).min(FLOAT_SEGMENT);
-        let offset = segment * FLOAT_SEGMENT * weight.dtype.block_bytes();
-        let mut unpacked = [std::ptr::null(); 2];
-        for (tile, scratch) in scratch[..tiles].iter_mut().enumerate() {
-            let first = first_column + tile * LANES;
-            unpacked[tile] = scratch.values.as_ptr();
-            // SAFETY: every row has this segment's columns, in the file's layout as in the tiles, which pad a row to whole pieces.
-            unsafe {
-                if let Some(tiles) = weight.tiles {
-                    let mut block = tiles.row(first / LANES).block(0);
-                    // A word of a row is 64 bytes of the tile.
-                    block.words = block.words.add(offset * LANES);
-                    if weight.dtype == GgmlType::F32 {
-                        // The words are the floats: there is nothing to unpack.
-                        unpacked[tile] = block.words.cast();
-                    } else {
-                        unpack_blocks::unpack_floats(lanes, weight.dtype, block, columns, scratch);
-                    }
-                } else {
-                    let rows = tile_rows(weight, row_bytes, first, offset);
-                    unpack_blocks::unpack_float_rows(lanes, weight.dtype, &rows, columns, scratch);
-                }
-            }
-        }
-        for_row_groups!(L, rows.len(), |first, M| {
-            let x = x.values[(segment * x.rows + rows.start + first) * FLOAT_SEGMENT..].as_ptr();
-            let y = y[first * tiles * LANES..].as_mut_ptr();
-            // SAFETY: rows `first..first + M` lie within the chunk, in the activations and in `y`.
-            unsafe {
-                match tiles {
-                    1 => microkernel::floats::<L, M, 1>(lanes, &unpacked, columns, x, y),
-                    _ if L::COLUMNS > 1 => microkernel::floats::<L, M, 2>(lanes, &unpacked, columns, x, y),
-                    _ => unreachable!("{tiles} tiles, where {} is the most", L::COLUMNS),
-                }
-            }
-        });
     }
 }
 
@@ -477,14 +201,17 @@ mod tests {
         },
     };
 
-    /// All chunks one after the other, last to first.
     fn matmul(set: InstructionSet, weight: Weight<'_>, x: &[f32]) -> Vec<f32> {
-        let rows = x.len() / weight.inp;
-        let product = Product::new(set, [Some(weight), None, None], rows);
+        compute(&Product::new(set, [Some(weight), None, None], x.len() / weight.inp), weight.out, x)
+    }
+
+    /// All chunks one after the other, last to first.
+    fn compute(product: &Product<'_>, out: usize, x: &[f32]) -> Vec<f32> {
+        let rows = product.input_shape().rows;
         let mut buffers = InputBuffers::default();
         buffers.reserve(product.input_shape());
         let input = buffers.shared();
-        let mut y = vec![0.0; rows * weight.out];
+        let mut y = vec![0.0; rows * out];
         let output = Output { to: Shared::new(&mut y), residual: None };
         // SAFETY: there is room for the input, which is prepared before it is read, and for the output.
         unsafe {
@@ -617,6 +344,37 @@ mod tests {
                 if set != InstructionSet::Portable {
                     let bits_of_another_set = fused.get_or_insert_with(|| outputs.clone());
                     prop_assert_eq!(&*bits_of_another_set, &outputs, "{:?} {:?}", dtype, set);
+                }
+            }
+        }
+
+        #[test]
+        fn a_gate_opens_what_it_would_if_both_products_were_computed_first(
+            types in [0..TYPES.len(), 0..TYPES.len()], out in 1usize..70, rows in prop_oneof![1usize..18, 1usize..70], seed: u64,
+        ) {
+            let inp = 256;
+            let [gate, up] = types.map(|index| TYPES[index]);
+            let (gate_data, up_data) = (weights(gate, out, inp, seed), weights(up, out, inp, seed ^ 3));
+            let x = noise(rows * inp, seed ^ 5);
+            let bias = noise(out, seed ^ 6);
+            let gate_tiles = Tiles::new(gate, &gate_data, (inp, out), &Arena::default(), |_| {}).expect("there is memory");
+            let gate = Weight { dtype: gate, data: &gate_data, tiles: Some(&gate_tiles), inp, out, bias: Some(&bias) };
+            let up = Weight { dtype: up, data: &up_data, tiles: None, inp, out, bias: None };
+            for set in InstructionSet::supported() {
+                for activation in [Activation::Silu, Activation::GeluTanh] {
+                    let gated = compute(&Product::gated(set, [gate, up], activation, rows), out, &x);
+                    let (gates, ups) = (matmul(set, gate, &x), matmul(set, up, &x));
+                    for (i, y) in gated.iter().enumerate() {
+                        let exact = match activation {
+                            Activation::Silu => gates[i] / (1.0 + (-gates[i]).exp()),
+                            _ => {
+                                let inner = (2.0 / std::f32::consts::PI).sqrt() * (gates[i] + 0.044_715 * gates[i].powi(3));
+                                0.5 * gates[i] * (1.0 + inner.tanh())
+                            }
+                        } * ups[i];
+                        let difference = (y - exact).abs();
+                        prop_assert!(difference <= 1e-5 * gates[i].abs().max(1.0) * ups[i].abs().max(1.0), "{set:?} {y} for {exact}");
+                    }
                 }
             }
         }

@@ -124,18 +124,19 @@ pub unsafe fn superblock<L: Lanes, const M: usize, const N: usize, const RUN: us
     }
 }
 
-/// A superblock's float scales of its quants and of its minimums, a lane for each row of the tile.
+/// A superblock's float scale of its quants and the negated one of its minimums, a lane for each row of the tile.
 #[inline(always)]
 pub fn superblock_factors<L: Lanes>(lanes: L, tile: &IntTile) -> [L::F; 2] {
     // SAFETY: a tile has at least sixteen floats of each.
-    unsafe { [lanes.load_f(tile.d.as_ptr()), lanes.load_f(tile.m.as_ptr())] }
+    let [d, dmin] = unsafe { [lanes.load_f(tile.d.as_ptr()), lanes.load_f(tile.m.as_ptr())] };
+    [d, lanes.sub(lanes.splat_f(0.0), dmin)]
 }
 
 /// Adds a superblock to `out`: `sums` are those of the scaled products, and of the minimums times the sums of the activations.
 #[inline(always)]
 pub fn add_superblock<L: Lanes>(
     lanes: L,
-    [d, dmin]: [L::F; 2],
+    [d, negative_dmin]: [L::F; 2],
     scale: f32,
     [total, minimums]: [L::I; 2],
     minimum: Minimum,
@@ -144,9 +145,8 @@ pub fn add_superblock<L: Lanes>(
     let scale = lanes.splat_f(scale);
     match minimum {
         Minimum::Scaled => {
-            let out = lanes.fma(lanes.to_floats(total), lanes.mul(d, scale), out);
-            let negative = lanes.sub(lanes.splat_f(0.0), lanes.mul(dmin, scale));
-            lanes.fma(lanes.to_floats(minimums), negative, out)
+            let product = lanes.mul(lanes.to_floats(total), d);
+            lanes.fma(lanes.fma(lanes.to_floats(minimums), negative_dmin, product), scale, out)
         }
         Minimum::Offset(offset) => {
             let back = lanes.mul_i(minimums, lanes.splat_i(offset));

@@ -2,8 +2,9 @@
 //!
 //! Kernels are written once over sixteen lanes (`lanes.rs`) and compiled for AVX-512, AVX2, NEON and plain arrays. Matrix
 //! multiplication: `quantize` prepares the input, `unpack_*` unpack the weights' blocks into a `tile`, `microkernel` or `amx`
-//! multiplies, `destination` puts the products where they go, `matmul` cuts the work into chunks for the threads. For a few rows,
-//! `gemv` multiplies what it reads from `tiles`, which are the weights in the order in which it reads them.
+//! multiplies, `destination` puts the products where they go; `unit` takes these steps for some tiles and rows, and `matmul` cuts
+//! the work into chunks for the threads. For a few rows, `gemv` multiplies what it reads from `tiles`, which are the weights in the
+//! order in which it reads them.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -29,5 +30,6 @@ pub mod reference;
 mod source;
 mod tile;
 pub mod tiles;
+mod unit;
 mod unpack_blocks;
 mod unpack_superblocks;

@@ -48,6 +48,14 @@ pub trait Operations<'a> {
     /// Several layers of the same input, which is prepared once.
     fn linear<const N: usize>(&mut self, layers: [&'a Linear; N], x: &Self::Rows) -> Result<[Self::Rows; N]>;
 
+    /// `activation(gate(x)) * up(x)`
+    fn linear_gated(
+        &mut self,
+        gate_and_up: [&'a Linear; 2],
+        x: &Self::Rows,
+        activation: Activation,
+    ) -> Result<Self::Rows>;
+
     /// `residual + layer(x) * factor`
     fn linear_added(
         &mut self,
@@ -78,9 +86,6 @@ pub trait Operations<'a> {
         batch: &'a AttentionBatch<'a>,
         params: AttentionParams,
     ) -> Result<Self::Rows>;
-
-    /// `activation(gate) * up`
-    fn gated(&mut self, gate: Self::Rows, up: Self::Rows, activation: Activation) -> Result<Self::Rows>;
 
     /// `cap * tanh(x / cap)`
     fn soft_cap(&mut self, x: Self::Rows, cap: f32) -> Result<Self::Rows>;

@@ -21,7 +21,7 @@ use crate::{
     cpu::{
         destination::Output,
         features::cpu_features,
-        matmul::{MAX_WEIGHTS, Product},
+        matmul::{MAX_WEIGHTS, Product, Weight},
         quantize::{InputBuffers, InputShape, Shared, SharedInput},
     },
     embedding::Embedding,
@@ -34,6 +34,9 @@ use crate::{
 
 /// Elements that a chunk of row operations should have: fewer are not worth a second thread.
 const CHUNK_ELEMENTS: usize = 1 << 13;
+
+/// Elements of an operation's rows that the next one should find in the L1 cache.
+const CACHED_ELEMENTS: usize = 1 << 12;
 
 /// The memory of a step's intermediate results. It grows with the largest step and is used again by the next.
 #[derive(Default)]
@@ -193,27 +196,34 @@ impl<'a> Plan<'a> {
         let mut results = [const { None }; MAX_WEIGHTS];
         let mut outputs = [None; MAX_WEIGHTS];
         for (index, layer) in layers.iter().enumerate() {
-            if layer.in_features() != x.columns {
-                candle_core::bail!("the input has {} features, the layer takes {}", x.columns, layer.in_features());
-            }
             if let Some((residual, _)) = residual
                 && (residual.rows, residual.columns) != (x.rows, layer.out_features())
             {
                 candle_core::bail!("a residual of {} columns for {} outputs", residual.columns, layer.out_features());
             }
-            weights[index] = Some(layer.cpu_weight()?);
+            weights[index] = Some(weight_for(x, layer)?);
             let rows = self.new_rows(x.rows, layer.out_features());
             let residual = residual.map(|(residual, factor)| (residual.span().start, factor));
             outputs[index] = Some(ProductOutput { to: rows.span().start, residual });
             results[index] = Some(rows);
         }
-        let product = Product::new(cpu_features().instruction_set, weights, x.rows);
+        self.record_product(Product::new(cpu_features().instruction_set, weights, x.rows), x, outputs);
+        Ok(results)
+    }
+
+    fn record_product(&mut self, product: Product<'a>, x: &Rows, outputs: [Option<ProductOutput>; MAX_WEIGHTS]) {
         let shape = product.input_shape();
         self.inputs.push(shape);
         self.record(RowOperation::Prepare { x: x.span(), shape }, x.rows, x.columns, false);
         self.begin(Phase::Product { product, outputs });
-        Ok(results)
     }
+}
+
+fn weight_for<'a>(x: &Rows, layer: &'a Linear) -> Result<Weight<'a>> {
+    if layer.in_features() != x.columns {
+        candle_core::bail!("the input has {} features, the layer takes {}", x.columns, layer.in_features());
+    }
+    layer.cpu_weight()
 }
 
 impl Phase<'_> {
@@ -243,10 +253,15 @@ impl Buffers {
         // them lie within the workspace; chunks write to different rows, columns or heads.
         unsafe {
             match phase {
-                Phase::Rows { operations, rows, .. } => {
-                    let range = rows * chunk / chunks..rows * (chunk + 1) / chunks;
-                    for operation in &row_operations[operations.clone()] {
-                        operation.run(range.clone(), self.floats, self.input);
+                Phase::Rows { operations, rows, elements } => {
+                    let at_once = (rows * operations.len() * CACHED_ELEMENTS / (*elements).max(1)).max(1);
+                    let (mut start, end) = (rows * chunk / chunks, rows * (chunk + 1) / chunks);
+                    while start < end {
+                        let part = start..end.min(start + at_once);
+                        for operation in &row_operations[operations.clone()] {
+                            operation.run(part.clone(), self.floats, self.input);
+                        }
+                        start = part.end;
                     }
                 }
                 Phase::Product { product, outputs } => {
@@ -309,6 +324,19 @@ impl<'a> Operations<'a> for Plan<'a> {
         outputs.try_into().map_err(|_| candle_core::Error::msg("the layers gave another number of outputs"))
     }
 
+    fn linear_gated(&mut self, layers: [&'a Linear; 2], x: &Rows, activation: Activation) -> Result<Rows> {
+        let [gate, up] = layers.map(|layer| weight_for(x, layer));
+        let (gate, up) = (gate?, up?);
+        if gate.out != up.out {
+            candle_core::bail!("the gate has {} columns, what it opens {}", gate.out, up.out);
+        }
+        let rows = self.new_rows(x.rows, gate.out);
+        let output = Some(ProductOutput { to: rows.span().start, residual: None });
+        let product = Product::gated(cpu_features().instruction_set, [gate, up], activation, x.rows);
+        self.record_product(product, x, [output, None, None]);
+        Ok(rows)
+    }
+
     fn linear_added(&mut self, layer: &'a Linear, x: &Rows, residual: &Rows, factor: f32) -> Result<Rows> {
         let [output, ..] = self.product(&[layer], x, Some((residual, factor)))?;
         output.ok_or_else(|| candle_core::Error::msg("the layer gave no output"))
@@ -349,14 +377,6 @@ impl<'a> Operations<'a> for Plan<'a> {
         let states = self.new_rows(1, work.state_floats()).span().start;
         self.begin(Phase::Attention { work, queries: q.span(), output: out.span(), states });
         Ok(out)
-    }
-
-    fn gated(&mut self, gate: Rows, up: Rows, activation: Activation) -> Result<Rows> {
-        if (gate.rows, gate.columns) != (up.rows, up.columns) {
-            candle_core::bail!("the gate has {} columns, what it opens {}", gate.columns, up.columns);
-        }
-        let up = up.span();
-        Ok(self.map(&gate, |gate, out| RowOperation::Gated { gate, up, activation, out }))
     }
 
     fn soft_cap(&mut self, x: Rows, cap: f32) -> Result<Rows> {
@@ -462,7 +482,7 @@ mod tests {
                 1 => plan.rope(x, 32, &parts.ids, &parts.rope, RopeLayout::Halves),
                 2 => plan.scale(x, 0.5),
                 3 => plan.add(&x, &x, 0.25),
-                4 => plan.gated(x.clone(), x, Activation::Silu),
+                4 => plan.linear_gated([parts.linear(x.columns, out); 2], &x, Activation::Silu),
                 5 => plan.linear([parts.linear(x.columns, out)], &x).map(|[y]| y),
                 _ => plan.linear([parts.linear(x.columns, 64), parts.linear(x.columns, out)], &x).map(|[y, z]| {
                     results.push(y);

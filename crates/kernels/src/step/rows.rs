@@ -3,7 +3,7 @@
 use std::{ops::Range, sync::Arc};
 
 use crate::{
-    activation::{self, Activation},
+    activation,
     attention::{KvStorePointers, Slot},
     cpu::quantize::{InputShape, Shared, SharedInput},
     embedding::Embedding,
@@ -76,12 +76,6 @@ pub(super) enum RowOperation<'a> {
         layout: RopeLayout,
         out: Span,
     },
-    Gated {
-        gate: Span,
-        up: Span,
-        activation: Activation,
-        out: Span,
-    },
     SoftCap {
         x: Span,
         cap: f32,
@@ -139,10 +133,6 @@ impl RowOperation<'_> {
                     let to = out.write(&floats, &rows);
                     to.copy_from_slice(x.read(floats, &rows));
                     angles.rotate(to, rows.start, out.columns, *head_dim, *layout);
-                }
-                Self::Gated { gate, up, activation, out } => {
-                    let (gate, up) = (gate.read(floats, &rows), up.read(floats, &rows));
-                    activation::write_gated(gate, up, *activation, out.write(&floats, &rows));
                 }
                 Self::SoftCap { x, cap, out } => {
                     activation::write_soft_cap(x.read(floats, &rows), *cap, out.write(&floats, &rows));

@@ -54,6 +54,11 @@ impl<'a> Operations<'a> for Tensors {
         outputs.try_into().map_err(|_| candle_core::Error::msg("the layers gave another number of outputs"))
     }
 
+    fn linear_gated(&mut self, layers: [&'a Linear; 2], x: &Tensor, activation: Activation) -> Result<Tensor> {
+        let [gate, up] = self.linear(layers, x)?;
+        activation::by_candle(&gate, activation)? * up
+    }
+
     fn linear_added(&mut self, layer: &'a Linear, x: &Tensor, residual: &Tensor, factor: f32) -> Result<Tensor> {
         self.add(residual, &layer.forward(x)?, factor)
     }
@@ -89,10 +94,6 @@ impl<'a> Operations<'a> for Tensors {
         };
         let [q, k, v] = qkv.each_ref().map(by_head);
         attention::attention(&q?, &k?, &v?, layer, batch, &params)
-    }
-
-    fn gated(&mut self, gate: Tensor, up: Tensor, activation: Activation) -> Result<Tensor> {
-        activation::by_candle(&gate, activation)? * up
     }
 
     fn soft_cap(&mut self, x: Tensor, cap: f32) -> Result<Tensor> {

@@ -192,8 +192,8 @@ impl<'a, O: Operations<'a>> Pass<'a, O> {
     fn feed_forward(&mut self, weights: &'a LayerWeights, hidden: O::Rows) -> Result<O::Rows> {
         let config = &self.decoder.config;
         let input = self.normalized(&hidden, weights.ffn_norm.as_ref())?;
-        let [gate, up] = self.operations.linear([&weights.gate, &weights.up], &input)?;
-        let gated = self.operations.gated(gate, up, config.architecture.activation())?;
+        let gate_and_up = [&weights.gate, &weights.up];
+        let gated = self.operations.linear_gated(gate_and_up, &input, config.architecture.activation())?;
         match &weights.ffn_output_norm {
             None => self.operations.linear_added(&weights.down, &gated, &hidden, config.residual_scale),
             Some(norm) => {
