@@ -12,7 +12,7 @@ use super::{
     lanes::{Kernel, LANES, Lanes, dispatch_to},
     quantize::{Forms, Input, InputShape},
     tiles::Tiles,
-    unit::{self, Form, Room, form},
+    unit::{self, Form, Room, STREAMED_ROWS_MAX, form},
 };
 use crate::{activation::Activation, pool, quant::GgmlType};
 
@@ -58,8 +58,42 @@ pub struct Product<'a> {
     row_chunks: usize,
     /// Tiles of weight rows in a unit.
     width: usize,
+    chunks: Chunks,
+}
+
+/// How units are dealt out: large chunks first, then small ones.
+#[derive(Clone, Copy, Debug)]
+struct Chunks {
     units: usize,
-    units_per_chunk: usize,
+    large: usize,
+    units_per_large: usize,
+    units_per_small: usize,
+}
+
+impl Chunks {
+    /// Small ones only.
+    fn even(units: usize, threads: usize) -> Self {
+        Self { units, large: 0, units_per_large: 0, units_per_small: units.div_ceil(32 * threads).max(1) }
+    }
+
+    /// A large one for each thread, three quarters of the units together: what a thread reads is then contiguous for long enough
+    /// that what it fetches ahead is its own. The small ones are for the threads that are done first.
+    fn contiguous(units: usize, threads: usize) -> Self {
+        Self { large: threads, units_per_large: units * 3 / (4 * threads), ..Self::even(units, threads) }
+    }
+
+    fn count(self) -> usize {
+        self.large + (self.units - self.large * self.units_per_large).div_ceil(self.units_per_small)
+    }
+
+    fn units(self, chunk: usize) -> Range<usize> {
+        if let Some(small) = chunk.checked_sub(self.large) {
+            let start = self.large * self.units_per_large + small * self.units_per_small;
+            start..self.units.min(start + self.units_per_small)
+        } else {
+            chunk * self.units_per_large..(chunk + 1) * self.units_per_large
+        }
+    }
 }
 
 impl<'a> Product<'a> {
@@ -105,16 +139,9 @@ impl<'a> Product<'a> {
         let outputs = weights.iter().flatten().take(if gate.is_some() { 1 } else { MAX_WEIGHTS });
         let per_row_chunk: usize = outputs.map(|weight| weight.out.div_ceil(LANES * width)).sum();
         let units = row_chunks * per_row_chunk;
-        Self {
-            set,
-            weights,
-            gate,
-            shape: InputShape { rows, columns, forms },
-            row_chunks,
-            width,
-            units,
-            units_per_chunk: units.div_ceil(32 * threads).max(1),
-        }
+        let is_streamed = rows <= STREAMED_ROWS_MAX && weights.iter().flatten().all(|weight| weight.tiles.is_some());
+        let chunks = if is_streamed { Chunks::contiguous(units, threads) } else { Chunks::even(units, threads) };
+        Self { set, weights, gate, shape: InputShape { rows, columns, forms }, row_chunks, width, chunks }
     }
 
     /// What its input must be prepared as.
@@ -123,8 +150,8 @@ impl<'a> Product<'a> {
     }
 
     /// The number of chunks.
-    pub const fn chunks(&self) -> usize {
-        self.units.div_ceil(self.units_per_chunk)
+    pub fn chunks(&self) -> usize {
+        self.chunks.count()
     }
 
     /// Computes one chunk.
@@ -133,13 +160,12 @@ impl<'a> Product<'a> {
     /// `input` is of [`Self::input_shape`]. There is an output of this product's rows for each weight, and nothing else touches
     /// them meanwhile but other chunks.
     pub unsafe fn run(&self, chunk: usize, input: Input<'_>, outputs: &[Output]) {
-        let units = chunk * self.units_per_chunk..self.units.min((chunk + 1) * self.units_per_chunk);
-        dispatch_to(self.set, Units { product: self, input, units, outputs });
+        dispatch_to(self.set, Units { product: self, input, units: self.chunks.units(chunk), outputs });
     }
 
     /// The weight's number, the weight, its first tile, and the rows of a unit.
     fn unit(&self, unit: usize) -> Option<(usize, &Weight<'a>, usize, Range<usize>)> {
-        let per_row_chunk = self.units / self.row_chunks;
+        let per_row_chunk = self.chunks.units / self.row_chunks;
         let (row_chunk, mut rest) = (unit / per_row_chunk, unit % per_row_chunk);
         // Even chunks rather than full chunks and a remainder.
         let rows = self.shape.rows * row_chunk / self.row_chunks..self.shape.rows * (row_chunk + 1) / self.row_chunks;

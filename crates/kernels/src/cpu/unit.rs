@@ -44,7 +44,7 @@ fn rows_for(input: Input<'_>, dtype: GgmlType) -> InputRows<'_> {
 }
 
 /// Activation rows up to which tiles are streamed rather than unpacked.
-const STREAMED_ROWS_MAX: usize = 8;
+pub const STREAMED_ROWS_MAX: usize = 8;
 
 /// Room for a unit's products of one weight.
 #[repr(C, align(64))]
