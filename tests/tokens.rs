@@ -16,7 +16,7 @@ use aws_lc_rs::{
 };
 use axum::{Json, Router, http::StatusCode, routing::get};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use hearth::service::callers::{CallerSettings, JwksSettings, JwtKeys, JwtSettings};
+use hearth::service::callers::{CallerSettings, Callers, JwksSettings, JwtKeys, JwtSettings};
 use hearth_domain::{RoutingPolicy, Scope};
 use hmac::{Hmac, KeyInit, Mac};
 use parking_lot::Mutex;
@@ -132,8 +132,23 @@ async fn a_token_says_who_calls_and_what_is_allowed() {
     assert_eq!((caller.local_only, caller.policy), (true, Some(RoutingPolicy::LocalFirst)));
     assert_eq!((caller.limits.requests_per_minute, caller.limits.daily.micro_usd), (Some(5), Some(1000)));
     assert_eq!(caller.limits.monthly.compute, Some(Duration::from_secs(60)));
-    // What goes on in its name has what it was allowed last; after a restart, less of it.
+    // What goes on in its name has what it was allowed last, after a restart as well.
     assert_eq!(server.callers.of_id("jwt:alice").await.scopes, caller.scopes);
+    let later = CallerSettings { jwt: Some(settings(JwtKeys::Secret(SECRET.to_vec()))), ..CallerSettings::default() };
+    let later = Callers::with_settings(server.ledger.store().clone(), &later).expect("a server that begins");
+    let stored = async {
+        loop {
+            let alice = later.of_id("jwt:alice").await;
+            if alice.scopes == caller.scopes {
+                return alice;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let alice = tokio::time::timeout(Duration::from_secs(30), stored).await.expect("the rights are stored");
+    assert_eq!((&alice.id[..], alice.key_id.as_deref()), ("jwt:alice", None));
+    assert_eq!((alice.local_only, alice.policy, &alice.allowed_models), (true, caller.policy, &caller.allowed_models));
+    assert_eq!(alice.limits, caller.limits);
     let unseen = server.callers.of_id("jwt:bob").await;
     assert!(unseen.local_only && unseen.scopes.contains(&Scope::Chat) && !unseen.scopes.contains(&Scope::Admin));
     // Scopes are held against routes like those of keys.

@@ -13,7 +13,10 @@ use hearth::{
     store::{Scope, Store},
     wire::documents::read_filter,
 };
-use hearth_domain::{ChatPrompt, Constraint, LOCAL, ToolChoice, documents::NewChunk};
+use hearth_domain::{
+    ChatPrompt, Constraint, LOCAL, ToolChoice,
+    documents::{EmbeddingIdentity, NewChunk},
+};
 use hearth_models::{gguf::Gguf, store::check_safetensors};
 use hearth_text::{
     chat_template::ChatTemplate,
@@ -288,7 +291,8 @@ static STORE: LazyLock<(Arc<Store>, String)> = LazyLock::new(|| {
     let file = own.keep_file(incoming, "a.md", "assistants").expect("there is room");
     own.add_document(&collection, &file.id, BTreeMap::new(), None).expect("a new document");
     let chunk = NewChunk { text: "text".into(), heading: String::new(), place: None, tokens: 1, vector: vec![1.0] };
-    own.replace_chunks(&collection, &file.id, vec![chunk], &[]).expect("the document is there");
+    let embedding = EmbeddingIdentity { name: "m".into(), dimensions: 1 };
+    own.replace_chunks(&collection, &file.id, &embedding, vec![chunk], &[]).expect("the document is there");
     (Arc::new(store), collection)
 });
 

@@ -24,6 +24,7 @@ use hearth_domain::{
     usage::{ModelUsage, Outcome, Receipt, UsageMeter},
 };
 use parking_lot::{Condvar, Mutex};
+use uuid::Uuid;
 
 use crate::store::{LedgerRow, LedgerTotals, Store, StoreError};
 
@@ -354,6 +355,7 @@ pub fn row(request: &UsageMeter, receipt: &Receipt) -> LedgerRow {
     };
     let began = receipt.began.duration_since(UNIX_EPOCH).unwrap_or_default();
     LedgerRow {
+        id: Some(Uuid::now_v7()),
         request_id: request.context().request_id.clone(),
         caller: request.context().caller.id.clone(),
         key_id: request.context().caller.key_id.clone(),

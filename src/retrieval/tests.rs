@@ -54,9 +54,9 @@ impl House {
             let (text, heading) = ((*text).to_owned(), format!("Part {number}"));
             chunks.push(NewChunk { vector: self.vector(&text).await, text, heading, place: None, tokens: 3 });
         }
-        self.store.of(LOCAL).bind_collection(&collection.id, &self.embedder.identity()).unwrap();
-        let replaced = self.store.of(LOCAL).replace_chunks(&collection.id, &file.id, chunks, &[]).unwrap();
-        self.indexes.apply(&collection.id, &self.embedder.identity(), &replaced).unwrap();
+        let embedding = self.embedder.identity();
+        let replaced = self.store.of(LOCAL).replace_chunks(&collection.id, &file.id, &embedding, chunks, &[]).unwrap();
+        self.indexes.apply(&collection.id, &embedding, &replaced).unwrap();
         (file.id, replaced)
     }
 

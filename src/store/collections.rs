@@ -73,6 +73,23 @@ pub(super) fn check_exists(connection: &Connection, owner: &str, id: &str) -> Re
     found.optional()?.ok_or_else(|| StoreError::NotFound { what: "collection", id: id.to_owned() })
 }
 
+/// Binds a collection to the embedding model of its vectors; the first vectors bind it.
+///
+/// # Errors
+/// [`StoreError::OtherEmbedding`] if it is bound to another one.
+pub(super) fn bind(transaction: &Transaction<'_>, id: &str, embedding: &EmbeddingIdentity) -> Result<()> {
+    let bound = format!("SELECT {COLUMNS} FROM collections WHERE id = ?");
+    match transaction.query_row(&bound, [id], read_row)?.embedding {
+        Some(stored) if stored == *embedding => Ok(()),
+        Some(stored) => Err(StoreError::OtherEmbedding { stored: stored.name, asked: embedding.name.clone() }),
+        None => {
+            let set = "UPDATE collections SET embedding = ?, dimensions = ? WHERE id = ?";
+            transaction.execute(set, params![embedding.name, embedding.dimensions, id])?;
+            Ok(())
+        }
+    }
+}
+
 impl Owned<'_> {
     /// # Errors
     /// [`StoreError::NameTaken`]
@@ -179,27 +196,6 @@ impl Owned<'_> {
                 }
             }
             update(transaction, &owner, id, name, metadata)
-        })
-    }
-
-    /// Binds a collection to the embedding model of its vectors; the first vectors bind it.
-    ///
-    /// # Errors
-    /// [`StoreError::OtherEmbedding`] if it is bound to another one.
-    pub fn bind_collection(&self, id: &str, embedding: &EmbeddingIdentity) -> Result<()> {
-        let (owner, id, embedding) = (self.owner.to_owned(), id.to_owned(), embedding.clone());
-        self.store.write(move |transaction| {
-            let found = find(transaction, &owner, &id)?;
-            let found = found.ok_or_else(|| StoreError::NotFound { what: "collection", id: id.clone() })?;
-            match found.embedding {
-                Some(stored) if stored == embedding => Ok(()),
-                Some(stored) => Err(StoreError::OtherEmbedding { stored: stored.name, asked: embedding.name }),
-                None => {
-                    let set = "UPDATE collections SET embedding = ?, dimensions = ? WHERE id = ?";
-                    transaction.execute(set, params![embedding.name, embedding.dimensions, id])?;
-                    Ok(())
-                }
-            }
         })
     }
 

@@ -14,7 +14,7 @@ use super::{
     owned::refuse_documents_over,
     pages::{Listing, page},
 };
-use hearth_domain::documents::{Document, DocumentStatus, NewChunk, Page, PageRequest};
+use hearth_domain::documents::{Document, DocumentStatus, EmbeddingIdentity, NewChunk, Page, PageRequest};
 
 /// The kind of the jobs that read documents; their payload has `collection_id`, `file_id` and `supersedes`.
 pub const INGEST: &str = "ingest";
@@ -268,18 +268,21 @@ impl Owned<'_> {
 
     /// Makes a document searchable: in one transaction the new chunks replace the old ones and those of the documents
     /// that it supersedes, which are deleted, with their files if no other collection has them. If the document has
-    /// been deleted or cancelled meanwhile, nothing is stored and the call fails.
+    /// been deleted or cancelled meanwhile, nothing is stored and the call fails. The first chunks bind their collection to the
+    /// embedding model of their vectors.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`]
+    /// [`StoreError::NotFound`]; [`StoreError::OtherEmbedding`] if the collection is bound to another model.
     pub fn replace_chunks(
         &self,
         collection_id: &str,
         file_id: &str,
+        embedding: &EmbeddingIdentity,
         chunks: Vec<NewChunk>,
         supersedes: &[String],
     ) -> Result<Replaced> {
         let (owner, collection_id, file_id) = self.owned_key(collection_id, file_id);
+        let embedding = embedding.clone();
         let supersedes: Vec<String> = supersedes.iter().filter(|&old| *old != file_id).cloned().collect();
         let (replaced, buried) = self.store.grow(stored_bytes(&chunks), move |transaction| {
             check_document(transaction, &owner, &collection_id, &file_id)?;
@@ -291,6 +294,8 @@ impl Owned<'_> {
             if ready == 0 {
                 return Err(StoreError::NotFound { what: "document", id: file_id });
             }
+            // In this transaction, so that the vectors of two models never meet in one collection.
+            collections::bind(transaction, &collection_id, &embedding)?;
             let mut replaced =
                 Replaced { added: Vec::new(), removed: chunk_ids(transaction, &collection_id, &file_id)? };
             let delete = "DELETE FROM chunks WHERE collection_id = ? AND file_id = ?";

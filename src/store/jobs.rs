@@ -221,13 +221,16 @@ fn waiting_owners(transaction: &Transaction<'_>, kind: &str) -> Result<Vec<Strin
 
 impl Store {
     /// No other process has this store open: jobs that ran before this start are not running any more and can be taken
-    /// again. An unread document without a job gets a new one. Jobs that ended long ago are deleted.
+    /// again. An unread document without a job gets a new one. Jobs that ended long ago are deleted, and so are the rights of
+    /// tokens that were presented as long ago.
     pub(super) fn take_over_jobs(&self) -> Result<()> {
         let unread = self.write_essential(|transaction| {
             // What a document was to supersede is recorded in its earlier jobs.
             let unread = documents::enqueue_unread(transaction)?;
             let forget = "DELETE FROM jobs WHERE state IN ('done', 'failed', 'cancelled') AND updated < ?";
             transaction.execute(forget, [now_ms() - REMEMBERED_MS])?;
+            // Their jobs have ended by now.
+            transaction.execute("DELETE FROM token_callers WHERE seen < ?", [now_ms() - REMEMBERED_MS])?;
             Ok(unread)
         })?;
         if unread > 0 {

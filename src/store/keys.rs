@@ -1,5 +1,6 @@
 //! API keys: their owners, their rights, and their validity. The keys themselves are not stored, only keyed hashes of
-//! them.
+//! them. Of callers that present tokens, the rights of the last token are stored, for work on their behalf that outlives
+//! the process.
 //!
 //! The server reads them through its [`Store`]. Commands use a [`KeyTable`], a connection of their own, so that keys
 //! can be made and revoked while a server uses the directory.
@@ -92,6 +93,28 @@ impl Store {
     /// If the database cannot be read.
     pub fn has_keys(&self) -> Result<bool> {
         self.read(|connection| Ok(connection.query_row("SELECT EXISTS (SELECT 1 FROM keys)", [], |row| row.get(0))?))
+    }
+
+    /// The rights of the last token that this caller presented, as JSON.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
+    pub fn token_rights(&self, caller: &str) -> Result<Option<String>> {
+        self.read(|connection| {
+            let rights = "SELECT rights FROM token_callers WHERE caller = ?";
+            Ok(connection.query_row(rights, [caller], |row| row.get(0)).optional()?)
+        })
+    }
+
+    /// # Errors
+    /// If the database cannot be written.
+    pub fn keep_token_rights(&self, caller: String, rights: String) -> Result<()> {
+        self.write(move |transaction| {
+            let keep = "INSERT INTO token_callers (caller, rights, seen) VALUES (?, ?, ?)
+                 ON CONFLICT DO UPDATE SET rights = excluded.rights, seen = excluded.seen";
+            transaction.execute(keep, params![caller, rights, now_ms()])?;
+            Ok(())
+        })
     }
 
     /// Records that a key was just used.

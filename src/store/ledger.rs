@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use rusqlite::{Row, params, params_from_iter, types::Type, types::Value as Sql};
+use uuid::Uuid;
 
 use super::{Result, Store};
 use hearth_domain::usage::Outcome;
@@ -14,6 +15,9 @@ use hearth_domain::usage::Outcome;
 /// 1970.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LedgerRow {
+    /// Made with the row, so that a row that is written twice counts once; the request's id may be its client's choice. Rows
+    /// of older versions have none.
+    pub id: Option<Uuid>,
     pub request_id: String,
     pub caller: String,
     pub key_id: Option<String>,
@@ -45,7 +49,7 @@ pub struct LedgerRow {
 
 const COLUMNS: &str = "request_id, caller, key_id, route, model, served_by, fallback_reason, attempts, cache, outcome, \
      error_code, prompt_tokens, cached_tokens, completion_tokens, reasoning_tokens, queue_us, prefill_us, decode_us, \
-     compute_us, latency_us, bytes_out, cost_micro_usd, began, repeats";
+     compute_us, latency_us, bytes_out, cost_micro_usd, began, repeats, row_id";
 
 fn read_row(row: &Row<'_>) -> rusqlite::Result<LedgerRow> {
     let outcome: String = row.get(9)?;
@@ -53,6 +57,7 @@ fn read_row(row: &Row<'_>) -> rusqlite::Result<LedgerRow> {
     let known = Outcome::ALL.into_iter().find(|known| known.as_str() == outcome);
     let outcome = known.ok_or_else(|| rusqlite::Error::FromSqlConversionFailure(9, Type::Text, unknown()))?;
     Ok(LedgerRow {
+        id: row.get::<_, Option<[u8; 16]>>(24)?.map(Uuid::from_bytes),
         request_id: row.get(0)?,
         caller: row.get(1)?,
         key_id: row.get(2)?,
@@ -213,11 +218,12 @@ pub struct UsageGroup {
 }
 
 impl Store {
-    /// Adds rows, all or none. On success they are on the disk.
+    /// Adds rows, all or none, except those whose ids the ledger has. On success they are on the disk.
     pub fn add_ledger_rows(&self, rows: Arc<[LedgerRow]>) -> Result<()> {
         self.write(move |transaction| {
-            let places = ["?"; 24].join(", ");
-            let mut insert = transaction.prepare(&format!("INSERT INTO ledger ({COLUMNS}) VALUES ({places})"))?;
+            let places = ["?"; 25].join(", ");
+            let insert = format!("INSERT INTO ledger ({COLUMNS}) VALUES ({places}) ON CONFLICT (row_id) DO NOTHING");
+            let mut insert = transaction.prepare(&insert)?;
             for row in rows.iter() {
                 insert.execute(params![
                     row.request_id,
@@ -244,6 +250,7 @@ impl Store {
                     row.cost_micro_usd,
                     row.began_ms,
                     row.repeats,
+                    row.id.map(Uuid::into_bytes),
                 ])?;
             }
             Ok(())
@@ -303,6 +310,7 @@ mod tests {
             caller: caller.to_owned(),
             model: model.to_owned(),
             served_by: "local".to_owned(),
+            id: Some(Uuid::now_v7()),
             outcome: Outcome::Finished,
             prompt_tokens: 7,
             cost_micro_usd,
@@ -323,6 +331,9 @@ mod tests {
         rows.iter().for_each(|row| expected.add(row));
         store.add_ledger_rows(rows.clone().into()).unwrap();
         assert_eq!(store.ledger_rows(0, 10).unwrap(), rows);
+        assert_eq!(store.ledger_totals().unwrap(), expected);
+        store.add_ledger_rows(rows.clone().into()).unwrap();
+        assert_eq!(store.ledger_rows(0, 10).unwrap(), rows, "rows that are handed over twice count once");
         assert_eq!(store.ledger_totals().unwrap(), expected);
         assert_eq!((expected.requests, expected.finished, expected.cancelled, expected.cost_micro_usd), (11, 3, 1, 7));
         assert_eq!(expected.refused, 7, "one and its repeats");

@@ -86,6 +86,10 @@ mod tests {
         NewChunk { text: "mine".into(), heading: String::new(), place: None, tokens: 1, vector: vec![1.0] }
     }
 
+    fn embedding() -> EmbeddingIdentity {
+        EmbeddingIdentity { name: "m".into(), dimensions: 1 }
+    }
+
     fn member(file_id: &str) -> Member {
         Member { file_id: file_id.to_owned(), attributes: BTreeMap::new() }
     }
@@ -106,7 +110,7 @@ mod tests {
         let docs = a.create_collection("docs", BTreeMap::new()).unwrap();
         let stored = file(a, "a.md", b"mine");
         a.add_document(&docs.id, &stored.id, BTreeMap::new(), None).unwrap();
-        let chunks = a.replace_chunks(&docs.id, &stored.id, vec![chunk()], &[]).unwrap().added;
+        let chunks = a.replace_chunks(&docs.id, &stored.id, &embedding(), vec![chunk()], &[]).unwrap().added;
         let batch = a.create_batch(&docs.id, vec![member(&stored.id)]).unwrap();
         let waiting = file(a, "b.md", b"not read yet");
         a.add_document(&docs.id, &waiting.id, BTreeMap::new(), None).unwrap();
@@ -139,14 +143,12 @@ mod tests {
         }
         absent(b.update_collection(&docs.id, Some("taken".into()), None), "collection");
         absent(b.update_vector_store(&docs.id, None, Some(BTreeMap::new())), "collection");
-        let identity = EmbeddingIdentity { name: "m".into(), dimensions: 1 };
-        absent(b.bind_collection(&docs.id, &identity), "collection");
         assert!(!b.delete_collection(&docs.id).unwrap());
         absent(b.file(&stored.id), "file");
         assert_eq!(b.delete_file(&stored.id).unwrap(), None);
         absent(b.document(&docs.id, &stored.id), "document");
         absent(b.delete_document(&docs.id, &stored.id), "document");
-        absent(b.replace_chunks(&docs.id, &stored.id, vec![chunk()], &[]), "document");
+        absent(b.replace_chunks(&docs.id, &stored.id, &embedding(), vec![chunk()], &[]), "document");
         absent(b.set_document_status(&docs.id, &stored.id, DocumentStatus::Cancelled), "document");
         assert!(!b.fail_document(&docs.id, &waiting.id, "server_error", "not theirs to say").unwrap());
         absent(b.set_document_attributes(&docs.id, &stored.id, BTreeMap::new()), "document");
@@ -165,10 +167,13 @@ mod tests {
         absent(b.attach_document(&own.id, member(&stored.id)), "file");
         absent(b.create_vector_store(String::new(), BTreeMap::new(), vec![stored.id.clone()]), "file");
         // Nor in place of another caller's document.
-        absent(b.replace_chunks(&own.id, &theirs.id, vec![chunk()], std::slice::from_ref(&stored.id)), "document");
+        absent(
+            b.replace_chunks(&own.id, &theirs.id, &embedding(), vec![chunk()], std::slice::from_ref(&stored.id)),
+            "document",
+        );
         let added = b.add_document(&own.id, &theirs.id, BTreeMap::new(), Some(&stored.id)).unwrap();
         assert!(matches!(added, Upload::New(_)), "the same bytes are a document of each owner's own");
-        b.replace_chunks(&own.id, &theirs.id, vec![chunk()], std::slice::from_ref(&stored.id)).unwrap();
+        b.replace_chunks(&own.id, &theirs.id, &embedding(), vec![chunk()], std::slice::from_ref(&stored.id)).unwrap();
         assert_eq!((b.collection("docs").unwrap().id, a.collection("docs").unwrap().id), (own.id, docs.id.clone()));
 
         assert_eq!(of_a(), before);
@@ -219,7 +224,7 @@ mod tests {
         assert_eq!(own.jobs("analysis", 9).unwrap().len(), 1);
         let (leased, _lease) = store.lease_job(INGEST, &Leases::default()).unwrap().unwrap();
         assert_eq!((&leased.id[..], &leased.owner[..]), ("job_1", LOCAL));
-        own.replace_chunks("vs_1", "file-1", vec![chunk()], &[]).unwrap();
+        own.replace_chunks("vs_1", "file-1", &embedding(), vec![chunk()], &[]).unwrap();
         assert_eq!(
             (other.collections().unwrap(), other.files_page(None, &all()).unwrap().entries),
             (Vec::new(), Vec::new())

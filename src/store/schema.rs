@@ -10,8 +10,8 @@ use super::{Result, StoreError};
 pub(super) const APPLICATION_ID: i64 = 0x4852_5448;
 
 /// Each step migrates the schema from its index to the next number. A released step is never changed.
-pub(super) const MIGRATIONS: [&str; 10] =
-    [INITIAL, REEMBEDDED, FOLLOWED_BY, BATCHES, OWNERS, KEYS, LEDGER, DELETED_FILES, TURNS, TOTALS];
+pub(super) const MIGRATIONS: [&str; 12] =
+    [INITIAL, REEMBEDDED, FOLLOWED_BY, BATCHES, OWNERS, KEYS, LEDGER, DELETED_FILES, TURNS, TOTALS, ROW_IDS, TOKENS];
 
 /// Times are milliseconds since 1970; attributes and metadata are JSON objects; vectors are little-endian floats of
 /// unit length. Chunk ids are never reused, so that an index can be matched with the table by ids alone.
@@ -263,6 +263,22 @@ CREATE TRIGGER ledger_adds_up AFTER INSERT ON ledger BEGIN
         bytes_out = bytes_out + NEW.bytes_out,
         cost_micro_usd = cost_micro_usd + NEW.cost_micro_usd;
 END;
+";
+
+/// An id for each row of the ledger, so that a row that is written twice counts once. Older rows have none.
+const ROW_IDS: &str = "
+ALTER TABLE ledger ADD COLUMN row_id BLOB;
+CREATE UNIQUE INDEX ledger_by_row_id ON ledger (row_id);
+";
+
+/// The rights of callers that present tokens, as their last token had them, for work on their behalf that outlives the process.
+/// `rights` is JSON.
+const TOKENS: &str = "
+CREATE TABLE token_callers (
+    caller TEXT PRIMARY KEY,
+    rights TEXT NOT NULL,
+    seen INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
 ";
 
 /// For a connection beside the server's, which alone may change the schema.

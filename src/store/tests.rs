@@ -12,8 +12,8 @@ use super::*;
 use hearth_domain::{
     LOCAL,
     documents::{
-        AttributeFilter, AttributeValue, Comparison, DocumentStatus, EmbeddingIdentity, NewChunk, PageRequest,
-        StoredFile,
+        AttributeFilter, AttributeValue, Collection, Comparison, DocumentStatus, EmbeddingIdentity, NewChunk,
+        PageRequest, StoredFile,
     },
 };
 
@@ -41,6 +41,11 @@ fn chunk(text: &str) -> NewChunk {
     NewChunk { text: text.to_owned(), heading, place: Some(3), tokens: 5, vector: vec![0.6, 0.8] }
 }
 
+/// The model of the chunks' vectors.
+fn embedding() -> EmbeddingIdentity {
+    EmbeddingIdentity { name: "minilm".into(), dimensions: 2 }
+}
+
 fn attributes(pairs: &[(&str, AttributeValue)]) -> BTreeMap<String, AttributeValue> {
     pairs.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect()
 }
@@ -53,7 +58,7 @@ fn document(store: &Store, collection: &str, name: &str, texts: &[&str]) -> (Str
         Upload::New(_)
     ));
     let chunks = texts.iter().map(|text| chunk(text)).collect();
-    (file.id.clone(), store.of(LOCAL).replace_chunks(collection, &file.id, chunks, &[]).unwrap().added)
+    (file.id.clone(), store.of(LOCAL).replace_chunks(collection, &file.id, &embedding(), chunks, &[]).unwrap().added)
 }
 
 fn words(store: &Store, collection: &str, query: &str) -> Vec<u64> {
@@ -71,7 +76,8 @@ fn what_was_acknowledged_is_there_after_a_restart() {
     drop(store);
 
     let store = open(&directory);
-    assert_eq!(store.of(LOCAL).collections().unwrap(), std::slice::from_ref(&collection));
+    let bound = Collection { embedding: Some(embedding()), ..collection.clone() };
+    assert_eq!(store.of(LOCAL).collections().unwrap(), [bound], "the first chunks have bound it");
     assert_eq!(store.of(LOCAL).collection("docs").unwrap().id, collection.id);
     let document = store.of(LOCAL).document(&collection.id, &file_id).unwrap();
     assert_eq!((document.status, document.num_chunks, &document.filename[..]), (DocumentStatus::Ready, 2, "a.md"));
@@ -103,7 +109,7 @@ fn words_weigh_by_the_collection_that_is_searched_and_by_no_other() {
         let file = file_of("another", &store, name, name.as_bytes());
         store.of("another").add_document(&other, &file.id, BTreeMap::new(), None).unwrap();
         let texts = ["quarterly quarterly", "quarterly and long and longer, with many other words"].map(chunk);
-        store.of("another").replace_chunks(&other, &file.id, texts.to_vec(), &[]).unwrap();
+        store.of("another").replace_chunks(&other, &file.id, &embedding(), texts.to_vec(), &[]).unwrap();
     }
     assert_eq!(search(), before);
 }
@@ -123,7 +129,7 @@ fn a_new_version_takes_the_place_of_the_old_in_one_step() {
     );
     let replaced = store
         .of(LOCAL)
-        .replace_chunks(&collection, &new, vec![chunk("the new text")], std::slice::from_ref(&old))
+        .replace_chunks(&collection, &new, &embedding(), vec![chunk("the new text")], std::slice::from_ref(&old))
         .unwrap();
     assert_eq!(replaced.removed, old_chunks);
     assert_eq!(words(&store, &collection, "text"), replaced.added);
@@ -131,7 +137,7 @@ fn a_new_version_takes_the_place_of_the_old_in_one_step() {
     assert!(matches!(store.of(LOCAL).document(&collection, &old), Err(StoreError::NotFound { .. })));
     let again = store
         .of(LOCAL)
-        .replace_chunks(&collection, &new, vec![chunk("a third text")], std::slice::from_ref(&new))
+        .replace_chunks(&collection, &new, &embedding(), vec![chunk("a third text")], std::slice::from_ref(&new))
         .unwrap();
     assert_eq!(again.removed, replaced.added);
     assert!(again.added[0] > replaced.added[0], "an id is never used again");
@@ -184,7 +190,7 @@ fn a_version_replaces_the_old_one_once_and_only_where_it_was() {
     };
     ended();
     let b = replace("b.md", &a);
-    own.replace_chunks(&x, &b, vec![chunk("second")], std::slice::from_ref(&a)).unwrap();
+    own.replace_chunks(&x, &b, &embedding(), vec![chunk("second")], std::slice::from_ref(&a)).unwrap();
     assert!(store.file_path(&a).exists() && own.file(&a).is_ok(), "it is in another collection");
     let (job, lease) = store.lease_job(INGEST, &leases).unwrap().expect("the job of b");
     assert_eq!(job.payload["supersedes"], serde_json::json!([]), "begun again it replaces nothing more");
@@ -196,7 +202,7 @@ fn a_version_replaces_the_old_one_once_and_only_where_it_was() {
     let c = replace("c.md", &b);
     let (job, _lease) = store.lease_job(INGEST, &leases).unwrap().expect("the job of c");
     assert_eq!(job.payload["supersedes"], serde_json::json!([b]), "a was added again since b replaced it");
-    own.replace_chunks(&x, &c, vec![chunk("third")], std::slice::from_ref(&b)).unwrap();
+    own.replace_chunks(&x, &c, &embedding(), vec![chunk("third")], std::slice::from_ref(&b)).unwrap();
     assert!(own.document(&x, &a).is_ok());
     assert!(!store.file_path(&b).exists() && own.file(&b).is_err(), "its file is in no collection any more");
 }
@@ -223,7 +229,7 @@ fn what_is_deleted_is_gone_from_everywhere() {
     );
     assert!(matches!(store.of(LOCAL).document(&collection, &c), Err(StoreError::NotFound { .. })));
     assert!(words(&store, &collection, "gamma").is_empty());
-    let gone = store.of(LOCAL).replace_chunks(&collection, &c, vec![chunk("late")], &[]);
+    let gone = store.of(LOCAL).replace_chunks(&collection, &c, &embedding(), vec![chunk("late")], &[]);
     assert!(matches!(gone, Err(StoreError::NotFound { .. })), "a document deleted while it was read stays deleted");
 }
 
@@ -326,13 +332,24 @@ fn a_collection_keeps_to_one_embedding_and_names_are_taken_once() {
     let store = open(&directory);
     let id = store.of(LOCAL).create_collection("docs", BTreeMap::new()).unwrap().id;
     assert!(matches!(store.of(LOCAL).create_collection("docs", BTreeMap::new()), Err(StoreError::NameTaken(_))));
-    let minilm = EmbeddingIdentity { name: "minilm".into(), dimensions: 384 };
-    store.of(LOCAL).bind_collection(&id, &minilm).unwrap();
-    store.of(LOCAL).bind_collection(&id, &minilm).unwrap();
-    let bge = EmbeddingIdentity { name: "bge".into(), dimensions: 384 };
-    let refused = store.of(LOCAL).bind_collection(&id, &bge).unwrap_err().to_string();
+    let (_, chunks) = document(&store, &id, "a.md", &["alpha"]);
+    document(&store, &id, "b.md", &["beta"]);
+    let own = store.of(LOCAL);
+    let late = file(&store, "c.md", b"gamma").id;
+    own.add_document(&id, &late, BTreeMap::new(), None).unwrap();
+    let bge = EmbeddingIdentity { name: "bge".into(), dimensions: 2 };
+    let refused = own.replace_chunks(&id, &late, &bge, vec![chunk("gamma")], &[]).unwrap_err().to_string();
     assert!(refused.contains("minilm") && refused.contains("bge"), "{refused}");
-    assert_eq!(store.of(LOCAL).collection(&id).unwrap().embedding, Some(minilm));
+    assert_eq!(own.document(&id, &late).unwrap().status, DocumentStatus::Processing, "nothing of the change is left");
+    // The vectors were swapped for another model's while a document was being read.
+    let ids = store.chunk_ids(&id).unwrap();
+    assert!(ids.contains(&chunks[0]));
+    store.keep_reembedded(&bge, ids.into_iter().map(|id| (id, vec![0.8, 0.6])).collect()).unwrap();
+    assert_eq!(store.swap_vectors(&id, &bge).unwrap(), Some(2));
+    assert_eq!(own.collection(&id).unwrap().embedding, Some(bge));
+    let refused = own.replace_chunks(&id, &late, &embedding(), vec![chunk("gamma")], &[]);
+    assert!(matches!(refused, Err(StoreError::OtherEmbedding { .. })), "{refused:?}");
+    assert!(words(&store, &id, "gamma").is_empty());
     let other = store.of(LOCAL).create_collection("other", BTreeMap::new()).unwrap().id;
     assert!(matches!(
         store.of(LOCAL).update_collection(&other, Some("docs".into()), None),
@@ -417,7 +434,7 @@ fn a_batch_outlives_the_process_and_is_cancelled_as_one() {
             && store.lease_job(INGEST, &Leases::default()).unwrap().is_none()
     );
     let batch = store.of(LOCAL).create_batch(&id, files.iter().map(member).collect()).unwrap();
-    store.of(LOCAL).replace_chunks(&id, &files[0].id, vec![chunk("same")], &[]).unwrap();
+    store.of(LOCAL).replace_chunks(&id, &files[0].id, &embedding(), vec![chunk("same")], &[]).unwrap();
     drop(store);
 
     let store = open(&directory);
@@ -426,7 +443,7 @@ fn a_batch_outlives_the_process_and_is_cancelled_as_one() {
     let cancelled = store.of(LOCAL).cancel_batch(&id, &batch.id).unwrap();
     let ready = cancelled.documents.iter().filter(|document| document.status == DocumentStatus::Ready).count();
     assert_eq!((cancelled.cancelled, ready), (true, 1));
-    let late = store.of(LOCAL).replace_chunks(&id, &files[1].id, vec![chunk("same")], &[]);
+    let late = store.of(LOCAL).replace_chunks(&id, &files[1].id, &embedding(), vec![chunk("same")], &[]);
     assert!(matches!(late, Err(StoreError::NotFound { .. })));
     store.of(LOCAL).attach_document(&id, member(&files[1])).unwrap();
     assert_eq!(store.of(LOCAL).document(&id, &files[1].id).unwrap().status, DocumentStatus::Processing, "added again");

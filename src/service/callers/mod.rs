@@ -35,7 +35,7 @@ pub use self::{
     rights::Rights,
     secret::{KeySecret, NewKey, id_of},
 };
-use crate::store::{Store, StoredKey};
+use crate::store::{Store, StoreError, StoredKey};
 
 /// Longest key or token, in bytes.
 const PRESENTED_BYTES_MAX: usize = 8 * 1024;
@@ -165,7 +165,7 @@ impl Callers {
         match &self.tokens {
             Some(tokens) if jwt::is_token(presented) => {
                 let caller = Arc::new(tokens.caller(presented).await?);
-                remember(&mut self.by_token.lock(), caller.id.clone(), caller.clone());
+                self.keep_token_rights(&caller);
                 Ok(caller)
             }
             _ => Err(incorrect()),
@@ -208,6 +208,25 @@ impl Callers {
         Ok(caller.clone())
     }
 
+    /// Keeps what a token allows, for background work on its caller's behalf by this process and by later ones.
+    fn keep_token_rights(&self, caller: &Arc<Caller>) {
+        let rights = Rights::of(caller);
+        {
+            let mut by_token = self.by_token.lock();
+            let is_known = by_token.get(&caller.id).is_some_and(|known| Rights::of(known) == rights);
+            remember(&mut by_token, caller.id.clone(), caller.clone());
+            if is_known {
+                return;
+            }
+        }
+        let (store, id) = (self.store.clone(), caller.id.clone());
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = store.keep_token_rights(id, rights.to_json()) {
+                tracing::warn!(%error, "a token's rights could not be stored: after a restart its caller's jobs may do less");
+            }
+        });
+    }
+
     async fn known(&self, id: &str) -> Result<Arc<KnownKey>> {
         if let Some(known) = self.remembered.lock().get(id)
             && known.read_at.elapsed() < BELIEVED_FOR
@@ -243,18 +262,22 @@ impl Callers {
         Ok(key)
     }
 
-    /// The caller of this id, for background work that outlives its request: with the rights of its best key. A caller
-    /// without any valid key may do nothing, and nothing of it leaves this machine; the latter also holds if only one
-    /// of its keys says so.
+    /// The caller of this id, for background work that outlives its request: with the rights of its best key or, if it
+    /// presents tokens, of the last one. A caller without any valid key may do nothing, and nothing of it leaves this
+    /// machine; the latter also holds if only one of its keys says so.
     pub async fn of_id(&self, id: &str) -> Arc<Caller> {
         if let Some(caller) = self.by_token.lock().get(id) {
             return caller.clone();
         }
         let (store, wanted) = (self.store.clone(), id.to_owned());
-        let read = tokio::task::spawn_blocking(move || store.keys_of(&wanted)).await;
-        let keys = match read {
-            Ok(Ok(keys)) => keys,
-            Ok(Err(error)) => {
+        let presents_tokens = self.tokens.as_ref().is_some_and(|tokens| tokens.has_caller(id));
+        let read = tokio::task::spawn_blocking(move || {
+            let token_rights = if presents_tokens { store.token_rights(&wanted)? } else { None };
+            Ok((store.keys_of(&wanted)?, token_rights))
+        });
+        let (keys, token_rights) = match read.await {
+            Ok(Ok(read)) => read,
+            Ok(Err::<_, StoreError>(error)) => {
                 tracing::error!(caller = id, %error, "the keys of a caller cannot be read; it may do nothing");
                 return Arc::new(powerless(id));
             }
@@ -278,14 +301,24 @@ impl Callers {
         }
         Arc::new(match best {
             Some(caller) => Caller { local_only: is_local_only, key_id: None, ..caller },
-            None if self.tokens.as_ref().is_some_and(|tokens| tokens.has_caller(id)) => unseen(id),
+            None if presents_tokens => match token_rights.map(|rights| Rights::from_json(&rights)) {
+                Some(Ok(rights)) => rights.caller(id.to_owned(), None),
+                Some(Err(wrong)) => {
+                    tracing::error!(
+                        caller = id,
+                        wrong,
+                        "the rights of a caller's last token cannot be read; it may do nothing"
+                    );
+                    powerless(id)
+                }
+                None => unseen(id),
+            },
             None => powerless(id),
         })
     }
 }
 
-/// The caller of a token that has not been presented since the server started: it was admitted when it asked, and its
-/// other rights are unknown.
+/// The caller of a token whose rights were not stored: it was admitted when it asked, and its other rights are unknown.
 fn unseen(id: &str) -> Caller {
     let scopes = [Scope::Chat, Scope::Embed, Scope::Documents].into();
     Rights { scopes, local_only: true, ..Rights::default() }.caller(id.to_owned(), None)

@@ -129,6 +129,12 @@ impl Rights {
         serde_json::to_string(&json).expect("strings and numbers are JSON")
     }
 
+    /// A caller's.
+    pub fn of(caller: &Caller) -> Self {
+        let Caller { id: _, key_id: _, scopes, allowed_models, local_only, policy, limits } = caller.clone();
+        Self { scopes, models: allowed_models, local_only, policy, limits }
+    }
+
     pub fn caller(self, id: String, key_id: Option<String>) -> Caller {
         let Self { scopes, models, local_only, policy, limits } = self;
         Caller { id, key_id, scopes, allowed_models: models, local_only, policy, limits }

@@ -94,20 +94,21 @@ impl Ingest {
             chunks.into_iter().zip(vectors).map(|(chunk, vector)| stored(&extracted, chunk, vector)).collect();
         let num_chunks = chunks.len();
         let (store, indexes, embedding) = (self.store.clone(), self.indexes.clone(), self.embedder.identity());
-        let (of_whom, collection, file) = (owner.to_owned(), collection_id.clone(), file_id.clone());
+        let (of_whom, collection, file) = (owner.to_owned(), collection_id, file_id.clone());
         let stored = tokio::task::spawn_blocking(move || {
-            let store = store.of(&of_whom);
-            store.bind_collection(&collection, &embedding)?;
-            let replaced = store.replace_chunks(&collection, &file, chunks, &supersedes)?;
-            indexes.apply(&collection, &embedding, &replaced)
+            let own = store.of(&of_whom);
+            let replaced = own.replace_chunks(&collection, &file, &embedding, chunks, &supersedes);
+            replaced.and_then(|replaced| indexes.apply(&collection, &embedding, &replaced)).map_err(|error| match error
+            {
+                StoreError::OtherEmbedding { .. } => {
+                    let reason = error.to_string();
+                    set_failed(own, &collection, &file, "other_embedding_model", &reason);
+                    Failure::Lasting(reason)
+                }
+                error => not_found_or_passing(error),
+            })
         });
-        stored.await.map_err(|error| Failure::Passing(error.to_string()))?.map_err(|error| match error {
-            StoreError::OtherEmbedding { .. } => {
-                set_failed(self.store.of(owner), &collection_id, &file_id, "other_embedding_model", &error.to_string());
-                Failure::Lasting(error.to_string())
-            }
-            error => not_found_or_passing(error),
-        })?;
+        stored.await.map_err(|error| Failure::Passing(error.to_string()))??;
         let seconds = begun.elapsed().as_secs_f64();
         tracing::info!(file_id, num_chunks, seconds, format = ?extracted.format, "document read");
         Ok(json!({"chunks": num_chunks, "skipped": extracted.skipped, "seconds": seconds}))
@@ -127,24 +128,24 @@ impl Ingest {
             own.collection(&collection).map_err(not_found_or_passing)?;
             let file = own.file(&id).map_err(not_found_or_passing)?;
             let extracted = extract(&store.file_path(&id), &file.filename, &limits, &sandbox);
-            Ok(extracted.and_then(|extracted| {
+            let read = extracted.and_then(|extracted| {
                 let chunks = chunker.chunk(&extracted.blocks);
                 // The tokenizer accepts every valid text.
                 let chunks = chunks.map_err(|error| ExtractError::Crashed { how: error.to_string() })?;
                 Ok((extracted, chunks))
-            }))
-        });
-        let extracted = extracted.await.map_err(|error| Failure::Passing(error.to_string()))??;
-        extracted.map_err(|error| {
-            let reason = error.to_string();
-            match error {
-                ExtractError::Unreadable { .. } | ExtractError::NoReader { .. } => Failure::Passing(reason),
-                error => {
-                    set_failed(self.store.of(owner), collection_id, file_id, code(&error), &reason);
-                    Failure::Lasting(reason)
+            });
+            read.map_err(|error| {
+                let reason = error.to_string();
+                match error {
+                    ExtractError::Unreadable { .. } | ExtractError::NoReader { .. } => Failure::Passing(reason),
+                    error => {
+                        set_failed(own, &collection, &id, code(&error), &reason);
+                        Failure::Lasting(reason)
+                    }
                 }
-            }
-        })
+            })
+        });
+        extracted.await.map_err(|error| Failure::Passing(error.to_string()))?
     }
 
     async fn embed(

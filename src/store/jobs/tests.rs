@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use hearth_domain::{
     LOCAL,
-    documents::{DocumentStatus, NewChunk, StoredFile},
+    documents::{DocumentStatus, EmbeddingIdentity, NewChunk, StoredFile},
 };
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -154,7 +154,8 @@ fn with_a_stuck_document(directory: &TempDir) -> (Store, String, StoredFile) {
         let supersedes = (number == 2).then_some(&files[0].id[..]);
         assert!(matches!(add(&store, &collection, file, supersedes), Upload::New(_)));
     }
-    own.replace_chunks(&collection, &files[0].id, vec![chunk()], &[]).unwrap();
+    let embedding = EmbeddingIdentity { name: "m".into(), dimensions: 1 };
+    own.replace_chunks(&collection, &files[0].id, &embedding, vec![chunk()], &[]).unwrap();
     assert!(own.fail_document(&collection, &files[1].id, "invalid_file", "no text in it").unwrap());
     assert!(!own.fail_document(&collection, &files[1].id, "server_error", "once more").unwrap());
     for number in 0..3 {

@@ -375,6 +375,14 @@ mod tests {
         }
 
         #[test]
+        fn every_unit_is_in_one_chunk(units in 0usize..3000, threads in 1usize..70) {
+            for chunks in [Chunks::even(units, threads), Chunks::contiguous(units, threads)] {
+                let in_order: Vec<usize> = (0..chunks.count()).flat_map(|chunk| chunks.units(chunk)).collect();
+                prop_assert_eq!(in_order, (0..units).collect::<Vec<_>>(), "{:?}", chunks);
+            }
+        }
+
+        #[test]
         fn a_gate_opens_what_it_would_if_both_products_were_computed_first(
             types in [0..TYPES.len(), 0..TYPES.len()], out in 1usize..70, rows in prop_oneof![1usize..18, 1usize..70], seed: u64,
         ) {
