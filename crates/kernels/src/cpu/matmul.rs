@@ -77,9 +77,12 @@ impl Chunks {
     }
 
     /// A large one for each thread, three quarters of the units together: what a thread reads is then contiguous for long enough
-    /// that what it fetches ahead is its own. The small ones are for the threads that are done first.
+    /// that what it fetches ahead is its own. The small ones are for the threads that are done first. Where a large chunk would be a
+    /// single unit, all are small.
     fn contiguous(units: usize, threads: usize) -> Self {
-        Self { large: threads, units_per_large: units * 3 / (4 * threads), ..Self::even(units, threads) }
+        let even = Self::even(units, threads);
+        let units_per_large = units * 3 / (4 * threads);
+        if units_per_large < 2 { even } else { Self { large: threads, units_per_large, ..even } }
     }
 
     fn count(self) -> usize {
@@ -379,6 +382,7 @@ mod tests {
             for chunks in [Chunks::even(units, threads), Chunks::contiguous(units, threads)] {
                 let in_order: Vec<usize> = (0..chunks.count()).flat_map(|chunk| chunks.units(chunk)).collect();
                 prop_assert_eq!(in_order, (0..units).collect::<Vec<_>>(), "{:?}", chunks);
+                prop_assert!((0..chunks.count()).all(|chunk| !chunks.units(chunk).is_empty()), "{chunks:?}");
             }
         }
 
