@@ -200,7 +200,7 @@ impl Server {
             models: models.clone(),
             documents: documents.clone(),
             analyses: analyses.clone(),
-            callers,
+            callers: callers.clone(),
             usage_sink: usage_sink.clone(),
             ledger: ledger.clone(),
             health: state.clone(),
@@ -239,7 +239,11 @@ impl Server {
         upkeep.abort();
         close_books(&usage_sink, ledger, LAST_WORDS).await;
         // A task that still holds the store would keep its log from being merged into the database.
-        if let Err(error) = tokio::task::spawn_blocking(move || store.close()).await {
+        let close = move || {
+            callers.flush();
+            store.close();
+        };
+        if let Err(error) = tokio::task::spawn_blocking(close).await {
             tracing::error!(%error, "closing the store failed");
         }
         served?;

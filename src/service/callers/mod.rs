@@ -11,6 +11,7 @@ mod jws;
 mod jwt;
 mod rights;
 mod secret;
+mod token_rights;
 
 use std::{
     collections::HashMap,
@@ -28,13 +29,13 @@ use hearth_domain::{
 use parking_lot::Mutex;
 use subtle::{Choice, ConstantTimeEq};
 
-use self::jwt::Tokens;
 pub use self::{
     jwks::{JwksPlace, JwksSettings},
     jwt::{JwtKeys, JwtSettings, SECRET_BYTES_MIN},
     rights::Rights,
     secret::{KeySecret, NewKey, id_of},
 };
+use self::{jwt::Tokens, token_rights::TokenRights};
 use crate::store::{Store, StoreError, StoredKey};
 
 /// Longest key or token, in bytes.
@@ -72,8 +73,7 @@ pub struct Callers {
     asks: Asks,
     secret: OnceLock<KeySecret>,
     remembered: Mutex<HashMap<String, Remembered>>,
-    /// The last token's rights of each caller, for background work on the caller's behalf.
-    by_token: Mutex<HashMap<String, Arc<Caller>>>,
+    token_rights: Arc<TokenRights>,
 }
 
 /// Whether keys are required. Once they are, they always are.
@@ -116,6 +116,7 @@ impl Callers {
         let has_keys = || KeySecret::is_made(store.directory()) || store.has_keys().unwrap_or(true);
         let yes = !api_keys.is_empty() || tokens.is_some() || has_keys();
         Self {
+            token_rights: TokenRights::new(store.clone()),
             store,
             local: Arc::new(Caller::local()),
             api_keys: api_keys.iter().map(|key| blake3::hash(key.as_bytes())).collect(),
@@ -123,8 +124,12 @@ impl Callers {
             asks: Asks { yes: AtomicBool::new(yes), looked: Mutex::new(Instant::now()) },
             secret: OnceLock::new(),
             remembered: Mutex::default(),
-            by_token: Mutex::default(),
         }
+    }
+
+    /// Stores what is known of callers and not stored yet. Blocks.
+    pub fn flush(&self) {
+        self.token_rights.flush();
     }
 
     /// Whether a caller must present a key: not until one was configured or made, even by another process.
@@ -165,7 +170,7 @@ impl Callers {
         match &self.tokens {
             Some(tokens) if jwt::is_token(presented) => {
                 let caller = Arc::new(tokens.caller(presented).await?);
-                self.keep_token_rights(&caller);
+                self.token_rights.keep(&caller);
                 Ok(caller)
             }
             _ => Err(incorrect()),
@@ -208,25 +213,6 @@ impl Callers {
         Ok(caller.clone())
     }
 
-    /// Keeps what a token allows, for background work on its caller's behalf by this process and by later ones.
-    fn keep_token_rights(&self, caller: &Arc<Caller>) {
-        let rights = Rights::of(caller);
-        {
-            let mut by_token = self.by_token.lock();
-            let is_known = by_token.get(&caller.id).is_some_and(|known| Rights::of(known) == rights);
-            remember(&mut by_token, caller.id.clone(), caller.clone());
-            if is_known {
-                return;
-            }
-        }
-        let (store, id) = (self.store.clone(), caller.id.clone());
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = store.keep_token_rights(id, rights.to_json()) {
-                tracing::warn!(%error, "a token's rights could not be stored: after a restart its caller's jobs may do less");
-            }
-        });
-    }
-
     async fn known(&self, id: &str) -> Result<Arc<KnownKey>> {
         if let Some(known) = self.remembered.lock().get(id)
             && known.read_at.elapsed() < BELIEVED_FOR
@@ -266,8 +252,8 @@ impl Callers {
     /// presents tokens, of the last one. A caller without any valid key may do nothing, and nothing of it leaves this
     /// machine; the latter also holds if only one of its keys says so.
     pub async fn of_id(&self, id: &str) -> Arc<Caller> {
-        if let Some(caller) = self.by_token.lock().get(id) {
-            return caller.clone();
+        if let Some(caller) = self.token_rights.last(id) {
+            return caller;
         }
         let (store, wanted) = (self.store.clone(), id.to_owned());
         let presents_tokens = self.tokens.as_ref().is_some_and(|tokens| tokens.has_caller(id));
