@@ -41,7 +41,7 @@ fn file(bytes: &[u8]) -> (TempDir, PathBuf) {
 /// Opens, and touches all there is: whatever opened must be readable to its last byte.
 fn open_and_touch(bytes: &[u8]) {
     let Ok(gguf) = open_bytes(bytes) else { return };
-    let _ = (gguf.architecture(), gguf.parameters(), gguf.dominant_type(), gguf.file_bytes());
+    let _ = (gguf.architecture(), gguf.parameters(), gguf.dominant_type(), gguf.file_bytes(), gguf.fingerprint());
     for (key, value) in gguf.metadata().iter() {
         let _ = (value.to_string(), gguf.metadata().f32(key), gguf.metadata().integers(key));
     }
@@ -99,6 +99,23 @@ fn tensors_outlive_the_reader_and_share_its_map() {
     assert_eq!(one.data.as_ptr(), two.data.as_ptr());
     drop(gguf);
     assert_eq!(one.data, two.data);
+}
+
+#[test]
+fn copies_have_one_fingerprint_and_other_weights_another() {
+    let bytes = small().bytes();
+    let fingerprint = |bytes: &[u8]| open_bytes(bytes).unwrap().fingerprint();
+    assert_eq!(fingerprint(&bytes), fingerprint(&bytes));
+    let mut weights = GgufWriter::default();
+    let mut seen = vec![fingerprint(&bytes)];
+    for changed in [0, 2000, 3999] {
+        let mut values = vec![0.5; 1000];
+        values[changed / 4] = 0.25;
+        weights = GgufWriter::default().str("general.architecture", "llama").tensor_f32("a", &[1000], &values);
+        seen.push(fingerprint(&weights.bytes()));
+    }
+    seen.push(fingerprint(&weights.str("general.name", "another").bytes()));
+    assert!(seen.iter().enumerate().all(|(index, one)| !seen[..index].contains(one)), "{seen:?}");
 }
 
 #[test]

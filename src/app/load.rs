@@ -162,6 +162,7 @@ fn chat_model_info(
         supports_tools: template.supports_tools(),
         supports_reasoning: template.supports_reasoning(),
         created: modified(path),
+        fingerprint: gguf.fingerprint().to_hex().to_string(),
     })
 }
 

@@ -91,6 +91,7 @@ impl LocalEmbedder {
         if texts.num_closing >= texts.max_tokens {
             anyhow::bail!("its longest text is {} tokens, which leaves no room for words", texts.max_tokens);
         }
+        let fingerprint = source.fingerprint()?;
         let info = ModelInfo {
             id: settings.name,
             kind: ModelKind::Embedding,
@@ -104,6 +105,7 @@ impl LocalEmbedder {
             supports_tools: false,
             supports_reasoning: false,
             created: source.modified(),
+            fingerprint: fingerprint.to_hex().to_string(),
         };
         tracing::info!(
             model = info.id,
@@ -118,7 +120,7 @@ impl LocalEmbedder {
             name: format!(
                 "{} {} ({}, {}, prefixes {:?} and {:?})",
                 info.architecture,
-                &source.fingerprint()?.to_hex()[..16],
+                &fingerprint.to_hex()[..16],
                 package.pooling.as_str(),
                 if package.normalize { "normalized" } else { "not normalized" },
                 texts.prompts.query.as_deref().unwrap_or_default(),

@@ -96,6 +96,7 @@ impl LocalReranker {
             supports_tools: false,
             supports_reasoning: false,
             created: source.modified(),
+            fingerprint: String::new(),
         };
         tracing::info!(
             model = info.id,

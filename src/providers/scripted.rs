@@ -125,6 +125,7 @@ fn model_info(id: &str, kind: ModelKind) -> ModelInfo {
         supports_tools: true,
         supports_reasoning: false,
         created: 1_700_000_000,
+        fingerprint: String::new(),
     }
 }
 

@@ -390,6 +390,9 @@ pub struct ModelInfo {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    /// A hash of what the model computes with, the same for every copy of its files. Empty where only an upstream has
+    /// them, and for rerank models, whose answers are not kept.
+    pub fingerprint: String,
 pub enum ModelKind {
     Chat,
     Embedding,

@@ -237,6 +237,7 @@ mod tests {
             supports_tools: false,
             supports_reasoning: false,
             created: 0,
+            fingerprint: String::new(),
         };
         let mut measured = Measured::default();
         measured.record_decode(workload, 0.5);

@@ -103,7 +103,7 @@ impl KeyWriter {
         })
     }
 
-    /// The model that answers. Two models of one name differ at least by their file's size and date.
+    /// The model that answers. Two models of one name differ in their fingerprints.
     pub fn model(&mut self, info: &ModelInfo) -> &mut Self {
         let ModelInfo {
             id,
@@ -117,7 +117,9 @@ impl KeyWriter {
             size_bytes,
             supports_tools,
             supports_reasoning,
-            created,
+            // Copies of a file have different dates.
+            created: _,
+            fingerprint,
         } = info;
         let kind = match kind {
             ModelKind::Chat => 0,
@@ -129,7 +131,7 @@ impl KeyWriter {
             writer.count(length);
         });
         self.number(*parameters).text(quantization).number(*size_bytes);
-        self.flag(*supports_tools).flag(*supports_reasoning).number(*created)
+        self.flag(*supports_tools).flag(*supports_reasoning).text(fingerprint)
     }
 
     /// Everything in a generation request that the text depends on.

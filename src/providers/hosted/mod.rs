@@ -214,3 +214,4 @@ impl HostedModel {
         }
     }
 }
+            fingerprint: String::new(),

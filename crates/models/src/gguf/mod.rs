@@ -119,6 +119,28 @@ impl Gguf {
         self.parts.iter().map(|part| part.bytes.len() as u64).sum()
     }
 
+    /// A hash that tells models apart and is the same for every copy of the files: of their metadata, their tables of
+    /// tensors, their sizes, and some bytes at the beginning, in the middle and at the end of every tensor, since two
+    /// checkpoints of one training may share all the rest, and a merged adapter most tensors.
+    pub fn fingerprint(&self) -> blake3::Hash {
+        const SAMPLE: usize = 64;
+        let mut hash = blake3::Hasher::new();
+        for Part { bytes, tensors } in &self.parts {
+            let header = tensors.iter().map(|tensor| tensor.start as usize).min().unwrap_or(bytes.len());
+            hash.update(&(bytes.len() as u64).to_le_bytes()).update(&bytes[..header.min(bytes.len())]);
+            for tensor in tensors {
+                // The next tensor begins where one of unknown size ends, or later.
+                let length = tensor.bytes.unwrap_or(SAMPLE as u64) as usize;
+                let data = bytes.get(tensor.start as usize..).unwrap_or_default();
+                let data = &data[..length.min(data.len())];
+                for start in [0, data.len() / 2, data.len().saturating_sub(SAMPLE)] {
+                    hash.update(&data[start..data.len().min(start + SAMPLE)]);
+                }
+            }
+        }
+        hash.finalize()
+    }
+
     /// Reads every page once, on its own thread, so that the first request does not pay for it: pages of a newly mapped
     /// file are otherwise faulted in one at a time.
     pub fn warm(&self) {

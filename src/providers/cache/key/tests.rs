@@ -227,7 +227,7 @@ fn another_model_of_the_same_name_has_another_key() {
         writer.model(info).finish()
     };
     let others = [
-        ModelInfo { created: 1, ..usual.clone() },
+        ModelInfo { fingerprint: "f".into(), ..usual.clone() },
         ModelInfo { size_bytes: 1, ..usual.clone() },
         ModelInfo { quantization: "Q4_K".into(), ..usual.clone() },
         ModelInfo { context_length: 1, ..usual.clone() },
@@ -239,6 +239,7 @@ fn another_model_of_the_same_name_has_another_key() {
 
 #[test]
 fn a_vector_depends_on_all_that_is_asked_of_it() {
+    assert_eq!(key(&ModelInfo { created: 1, ..usual.clone() }), key(&usual), "a copy of its file");
     let (own, strange) = (account(caller("a"), None), account(caller("b"), None));
     let (model, other_model) = (info(), ModelInfo { size_bytes: 9, ..info() });
     let identity = EmbeddingIdentity { name: "e".into(), dimensions: 8 };
