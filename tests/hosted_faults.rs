@@ -11,8 +11,8 @@ use hearth::{
     providers::{
         ChatModel, Embedder, GenerateStream,
         hosted::{
-            BreakerSettings, BreakerState, Dialect, HostedChat, HostedEmbedder, HostedKind, HostedModel, Retries,
-            Upstream, UpstreamSettings,
+            BreakerSettings, Dialect, HostedChat, HostedEmbedder, HostedKind, HostedModel, Retries, Upstream,
+            UpstreamSettings,
         },
     },
 };
@@ -55,6 +55,7 @@ fn request() -> GenerateRequest {
         return_token_ids: false,
         constraint: None,
         deadline: None,
+        session: None,
     }
 }
 
@@ -516,7 +517,7 @@ async fn a_caller_who_leaves_is_noticed_by_the_upstream_and_pays_for_what_came()
     let receipt = account.receipt();
     assert_eq!(receipt.completion_tokens(), 2);
     assert!(receipt.prompt_tokens() > 0 && receipt.models[0].decode > Duration::ZERO, "{receipt:?}");
-    assert_eq!(client.breaker("theirs").state(), BreakerState::Closed, "no fault of the upstream's");
+    assert!(!client.is_left_alone("theirs"), "no fault of the upstream's");
 }
 
 /// Two streams that break, against a breaker that rests this long after two failures.
@@ -529,7 +530,7 @@ async fn broken_twice(rest: Duration) -> (ScriptedUpstream, Arc<Upstream>, Hoste
     let client = Upstream::new(settings).unwrap();
     let model = chat(&client);
     for _ in 0..2 {
-        assert_eq!(model.breaker().state(), BreakerState::Closed);
+        assert!(!client.is_left_alone("theirs"));
         ask(&model, request()).await.failed(ErrorKind::UpstreamFailed, "Hel", 1);
     }
     (upstream, client, model)
@@ -538,8 +539,8 @@ async fn broken_twice(rest: Duration) -> (ScriptedUpstream, Arc<Upstream>, Hoste
 #[tokio::test]
 async fn the_breaker_opens_for_streams_that_break() {
     let (upstream, client, model) = broken_twice(Duration::from_secs(3600)).await;
-    assert!(model.breaker().is_open());
-    assert!(!client.breaker("another").is_open(), "its other models are not to blame");
+    assert!(client.is_left_alone("theirs"));
+    assert!(!client.is_left_alone("another"), "its other models are not to blame");
     let outcome = ask(&model, request()).await;
     outcome.failed(ErrorKind::BreakerOpen, "", 0);
     assert!(outcome.error.unwrap().retry_after().is_some());
@@ -548,10 +549,10 @@ async fn the_breaker_opens_for_streams_that_break() {
 
 #[tokio::test]
 async fn the_breaker_closes_after_one_probe() {
-    let (_upstream, _client, model) = broken_twice(Duration::ZERO).await;
-    assert_eq!(model.breaker().state(), BreakerState::HalfOpen { is_probing: false });
+    let (_upstream, client, model) = broken_twice(Duration::ZERO).await;
+    assert!(!client.is_left_alone("theirs"), "one request may probe");
     ask(&model, request()).await.is_hello();
-    assert_eq!(model.breaker().state(), BreakerState::Closed);
+    assert!(!client.is_left_alone("theirs"));
 }
 
 #[tokio::test]

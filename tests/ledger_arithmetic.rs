@@ -80,6 +80,7 @@ impl House {
             is_recorded: true,
             cache_use: hearth_domain::CacheUse::default(),
             is_local_only: false,
+            session: None,
         };
         let usage_sink: Arc<dyn UsageSink> = self.usage_sink.clone();
         let account = Account::open(usage_sink, opening);
@@ -87,7 +88,7 @@ impl House {
             0 => Err(Error::new(ErrorKind::InvalidRequest, "a field is wrong")),
             1 | 2 => self.embed(&account, &mut random).await,
             3 => {
-                let record = account.begin_record("hosted", ServedBy::Upstream("up".to_owned()));
+                let record = account.begin_record("hosted", ServedBy::Upstream { name: "up".to_owned(), engine: None });
                 record.set_prompt_tokens(random.random_range(0..1000), random.random_range(0..1000));
                 (0..random.random_range(0..50)).for_each(|_| record.count_token());
                 Ok(true)

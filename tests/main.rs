@@ -43,5 +43,6 @@ mod streaming;
 mod support;
 mod tokenizers;
 mod tokens;
+mod upstream_engines;
 mod vector_stores;
 mod web_pages;

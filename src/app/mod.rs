@@ -195,6 +195,7 @@ impl Server {
         fallback::describe_metrics();
         ledger::describe_metrics();
         cache::metrics::describe();
+        router.watch_upstreams();
         let analyses = Analyses::new(documents.clone(), models.clone(), config.webhooks.clone());
         let app = AppState {
             models: models.clone(),
@@ -348,14 +349,14 @@ fn load_all(
                 embedder.give_way_to(foreground);
             }
             state.set_embedder(embedder.clone());
-            read_documents(config, models, documents, &embedder, reranker.as_ref())?;
+            read_documents(config, models, documents, router, &embedder, reranker.as_ref())?;
             router.take_embedder(config, embedder);
         }
         None => tracing::info!("no local embedding model: documents cannot be searched until one is given"),
     }
     if let Some(reranker) = reranker {
         state.set_reranker(reranker.clone());
-        models.add_reranker(Arc::new(reranker), Vec::new());
+        router.take_reranker(config, reranker);
     }
     router.all_loaded();
     state.ready();
@@ -380,16 +381,20 @@ fn read_documents(
     config: &Config,
     models: &Models,
     documents: &Documents,
+    router: &Router,
     embedder: &LocalEmbedder,
     reranker: Option<&LocalReranker>,
 ) -> anyhow::Result<()> {
     let (store, indexes) = (documents.store().clone(), documents.indexes().clone());
-    let background: Arc<dyn Embedder> = Arc::new(embedder.in_background());
+    let local: Arc<dyn Embedder> = Arc::new(embedder.in_background());
+    let shared = router.document_embedder(config, local.clone())?;
+    let (background, requests_at_once) = shared.unwrap_or((local, 1));
     let sandbox = reader(config)?;
     let ingest = Ingest {
         store: store.clone(),
         indexes: indexes.clone(),
         embedder: background.clone(),
+        requests_at_once,
         chunker: Arc::new(Chunker::new(embedder.tokenizer().clone(), chunk_options(embedder))?),
         sandbox,
         limits: config.documents.limits.clone(),

@@ -16,11 +16,14 @@ use super::load::{chat_model_path, file_name};
 use crate::{
     config::{Config, Route, Target},
     providers::{
-        ChatModel, Embedder,
-        fallback::{Candidate, FallbackChat, FallbackEmbedder, LocalSlot, Obstacle, Policies, Reason},
-        hosted::{HostedChat, HostedEmbedder, HostedKind, HostedModel, Upstream},
+        ChatModel, Embedder, Reranker,
+        fallback::{
+            Candidate, FallbackChat, FallbackEmbedder, FallbackReranker, LocalSlot, Obstacle, Policies, Reason,
+        },
+        hosted::{HostedChat, HostedEmbedder, HostedKind, HostedModel, HostedReranker, Upstream},
         local::LocalChat,
         local_embedder::LocalEmbedder,
+        local_reranker::LocalReranker,
     },
     service::models::Models,
 };
@@ -31,6 +34,7 @@ pub(super) struct Router {
     upstreams: BTreeMap<String, Arc<Upstream>>,
     chat: Arc<LocalSlot<dyn ChatModel>>,
     embedder: Arc<LocalSlot<dyn Embedder>>,
+    reranker: Arc<LocalSlot<dyn Reranker>>,
     /// Embedders that compare vectors with the local embedding model's, which they receive once it is loaded.
     learners: Vec<Arc<FallbackEmbedder>>,
     has_hosted: bool,
@@ -56,6 +60,7 @@ impl Router {
             upstreams,
             chat: LocalSlot::loading(),
             embedder: LocalSlot::loading(),
+            reranker: LocalSlot::loading(),
             learners: Vec::new(),
             has_hosted,
         };
@@ -72,6 +77,13 @@ impl Router {
     /// Whether requests can be served without a local model.
     pub(super) fn has_hosted(&self) -> bool {
         self.has_hosted
+    }
+
+    /// Probes the upstreams' engines from now on. Must be called on the runtime.
+    pub(super) fn watch_upstreams(&self) {
+        for upstream in self.upstreams.values() {
+            upstream.watch();
+        }
     }
 
     /// The local chat model under its own names, with an upstream as its fallback if one is available.
@@ -112,6 +124,14 @@ impl Router {
                 self.learners.push(embedder.clone());
                 self.models.add_hosted_embedder(embedder, Vec::new());
             }
+            HostedKind::Rerank => {
+                let candidates = route.targets.iter().filter_map(|target| match target {
+                    Target::Local => Some(Candidate::Local(self.reranker.clone())),
+                    Target::Hosted { upstream, model } => self.hosted_reranker(&route.name, upstream, model).ok(),
+                });
+                let reranker = FallbackReranker::new(&route.name, candidates.collect(), policies);
+                self.models.add_hosted_reranker(Arc::new(reranker), Vec::new());
+            }
         }
     }
 
@@ -135,9 +155,52 @@ impl Router {
                         let embedder = FallbackEmbedder::new(served, vec![candidate], policies);
                         self.models.add_hosted_embedder(Arc::new(embedder), Vec::new());
                     }
+                    HostedKind::Rerank => {
+                        let Ok(candidate) = self.hosted_reranker(served, name, model) else { continue };
+                        let reranker = FallbackReranker::new(served, vec![candidate], policies);
+                        self.models.add_hosted_reranker(Arc::new(reranker), Vec::new());
+                    }
                 }
             }
         }
+    }
+
+    /// What embeds documents, if a route says that upstreams do: this local model in the background, and the upstreams
+    /// that serve the same. Waits until the local model's vectors are known. With it, how many requests keep its
+    /// engines busy.
+    pub(super) fn document_embedder(
+        &self,
+        config: &Config,
+        local: Arc<dyn Embedder>,
+    ) -> anyhow::Result<Option<(Arc<dyn Embedder>, usize)>> {
+        /// One that is computed and one that is on its way.
+        const REQUESTS_PER_ENGINE: usize = 2;
+        /// For each document, so that a pool of any size does not fill this machine's own queue when it fails.
+        const REQUESTS_MAX: usize = 64;
+        let Some(route) = config.routes.iter().find(|route| route.documents).filter(|_| self.has_hosted) else {
+            return Ok(None);
+        };
+        let slot: Arc<LocalSlot<dyn Embedder>> = LocalSlot::loading();
+        slot.take(local, || None);
+        let mut engines = 0;
+        let mut candidates = vec![Candidate::Local(slot)];
+        for target in &route.targets {
+            if let Target::Hosted { upstream, model } = target {
+                engines += self.upstream(upstream)?.num_engines();
+                candidates.push(self.hosted_embedder(&route.name, upstream, model)?);
+            }
+        }
+        let policies = Policies { server: config.policy, route: route.policy };
+        let embedder = FallbackEmbedder::new(&route.name, candidates, policies);
+        let learnt = tokio::runtime::Handle::current().block_on(embedder.learn());
+        learnt
+            .map_err(|error| anyhow::anyhow!("the local embedding model could not be asked for comparison: {error}"))?;
+        tracing::info!(
+            route = route.name,
+            engines,
+            "upstreams embed documents as well: their texts leave this machine"
+        );
+        Ok(Some((Arc::new(embedder), (engines * REQUESTS_PER_ENGINE).min(REQUESTS_MAX))))
     }
 
     fn upstream(&self, name: &str) -> anyhow::Result<&Arc<Upstream>> {
@@ -169,6 +232,18 @@ impl Router {
         let upstream = self.upstream(upstream)?.clone();
         let embedder = HostedEmbedder::new(upstream, model.upstream_model.clone(), model.info(served), identity);
         Ok(Candidate::Hosted { name, model: Arc::new(embedder) })
+    }
+
+    fn hosted_reranker(
+        &self,
+        served: &str,
+        upstream: &str,
+        model: &HostedModel,
+    ) -> anyhow::Result<Candidate<dyn Reranker>> {
+        let name = format!("{upstream}/{}", model.upstream_model);
+        let upstream = self.upstream(upstream)?.clone();
+        let reranker = HostedReranker::new(upstream, model.upstream_model.clone(), model.info(served), model.scores);
+        Ok(Candidate::Hosted { name, model: Arc::new(reranker) })
     }
 
     /// The local chat model has been loaded: it takes its place, and the names that only it serves become available.
@@ -233,16 +308,41 @@ impl Router {
         }
     }
 
+    /// The local rerank model has been loaded.
+    pub(super) fn take_reranker(&self, config: &Config, reranker: LocalReranker) {
+        let reranker: Arc<dyn Reranker> = Arc::new(reranker);
+        // Its own queue refuses what it cannot take.
+        self.reranker.take(reranker.clone(), || None);
+        let policies = Policies { server: config.policy, route: None };
+        let alone = |name: &str| {
+            let candidates = vec![Candidate::Local(self.reranker.clone())];
+            self.models.add_reranker(Arc::new(FallbackReranker::new(name, candidates, policies)), Vec::new());
+        };
+        for route in config.routes.iter().filter(|route| self.is_local(route, HostedKind::Rerank)) {
+            alone(&route.name);
+        }
+        let name = &reranker.info().id;
+        if self.models.find(name).is_err() {
+            if self.has_hosted {
+                alone(name);
+            } else {
+                self.models.add_reranker(reranker, Vec::new());
+            }
+        }
+    }
+
     /// Loading is complete: empty places stay empty.
     pub(super) fn all_loaded(&self) {
         self.chat.stays_empty();
         self.embedder.stays_empty();
+        self.reranker.stays_empty();
     }
 
     /// Loading ended with this error.
     pub(super) fn failed(&self, reason: &str) {
         self.chat.failed(reason.to_owned());
         self.embedder.failed(reason.to_owned());
+        self.reranker.failed(reason.to_owned());
     }
 }
 

@@ -7,7 +7,7 @@ use hearth_domain::RoutingPolicy;
 use serde::Deserialize;
 
 use super::UpstreamConfig;
-use crate::providers::hosted::{HostedKind, HostedModel};
+use crate::providers::hosted::{Dialect, HostedKind, HostedModel};
 
 /// One `[[route]]` table of the file.
 #[derive(Clone, Debug, Deserialize)]
@@ -19,6 +19,9 @@ pub struct RouteTable {
     pub targets: Vec<String>,
     /// Which side is first if neither the request nor its key says.
     pub policy: Option<String>,
+    /// Documents are embedded by it as well.
+    #[serde(default)]
+    pub documents: bool,
 }
 
 /// A name and who may serve it.
@@ -28,6 +31,8 @@ pub struct Route {
     pub kind: HostedKind,
     pub targets: Vec<Target>,
     pub policy: Option<RoutingPolicy>,
+    /// Documents are embedded by it as well.
+    pub documents: bool,
 }
 
 /// A side that may serve.
@@ -54,6 +59,8 @@ pub(super) fn resolve(tables: Vec<RouteTable>, upstreams: &[UpstreamConfig]) -> 
         names.push(name.clone());
         ensure!(routes.insert(name.clone(), route).is_none(), "Two routes are named {name:?}.");
     }
+    let for_documents: Vec<&String> = names.iter().filter(|name| routes[*name].documents).collect();
+    ensure!(for_documents.len() < 2, "the routes {for_documents:?} all set `documents = true`: only one may.");
     Ok(names.iter().filter_map(|name| routes.remove(name)).collect())
 }
 
@@ -70,16 +77,36 @@ fn route(table: RouteTable, upstreams: &[UpstreamConfig]) -> anyhow::Result<Rout
         Target::Hosted { model, .. } => Some(model.kind),
     });
     let kind = kinds.next().unwrap_or(HostedKind::Chat);
-    ensure!(kinds.all(|other| other == kind), "targets has chat and embedding models: a name is of one kind.");
+    ensure!(kinds.all(|other| other == kind), "targets has models of several kinds: a name is of one kind.");
     let num_hosted = targets.iter().filter(|target| **target != Target::Local).count();
     ensure!(
-        kind == HostedKind::Chat || num_hosted == 1 || targets.contains(&Target::Local),
+        kind != HostedKind::Embedding || num_hosted == 1 || targets.contains(&Target::Local),
         "targets has several upstreams for embeddings and no \"local\": there is nothing to verify that they serve the \
          same model. Name one."
     );
     let policy = table.policy.map(|policy| policy.parse()).transpose();
     let policy = policy.map_err(|reason: String| anyhow::anyhow!("policy: {reason}."))?;
-    Ok(Route { name: table.name, kind, targets, policy })
+    ensure!(
+        !table.documents || (kind == HostedKind::Embedding && targets.contains(&Target::Local)),
+        "documents = true: documents are embedded by the local embedding model and by upstreams that serve the same, so \
+         targets must be \"local\" and such upstreams."
+    );
+    let is_foreign = |target: &&Target| match target {
+        Target::Local => false,
+        Target::Hosted { upstream, .. } => {
+            let mut found = upstreams.iter().filter(|known| known.settings.name == *upstream);
+            found.any(|known| known.settings.dialect != Dialect::Hearth)
+        }
+    };
+    ensure!(
+        !table.documents || !targets.iter().any(|target| is_foreign(&target)),
+        "documents = true: the upstreams must be of kind \"hearth\": only those truncate passages as this machine does."
+    );
+    ensure!(
+        !table.documents || matches!(policy, Some(RoutingPolicy::HostedFirst | RoutingPolicy::HostedOnly)),
+        "documents = true: set policy = \"hosted-first\": otherwise the local model embeds everything."
+    );
+    Ok(Route { name: table.name, kind, targets, policy, documents: table.documents })
 }
 
 fn target(text: &str, upstreams: &[UpstreamConfig]) -> anyhow::Result<Target> {
@@ -117,6 +144,13 @@ mod tests {
         "vectors" = { model = "embed-x", kind = "embedding", dimensions = 384 }
 
         [[upstream]]
+        name = "hearths"
+        kind = "hearth"
+        base_url = "http://127.0.0.1:3/v1"
+        [upstream.models]
+        "vectors" = { model = "embed-x", kind = "embedding", dimensions = 384 }
+
+        [[upstream]]
         name = "rack"
         base_url = "http://127.0.0.1:2/v1"
         models = ["qwen"]
@@ -134,7 +168,9 @@ mod tests {
     fn a_route_names_who_serves_in_order() {
         let routes = routes(
             "[[route]]\nname = \"auto\"\ntargets = [\"local\", \"rack/qwen\", \"up/vendor/gpt-x-mini\"]\n\
-             policy = \"hosted-first\"\n[[route]]\nname = \"embed\"\ntargets = [\"up/vectors\"]",
+             policy = \"hosted-first\"\n[[route]]\nname = \"embed\"\ntargets = [\"up/vectors\"]\n[[route]]\n\
+             name = \"shared\"\ntargets = [\"local\", \"hearths/vectors\"]\npolicy = \"hosted-first\"\n\
+             documents = true",
         )
         .expect("whole");
         let hosted = |upstream: &str, model: &str| Target::Hosted {
@@ -144,6 +180,7 @@ mod tests {
         assert_eq!(routes[0].targets, [Target::Local, hosted("rack", "qwen"), hosted("up", "vendor/gpt-x-mini")]);
         assert_eq!((routes[0].kind, routes[0].policy), (HostedKind::Chat, Some(RoutingPolicy::HostedFirst)));
         assert_eq!((routes[1].kind, routes[1].policy), (HostedKind::Embedding, None));
+        assert_eq!([routes[1].documents, routes[2].documents], [false, true]);
     }
 
     #[test]
@@ -155,6 +192,10 @@ mod tests {
             ("[\"up/large\"]", "\"large\" is not among"),
             ("[\"local\", \"local\"]", "twice"),
             ("[\"up/small\", \"up/vectors\"]", "one kind"),
+            ("[\"up/vectors\"]\ndocuments = true", "must be \"local\""),
+            ("[\"local\", \"up/small\"]\ndocuments = true", "must be \"local\""),
+            ("[\"local\", \"up/vectors\"]\ndocuments = true", "of kind \"hearth\""),
+            ("[\"local\", \"hearths/vectors\"]\ndocuments = true", "hosted-first"),
             ("[\"local\"]\npolicy = \"cloud\"", "is no policy"),
             ("[\"local\"]\ntarget = 1", "target"),
         ] {

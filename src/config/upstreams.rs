@@ -7,9 +7,12 @@ use serde::Deserialize;
 use url::Url;
 
 use crate::providers::hosted::{
-    ApiKey, BreakerSettings, CONTEXT_LENGTH_ASSUMED, Dialect, HostedKind, HostedModel, Retries, Timeouts,
-    UpstreamSettings,
+    Affinity, ApiKey, BreakerSettings, CONTEXT_LENGTH_ASSUMED, Dialect, EngineSettings, HostedKind, HostedModel,
+    ProbeSettings, Retries, Scores, Timeouts, UpstreamSettings,
 };
+
+/// A larger difference between engines is a mistake.
+const WEIGHT_MAX: u32 = 1000;
 
 /// One `[[upstream]]` table of the file.
 #[derive(Clone, Debug, Deserialize)]
@@ -18,7 +21,15 @@ pub struct UpstreamTable {
     /// Appears in receipts, logs and metrics.
     pub name: String,
     /// Such as `https://api.example.com/v1`.
-    pub base_url: String,
+    pub base_url: Option<String>,
+    /// Instead of `base_url`: several servers of the same models.
+    pub engines: Option<Vec<EngineEntry>>,
+    /// `prefix`, `session` or `none`: which engine a request prefers.
+    pub affinity: Option<String>,
+    /// Where an engine says whether it takes requests, beside `/v1`; empty: engines are not asked.
+    pub health_path: Option<String>,
+    /// Seconds between two such questions.
+    pub health_interval: Option<f64>,
     /// `openai`, `compatible`, `vllm`, `llama-server` or `hearth`; by default, whatever the address suggests.
     pub kind: Option<String>,
     /// The environment variable that holds the key.
@@ -45,6 +56,25 @@ pub struct UpstreamTable {
     pub breaker_rest: Option<f64>,
 }
 
+/// One engine: its address, with more details if needed.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum EngineEntry {
+    Url(String),
+    Details(EngineDetails),
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EngineDetails {
+    /// Such as `http://10.0.0.7:8000/v1`.
+    pub base_url: String,
+    /// In receipts, logs and metrics; its position in the list, from 1, if not set.
+    pub name: Option<String>,
+    /// Its share of the requests relative to the others'.
+    pub weight: Option<u32>,
+}
+
 /// Which models: the upstream's own names, or a map from names here to the upstream's.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
@@ -66,7 +96,7 @@ pub enum ModelEntry {
 pub struct ModelDetails {
     /// The upstream's name for it.
     pub model: String,
-    /// `chat` or `embedding`.
+    /// `chat`, `embedding` or `rerank`.
     pub kind: Option<String>,
     /// Tokens, prompt and answer together.
     pub context_length: Option<usize>,
@@ -74,6 +104,8 @@ pub struct ModelDetails {
     pub dimensions: Option<usize>,
     /// What the vectors depend on: the local model's identity, if this is the same model.
     pub identity: Option<String>,
+    /// What a rerank model's scores are: `probabilities`, or `logits`.
+    pub scores: Option<String>,
 }
 
 /// The upstream that the flags describe, if they do.
@@ -125,11 +157,36 @@ impl UpstreamConfig {
 
     fn check_table(table: UpstreamTable) -> anyhow::Result<Self> {
         check_name(&table.name)?;
-        let base_url = parse_url("base_url", &table.base_url)?;
+        let engines = match (&table.base_url, table.engines) {
+            (Some(url), None) => vec![EngineSettings::at(parse_url("base_url", url)?)],
+            (None, Some(entries)) => resolve_engines(entries)?,
+            (Some(_), Some(_)) => bail!("base_url and engines exclude each other."),
+            (None, None) => bail!("set base_url, or engines."),
+        };
         let dialect = match &table.kind {
             Some(kind) => kind.parse().map_err(|reason: String| anyhow::anyhow!("kind: {reason}."))?,
-            None => Dialect::of_host(base_url.host_str().unwrap_or_default()),
+            None => Dialect::of_host(engines[0].base_url.host_str().unwrap_or_default()),
         };
+        let is_pool = table.base_url.is_none();
+        for (setting, is_set) in [
+            ("affinity", table.affinity.is_some()),
+            ("health_path", table.health_path.is_some()),
+            ("health_interval", table.health_interval.is_some()),
+        ] {
+            ensure!(is_pool || !is_set, "{setting} is for an upstream with `engines`.");
+        }
+        let affinity = match &table.affinity {
+            Some(text) => text.parse().map_err(|reason: String| anyhow::anyhow!("affinity: {reason}."))?,
+            None => Affinity::default(),
+        };
+        let path = match table.health_path {
+            Some(path) => {
+                ensure!(path.is_empty() || path.starts_with('/'), "health_path = {path:?}: must begin with a slash.");
+                Some(path).filter(|path| !path.is_empty())
+            }
+            None => dialect.health_path().filter(|_| is_pool).map(ToOwned::to_owned),
+        };
+        let interval = seconds("health_interval", table.health_interval, ProbeSettings::INTERVAL)?;
         let api_key = match (&table.api_key_env, table.api_key_file) {
             (Some(_), Some(_)) => bail!("api_key_env and api_key_file exclude each other."),
             (Some(variable), None) => {
@@ -166,7 +223,9 @@ impl UpstreamConfig {
         };
         let settings = UpstreamSettings {
             name: table.name,
-            base_url,
+            engines,
+            affinity,
+            probe: ProbeSettings { path, interval },
             api_key,
             headers: table.headers.into_iter().collect(),
             dialect,
@@ -201,7 +260,9 @@ impl UpstreamConfig {
         let settings = UpstreamSettings {
             name: "upstream".to_owned(),
             dialect: Dialect::of_host(base_url.host_str().unwrap_or_default()),
-            base_url,
+            engines: vec![EngineSettings::at(base_url)],
+            affinity: Affinity::default(),
+            probe: ProbeSettings::none(),
             api_key,
             headers: Vec::new(),
             timeouts: Timeouts::default(),
@@ -217,7 +278,8 @@ impl UpstreamConfig {
         for (served, model) in &models {
             ensure!(!served.is_empty() && !model.upstream_model.is_empty(), "models: a name must not be empty.");
         }
-        if settings.base_url.scheme() == "http" && !settings.is_on_this_machine() {
+        let is_readable = |engine: &EngineSettings| engine.base_url.scheme() == "http" && !engine.is_on_this_machine();
+        if settings.engines.iter().any(is_readable) {
             tracing::warn!(
                 upstream = settings.name,
                 "the upstream is reached over http: the key and all text can be read on the way; use https"
@@ -236,7 +298,8 @@ impl ModelEntry {
         let kind = match details.kind.as_deref() {
             None | Some("chat") => HostedKind::Chat,
             Some("embedding") => HostedKind::Embedding,
-            Some(other) => bail!("kind = {other:?}: must be \"chat\" or \"embedding\"."),
+            Some("rerank") => HostedKind::Rerank,
+            Some(other) => bail!("kind = {other:?}: must be \"chat\", \"embedding\" or \"rerank\"."),
         };
         let context_length = details.context_length.unwrap_or(CONTEXT_LENGTH_ASSUMED);
         ensure!(context_length > 0, "context_length = 0: must be at least 1.");
@@ -245,19 +308,64 @@ impl ModelEntry {
                 details.dimensions.is_some_and(|dimensions| dimensions > 0),
                 "an embedding model needs its `dimensions`."
             ),
-            HostedKind::Chat => ensure!(
+            HostedKind::Chat | HostedKind::Rerank => ensure!(
                 details.dimensions.is_none() && details.identity.is_none(),
                 "`dimensions` and `identity` are for models with kind = \"embedding\"."
             ),
         }
+        let scores = match details.scores.as_deref() {
+            None | Some("probabilities") => Scores::Probabilities,
+            Some("logits") => Scores::Logits,
+            Some(other) => bail!("scores = {other:?}: must be \"probabilities\" or \"logits\"."),
+        };
+        ensure!(
+            kind == HostedKind::Rerank || details.scores.is_none(),
+            "`scores` is for models with kind = \"rerank\"."
+        );
         Ok(HostedModel {
             upstream_model: details.model,
             kind,
             context_length,
             dimensions: details.dimensions,
             identity: details.identity,
+            scores,
         })
     }
+}
+
+/// Engines with names and addresses of their own.
+fn resolve_engines(entries: Vec<EngineEntry>) -> anyhow::Result<Vec<EngineSettings>> {
+    ensure!(!entries.is_empty(), "engines is empty: name their addresses.");
+    let mut engines: Vec<EngineSettings> = Vec::new();
+    for (index, entry) in entries.into_iter().enumerate() {
+        let details = match entry {
+            EngineEntry::Url(base_url) => EngineDetails { base_url, name: None, weight: None },
+            EngineEntry::Details(details) => details,
+        };
+        let base_url = parse_url("engines", &details.base_url)?;
+        if let Some(name) = &details.name {
+            check_name(name).with_context(|| format!("the engine {base_url}"))?;
+        }
+        // Not its address: callers see it.
+        let name = details.name.unwrap_or_else(|| (index + 1).to_string());
+        let engine = EngineSettings { name, base_url, weight: details.weight.unwrap_or(1) };
+        ensure!(
+            (1..=WEIGHT_MAX).contains(&engine.weight),
+            "the engine {}: weight = {}: must be from 1 to {WEIGHT_MAX}.",
+            engine.name,
+            engine.weight
+        );
+        for earlier in &engines {
+            ensure!(earlier.base_url != engine.base_url, "two engines have the address {}.", engine.base_url);
+            ensure!(
+                earlier.name != engine.name,
+                "two engines are named {:?}: receipts could not tell them apart; give each a `name`.",
+                engine.name
+            );
+        }
+        engines.push(engine);
+    }
+    Ok(engines)
 }
 
 /// A name that is safe in a header, a metric and a receipt, with no special meaning there.
@@ -374,11 +482,50 @@ mod tests {
             ("a", "http://127.0.0.1", "[]"),
             ("a", "http://127.0.0.1", "{ m = { model = \"x\", kind = \"embedding\" } }"),
             ("a", "http://127.0.0.1", "{ m = { model = \"x\", dimensions = 3 } }"),
+            ("a", "http://127.0.0.1", "{ m = { model = \"x\", scores = \"logits\" } }"),
+            ("a", "http://127.0.0.1", "{ m = { model = \"x\", kind = \"rerank\", scores = \"points\" } }"),
+            ("a", "http://127.0.0.1", "{ m = { model = \"x\", kind = \"speech\" } }"),
         ] {
             named(name, url, models).expect_err(&format!("{name} {url} {models}"));
         }
         let twice = resolve_text(&[WHOLE, WHOLE].concat(), false).expect_err("twice").to_string();
         assert!(twice.contains("there"), "{twice}");
+    }
+
+    #[test]
+    fn engines_share_the_settings_of_their_upstream() {
+        let with = |engines: &str, more: &str| {
+            let text = format!("[[upstream]]\nname = \"a\"\n{engines}\nmodels = [\"m\"]\n{more}");
+            resolve_text(&text, false).map_err(|error| format!("{error:#}"))
+        };
+        let two =
+            r#"engines = ["http://127.0.0.1:8001/v1", { base_url = "http://[::1]:8002/v1", name = "b", weight = 3 }]"#;
+        let settings = with(two, "kind = \"vllm\"").expect("complete").remove(0).settings;
+        let names: Vec<_> = settings.engines.iter().map(|engine| (engine.name.as_str(), engine.weight)).collect();
+        assert_eq!(names, [("1", 1), ("b", 3)]);
+        assert_eq!((settings.affinity, settings.probe.path.as_deref()), (Affinity::Prefix, Some("/health")));
+        let chosen = "kind = \"hearth\"\naffinity = \"session\"\nhealth_path = \"\"\nhealth_interval = 0.5";
+        let settings = with(two, chosen).expect("complete").remove(0).settings;
+        assert_eq!((settings.affinity, settings.probe.path), (Affinity::Session, None));
+        assert_eq!(settings.probe.interval, Duration::from_millis(500));
+        let one = "base_url = \"http://127.0.0.1:8001/v1\"";
+        assert_eq!(with(one, "kind = \"vllm\"").expect("complete")[0].settings.probe.path, None);
+        for (engines, more, said) in [
+            ("", "", "set base_url"),
+            ("engines = []", "", "empty"),
+            (&*format!("{one}\n{two}"), "", "exclude each other"),
+            (one, "affinity = \"prefix\"", "with `engines`"),
+            (one, "health_path = \"/\"", "with `engines`"),
+            (two, "affinity = \"sticky\"", "sticky"),
+            (two, "health_path = \"health\"", "slash"),
+            ("engines = [\"http://h/v1\", \"http://h/v1\"]", "", "address"),
+            ("engines = [\"http://h/v1\", { base_url = \"http://h/v2\", name = \"1\" }]", "", "named"),
+            ("engines = [{ base_url = \"http://h/v1\", weight = 0 }]", "", "weight"),
+            ("engines = [{ base_url = \"http://h/v1\", name = \"a b\" }]", "", "name"),
+        ] {
+            let error = with(engines, more).map(drop).expect_err(said);
+            assert!(error.contains(said), "{error}");
+        }
     }
 
     #[test]

@@ -38,6 +38,9 @@ use super::{
 /// The side that should serve: a [`RoutingPolicy`].
 const POLICY: HeaderName = HeaderName::from_static("x-hearth-policy");
 
+/// A conversation, named by the client, so that one engine of an upstream serves all of it.
+const SESSION: HeaderName = HeaderName::from_static("x-hearth-session");
+
 /// The layer itself.
 pub(super) async fn with_account(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
     let extensions = request.extensions();
@@ -61,6 +64,7 @@ pub(super) async fn with_account(State(state): State<AppState>, mut request: Req
         is_recorded: metering == Metering::Recorded,
         cache_use: cache_use(request.headers()),
         is_local_only: false,
+        session: session(request.headers()),
     };
     let account = Account::open(state.usage_sink.clone(), context);
     request.extensions_mut().insert(account.clone());
@@ -93,6 +97,11 @@ fn asked_policy(headers: &HeaderMap) -> Result<Option<RoutingPolicy>> {
         Error::invalid("x-hearth-policy", format!("The header x-hearth-policy is {shown:?}; it may be one of {known}."))
             .with_code("invalid_value")
     })
+}
+
+fn session(headers: &HeaderMap) -> Option<String> {
+    let name = headers.get(SESSION)?.to_str().ok()?.trim();
+    (!name.is_empty()).then(|| name.to_owned())
 }
 
 /// The `cache-control` directives: `no-store` keeps a request out of all caches, `no-cache` forces a fresh computation.

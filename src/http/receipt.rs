@@ -8,6 +8,7 @@ use hearth_domain::Account;
 use crate::wire::receipt::milliseconds;
 
 pub(super) const SERVED_BY: HeaderName = HeaderName::from_static("x-hearth-served-by");
+pub(super) const ENGINE: HeaderName = HeaderName::from_static("x-hearth-engine");
 pub(super) const MODEL: HeaderName = HeaderName::from_static("x-hearth-model");
 pub(super) const FALLBACK_REASON: HeaderName = HeaderName::from_static("x-hearth-fallback-reason");
 pub(super) const ATTEMPTS: HeaderName = HeaderName::from_static("x-hearth-attempts");
@@ -23,8 +24,9 @@ pub(super) const COMPUTE_MS: HeaderName = HeaderName::from_static("x-hearth-comp
 pub(super) const COST_USD: HeaderName = HeaderName::from_static("x-hearth-cost-usd");
 
 /// All receipt headers, with their descriptions for the OpenAPI document.
-pub(super) const DESCRIBED: [(HeaderName, &str); 11] = [
+pub(super) const DESCRIBED: [(HeaderName, &str); 12] = [
     (SERVED_BY, "`local`, an upstream's name or `cache`; `none` where no model was needed."),
+    (ENGINE, "The engine of the upstream, where it has several."),
     (MODEL, "The model that answered."),
     (FALLBACK_REASON, "Why another one than the first choice served."),
     (ATTEMPTS, "Upstreams tried."),
@@ -47,6 +49,9 @@ pub(super) fn write(headers: &mut HeaderMap, account: &Account, is_stream: bool)
         }
     };
     set(SERVED_BY, receipt.served_by());
+    if let Some(engine) = receipt.engine() {
+        set(ENGINE, engine);
+    }
     if let Some(record) = receipt.main_model() {
         set(MODEL, &record.model);
     }

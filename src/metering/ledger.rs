@@ -520,10 +520,10 @@ mod tests {
     #[test]
     fn what_an_upstream_claims_cannot_overflow_the_sums() {
         let account = Account::unrecorded();
-        let record = account.begin_record("m", ServedBy::Upstream("up".into()));
+        let record = account.begin_record("m", ServedBy::Upstream { name: "up".into(), engine: None });
         let usage = Usage { prompt_tokens: usize::MAX, completion_tokens: usize::MAX, ..Usage::default() };
         record.set_usage(&usage);
-        account.begin_record("m", ServedBy::Upstream("up".into())).set_usage(&usage);
+        account.begin_record("m", ServedBy::Upstream { name: "up".into(), engine: None }).set_usage(&usage);
         let row = row(&account, &account.receipt());
         assert_eq!((row.prompt_tokens, row.completion_tokens), (FIGURE_MAX, FIGURE_MAX));
         assert_eq!(row.served_by, "up");

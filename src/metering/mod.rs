@@ -135,6 +135,7 @@ mod tests {
             is_recorded,
             cache_use: CacheUse::default(),
             is_local_only: false,
+            session: None,
         }
     }
 

@@ -81,7 +81,7 @@ impl Prices {
         match &record.served_by {
             ServedBy::Local { device } => self.of_compute(device, record.compute),
             ServedBy::Cache(_) => 0,
-            ServedBy::Upstream(upstream) => match self.of_upstream(upstream, &record.model) {
+            ServedBy::Upstream { name: upstream, .. } => match self.of_upstream(upstream, &record.model) {
                 Some(price) => price.of(record.prompt_tokens, record.cached_tokens, record.completion_tokens),
                 None => {
                     self.say_unpriced(upstream, &record.model);
@@ -115,6 +115,10 @@ fn rounded(amount: u128, unit: u128) -> u64 {
 mod tests {
     use super::*;
 
+    fn upstream(name: &str) -> ServedBy {
+        ServedBy::Upstream { name: name.to_owned(), engine: Some("b".to_owned()) }
+    }
+
     fn record(served_by: ServedBy) -> ModelUsage {
         ModelUsage {
             model: "m".to_owned(),
@@ -137,8 +141,8 @@ mod tests {
         assert_eq!(prices.of(&record(ServedBy::Local { device: "cpu".into() })), 5_000, "a hundredth of an hour");
         assert_eq!(prices.of(&record(ServedBy::Local { device: "cuda".into() })), 0, "no price");
         // 600 at 0.15, 400 at 0.075 and 10 at 0.6 dollars per million: 90 + 30 + 6.
-        assert_eq!(prices.of(&record(ServedBy::Upstream("up".into()))), 126);
-        assert_eq!(prices.of(&record(ServedBy::Upstream("other".into()))), 0);
+        assert_eq!(prices.of(&record(upstream("up"))), 126);
+        assert_eq!(prices.of(&record(upstream("other"))), 0);
         assert_eq!(prices.of(&record(ServedBy::Cache("exact"))), 0);
     }
 

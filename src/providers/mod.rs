@@ -5,6 +5,7 @@
 //! future before it, cancels the work.
 
 pub mod cache;
+mod comparison;
 pub mod fallback;
 pub mod hosted;
 pub mod local;

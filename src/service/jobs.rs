@@ -310,6 +310,7 @@ impl Jobs {
             is_recorded: true,
             cache_use: CacheUse::default(),
             is_local_only: false,
+            session: None,
         };
         Account::open(self.usage_sink.clone(), opening)
     }

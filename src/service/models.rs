@@ -106,6 +106,11 @@ impl Models {
         self.add(Model::Rerank(model), aliases, false);
     }
 
+    /// A rerank model that an upstream may serve.
+    pub fn add_hosted_reranker(&self, model: Arc<dyn Reranker>, aliases: Vec<String>) {
+        self.add(Model::Rerank(model), aliases, true);
+    }
+
     /// An embedding model as requests use it: cached and metered.
     pub fn for_requests(&self, model: Arc<dyn Embedder>) -> Arc<dyn Embedder> {
         Metered::new(self.caches.embedder(model))

@@ -36,7 +36,13 @@ pub struct Batch {
 }
 
 /// A member that exists already, or is about to, gets the new attributes and is not read again.
-fn attach(transaction: &Transaction<'_>, owner: &str, collection_id: &str, member: &Member) -> Result<()> {
+fn attach(
+    transaction: &Transaction<'_>,
+    owner: &str,
+    collection_id: &str,
+    member: &Member,
+    is_local_only: bool,
+) -> Result<()> {
     let Member { file_id, attributes } = member;
     documents::check_exists(transaction, owner, collection_id, file_id)?;
     let changed = transaction.execute(
@@ -45,9 +51,12 @@ fn attach(transaction: &Transaction<'_>, owner: &str, collection_id: &str, membe
         params![to_json(attributes), now_ms(), collection_id, file_id],
     )?;
     if changed > 0 {
+        if is_local_only {
+            documents::keep_local(transaction, collection_id, file_id)?;
+        }
         documents::ensure_job(transaction, collection_id, file_id)
     } else {
-        documents::enqueue(transaction, collection_id, file_id, attributes, None)
+        documents::enqueue(transaction, collection_id, file_id, attributes, None, is_local_only)
     }
 }
 
@@ -74,11 +83,12 @@ impl Owned<'_> {
     /// # Errors
     /// [`StoreError::NotFound`] for a file; then nothing is created.
     pub fn create_vector_store(&self, name: String, metadata: Attributes, files: Vec<String>) -> Result<Collection> {
-        let (owner, quota) = (self.owner.to_owned(), self.quota);
+        let (owner, quota, is_local_only) = (self.owner.to_owned(), self.quota, self.is_local_only);
         self.store.grow(0, move |transaction| {
             let collection = collections::insert(transaction, &owner, name, metadata)?;
             for file_id in files {
-                attach(transaction, &owner, &collection.id, &Member { file_id, attributes: Attributes::new() })?;
+                let member = Member { file_id, attributes: Attributes::new() };
+                attach(transaction, &owner, &collection.id, &member, is_local_only)?;
             }
             refuse_documents_over(quota, transaction, &owner)?;
             Ok(collection)
@@ -104,9 +114,10 @@ impl Owned<'_> {
     /// # Errors
     /// [`StoreError::NotFound`] for the collection or the file.
     pub fn attach_document(&self, collection_id: &str, member: Member) -> Result<Document> {
-        let (owner, collection_id, quota) = (self.owner.to_owned(), collection_id.to_owned(), self.quota);
+        let (owner, collection_id) = (self.owner.to_owned(), collection_id.to_owned());
+        let (quota, is_local_only) = (self.quota, self.is_local_only);
         self.store.grow(0, move |transaction| {
-            attach(transaction, &owner, &collection_id, &member)?;
+            attach(transaction, &owner, &collection_id, &member, is_local_only)?;
             refuse_documents_over(quota, transaction, &owner)?;
             documents::find(transaction, &owner, &collection_id, &member.file_id)
         })
@@ -117,7 +128,8 @@ impl Owned<'_> {
     /// # Errors
     /// [`StoreError::NotFound`] for the collection or a file; then none is added.
     pub fn create_batch(&self, collection_id: &str, members: Vec<Member>) -> Result<Batch> {
-        let (owner, collection_id, quota) = (self.owner.to_owned(), collection_id.to_owned(), self.quota);
+        let (owner, collection_id) = (self.owner.to_owned(), collection_id.to_owned());
+        let (quota, is_local_only) = (self.quota, self.is_local_only);
         self.store.grow(0, move |transaction| {
             collections::check_exists(transaction, &owner, &collection_id)?;
             let id = new_id("vsfb_");
@@ -126,7 +138,7 @@ impl Owned<'_> {
                 params![id, collection_id, now_ms()],
             )?;
             for member in &members {
-                attach(transaction, &owner, &collection_id, member)?;
+                attach(transaction, &owner, &collection_id, member, is_local_only)?;
                 transaction.execute(
                     "INSERT OR IGNORE INTO batch_documents (batch_id, collection_id, file_id) VALUES (?, ?, ?)",
                     [&id, &collection_id, &member.file_id],

@@ -126,13 +126,14 @@ pub(super) fn enqueue(
     file_id: &str,
     attributes: &Attributes,
     supersedes: Option<&str>,
+    is_local_only: bool,
 ) -> Result<()> {
     let mut superseded: Vec<String> = supersedes.map(str::to_owned).into_iter().collect();
     if let Some(old) = supersedes {
         // The superseded document may itself not have superseded its predecessors yet, and never will.
         superseded.extend(superseded_by(transaction, collection_id, old)?);
     }
-    enqueue_superseding(transaction, collection_id, file_id, attributes, superseded)
+    enqueue_superseding(transaction, collection_id, file_id, attributes, superseded, is_local_only)
 }
 
 /// [`enqueue`] for a file that supersedes exactly these documents.
@@ -142,14 +143,15 @@ pub(super) fn enqueue_superseding(
     file_id: &str,
     attributes: &Attributes,
     mut superseded: Vec<String>,
+    is_local_only: bool,
 ) -> Result<()> {
     let now = now_ms();
     transaction.execute(
-        "INSERT INTO documents (collection_id, file_id, status, attributes, created, updated)
-         VALUES (?1, ?2, 'processing', ?3, ?4, ?4)
+        "INSERT INTO documents (collection_id, file_id, status, attributes, created, updated, local_only)
+         VALUES (?1, ?2, 'processing', ?3, ?4, ?4, ?5)
          ON CONFLICT DO UPDATE SET status = 'processing', error_code = NULL, error_reason = NULL, attributes = ?3,
-            updated = ?4",
-        params![collection_id, file_id, to_json(attributes), now],
+            updated = ?4, local_only = max(local_only, ?5)",
+        params![collection_id, file_id, to_json(attributes), now, is_local_only],
     )?;
     superseded.retain(|id| id != file_id);
     enqueue_ingest(transaction, collection_id, file_id, &superseded)
@@ -173,6 +175,12 @@ fn enqueue_ingest(
 fn stored_bytes(chunks: &[NewChunk]) -> u64 {
     chunks.iter().map(|chunk| 2 * (chunk.text.len() + chunk.heading.len()) + 4 * chunk.vector.len() + 64).sum::<usize>()
         as u64
+}
+
+/// Makes a document one that must stay on this machine.
+pub(super) fn keep_local(transaction: &Transaction<'_>, collection_id: &str, file_id: &str) -> rusqlite::Result<()> {
+    let keep = "UPDATE documents SET local_only = 1 WHERE collection_id = ? AND file_id = ?";
+    transaction.execute(keep, [collection_id, file_id]).map(drop)
 }
 
 /// Gives an unread document a job, unless it has an unfinished one.
@@ -249,7 +257,7 @@ impl Owned<'_> {
     ) -> Result<Upload> {
         let (owner, collection_id, file_id) = self.owned_key(collection_id, file_id);
         let supersedes = supersedes.map(str::to_owned);
-        let quota = self.quota;
+        let (quota, is_local_only) = (self.quota, self.is_local_only);
         self.store.grow(0, move |transaction| {
             check_exists(transaction, &owner, &collection_id, &file_id)?;
             let same_bytes = format!(
@@ -258,11 +266,30 @@ impl Owned<'_> {
             );
             if let Some(known) = transaction.query_row(&same_bytes, [&collection_id, &file_id], read_row).optional()? {
                 ensure_job(transaction, &collection_id, &known.file_id)?;
+                if is_local_only {
+                    keep_local(transaction, &collection_id, &known.file_id)?;
+                }
                 return Ok(Upload::Known(known));
             }
-            enqueue(transaction, &collection_id, &file_id, &attributes, supersedes.as_deref())?;
+            let supersedes = supersedes.as_deref();
+            enqueue(transaction, &collection_id, &file_id, &attributes, supersedes, is_local_only)?;
             refuse_documents_over(quota, transaction, &owner)?;
             Ok(Upload::New(find(transaction, &owner, &collection_id, &file_id)?))
+        })
+    }
+
+    /// Whether a document must stay on this machine; without a document, whether any of the collection's must.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`] for the collection.
+    pub fn has_local_only(&self, collection_id: &str, file_id: Option<&str>) -> Result<bool> {
+        if self.collection(collection_id)?.is_local_only() {
+            return Ok(true);
+        }
+        self.store.read(|connection| {
+            let local = "SELECT EXISTS (SELECT 1 FROM documents
+                 WHERE collection_id = ?1 AND local_only AND (?2 IS NULL OR file_id = ?2))";
+            Ok(connection.query_row(local, params![collection_id, file_id], |row| row.get(0))?)
         })
     }
 

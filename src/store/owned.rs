@@ -15,12 +15,13 @@ pub struct Owned<'a> {
     pub(super) store: &'a Store,
     pub(super) owner: &'a str,
     pub(super) quota: StorageQuota,
+    pub(super) is_local_only: bool,
 }
 
 impl Store {
     /// This caller's view.
     pub fn of<'a>(&'a self, owner: &'a str) -> Owned<'a> {
-        Owned { store: self, owner, quota: StorageQuota::default() }
+        Owned { store: self, owner, quota: StorageQuota::default(), is_local_only: false }
     }
 }
 
@@ -29,6 +30,12 @@ impl Owned<'_> {
     #[must_use]
     pub fn within(self, quota: StorageQuota) -> Self {
         Self { quota, ..self }
+    }
+
+    /// The same view for a request that must stay on this machine, if it must: documents that it adds must, too.
+    #[must_use]
+    pub fn kept_local(self, is_local_only: bool) -> Self {
+        Self { is_local_only, ..self }
     }
 }
 

@@ -157,6 +157,7 @@ fn take_over(damaged: Option<&Path>, new: &mut Connection, uploads: BTreeMap<Str
         let attributes: String = row.get(2)?;
         Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, super::attributes::from_json(&attributes)))
     });
+    let local_only = local_only_documents(old.as_ref());
     let mut superseded = superseded_by_unread(old.as_ref());
     let transaction = new.transaction()?;
     let collection_owners = copy_collections(&transaction, &collections)?;
@@ -184,7 +185,8 @@ fn take_over(damaged: Option<&Path>, new: &mut Connection, uploads: BTreeMap<Str
         if is_new && matches!(owners, (Some(of_collection), Some(of_file)) if of_collection == of_file) {
             let key = (collection_id, file_id);
             let replaces = superseded.remove(&key).unwrap_or_default();
-            documents::enqueue_superseding(&transaction, &key.0, &key.1, &attributes, replaces)?;
+            let is_local_only = local_only.contains(&key);
+            documents::enqueue_superseding(&transaction, &key.0, &key.1, &attributes, replaces, is_local_only)?;
             enqueued.insert(key);
         }
     }
@@ -233,6 +235,14 @@ fn copy_collections(
     Ok(owners)
 }
 
+/// The documents that must stay on this machine. Databases of older versions have none.
+fn local_only_documents(old: Option<&Connection>) -> HashSet<(String, String)> {
+    let columns = "collection_id, file_id, local_only";
+    let read = |row: &Row<'_>| Ok(((row.get(0)?, row.get(1)?), row.get::<_, bool>(2)?));
+    let (documents, _) = rows(old, columns, "documents", read);
+    documents.into_iter().filter(|(_, is_local_only)| *is_local_only).map(|(key, _)| key).collect()
+}
+
 /// Makes a file that the database did not know the keyless caller's.
 fn adopt(transaction: &Transaction<'_>, id: &str, path: &Path) -> Result<()> {
     let (bytes, sha256) =
@@ -255,7 +265,8 @@ fn collect(transaction: &Transaction<'_>, homeless: &BTreeMap<String, Vec<String
         let insert = "INSERT INTO collections (id, owner, name, metadata, created) VALUES (?, ?, ?, '{}', ?)";
         transaction.execute(insert, params![id, owner, RECOVERED, now_ms()])?;
         for file_id in files {
-            documents::enqueue(transaction, &id, file_id, &Attributes::new(), None)?;
+            // Whether it had to stay on this machine is lost.
+            documents::enqueue(transaction, &id, file_id, &Attributes::new(), None, true)?;
         }
     }
     Ok(())

@@ -10,8 +10,21 @@ use super::{Result, StoreError};
 pub(super) const APPLICATION_ID: i64 = 0x4852_5448;
 
 /// Each step migrates the schema from its index to the next number. A released step is never changed.
-pub(super) const MIGRATIONS: [&str; 12] =
-    [INITIAL, REEMBEDDED, FOLLOWED_BY, BATCHES, OWNERS, KEYS, LEDGER, DELETED_FILES, TURNS, TOTALS, ROW_IDS, TOKENS];
+pub(super) const MIGRATIONS: [&str; 13] = [
+    INITIAL,
+    REEMBEDDED,
+    FOLLOWED_BY,
+    BATCHES,
+    OWNERS,
+    KEYS,
+    LEDGER,
+    DELETED_FILES,
+    TURNS,
+    TOTALS,
+    ROW_IDS,
+    TOKENS,
+    LOCAL_DOCUMENTS,
+];
 
 /// Times are milliseconds since 1970; attributes and metadata are JSON objects; vectors are little-endian floats of
 /// unit length. Chunk ids are never reused, so that an index can be matched with the table by ids alone.
@@ -279,6 +292,11 @@ CREATE TABLE token_callers (
     rights TEXT NOT NULL,
     seen INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
+";
+
+/// Documents that were added by a request that had to stay on this machine: their texts must, too.
+const LOCAL_DOCUMENTS: &str = "
+ALTER TABLE documents ADD COLUMN local_only INTEGER NOT NULL DEFAULT 0;
 ";
 
 /// For a connection beside the server's, which alone may change the schema.

@@ -245,6 +245,7 @@ impl GenerateBody {
             return_token_ids: false,
             constraint: common.constraint,
             deadline: common.deadline,
+            session: common.session,
         };
         Ok(Parsed { request: Self { model: common.model, generation }, ignored })
     }

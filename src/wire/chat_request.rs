@@ -129,6 +129,7 @@ impl ChatCompletionRequest {
                 return_token_ids: common.return_token_ids,
                 constraint: common.constraint,
                 deadline: common.deadline,
+                session: common.session,
             },
         };
         Ok(Parsed { request, ignored })

@@ -77,6 +77,7 @@ impl CompletionRequest {
             return_token_ids: common.return_token_ids,
             constraint: common.constraint,
             deadline: common.deadline,
+            session: common.session,
         };
         let generations =
             prompts.into_iter().map(|prompt| GenerateRequest { prompt, ..generation.clone() }).collect::<Vec<_>>();

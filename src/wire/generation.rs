@@ -110,12 +110,16 @@ pub const FIELDS: &[FieldSpec] = &[
         BOOLEAN,
         "When the time of a whole answer runs out, return what has been generated, with `finish_reason` `length` and the header `x-hearth-partial: true`, instead of a 504. Default false.",
     ),
+    honoured(
+        "prompt_cache_key",
+        STRING,
+        "Names a conversation, as the header `x-hearth-session` does, so that one engine of an upstream serves all of it. The local prefix cache needs no name.",
+    ),
     ignored("user", "No account is kept per end user."),
     ignored("store", "Nothing is stored."),
     ignored("metadata", "Nothing is stored."),
     ignored("service_tier", "There is one tier."),
     ignored("safety_identifier", "Nothing is reported to anyone."),
-    ignored("prompt_cache_key", "The prefix cache finds shared prefixes by itself."),
     ignored("prompt_cache_retention", "The prefix cache evicts by need."),
     ignored("cache_prompt", "The prefix cache is always used; it does not change the text."),
     ignored("cache_salt", "The prefix cache does not change the text."),
@@ -179,6 +183,7 @@ pub(super) struct Common {
     pub return_token_ids: bool,
     pub constraint: Option<Arc<Constraint>>,
     pub deadline: Option<Instant>,
+    pub session: Option<String>,
 }
 
 impl Common {
@@ -212,6 +217,7 @@ impl Common {
         fields.boolean("partial")?;
         let return_token_ids = fields.boolean("return_token_ids")?;
         let return_tokens = fields.boolean("return_tokens")?;
+        let session = fields.string("prompt_cache_key")?.filter(|name| !name.is_empty());
         Ok(Self {
             model,
             stream,
@@ -226,6 +232,7 @@ impl Common {
             return_token_ids: return_token_ids.or(return_tokens).unwrap_or(false),
             constraint: constraint::read(fields)?.map(Arc::new),
             deadline: read_deadline(fields, envelope)?,
+            session,
         })
     }
 }

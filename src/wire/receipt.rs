@@ -1,7 +1,7 @@
 //! What a request used and cost, as reported in answers and in the last event of a stream.
 //!
-//! The keys are the same for every provider, and all but `grounding` and `violations` are always present, so a client parses one
-//! shape.
+//! The keys are the same for every provider, and all but `engine`, `grounding` and `violations` are always present, so a client
+//! parses one shape.
 
 use std::time::Duration;
 
@@ -15,6 +15,9 @@ pub struct Receipt {
     pub request_id: String,
     /// `local`, an upstream's name or `cache`; `none` where no model was needed.
     pub served_by: String,
+    /// The engine of the upstream, where it has several; absent otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
     /// The model that answered.
     pub model: Option<String>,
     /// Why a side other than the first choice served.
@@ -76,6 +79,7 @@ impl Receipt {
         Self {
             request_id: account.request_id().to_owned(),
             served_by: receipt.served_by().to_owned(),
+            engine: receipt.engine().map(ToOwned::to_owned),
             model: main.map(|record| record.model.clone()),
             fallback_reason: receipt.fallback_reason.clone(),
             attempts: receipt.attempts,

@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use hearth::providers::hosted::{ApiKey, BreakerSettings, Dialect, Retries, Timeouts, Upstream, UpstreamSettings};
+use hearth::providers::hosted::{
+    Affinity, ApiKey, BreakerSettings, Dialect, EngineSettings, ProbeSettings, Retries, Timeouts, Upstream,
+    UpstreamSettings,
+};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -52,27 +55,31 @@ impl ScriptedUpstream {
             for script in scripts {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 stream.set_nodelay(true).unwrap();
-                let request = read_request(&mut stream).await;
-                received.lock().unwrap().push(request);
-                for act in script {
-                    match act {
-                        Act::Send(bytes) => {
-                            // A client that has left is noticed by who stalls.
-                            if stream.write_all(&bytes).await.is_err() {
-                                break;
+                let (received, leaving) = (received.clone(), leaving.clone());
+                // Side by side, as servers do.
+                tokio::spawn(async move {
+                    let request = read_request(&mut stream).await;
+                    received.lock().unwrap().push(request);
+                    for act in script {
+                        match act {
+                            Act::Send(bytes) => {
+                                // A client that has left is noticed by who stalls.
+                                if stream.write_all(&bytes).await.is_err() {
+                                    break;
+                                }
+                                // The client's turn, so that pieces do not arrive as one.
+                                for _ in 0..20 {
+                                    tokio::task::yield_now().await;
+                                }
                             }
-                            // The client's turn, so that pieces do not arrive as one.
-                            for _ in 0..20 {
-                                tokio::task::yield_now().await;
+                            Act::Stall => {
+                                while stream.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {}
+                                leaving.send(()).ok();
                             }
-                        }
-                        Act::Stall => {
-                            while stream.read(&mut [0; 64]).await.is_ok_and(|read| read > 0) {}
-                            leaving.send(()).ok();
                         }
                     }
-                }
-                drop(stream.shutdown().await);
+                    drop(stream.shutdown().await);
+                });
             }
         });
         Self { address, requests, left }
@@ -101,7 +108,9 @@ impl ScriptedUpstream {
 pub fn settings(base_url: &str) -> UpstreamSettings {
     UpstreamSettings {
         name: "there".to_owned(),
-        base_url: base_url.parse().unwrap(),
+        engines: vec![EngineSettings::at(base_url.parse().unwrap())],
+        affinity: Affinity::default(),
+        probe: ProbeSettings::none(),
         api_key: ApiKey::new(KEY),
         headers: vec![("x-team".to_owned(), "a".to_owned())],
         dialect: Dialect::Compatible,

@@ -68,6 +68,11 @@ impl Account {
         self.context.policy()
     }
 
+    /// The conversation that the request belongs to, as its client names it.
+    pub fn session(&self) -> Option<&str> {
+        self.context.session.as_deref()
+    }
+
     /// How far the request uses the answer caches.
     pub fn cache_use(&self) -> CacheUse {
         self.context.cache_use

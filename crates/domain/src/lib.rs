@@ -58,6 +58,8 @@ pub struct GenerateRequest {
     pub constraint: Option<Arc<Constraint>>,
     /// The instant after which the server ends the request with a timeout.
     pub deadline: Option<Instant>,
+    /// The conversation that the request belongs to, as its body names it; [`Account::session`] comes first.
+    pub session: Option<String>,
 }
 
 impl GenerateRequest {
@@ -78,6 +80,7 @@ impl GenerateRequest {
             return_token_ids: false,
             constraint: None,
             deadline: None,
+            session: None,
         }
     }
 }
@@ -387,12 +390,12 @@ pub struct ModelInfo {
     pub supports_reasoning: bool,
     /// Unix seconds at which the file was last modified.
     pub created: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
     /// A hash of what the model computes with, the same for every copy of its files. Empty where only an upstream has
     /// them, and for rerank models, whose answers are not kept.
     pub fingerprint: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ModelKind {
     Chat,
     Embedding,

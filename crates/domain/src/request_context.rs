@@ -21,6 +21,9 @@ pub struct RequestContext {
     pub is_recorded: bool,
     /// What the request works on must stay on this machine, such as a collection's passages.
     pub is_local_only: bool,
+    /// The conversation that the request belongs to, as its client names it: the requests of one are best served by one
+    /// engine.
+    pub session: Option<String>,
 }
 
 /// How far a request uses the answer caches.
@@ -46,6 +49,7 @@ impl RequestContext {
             cache_use: CacheUse::default(),
             is_recorded: false,
             is_local_only: false,
+            session: None,
         }
     }
 

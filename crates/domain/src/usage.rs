@@ -117,8 +117,8 @@ pub struct Remaining {
 pub enum ServedBy {
     /// This process, on `cpu`, `cuda` or `metal`.
     Local { device: String },
-    /// The upstream of this name.
-    Upstream(String),
+    /// The upstream of this name, and the engine that answered, where it has several.
+    Upstream { name: String, engine: Option<String> },
     /// An answer served from a cache; the name of the cache.
     Cache(&'static str),
 }
@@ -128,8 +128,16 @@ impl ServedBy {
     pub fn name(&self) -> &str {
         match self {
             Self::Local { .. } => "local",
-            Self::Upstream(name) => name,
+            Self::Upstream { name, .. } => name,
             Self::Cache(_) => "cache",
+        }
+    }
+
+    /// The engine of the upstream, where it has several.
+    pub fn engine(&self) -> Option<&str> {
+        match self {
+            Self::Upstream { engine, .. } => engine.as_deref(),
+            Self::Local { .. } | Self::Cache(_) => None,
         }
     }
 }
@@ -260,6 +268,7 @@ impl UsageMeter {
 
     /// A model begins to work for the request. `model` is its name as it is served.
     pub fn begin_record(self: &Arc<Self>, model: &str, served_by: ServedBy) -> UsageRecord {
+        let served_by = Mutex::new(served_by);
         let figures = Arc::new(UsageCounters { model: model.to_owned(), served_by, ..UsageCounters::default() });
         self.records.lock().push(figures.clone());
         UsageRecord { figures, meter: Some(self.clone()) }
@@ -379,7 +388,7 @@ pub struct UsageRecord {
 #[derive(Debug)]
 struct UsageCounters {
     model: String,
-    served_by: ServedBy,
+    served_by: Mutex<ServedBy>,
     compute_ns: AtomicU64,
     prompt_tokens: AtomicU64,
     cached_tokens: AtomicU64,
@@ -394,7 +403,7 @@ impl Default for UsageCounters {
     fn default() -> Self {
         Self {
             model: String::new(),
-            served_by: ServedBy::Cache(""),
+            served_by: Mutex::new(ServedBy::Cache("")),
             compute_ns: AtomicU64::default(),
             prompt_tokens: AtomicU64::default(),
             cached_tokens: AtomicU64::default(),
@@ -416,6 +425,11 @@ impl UsageRecord {
     /// The meter that the record belongs to.
     pub fn meter(&self) -> Option<&Arc<UsageMeter>> {
         self.meter.as_ref()
+    }
+
+    /// Another engine than the one before does the work.
+    pub fn set_served_by(&self, served_by: ServedBy) {
+        *self.figures.served_by.lock() = served_by;
     }
 
     /// Adds a share of the device's time.
@@ -455,7 +469,7 @@ impl UsageCounters {
         let duration = |counter: &AtomicU64| Duration::from_nanos(counter.load(Relaxed));
         ModelUsage {
             model: self.model.clone(),
-            served_by: self.served_by.clone(),
+            served_by: self.served_by.lock().clone(),
             prompt_tokens: count(&self.prompt_tokens),
             cached_tokens: count(&self.cached_tokens),
             completion_tokens: count(&self.completion_tokens),
@@ -511,6 +525,11 @@ impl Receipt {
     pub fn served_by(&self) -> &str {
         let without_model = if self.cache.is_some() { "cache" } else { "none" };
         self.main_model().map_or(without_model, |usage| usage.served_by.name())
+    }
+
+    /// Which engine of an upstream gave the answer, where the upstream has several.
+    pub fn engine(&self) -> Option<&str> {
+        self.main_model()?.served_by.engine()
     }
 
     pub fn compute(&self) -> Duration {

@@ -29,6 +29,7 @@ fn opening(caller: &Arc<Caller>) -> RequestContext {
         is_recorded: true,
         cache_use: hearth_domain::CacheUse::default(),
         is_local_only: false,
+        session: None,
     }
 }
 

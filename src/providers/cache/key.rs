@@ -152,6 +152,8 @@ impl KeyWriter {
             constraint,
             // It ends an answer with an error, and failed answers are not kept.
             deadline: _,
+            // Who computes an answer does not change it.
+            session: _,
         } = request;
         self.account(account);
         self.prompt(prompt);

@@ -1,9 +1,9 @@
 //! An embedding model that is served both locally and by upstreams.
 //!
 //! Vectors of two models must not be compared, so an embedding falls back only to the same model. A route claims that
-//! an upstream serves the same model, and the claim is verified before the upstream stands in for the local model: both
-//! sides embed fixed texts, and the vectors must have the same length and direction. The local vectors are computed
-//! when the local model has been loaded, so that they are available when it is not. The verdict is remembered.
+//! an upstream serves the same model, and the claim is verified before the upstream stands in for the local model
+//! ([`comparison`](crate::providers)). The local vectors are computed when the local model has been loaded, so that
+//! they are available when it is not. The verdict is remembered.
 
 use std::sync::{Arc, OnceLock};
 
@@ -16,14 +16,7 @@ use hearth_domain::{
 use tokio::sync::Mutex;
 
 use super::{Candidate, Embedder, LocalSlot, Policies, Search, Side, give_up};
-
-/// What both sides embed: words, numbers, punctuation and other scripts, so that a different tokenizer, casing or
-/// pooling shows.
-const PROBE: &str =
-    "The Quick brown fox read 1,984 pages; naïve café-goers (all 42 %) wrote \"東京 – Zürich\" back: why not?";
-/// Vectors of one model on two machines differ only in their last bits; another precision or quantization of the same
-/// weights exceeds this tolerance.
-const LEAST_COSINE: f64 = 0.999;
+use crate::providers::comparison::{INPUT_TYPES, PROBE, Verdict, compare, position_of};
 
 /// See the module's documentation.
 pub struct FallbackEmbedder {
@@ -36,15 +29,6 @@ pub struct FallbackEmbedder {
     /// Keyed by the hosted candidate's name.
     verdicts: Mutex<std::collections::HashMap<(String, usize), Verdict>>,
 }
-
-/// The result of a comparison.
-#[derive(Clone, Debug)]
-enum Verdict {
-    Same,
-    Other(String),
-}
-
-const INPUT_TYPES: [EmbedInputType; 3] = [EmbedInputType::Plain, EmbedInputType::Query, EmbedInputType::Passage];
 
 impl std::fmt::Debug for FallbackEmbedder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -119,7 +103,7 @@ impl FallbackEmbedder {
             )
             .with_code("embedding_not_verified"));
         };
-        let kind = INPUT_TYPES.iter().position(|known| *known == input_type).unwrap_or_default();
+        let kind = position_of(input_type);
         let key = (name.to_owned(), kind);
         // Held during the comparison, so that concurrent requests ask once.
         let mut verdicts = self.verdicts.lock().await;
@@ -167,23 +151,6 @@ async fn embed_probe(
     };
     let answer = model.embed(request).await?;
     answer.embeddings.into_iter().next().ok_or_else(|| Error::internal(anyhow::anyhow!("no vector of the probe")))
-}
-
-fn compare(ours: &[f32], theirs: &[f32]) -> Verdict {
-    if ours.len() != theirs.len() {
-        return Verdict::Other(format!("its vectors have {} dimensions, ours {}", theirs.len(), ours.len()));
-    }
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-    let (our_length, their_length) = (dot(ours, ours).sqrt(), dot(theirs, theirs).sqrt());
-    let cosine = dot(ours, theirs) / (our_length * their_length);
-    if cosine.is_nan() || cosine < LEAST_COSINE {
-        return Verdict::Other(format!("the cosine of a text's two vectors is {cosine:.4}, below {LEAST_COSINE}"));
-    }
-    let ratio = their_length / our_length;
-    if !(0.99..=1.01).contains(&ratio) {
-        return Verdict::Other(format!("its vectors are {ratio:.2} times as long as ours: one side normalizes them"));
-    }
-    Verdict::Same
 }
 
 impl Embedder for FallbackEmbedder {

@@ -11,6 +11,7 @@
 mod chat;
 mod embedder;
 mod local_slot;
+mod reranker;
 #[cfg(test)]
 mod tests;
 
@@ -25,8 +26,9 @@ pub use self::{
     chat::FallbackChat,
     embedder::FallbackEmbedder,
     local_slot::{LocalSlot, Obstacle, Readiness},
+    reranker::FallbackReranker,
 };
-use super::{ChatModel, Embedder};
+use super::{ChatModel, Embedder, Reranker};
 
 /// Why another candidate than the first choice served. Recorded in the account and reported in the receipt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -108,6 +108,7 @@ fn account(policy: Option<RoutingPolicy>, key: impl FnOnce(&mut Caller)) -> Arc<
         is_recorded: false,
         cache_use: hearth_domain::CacheUse::default(),
         is_local_only: false,
+        session: None,
     };
     Account::open(Arc::new(NoSink), opening)
 }

@@ -15,7 +15,7 @@ use super::BreakerSettings;
 
 /// See the module's documentation.
 #[derive(Debug)]
-pub struct Breaker {
+pub(super) struct Breaker {
     settings: BreakerSettings,
     circuit: Mutex<Circuit>,
 }
@@ -33,7 +33,7 @@ struct Circuit {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BreakerState {
+pub(super) enum BreakerState {
     Closed,
     /// No request is let through for this long.
     Open {
@@ -51,12 +51,12 @@ impl Breaker {
         Arc::new(Self { settings, circuit: Mutex::new(circuit) })
     }
 
-    pub fn state(&self) -> BreakerState {
+    pub(super) fn state(&self) -> BreakerState {
         self.circuit.lock().state(Instant::now())
     }
 
     /// Whether a request would be refused now.
-    pub fn is_open(&self) -> bool {
+    pub(super) fn is_open(&self) -> bool {
         !matches!(self.state(), BreakerState::Closed | BreakerState::HalfOpen { is_probing: false })
     }
 

@@ -4,15 +4,10 @@ use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
-use hearth_domain::{
-    GenerateRequest, ModelInfo, Prompt,
-    error::Result,
-    quote::Quote,
-    usage::{ServedBy, UsageRecord},
-};
+use hearth_domain::{GenerateRequest, ModelInfo, Prompt, error::Result, quote::Quote, usage::UsageRecord};
 
 use super::{
-    answer::Translator, breaker::Breaker, failure::Failure, request, retry::with_retries, stream::HostedAnswer,
+    answer::Translator, engine::RemoteEngine, failure::Failure, request, retry::with_retries, stream::HostedAnswer,
     upstream::Upstream,
 };
 use crate::providers::{ChatModel, GenerateStream};
@@ -35,23 +30,20 @@ impl HostedChat {
         &self.upstream
     }
 
-    /// The breaker of this upstream's model.
-    pub fn breaker(&self) -> Arc<Breaker> {
-        self.upstream.breaker(&self.upstream_model)
-    }
-
     async fn attempt(
         &self,
+        engine: Arc<RemoteEngine>,
         request: &GenerateRequest,
         path: &str,
         body: Bytes,
         record: &parking_lot::Mutex<Option<UsageRecord>>,
     ) -> Result<HostedAnswer, Failure> {
         let sent_at = Instant::now();
-        let response = self.upstream.send(path, body, &request.account).await?;
-        let served_by = ServedBy::Upstream(self.upstream.name().to_owned());
-        let record =
-            record.lock().get_or_insert_with(|| request.account.begin_record(&self.info.id, served_by)).clone();
+        let response = self.upstream.send(&engine, path, body, &request.account).await?;
+        let served_by = self.upstream.served_by(Some(&engine));
+        let begin = || request.account.begin_record(&self.info.id, served_by.clone());
+        let record = record.lock().get_or_insert_with(begin).clone();
+        record.set_served_by(served_by);
         let translator = Translator::new(request, self.upstream.name(), record, sent_at);
         HostedAnswer::begin(self.upstream.clone(), response, translator).await
     }
@@ -69,23 +61,25 @@ impl ChatModel for HostedChat {
             let body = Bytes::from(translated.body.to_string());
             // All attempts count as one model's work.
             let record = parking_lot::Mutex::default();
-            let (answer, permit) =
-                with_retries(&self.upstream, &self.upstream_model, &request.account, request.deadline, || {
-                    self.attempt(&request, translated.path, body.clone(), &record)
+            let key = self.upstream.affinity().key(&request, &translated.body);
+            let (upstream, account) = (&self.upstream, &request.account);
+            let (answer, visit) =
+                with_retries(upstream, &self.upstream_model, key, account, request.deadline, |engine| {
+                    self.attempt(engine, &request, translated.path, body.clone(), &record)
                 })
                 .await?;
-            Ok(answer.into_stream(permit))
+            Ok(answer.into_stream(visit))
         }
         .boxed()
     }
 
     /// The tokens are estimated: only the upstream's tokenizer can count them.
     fn quotes(&self, request: &GenerateRequest) -> Result<Vec<Quote>> {
-        let served_by = ServedBy::Upstream(self.upstream.name().to_owned());
+        let served_by = self.upstream.served_by(None);
         let tokens = request.prompt.estimated_tokens();
         let mut quote = Quote::new(served_by, &self.info, tokens, request.n, request.max_tokens);
         quote.is_exact = matches!(request.prompt, Prompt::Tokens(_));
-        if self.breaker().is_open() {
+        if self.upstream.is_left_alone(&self.upstream_model) {
             quote.refusal = Some("breaker_open");
         }
         Ok(vec![quote])

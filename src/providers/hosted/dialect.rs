@@ -79,6 +79,11 @@ impl Dialect {
         self.is_self_hosted()
     }
 
+    /// A field that names a conversation, so that one machine behind the address serves all of it.
+    pub(super) fn has_prompt_cache_key(self) -> bool {
+        matches!(self, Self::OpenAi | Self::Hearth)
+    }
+
     /// `response_format` on `/completions`, too.
     pub(super) fn constrains_completions(self) -> bool {
         self.is_self_hosted()
@@ -87,6 +92,15 @@ impl Dialect {
     /// A grammar in llguidance's dialect.
     pub(super) fn has_lark(self) -> bool {
         self == Self::Hearth
+    }
+
+    /// Where a server says whether it takes requests, beside `/v1`. `None` if the contract does not say.
+    pub fn health_path(self) -> Option<&'static str> {
+        match self {
+            Self::Vllm | Self::LlamaServer => Some("/health"),
+            Self::Hearth => Some("/health/ready"),
+            Self::OpenAi | Self::Compatible => None,
+        }
     }
 
     fn is_self_hosted(self) -> bool {

@@ -6,17 +6,20 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use futures_util::{FutureExt, future::BoxFuture};
 use hearth_domain::{
-    EmbedInput, EmbedRequest, EmbedResponse, ModelInfo, Timings, Usage, documents::EmbeddingIdentity, error::Result,
-    usage::ServedBy,
+    Account, EmbedInput, EmbedInputType, EmbedRequest, EmbedResponse, ModelInfo, Timings, Usage,
+    documents::EmbeddingIdentity, error::Result,
 };
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
-    answer::Fault, breaker::Breaker, chunk::usage, failure::Failure, metrics, request, retry::with_retries,
-    upstream::Upstream,
+    agreement::Agreement, answer::Fault, chunk::usage, engine::RemoteEngine, failure::Failure, metrics, request,
+    retry::with_retries, upstream::Upstream,
 };
-use crate::providers::Embedder;
+use crate::providers::{
+    Embedder,
+    comparison::{PROBE, position_of},
+};
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -25,40 +28,82 @@ pub struct HostedEmbedder {
     upstream_model: String,
     info: ModelInfo,
     identity: EmbeddingIdentity,
+    agreement: Agreement,
 }
 
 impl HostedEmbedder {
     /// `identity` is as configured: this server cannot inspect the weights. Where it equals a local model's, their
     /// vectors are compared.
     pub fn new(upstream: Arc<Upstream>, upstream_model: String, info: ModelInfo, identity: EmbeddingIdentity) -> Self {
-        Self { upstream, upstream_model, info, identity }
+        Self { upstream, upstream_model, info, identity, agreement: Agreement::default() }
     }
 
     pub fn upstream(&self) -> &Arc<Upstream> {
         &self.upstream
     }
 
-    /// The breaker of this upstream's model.
-    pub fn breaker(&self) -> Arc<Breaker> {
-        self.upstream.breaker(&self.upstream_model)
-    }
-
-    async fn attempt(&self, request: &EmbedRequest, path: &str, body: Bytes) -> Result<EmbedResponse, Failure> {
+    async fn attempt(
+        &self,
+        engine: Arc<RemoteEngine>,
+        request: &EmbedRequest,
+        path: &str,
+        body: Bytes,
+    ) -> Result<EmbedResponse, Failure> {
+        if engine.name().is_some() {
+            self.check(&engine, request.input_type).await?;
+        }
         let sent_at = Instant::now();
-        let response = self.upstream.send(path, body, &request.account).await?;
-        let answer = self.upstream.read_whole(response).await?;
-        let dimensions = request.dimensions.unwrap_or(self.identity.dimensions);
-        let (embeddings, reported) = read(&answer, request.inputs.len(), dimensions)
-            .map_err(|what| Failure::of_stream(&self.upstream, Fault::Malformed(what)))?;
+        let (embeddings, reported) = self.ask(&engine, request, path, body).await?;
         let prompt_tokens = reported.filter(|&tokens| tokens > 0).unwrap_or_else(|| {
             metrics::estimated(self.upstream.name());
             request.inputs.iter().map(EmbedInput::estimated_tokens).sum()
         });
         let timings = Timings { prefill: sent_at.elapsed(), ..Timings::default() };
-        let record = request.account.begin_record(&self.info.id, ServedBy::Upstream(self.upstream.name().to_owned()));
+        let record = request.account.begin_record(&self.info.id, self.upstream.served_by(Some(&engine)));
         record.set_usage(&Usage { prompt_tokens, ..Usage::default() });
         record.set_timings(&timings);
         Ok(EmbedResponse { embeddings, prompt_tokens, token_counts: Vec::new(), timings })
+    }
+}
+
+impl HostedEmbedder {
+    /// The vectors of one engine, and the tokens that it reports.
+    async fn ask(
+        &self,
+        engine: &Arc<RemoteEngine>,
+        request: &EmbedRequest,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(Vec<Vec<f32>>, Option<usize>), Failure> {
+        let response = self.upstream.send(engine, path, body, &request.account).await?;
+        let answer = self.upstream.read_whole(response).await?;
+        let dimensions = request.dimensions.unwrap_or(self.identity.dimensions);
+        read(&answer, request.inputs.len(), dimensions)
+            .map_err(|what| Failure::of_stream(&self.upstream, Fault::Malformed(what)))
+    }
+
+    /// Asks one of several engines for its vector of the probe, if that was not done lately.
+    async fn check(&self, engine: &Arc<RemoteEngine>, input_type: EmbedInputType) -> Result<(), Failure> {
+        let position = position_of(input_type);
+        if !self.agreement.is_due(engine, position) {
+            return Ok(());
+        }
+        let probe = EmbedRequest {
+            // No caller asked for it.
+            account: Account::unrecorded(),
+            inputs: vec![EmbedInput::Text(PROBE.to_owned())],
+            input_type,
+            dimensions: None,
+            truncate: false,
+            deadline: None,
+        };
+        let translated = request::embedding(&probe, &self.upstream_model, self.upstream.dialect());
+        // The request itself has the same input type, and was translated.
+        let translated = translated.map_err(Failure::lasting)?;
+        let body = Bytes::from(translated.body.to_string());
+        let (vectors, _) = self.ask(engine, &probe, translated.path, body).await?;
+        let vector = vectors.into_iter().next().unwrap_or_default();
+        self.agreement.take(self.upstream.name(), engine, position, vector).map_err(Failure::lasting)
     }
 }
 
@@ -75,12 +120,14 @@ impl Embedder for HostedEmbedder {
         async move {
             let translated = request::embedding(&request, &self.upstream_model, self.upstream.dialect())?;
             let body = Bytes::from(translated.body.to_string());
-            let (response, permit) =
-                with_retries(&self.upstream, &self.upstream_model, &request.account, request.deadline, || {
-                    self.attempt(&request, translated.path, body.clone())
+            let (upstream, account) = (&self.upstream, &request.account);
+            // Texts to embed have no prefixes in common that an engine keeps.
+            let (response, visit) =
+                with_retries(upstream, &self.upstream_model, None, account, request.deadline, |engine| {
+                    self.attempt(engine, &request, translated.path, body.clone())
                 })
                 .await?;
-            permit.succeeded();
+            visit.succeeded();
             Ok(response)
         }
         .boxed()

@@ -22,6 +22,8 @@ pub(super) struct Failure {
     pub retry_after: Option<Duration>,
     /// The upstream is at fault, rather than the request.
     pub is_upstreams: bool,
+    /// The connection was refused, so the upstream has seen nothing of the request.
+    pub is_unreached: bool,
 }
 
 /// Longest upstream message that is passed on, in characters.
@@ -30,17 +32,17 @@ const MESSAGE_CHARS_MAX: usize = 2000;
 impl Failure {
     /// The upstream failed; a retry may help.
     pub(super) fn passing(error: Error) -> Self {
-        Self { error, is_passing: true, retry_after: None, is_upstreams: true }
+        Self { error, is_passing: true, retry_after: None, is_upstreams: true, is_unreached: false }
     }
 
     /// A retry would fail again.
     pub(super) fn lasting(error: Error) -> Self {
-        Self { error, is_passing: false, retry_after: None, is_upstreams: true }
+        Self { error, is_passing: false, retry_after: None, is_upstreams: true, is_unreached: false }
     }
 
     /// The request is at fault.
     fn of_request(error: Error) -> Self {
-        Self { error, is_passing: false, retry_after: None, is_upstreams: false }
+        Self { error, is_passing: false, retry_after: None, is_upstreams: false, is_unreached: false }
     }
 
     /// No answer within the timeout.
@@ -55,6 +57,8 @@ impl Failure {
     pub(super) fn of_transport(upstream: &str, error: reqwest::Error) -> Self {
         // The address may hold a secret, and the operator who configured it knows it.
         let error = error.without_url();
+        // A silent host takes its time, and must count.
+        let is_unreached = error.is_connect() && !error.is_timeout();
         if error.is_timeout() {
             let message = format!("The hosted upstream `{upstream}` could not be reached in time.");
             return Self::passing(Error::new(ErrorKind::UpstreamTimeout, message).with_source(error));
@@ -70,7 +74,8 @@ impl Failure {
         let message = format!("The hosted upstream `{upstream}` {what}.");
         let error = Error::new(ErrorKind::UpstreamFailed, message).with_source(error);
         // A retry meets the same certificate.
-        if is_tls { Self::lasting(error) } else { Self::passing(error) }
+        let failure = if is_tls { Self::lasting(error) } else { Self::passing(error) };
+        Self { is_unreached, ..failure }
     }
 
     /// The upstream answered with an error.

@@ -1,22 +1,29 @@
 //! Hosted models: any upstream that speaks OpenAI's contract, behind the same traits as a local one.
 //!
-//! One [`Upstream`] is one address with its key, its timeouts and its connection pool. A [`HostedChat`] or a
-//! [`HostedEmbedder`] is one of its models. A request is translated ([`request`](self)) and sent, with retries until
-//! the first event of the answer has arrived; after that nothing is retried, so that no token comes twice. A field that
-//! the upstream's dialect cannot express is refused by name, never left out.
+//! One [`Upstream`] is one service with its key and its timeouts: one address, or several equal engines. A
+//! [`HostedChat`], a [`HostedEmbedder`] or a [`HostedReranker`] is one of its models. A request is translated
+//! ([`request`](self)) and sent to an engine, with retries until the first event of the answer has arrived; after that
+//! nothing is retried, so that no token comes twice. A field that the upstream's dialect cannot express is refused by
+//! name, never left out.
 //!
 //! Which side serves a request is decided elsewhere: see `providers/fallback/mod.rs`.
 
+mod affinity;
+mod agreement;
 mod answer;
 mod breaker;
 mod chat;
+mod choice;
 mod chunk;
 mod dialect;
 mod embedder;
+mod engine;
 pub mod event_decoder;
 mod failure;
 mod metrics;
+mod probe;
 mod request;
+mod reranker;
 mod retry;
 mod stream;
 mod tool_calls;
@@ -25,12 +32,8 @@ mod upstream;
 use std::{path::PathBuf, time::Duration};
 
 pub use self::{
-    breaker::{Breaker, BreakerState},
-    chat::HostedChat,
-    dialect::Dialect,
-    embedder::HostedEmbedder,
-    metrics::describe as describe_metrics,
-    upstream::Upstream,
+    affinity::Affinity, chat::HostedChat, dialect::Dialect, embedder::HostedEmbedder,
+    metrics::describe as describe_metrics, probe::ProbeSettings, reranker::HostedReranker, upstream::Upstream,
 };
 use hearth_domain::{ModelInfo, ModelKind};
 
@@ -39,8 +42,11 @@ use hearth_domain::{ModelInfo, ModelKind};
 pub struct UpstreamSettings {
     /// Appears in receipts, logs and metrics.
     pub name: String,
-    /// Up to and including `/v1`, without a trailing slash.
-    pub base_url: url::Url,
+    /// At least one. They serve the same models and take the same key.
+    pub engines: Vec<EngineSettings>,
+    /// Which engine a request prefers.
+    pub affinity: Affinity,
+    pub probe: ProbeSettings,
     pub api_key: Option<ApiKey>,
     /// Sent with every request, beside the key.
     pub headers: Vec<(String, String)>,
@@ -58,14 +64,30 @@ impl std::fmt::Debug for UpstreamSettings {
         let headers: Vec<&str> = self.headers.iter().map(|(name, _)| name.as_str()).collect();
         f.debug_struct("UpstreamSettings")
             .field("name", &self.name)
-            .field("base_url", &self.base_url.as_str())
+            .field("engines", &self.engines)
             .field("dialect", &self.dialect)
             .field("headers", &headers)
             .finish_non_exhaustive()
     }
 }
 
-impl UpstreamSettings {
+/// One address of an upstream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EngineSettings {
+    /// Appears in receipts, logs and metrics of an upstream that has several.
+    pub name: String,
+    /// Up to and including `/v1`, without a trailing slash.
+    pub base_url: url::Url,
+    /// Its share of the requests relative to the others'; at least 1.
+    pub weight: u32,
+}
+
+impl EngineSettings {
+    /// The only engine of an upstream, or the first.
+    pub fn at(base_url: url::Url) -> Self {
+        Self { name: "1".to_owned(), base_url, weight: 1 }
+    }
+
     /// Whether requests to it stay on this machine.
     pub fn is_on_this_machine(&self) -> bool {
         match self.base_url.host() {
@@ -155,6 +177,17 @@ impl Default for BreakerSettings {
 pub enum HostedKind {
     Chat,
     Embedding,
+    Rerank,
+}
+
+/// What the numbers of a rerank model are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scores {
+    /// 0 to 1.
+    #[default]
+    Probabilities,
+    /// Of any size: the logistic function makes probabilities of them.
+    Logits,
 }
 
 impl From<HostedKind> for ModelKind {
@@ -162,6 +195,7 @@ impl From<HostedKind> for ModelKind {
         match kind {
             HostedKind::Chat => Self::Chat,
             HostedKind::Embedding => Self::Embedding,
+            HostedKind::Rerank => Self::Rerank,
         }
     }
 }
@@ -178,6 +212,8 @@ pub struct HostedModel {
     pub dimensions: Option<usize>,
     /// What the vectors depend on: where it equals a local model's identity, their vectors may be compared.
     pub identity: Option<String>,
+    /// Of a rerank model.
+    pub scores: Scores,
 }
 
 /// The context assumed for a hosted model that is configured without one, in tokens.
@@ -192,6 +228,7 @@ impl HostedModel {
             context_length: CONTEXT_LENGTH_ASSUMED,
             dimensions: None,
             identity: None,
+            scores: Scores::default(),
         }
     }
 
@@ -211,7 +248,7 @@ impl HostedModel {
             supports_tools: self.kind == HostedKind::Chat,
             supports_reasoning: false,
             created: 0,
+            fingerprint: String::new(),
         }
     }
 }
-            fingerprint: String::new(),

@@ -10,7 +10,7 @@ use hearth_domain::{
 };
 use serde_json::{Map, Value, json};
 
-use super::dialect::Dialect;
+use super::{affinity, dialect::Dialect};
 
 /// A request body and its path.
 #[derive(Debug, PartialEq)]
@@ -81,6 +81,9 @@ pub(super) fn generation(request: &GenerateRequest, upstream_model: &str, dialec
     }
     if request.n > 1 {
         body.insert("n".to_owned(), request.n.into());
+    }
+    if let Some(session) = affinity::session(request).filter(|_| dialect.has_prompt_cache_key()) {
+        body.insert("prompt_cache_key".to_owned(), format!("{session:016x}").into());
     }
     body.insert("stream".to_owned(), true.into());
     body.insert("stream_options".to_owned(), json!({"include_usage": true}));
@@ -387,6 +390,12 @@ mod tests {
             "seed": -1, "structured_outputs": {"regex": "a+"}, "logprobs": true, "top_logprobs": 3, "n": 2});
         assert_eq!(body(&asked, Dialect::Hearth).unwrap(), expected);
         assert!(body(&asked, Dialect::Vllm).is_ok());
+        let named = GenerateRequest { session: Some("s".to_owned()), ..request(Prompt::Chat(chat())) };
+        for dialect in Dialect::ALL {
+            let key = body(&named, dialect).unwrap().get("prompt_cache_key").cloned();
+            assert_eq!(key.is_some(), [Dialect::OpenAi, Dialect::Hearth].contains(&dialect), "{dialect:?}");
+            assert!(key.is_none_or(|key| key.as_str().unwrap().len() == 16), "not the client's own words");
+        }
         let score = GenerateRequest { logprobs: Some(0), echo: true, ..request(Prompt::Tokens(vec![1, 2])) };
         let expected = json!({"prompt": [1, 2], "max_tokens": 9, "logprobs": 0, "echo": true});
         assert_eq!(body(&score, Dialect::Compatible).unwrap(), expected);

@@ -1,9 +1,11 @@
-//! Retries: exponential backoff with full jitter, the upstream's `Retry-After`, and the request's deadline.
+//! Retries: the next engine at once, or exponential backoff with full jitter, the upstream's `Retry-After`, and the
+//! request's deadline.
 //!
 //! See Brooker, "Exponential Backoff and Jitter" (2015), for why the whole wait is drawn and not only a part of it.
 
 use std::{
     future::Future,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,62 +15,86 @@ use hearth_domain::{
 };
 use rand::Rng;
 
-use super::{Retries, breaker::Permit, failure::Failure, metrics, upstream::Upstream};
+use super::{
+    Retries,
+    engine::{RemoteEngine, Visit},
+    failure::Failure,
+    metrics,
+    upstream::Upstream,
+};
 
 /// An upstream that asks for a longer wait than this is not retried.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
-/// Calls `attempt` until it succeeds, cannot succeed, or the deadline is too near. A success comes with the permit that
-/// the caller settles at the end.
+/// Calls `attempt` with one engine after the other until it succeeds, cannot succeed, or the deadline is too near. A
+/// success comes with the visit that the caller ends. `key` says which engine the request prefers.
+///
+/// Another engine may succeed where one failed: it is asked without a wait. The number of attempts has the same bound,
+/// because the request itself may be what makes engines fail. An engine that refused the connection has not seen the
+/// request, and does not count.
 pub(super) async fn with_retries<T, F>(
     upstream: &Upstream,
     upstream_model: &str,
+    key: Option<u64>,
     account: &Account,
     deadline: Option<Instant>,
-    mut attempt: impl FnMut() -> F,
-) -> Result<(T, Permit)>
+    mut attempt: impl FnMut(Arc<RemoteEngine>) -> F,
+) -> Result<(T, Visit)>
 where
     F: Future<Output = Result<T, Failure>>,
 {
-    let breaker = upstream.breaker(upstream_model);
+    let mut tried = vec![false; upstream.engines().len()];
     let mut earlier: Option<Error> = None;
-    for number in 0.. {
-        let permit = match breaker.admit() {
-            Ok(permit) => permit,
+    let mut number = 0;
+    loop {
+        let (index, visit) = match upstream.visit(upstream_model, key, &tried) {
+            Ok(begun) => begun,
             Err(wait) => return Err(earlier.unwrap_or_else(|| left_alone(upstream.name(), wait))),
         };
         account.count_attempt();
-        metrics::attempted(upstream.name());
+        metrics::attempted(visit.engine());
+        let attempt = attempt(visit.engine().clone());
         let outcome = match deadline {
-            Some(deadline) => match tokio::time::timeout_at(deadline.into(), attempt()).await {
+            Some(deadline) => match tokio::time::timeout_at(deadline.into(), attempt).await {
                 Ok(outcome) => outcome,
                 // The caller's deadline was short, which says nothing about the upstream.
                 Err(_elapsed) => return Err(out_of_time(upstream.name())),
             },
-            None => attempt().await,
+            None => attempt.await,
         };
         let failure = match outcome {
-            Ok(done) => return Ok((done, permit)),
+            Ok(done) => return Ok((done, visit)),
             Err(failure) => failure,
         };
+        let engine = visit.engine().clone();
         if failure.is_upstreams {
-            metrics::failed(upstream.name());
-            permit.failed();
+            visit.failed();
         } else {
-            permit.succeeded();
+            visit.succeeded();
         }
-        let Some(wait) = wait_before(number, &failure, upstream.retries(), deadline) else { return Err(failure.error) };
+        tried[index] = true;
+        let goes_on = failure.is_upstreams && upstream.has_another(upstream_model, &tried);
+        let wait = if goes_on && (failure.is_unreached || number < upstream.retries().max) {
+            Duration::ZERO
+        } else {
+            let Some(wait) = wait_before(number, &failure, upstream.retries(), deadline) else {
+                return Err(failure.error);
+            };
+            tried.fill(false);
+            wait
+        };
         tracing::debug!(
             upstream = upstream.name(),
+            engine = engine.name(),
             attempt = number + 1,
             wait_ms = wait.as_millis(),
             error = ?failure.error,
             "the upstream failed; it is asked again"
         );
+        number += u32::from(!(goes_on && failure.is_unreached));
         earlier = Some(failure.error);
         tokio::time::sleep(wait).await;
     }
-    unreachable!("the loop has no end of its own")
 }
 
 /// How long to wait before attempt `number + 1`; `None` means no retry.

@@ -14,10 +14,9 @@ use reqwest::{Response, header::CONTENT_TYPE};
 
 use super::{
     answer::{LAST_EVENT, Translator},
-    breaker::Permit,
+    engine::Visit,
     event_decoder::EventDecoder,
     failure::Failure,
-    metrics,
     upstream::Upstream,
 };
 use crate::providers::GenerateStream;
@@ -36,7 +35,7 @@ pub(super) struct HostedAnswer {
     /// Comes after those events.
     failure: Option<Failure>,
     is_over: bool,
-    permit: Option<Permit>,
+    visit: Option<Visit>,
 }
 
 impl HostedAnswer {
@@ -60,7 +59,7 @@ impl HostedAnswer {
             ready: VecDeque::new(),
             failure: None,
             is_over: false,
-            permit: None,
+            visit: None,
         };
         while answer.ready.is_empty() {
             match answer.failure.take() {
@@ -72,8 +71,8 @@ impl HostedAnswer {
     }
 
     /// The events; how they end is reported to the breaker.
-    pub(super) fn into_stream(mut self, permit: Permit) -> GenerateStream {
-        self.permit = Some(permit);
+    pub(super) fn into_stream(mut self, visit: Visit) -> GenerateStream {
+        self.visit = Some(visit);
         futures_util::stream::unfold(self, |mut answer| async move {
             let event = answer.next().await?;
             Some((event, answer))
@@ -85,21 +84,20 @@ impl HostedAnswer {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 if matches!(event, GenerateEvent::Done { .. })
-                    && let Some(permit) = self.permit.take()
+                    && let Some(visit) = self.visit.take()
                 {
-                    permit.succeeded();
+                    visit.succeeded();
                 }
                 return Some(Ok(event));
             }
             if let Some(failure) = self.failure.take() {
                 self.is_over = true;
                 self.response = None;
-                if let Some(permit) = self.permit.take() {
+                if let Some(visit) = self.visit.take() {
                     if failure.is_upstreams {
-                        metrics::failed(self.upstream.name());
-                        permit.failed();
+                        visit.failed();
                     } else {
-                        permit.succeeded();
+                        visit.succeeded();
                     }
                 }
                 return Some(Err(failure.error));

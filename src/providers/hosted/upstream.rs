@@ -1,7 +1,6 @@
-//! One upstream: its address, its key, its connection pool, and each model's breaker.
+//! One upstream: its engines, its key, and how it is talked to.
 
 use std::{
-    collections::HashMap,
     convert::Infallible,
     pin::Pin,
     sync::Arc,
@@ -9,21 +8,23 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Context as _;
 use bytes::Bytes;
+use hearth_domain::{Account, usage::ServedBy};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use parking_lot::Mutex;
+use rand::Rng;
 use reqwest::{
-    Client, Response,
-    header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue},
+    Response,
+    header::{CONTENT_TYPE, HeaderValue},
 };
 
-use super::{Dialect, Retries, Timeouts, UpstreamSettings, breaker::Breaker, failure::Failure, metrics};
-use hearth_domain::Account;
+use super::{
+    Affinity, Dialect, Retries, Timeouts, UpstreamSettings,
+    choice::choose,
+    engine::{RemoteEngine, Visit},
+    failure::Failure,
+    metrics, probe,
+};
 
-/// How long an idle connection is kept. Shorter than the usual timeout of servers and load balancers, so that no
-/// request meets a connection that is being closed.
-const POOL_IDLE: Duration = Duration::from_secs(30);
 /// The largest answer that is not a stream, in bytes: 2048 embeddings of 4096 numbers as text.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 /// How much of an error body is read.
@@ -32,8 +33,7 @@ const ERROR_BYTES_MAX: usize = 64 << 10;
 /// See the module's documentation.
 pub struct Upstream {
     settings: UpstreamSettings,
-    client: Client,
-    breakers: Mutex<HashMap<String, Arc<Breaker>>>,
+    engines: Vec<Arc<RemoteEngine>>,
 }
 
 impl std::fmt::Debug for Upstream {
@@ -46,40 +46,23 @@ impl Upstream {
     /// Sends nothing yet.
     ///
     /// # Errors
-    /// If a header or the certificates cannot be used.
+    /// If there is no engine, or a header or the certificates cannot be used.
     pub fn new(settings: UpstreamSettings) -> anyhow::Result<Arc<Self>> {
-        let mut headers = HeaderMap::new();
-        for (name, value) in &settings.headers {
-            let place = || format!("the header {name:?} of the upstream {}", settings.name);
-            let name = HeaderName::try_from(name).with_context(place)?;
-            headers.insert(name, HeaderValue::try_from(value).with_context(place)?);
+        anyhow::ensure!(!settings.engines.is_empty(), "the upstream {} has no engine", settings.name);
+        let engines = settings.engines.iter().map(|engine| RemoteEngine::new(engine.clone(), &settings).map(Arc::new));
+        Ok(Arc::new(Self { engines: engines.collect::<anyhow::Result<_>>()?, settings }))
+    }
+
+    /// Probes its engines from now on, if it has several. Must be called on the runtime.
+    pub fn watch(self: &Arc<Self>) {
+        if self.engines.len() > 1
+            && let Some(path) = &self.settings.probe.path
+        {
+            for engine in &self.engines {
+                let interval = self.settings.probe.interval;
+                tokio::spawn(probe::keep_asking(Arc::downgrade(engine), path.clone(), interval));
+            }
         }
-        if let Some(key) = &settings.api_key {
-            let mut value = HeaderValue::try_from(format!("Bearer {}", key.reveal()))
-                .map_err(|_| anyhow::anyhow!("the key of the upstream {} cannot stand in a header", settings.name))?;
-            value.set_sensitive(true);
-            headers.insert(AUTHORIZATION, value);
-        }
-        let mut builder = Client::builder()
-            .user_agent(concat!("hearth/", env!("CARGO_PKG_VERSION")))
-            .default_headers(headers)
-            .connect_timeout(settings.timeouts.connect)
-            .pool_idle_timeout(POOL_IDLE)
-            // A redirect would carry the text to an address that was not configured.
-            .redirect(reqwest::redirect::Policy::none())
-            // Only `retry.rs` decides what is retried.
-            .retry(reqwest::retry::never());
-        if settings.is_on_this_machine() {
-            builder = builder.no_proxy();
-        }
-        if let Some(path) = &settings.ca_file {
-            let place = || format!("the certificates {} of the upstream {}", path.display(), settings.name);
-            let pem = std::fs::read(path).with_context(place)?;
-            let certificates = reqwest::Certificate::from_pem_bundle(&pem).with_context(place)?;
-            builder = builder.tls_certs_merge(certificates);
-        }
-        let client = builder.build().with_context(|| format!("the upstream {}", settings.name))?;
-        Ok(Arc::new(Self { settings, client, breakers: Mutex::default() }))
     }
 
     pub fn name(&self) -> &str {
@@ -98,15 +81,56 @@ impl Upstream {
         self.settings.retries
     }
 
-    /// The breaker of one of its models, by the upstream's own name for it.
-    pub fn breaker(&self, upstream_model: &str) -> Arc<Breaker> {
-        let mut breakers = self.breakers.lock();
-        if let Some(breaker) = breakers.get(upstream_model) {
-            return breaker.clone();
+    pub(super) fn affinity(&self) -> Affinity {
+        if self.engines.len() > 1 { self.settings.affinity } else { Affinity::None }
+    }
+
+    pub fn num_engines(&self) -> usize {
+        self.engines.len()
+    }
+
+    pub(super) fn engines(&self) -> &[Arc<RemoteEngine>] {
+        &self.engines
+    }
+
+    /// Who serves, as receipts say it.
+    pub(super) fn served_by(&self, engine: Option<&RemoteEngine>) -> ServedBy {
+        let engine = engine.and_then(RemoteEngine::name).map(ToOwned::to_owned);
+        ServedBy::Upstream { name: self.settings.name.clone(), engine }
+    }
+
+    /// Whether a request for one of its models would be refused now, because every engine has failed several times.
+    pub fn is_left_alone(&self, upstream_model: &str) -> bool {
+        self.engines.iter().all(|engine| engine.breaker(upstream_model).is_open())
+    }
+
+    /// The engine that a request with this key goes to, other than those at which it has failed (`tried`, by position).
+    ///
+    /// # Errors
+    /// The time until one may take a request, if none does now.
+    pub(super) fn visit(
+        &self,
+        upstream_model: &str,
+        key: Option<u64>,
+        tried: &[bool],
+    ) -> Result<(usize, Visit), Duration> {
+        let standings: Vec<_> = self.engines.iter().map(|engine| engine.standing(upstream_model)).collect();
+        let mut excluded = tried.to_vec();
+        let mut shortest = Duration::MAX;
+        while let Some(index) = choose(&standings, key, |index| excluded[index], || rand::rng().random()) {
+            match Visit::begin(&self.engines[index], upstream_model) {
+                Ok(visit) => return Ok((index, visit)),
+                Err(wait) => shortest = shortest.min(wait),
+            }
+            excluded[index] = true;
         }
-        let breaker = Breaker::new(self.settings.breaker);
-        breakers.insert(upstream_model.to_owned(), breaker.clone());
-        breaker
+        Err(shortest)
+    }
+
+    /// Whether an engine other than those tried may take a request now.
+    pub(super) fn has_another(&self, upstream_model: &str, tried: &[bool]) -> bool {
+        let mut others = self.engines.iter().zip(tried).filter(|(_, tried)| !**tried);
+        others.any(|(engine, _)| engine.standing(upstream_model).is_well)
     }
 
     /// `text` without this upstream's key and without the values of its configured headers, which may hold keys as
@@ -122,13 +146,18 @@ impl Upstream {
         secrets.fold(text.to_owned(), |text, secret| text.replace(secret, "***"))
     }
 
-    /// Sends one request and waits for the head of a successful response.
-    pub(super) async fn send(&self, path: &str, body: Bytes, account: &Arc<Account>) -> Result<Response, Failure> {
-        let url = format!("{}/{path}", self.settings.base_url.as_str().trim_end_matches('/'));
-        let body = CountedBody { bytes: Some(body), account: account.clone(), upstream: self.settings.name.clone() };
-        let sending = self
-            .client
-            .post(url)
+    /// Sends one request to an engine and waits for the head of a successful response.
+    pub(super) async fn send(
+        &self,
+        engine: &Arc<RemoteEngine>,
+        path: &str,
+        body: Bytes,
+        account: &Arc<Account>,
+    ) -> Result<Response, Failure> {
+        let body = CountedBody { bytes: Some(body), account: account.clone(), engine: engine.clone() };
+        let sending = engine
+            .client()
+            .post(engine.url(path))
             .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
             .body(reqwest::Body::wrap(body))
             .send();
@@ -176,7 +205,7 @@ impl Upstream {
 struct CountedBody {
     bytes: Option<Bytes>,
     account: Arc<Account>,
-    upstream: String,
+    engine: Arc<RemoteEngine>,
 }
 
 impl HttpBody for CountedBody {
@@ -187,7 +216,7 @@ impl HttpBody for CountedBody {
         let Some(bytes) = self.bytes.take() else { return Poll::Ready(None) };
         let sent = bytes.len() as u64;
         self.account.add_bytes_out(sent);
-        metrics::sent(&self.upstream, sent);
+        metrics::sent(&self.engine, sent);
         Poll::Ready(Some(Ok(Frame::data(bytes))))
     }
 

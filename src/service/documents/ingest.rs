@@ -8,7 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::{
+    StreamExt,
+    future::{BoxFuture, FutureExt},
+    stream,
+};
 use hearth_domain::{
     Account, EmbedInput, EmbedInputType, EmbedRequest,
     documents::NewChunk,
@@ -33,7 +37,7 @@ use crate::{
 pub const AT_A_TIME: usize = 2;
 /// Chunks per request to the embedding model; progress is reported between requests.
 const CHUNKS_AT_A_TIME: usize = 64;
-/// How long to wait for room at a busy embedding model before the attempt fails.
+/// How long to wait for room at a busy embedding model, or for servers that share its work, before the attempt fails.
 const BUSY_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Reads documents.
@@ -42,6 +46,8 @@ pub struct Ingest {
     pub indexes: Arc<Indexes>,
     /// The embedding model, at background priority.
     pub embedder: Arc<dyn Embedder>,
+    /// How many requests to it one document may have in progress.
+    pub requests_at_once: usize,
     pub chunker: Arc<Chunker>,
     pub sandbox: Sandbox,
     pub limits: Limits,
@@ -88,7 +94,15 @@ impl Ingest {
         let begun = Instant::now();
         progress.report(&json!({"stage": "extracting"})).await;
         let (extracted, chunks) = self.extract(owner, &collection_id, &file_id).await?;
-        let vectors = self.embed(&extracted, &chunks, progress).await?;
+        let (store, of_whom) = (self.store.clone(), owner.to_owned());
+        let (collection, file) = (collection_id.clone(), file_id.clone());
+        // Read as late as possible: extracting takes minutes, and the collection may have changed meanwhile.
+        let is_local_only =
+            tokio::task::spawn_blocking(move || store.of(&of_whom).has_local_only(&collection, Some(&file)));
+        let is_local_only = is_local_only.await.map_err(|error| Failure::Passing(error.to_string()))?;
+        let is_local_only = is_local_only.map_err(not_found_or_passing)?;
+        let account = if is_local_only { &progress.account().kept_local() } else { progress.account() };
+        let vectors = self.embed(&extracted, &chunks, account, progress).await?;
         progress.report(&json!({"stage": "indexing"})).await;
         let chunks: Vec<NewChunk> =
             chunks.into_iter().zip(vectors).map(|(chunk, vector)| stored(&extracted, chunk, vector)).collect();
@@ -152,14 +166,27 @@ impl Ingest {
         &self,
         extracted: &Extracted,
         chunks: &[Chunk],
+        account: &Arc<Account>,
         progress: &Progress,
     ) -> Result<Vec<Vec<f32>>, Failure> {
+        let requests: Vec<BoxFuture<'_, _>> = chunks
+            .chunks(CHUNKS_AT_A_TIME)
+            .map(|some| {
+                async move {
+                    let text = |chunk: &Chunk| embedded_text(&heading(extracted, chunk), &chunk.text);
+                    embed_passages(&*self.embedder, some.iter().map(text).collect(), account).await
+                }
+                .boxed()
+            })
+            .collect();
+        let mut answers = stream::iter(requests).buffered(self.requests_at_once);
         let mut vectors = Vec::with_capacity(chunks.len());
-        for some in chunks.chunks(CHUNKS_AT_A_TIME) {
+        while vectors.len() < chunks.len() {
             progress.report(&json!({"stage": "embedding", "done": vectors.len(), "of": chunks.len()})).await;
-            let texts: Vec<String> =
-                some.iter().map(|chunk| embedded_text(&heading(extracted, chunk), &chunk.text)).collect();
-            vectors.extend(embed_passages(&*self.embedder, texts, progress.account()).await?);
+            match answers.next().await {
+                Some(some) => vectors.extend(some?),
+                None => break,
+            }
         }
         Ok(vectors)
     }
@@ -180,7 +207,8 @@ pub(super) fn embedded_text(heading: &str, text: &str) -> String {
     if heading.is_empty() { text.to_owned() } else { format!("{heading}\n{text}") }
 }
 
-/// The vectors of passages. Waits for room while interactive work takes it all.
+/// The vectors of passages. Waits for room while interactive work takes it all, and for servers that share the work and
+/// fail.
 pub(super) async fn embed_passages(
     embedder: &dyn Embedder,
     texts: Vec<String>,
@@ -200,7 +228,12 @@ pub(super) async fn embed_passages(
         match embedder.embed(request).await {
             Ok(answer) => return Ok(answer.embeddings),
             Err(error) => match error.kind() {
-                ErrorKind::Overloaded if begun.elapsed() < BUSY_PATIENCE => {
+                ErrorKind::Overloaded
+                | ErrorKind::UpstreamFailed
+                | ErrorKind::UpstreamTimeout
+                | ErrorKind::BreakerOpen
+                    if begun.elapsed() < BUSY_PATIENCE =>
+                {
                     tokio::time::sleep(error.retry_after().unwrap_or(Duration::from_secs(1))).await;
                 }
                 ErrorKind::Draining => return Err(Failure::Interrupted),

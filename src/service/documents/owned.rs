@@ -10,7 +10,7 @@ use std::{
 };
 
 use hearth_domain::{
-    Account,
+    Account, RoutingPolicy,
     documents::{Collection, Document, DocumentStatus, Page, PageRequest, StoredFile},
     error::{Error, ErrorKind, Result},
 };
@@ -41,7 +41,12 @@ impl OwnedDocuments {
     ) -> Result<T> {
         let this = self.clone();
         let quota = self.account.caller().limits.storage.or(self.documents.quota);
-        blocking(move || work(this.documents.store.of(this.owner()).within(quota), &this.documents.indexes)).await
+        let is_local_only = self.account.policy() == Some(RoutingPolicy::LocalOnly);
+        blocking(move || {
+            let own = this.documents.store.of(this.owner()).within(quota).kept_local(is_local_only);
+            work(own, &this.documents.indexes)
+        })
+        .await
     }
 
     // --- collections ---
@@ -466,6 +471,7 @@ mod tests {
             is_recorded: false,
             cache_use: hearth_domain::CacheUse::default(),
             is_local_only: false,
+            session: None,
         };
         Account::open(Arc::new(NoSink), opening)
     }

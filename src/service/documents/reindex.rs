@@ -65,10 +65,11 @@ impl Reindex {
         loop {
             let (of_whom, collection_id, identity) = (owner.clone(), id.clone(), embedding.clone());
             let next = move |store: &Store| {
-                store.of(&of_whom).collection(&collection_id)?;
-                store.chunks_to_reembed(&collection_id, &identity, CHUNKS_AT_A_TIME)
+                let is_local_only = store.of(&of_whom).has_local_only(&collection_id, None)?;
+                let (chunks, left) = store.chunks_to_reembed(&collection_id, &identity, CHUNKS_AT_A_TIME)?;
+                Ok((is_local_only, chunks, left))
             };
-            let (chunks, left) = self.store(next).await?;
+            let (is_local_only, chunks, left) = self.store(next).await?;
             progress.report(&json!({"stage": "embedding", "left": left})).await;
             if chunks.is_empty() {
                 // Chunks that were added meanwhile, which cannot be of this model, make the swap fail: they are
@@ -86,7 +87,8 @@ impl Reindex {
                 continue;
             }
             let texts = chunks.iter().map(|chunk| embedded_text(&chunk.heading, &chunk.text)).collect();
-            let vectors = embed_passages(&*self.embedder, texts, progress.account()).await?;
+            let account = if is_local_only { &progress.account().kept_local() } else { progress.account() };
+            let vectors = embed_passages(&*self.embedder, texts, account).await?;
             let made = chunks.iter().map(|chunk| chunk.id).zip(vectors).collect();
             let identity = embedding.clone();
             self.store(move |store| store.keep_reembedded(&identity, made)).await?;

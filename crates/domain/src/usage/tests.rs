@@ -30,6 +30,7 @@ fn open(usage_sink: &Arc<Recorded>) -> Arc<Account> {
         cache_use: CacheUse::default(),
         is_recorded: true,
         is_local_only: false,
+        session: None,
     };
     Account::open(usage_sink.clone(), context)
 }

@@ -30,6 +30,7 @@ fn account_with(caller: &str, cache_use: CacheUse) -> Arc<Account> {
         is_recorded: true,
         cache_use,
         is_local_only: false,
+        session: None,
     };
     Account::open(Arc::new(NoSink), context)
 }

@@ -19,6 +19,7 @@ fn account(caller: Caller, policy: Option<RoutingPolicy>) -> Arc<Account> {
         is_recorded: false,
         cache_use: hearth_domain::CacheUse::default(),
         is_local_only: false,
+        session: None,
     };
     Account::open(Arc::new(NoSink), opening)
 }
@@ -49,6 +50,7 @@ fn changed(request: &GenerateRequest) -> Vec<(&'static str, GenerateRequest)> {
         return_token_ids,
         constraint: _,
         deadline: _,
+        session: _,
     } = request.clone();
     let SamplingParams {
         temperature,
@@ -177,6 +179,7 @@ fn any_request() -> impl Strategy<Value = GenerateRequest> {
                 return_token_ids: flags.3,
                 constraint: None,
                 deadline: None,
+                session: None,
             }
         },
     )
@@ -200,6 +203,7 @@ proptest! {
             // Another request of the same caller.
             account: account(caller(&request.account.caller().id), None),
             deadline: Some(Instant::now()),
+            session: Some("s".to_owned()),
             ..request.clone()
         };
         prop_assert_eq!(generation_key(&info(), &request), generation_key(&info(), &again));
@@ -235,11 +239,11 @@ fn another_model_of_the_same_name_has_another_key() {
     ];
     let mut seen = HashSet::from([key(&usual)]);
     assert!(others.iter().all(|other| seen.insert(key(other))));
+    assert_eq!(key(&ModelInfo { created: 1, ..usual.clone() }), key(&usual), "a copy of its file");
 }
 
 #[test]
 fn a_vector_depends_on_all_that_is_asked_of_it() {
-    assert_eq!(key(&ModelInfo { created: 1, ..usual.clone() }), key(&usual), "a copy of its file");
     let (own, strange) = (account(caller("a"), None), account(caller("b"), None));
     let (model, other_model) = (info(), ModelInfo { size_bytes: 9, ..info() });
     let identity = EmbeddingIdentity { name: "e".into(), dimensions: 8 };
