@@ -166,7 +166,9 @@ def main():
         cached, first, seconds = (statistics.median(run[key] for run in of) for key in ("cached", "first_token_ms", "seconds"))
         print(f"{affinity:>7}: {cached:.1%} of the prompts' tokens cached, first token after {first:.0f} ms, all in {seconds:.1f} s")
     if options.out:
-        options.out.write_text(json.dumps({"options": {k: str(v) for k, v in vars(options).items()}, "runs": runs}, indent=1))
+        counts = ("engines", "prompts", "conversations", "turns", "clients", "rounds")
+        said = {"model": options.model.name} | {name: getattr(options, name) for name in counts}
+        options.out.write_text(json.dumps({"options": said, "runs": runs}, indent=1))
 
 
 if __name__ == "__main__":

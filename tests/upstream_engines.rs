@@ -32,7 +32,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     api::Api,
-    running_server::Running,
+    running_server::{Running, hearth},
     scripted_server::{ListeningServer, ScriptedServer},
     scripted_upstream::{Act, ScriptedUpstream, answer, error, good, packets, settings, word},
 };
@@ -391,4 +391,28 @@ async fn documents_are_embedded_by_other_servers_unless_they_must_stay_here() {
     read("closed", "house", json!({"local_only": "true"}), "local-first").await;
     read("of a request", "tower", json!({}), "local-only").await;
     assert_eq!([tokens(&engines[0]).await, tokens(&engines[1]).await], used, "they stayed here");
+}
+
+#[test]
+fn the_doctor_asks_every_engine() {
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let _inside = runtime.enter();
+    let server = ScriptedServer::hello();
+    let well = server.listen();
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let config = folder.path().join("hearth.toml");
+    let (address, nobody) = (well.address, nowhere());
+    let text = format!(
+        "[[upstream]]\nname = \"pool\"\nkind = \"hearth\"\nmodels = [\"tiny\", \"absent\"]\n\
+         engines = [\"http://{address}/v1\", {{ base_url = \"{nobody}\", name = \"gone\" }}]\n"
+    );
+    std::fs::write(&config, text).expect("a writable directory");
+    let mut command = hearth();
+    let doctor = command.arg("doctor").arg("--config").arg(&config).arg("--models-dir").arg(folder.path());
+    let output = doctor.output().expect("the binary runs");
+    let said = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(said.contains("pool, engine 1: lists 2 models in ") && said.contains("not absent"), "{said}");
+    assert!(said.contains("problem          upstream: pool, engine gone: "), "{said}");
+    assert!(!said.contains("models:"), "a server with upstreams needs no model of its own: {said}");
+    assert_eq!(output.status.code(), Some(1));
 }

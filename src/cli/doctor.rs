@@ -1,13 +1,13 @@
 //! `hearth doctor`: what the machine is, what would run on it and how, and what is wrong.
 //!
-//! It loads what `hearth serve` would load with the same settings, reports how much memory that takes, and exits with
-//! status 1 if something would not work. With `--health` it asks a running server instead, as a container's health
+//! It loads what `hearth serve` would load with the same settings, reports how much memory that takes, asks the
+//! configured upstreams for their models, and exits with status 1 if something would not work. With `--health` it asks a running server instead, as a container's health
 //! check does where there is no curl.
 
 use std::{fmt::Display, io::Write, time::Duration};
 
 use anyhow::{Context, bail, ensure};
-use hearth_domain::error::sentence;
+use hearth_domain::{RoutingPolicy, error::sentence};
 use hearth_kernels::{
     device::{cpu_features, open_device, set_threads, threads},
     kv::KvType,
@@ -15,8 +15,12 @@ use hearth_kernels::{
 
 use crate::{
     app,
-    config::{Config, Settings},
-    providers::{ChatModel, Embedder, local::LocalChat},
+    config::{Config, Settings, UpstreamConfig},
+    providers::{
+        ChatModel, Embedder,
+        hosted::{Inspection, Upstream},
+        local::LocalChat,
+    },
     telemetry,
 };
 
@@ -49,6 +53,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     telemetry::init_logs(&config.log_filter, config.log_format)?;
     examine(&config, &mut report);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(examine_upstreams(&config, &mut report));
     report.finish()
 }
 
@@ -114,9 +120,50 @@ fn examine(config: &Config, report: &mut Report) {
                 ),
             );
         }
-        Ok(None) if chat => report.fact("embedding model", "none"),
+        Ok(None) if chat || !config.upstreams.is_empty() => report.fact("embedding model", "none"),
         Ok(None) => report.problem("models", app::no_chat_model(config)),
         Err(error) => report.problem("embedding model", sentence(&error)),
+    }
+}
+
+/// Asks the engines of every upstream for their models.
+async fn examine_upstreams(config: &Config, report: &mut Report) {
+    for UpstreamConfig { settings, models } in &config.upstreams {
+        let name = &settings.name;
+        if config.policy == RoutingPolicy::LocalOnly {
+            report.fact("upstream", format!("{name}: not asked, since the policy is local-only"));
+            continue;
+        }
+        let upstream = match Upstream::new(settings.clone()) {
+            Ok(upstream) => upstream,
+            Err(error) => {
+                report.problem("upstream", sentence(&error));
+                continue;
+            }
+        };
+        for Inspection { engine, found } in upstream.inspect().await {
+            let place = engine.map_or_else(|| name.clone(), |engine| format!("{name}, engine {engine}"));
+            match found {
+                Ok((listed, took)) => {
+                    // Some servers take names that they do not list.
+                    let missing: Vec<&str> = models
+                        .values()
+                        .map(|model| model.upstream_model.as_str())
+                        .filter(|model| !listed.iter().any(|listed| listed == model))
+                        .collect();
+                    let missing = match missing.as_slice() {
+                        [] => "all that are configured".to_owned(),
+                        missing => format!("not {}", missing.join(", ")),
+                    };
+                    let milliseconds = took.as_millis();
+                    report.fact(
+                        "upstream",
+                        format!("{place}: lists {} models in {milliseconds} ms, {missing}", listed.len()),
+                    );
+                }
+                Err(reason) => report.problem("upstream", format!("{place}: {reason}")),
+            }
+        }
     }
 }
 

@@ -20,6 +20,7 @@ mod embedder;
 mod engine;
 pub mod event_decoder;
 mod failure;
+mod inspection;
 mod metrics;
 mod probe;
 mod request;
@@ -32,7 +33,7 @@ mod upstream;
 use std::{path::PathBuf, time::Duration};
 
 pub use self::{
-    affinity::Affinity, chat::HostedChat, dialect::Dialect, embedder::HostedEmbedder,
+    affinity::Affinity, chat::HostedChat, dialect::Dialect, embedder::HostedEmbedder, inspection::Inspection,
     metrics::describe as describe_metrics, probe::ProbeSettings, reranker::HostedReranker, upstream::Upstream,
 };
 use hearth_domain::{ModelInfo, ModelKind};
