@@ -107,7 +107,7 @@ async fn what_one_engine_fails_at_another_does_at_once() {
             }
         }
         assert!(well.requests().len() + ill.requests().len() <= 3, "each is asked once, or the well one twice");
-        assert!(began.elapsed() < Duration::from_secs(60), "nobody waits for the hour");
+        assert!(began.elapsed() < Duration::from_secs(60), "no request waits for the hour");
     }
 }
 
@@ -222,7 +222,7 @@ async fn an_engine_with_another_embedding_model_is_not_used() {
         };
         let account = request.account.clone();
         vectors.extend(embedder.embed(request).await.unwrap().embeddings);
-        assert_eq!(account.receipt().prompt_tokens(), 3, "the comparison is nobody's request");
+        assert_eq!(account.receipt().prompt_tokens(), 3, "the comparison is not charged to the caller");
     }
     assert!(vectors.windows(2).all(|pair| pair[0] == pair[1]), "{vectors:?}");
     let asked = engines.each_ref().map(|engine| engine.requests().len());
@@ -401,10 +401,10 @@ fn the_doctor_asks_every_engine() {
     let well = server.listen();
     let folder = tempfile::tempdir().expect("a temporary directory");
     let config = folder.path().join("hearth.toml");
-    let (address, nobody) = (well.address, nowhere());
+    let (address, closed) = (well.address, nowhere());
     let text = format!(
         "[[upstream]]\nname = \"pool\"\nkind = \"hearth\"\nmodels = [\"tiny\", \"absent\"]\n\
-         engines = [\"http://{address}/v1\", {{ base_url = \"{nobody}\", name = \"gone\" }}]\n"
+         engines = [\"http://{address}/v1\", {{ base_url = \"{closed}\", name = \"gone\" }}]\n"
     );
     std::fs::write(&config, text).expect("a writable directory");
     let mut command = hearth();

@@ -1,26 +1,26 @@
 //! A chat model with several candidates: the first one that can serve does.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use futures_util::{FutureExt, StreamExt, future::BoxFuture, stream};
 use hearth_domain::{Account, GenerateRequest, ModelInfo, error::Result, quote::Quote};
 
-use super::{Candidate, ChatModel, Policies, Search, give_up};
+use super::{Candidate, ChatModel, Policies, Search, description::Description, give_up};
 use crate::providers::{GenerateStream, PromptTokenizer};
 
 /// See the module's documentation.
 pub struct FallbackChat {
     candidates: Vec<Candidate<dyn ChatModel>>,
     policies: Policies,
-    /// The name that callers use, and the model's description until the local model is loaded.
-    before: ModelInfo,
-    /// The local model's own description, under that name.
-    known: OnceLock<ModelInfo>,
+    description: Description,
 }
 
 impl std::fmt::Debug for FallbackChat {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FallbackChat").field("name", &self.before.id).field("candidates", &self.candidates).finish()
+        f.debug_struct("FallbackChat")
+            .field("name", &self.description.name())
+            .field("candidates", &self.candidates)
+            .finish()
     }
 }
 
@@ -31,8 +31,8 @@ impl FallbackChat {
     /// If there is neither a hosted candidate nor a loaded local one: the model could not be described.
     pub fn new(name: &str, candidates: Vec<Candidate<dyn ChatModel>>, policies: Policies) -> Self {
         let described = candidates.iter().find_map(Candidate::model).expect("a candidate that exists");
-        let before = ModelInfo { id: name.to_owned(), ..described.info().clone() };
-        Self { candidates, policies, before, known: OnceLock::new() }
+        let description = Description::new(name, described.info());
+        Self { candidates, policies, description }
     }
 
     fn local(&self) -> Option<Arc<dyn ChatModel>> {
@@ -85,13 +85,7 @@ fn begun(
 
 impl ChatModel for FallbackChat {
     fn info(&self) -> &ModelInfo {
-        if let Some(known) = self.known.get() {
-            return known;
-        }
-        match self.local() {
-            Some(local) => self.known.get_or_init(|| ModelInfo { id: self.before.id.clone(), ..local.info().clone() }),
-            None => &self.before,
-        }
+        self.description.info(self.local().as_ref().map(|local| local.info()))
     }
 
     fn parameters_for(&self, account: &Account) -> u64 {

@@ -15,15 +15,14 @@ use hearth_domain::{
 };
 use tokio::sync::Mutex;
 
-use super::{Candidate, Embedder, LocalSlot, Policies, Search, Side, give_up};
+use super::{Candidate, Embedder, LocalSlot, Policies, Search, Side, description::Description, give_up};
 use crate::providers::comparison::{INPUT_TYPES, PROBE, Verdict, compare, position_of};
 
 /// See the module's documentation.
 pub struct FallbackEmbedder {
     candidates: Vec<Candidate<dyn Embedder>>,
     policies: Policies,
-    before: ModelInfo,
-    known: OnceLock<ModelInfo>,
+    description: Description,
     /// The local model's vectors of the probe, by input type.
     probes: OnceLock<[Vec<f32>; 3]>,
     /// Keyed by the hosted candidate's name.
@@ -32,7 +31,10 @@ pub struct FallbackEmbedder {
 
 impl std::fmt::Debug for FallbackEmbedder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FallbackEmbedder").field("name", &self.before.id).field("candidates", &self.candidates).finish()
+        f.debug_struct("FallbackEmbedder")
+            .field("name", &self.description.name())
+            .field("candidates", &self.candidates)
+            .finish()
     }
 }
 
@@ -43,15 +45,8 @@ impl FallbackEmbedder {
     /// If there is neither a hosted candidate nor a loaded local one: the model could not be described.
     pub fn new(name: &str, candidates: Vec<Candidate<dyn Embedder>>, policies: Policies) -> Self {
         let described = candidates.iter().find_map(Candidate::model).expect("a candidate that exists");
-        let before = ModelInfo { id: name.to_owned(), ..described.info().clone() };
-        Self {
-            candidates,
-            policies,
-            before,
-            known: OnceLock::new(),
-            probes: OnceLock::new(),
-            verdicts: Mutex::default(),
-        }
+        let description = Description::new(name, described.info());
+        Self { candidates, policies, description, probes: OnceLock::new(), verdicts: Mutex::default() }
     }
 
     fn place(&self) -> Option<&Arc<LocalSlot<dyn Embedder>>> {
@@ -155,13 +150,7 @@ async fn embed_probe(
 
 impl Embedder for FallbackEmbedder {
     fn info(&self) -> &ModelInfo {
-        if let Some(known) = self.known.get() {
-            return known;
-        }
-        match self.local() {
-            Some(local) => self.known.get_or_init(|| ModelInfo { id: self.before.id.clone(), ..local.info().clone() }),
-            None => &self.before,
-        }
+        self.description.info(self.local().map(|local| local.info()))
     }
 
     /// The local model's identity, or a hosted one's if there is no local model.

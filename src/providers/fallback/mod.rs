@@ -9,6 +9,7 @@
 //! What a hosted candidate does to reach its upstream (timeouts, retries, breaker) is left to `providers/hosted`.
 
 mod chat;
+mod description;
 mod embedder;
 mod local_slot;
 mod reranker;

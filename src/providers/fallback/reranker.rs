@@ -3,25 +3,26 @@
 //! Unlike vectors, relevances of one answer are never compared with those of another, so candidates need not be the
 //! same model.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use futures_util::{FutureExt, future::BoxFuture};
 use hearth_domain::{ModelInfo, RerankRequest, RerankResponse, error::Result};
 
-use super::{Candidate, Policies, Reranker, Search, give_up};
+use super::{Candidate, Policies, Reranker, Search, description::Description, give_up};
 
 /// See the module's documentation.
 pub struct FallbackReranker {
     candidates: Vec<Candidate<dyn Reranker>>,
     policies: Policies,
-    before: ModelInfo,
-    /// The local model's own description, under the name that callers use.
-    known: OnceLock<ModelInfo>,
+    description: Description,
 }
 
 impl std::fmt::Debug for FallbackReranker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FallbackReranker").field("name", &self.before.id).field("candidates", &self.candidates).finish()
+        f.debug_struct("FallbackReranker")
+            .field("name", &self.description.name())
+            .field("candidates", &self.candidates)
+            .finish()
     }
 }
 
@@ -32,8 +33,8 @@ impl FallbackReranker {
     /// If there is neither a hosted candidate nor a loaded local one: the model could not be described.
     pub fn new(name: &str, candidates: Vec<Candidate<dyn Reranker>>, policies: Policies) -> Self {
         let described = candidates.iter().find_map(Candidate::model).expect("a candidate that exists");
-        let before = ModelInfo { id: name.to_owned(), ..described.info().clone() };
-        Self { candidates, policies, before, known: OnceLock::new() }
+        let description = Description::new(name, described.info());
+        Self { candidates, policies, description }
     }
 
     fn local(&self) -> Option<Arc<dyn Reranker>> {
@@ -43,13 +44,7 @@ impl FallbackReranker {
 
 impl Reranker for FallbackReranker {
     fn info(&self) -> &ModelInfo {
-        if let Some(known) = self.known.get() {
-            return known;
-        }
-        match self.local() {
-            Some(local) => self.known.get_or_init(|| ModelInfo { id: self.before.id.clone(), ..local.info().clone() }),
-            None => &self.before,
-        }
+        self.description.info(self.local().as_ref().map(|local| local.info()))
     }
 
     fn rerank(&self, request: RerankRequest) -> BoxFuture<'_, Result<RerankResponse>> {

@@ -104,7 +104,7 @@ impl io::Write for Prefix<'_> {
         let taken = bytes.len().min(self.left);
         self.hash.update(&bytes[..taken]);
         self.left -= taken;
-        // Zero bytes written is an error to whoever writes them all.
+        // To `write_all`, zero bytes written is an error.
         Ok(taken)
     }
 
