@@ -16,45 +16,16 @@ import json
 import pathlib
 import queue
 import random
-import socket
 import statistics
-import subprocess
 import tempfile
 import threading
 import time
 
+from peers.server import serving
+
 AFFINITIES = ("none", "prefix")
 WORDS = ("harbour signal copper winter ledger bridge garden engine paper window river market station lantern forest "
          "kettle summit valley anchor mirror thread saddle orchard").split()
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@contextlib.contextmanager
-def server(hearth, folder, *arguments):
-    port = free_port()
-    command = [hearth, "serve", "--port", str(port), "--data-dir", folder, *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    try:
-        for _ in range(600):
-            with contextlib.suppress(OSError):
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-                connection.request("GET", "/health/ready")
-                if connection.getresponse().status == 200:
-                    break
-            if process.poll() is not None:
-                raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-            time.sleep(0.1)
-        else:
-            raise SystemExit(f"{hearth} was not ready within a minute")
-        yield port
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def text(rng, words):
@@ -97,15 +68,15 @@ def measure(options, affinity, seed):
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         engine = ("-m", str(options.model), "--ctx-size", "2048", "--parallel", "4", "--threads", "1")
-        ports = [stack.enter_context(server(options.hearth, str(folder / f"engine{number}"), *engine))
+        ports = [stack.enter_context(serving(options.hearth, "--data-dir", folder / f"engine{number}", *engine))
                  for number in range(options.engines)]
         config = folder / "hearth.toml"
         name = options.model.stem
         engines = ", ".join(f'"http://127.0.0.1:{port}/v1"' for port in ports)
         config.write_text(f'[[upstream]]\nname = "pool"\nkind = "hearth"\naffinity = "{affinity}"\nengines = [{engines}]\n'
                           f'[upstream.models]\npooled = "{name}"\n')
-        front = stack.enter_context(server(options.hearth, str(folder / "front"), "--config", str(config), "--models-dir",
-                                           str(folder), "--policy", "hosted-only"))
+        front = stack.enter_context(serving(options.hearth, "--data-dir", folder / "front", "--config", config,
+                                            "--models-dir", folder, "--policy", "hosted-only"))
         turns, locks, results = queue.Queue(), [threading.Lock() for _ in conversations], []
         for number in order:
             turns.put(number)

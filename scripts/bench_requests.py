@@ -12,11 +12,11 @@ import contextlib
 import http.client
 import json
 import pathlib
-import socket
 import statistics
-import subprocess
 import tempfile
 import time
+
+from peers.server import serving
 
 PROMPT = "The quick brown fox jumps over the lazy dog. " * 4
 
@@ -33,29 +33,11 @@ def requests(model):
 
 @contextlib.contextmanager
 def server(build, model):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        command = [build, "serve", "-m", model, "--port", str(port), "--data-dir", folder, "--api-key", "key",
-                   "--rpm", "10000000"]
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        try:
-            for _ in range(600):
-                with contextlib.suppress(OSError):
-                    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-                    connection.request("GET", "/health/ready")
-                    if connection.getresponse().status == 200:
-                        break
-                if process.poll() is not None:
-                    raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-                time.sleep(0.1)
-            else:
-                raise SystemExit(f"{build} was not ready within a minute")
-            yield http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        finally:
-            process.terminate()
-            process.wait()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serving(build, "-m", model, "--data-dir", folder, "--api-key", "key", "--rpm", "10000000") as port,
+    ):
+        yield http.client.HTTPConnection("127.0.0.1", port, timeout=60)
 
 
 def ask(connection, method, path, body):

@@ -1,8 +1,8 @@
 //! `hearth doctor`: what the machine is, what would run on it and how, and what is wrong.
 //!
 //! It loads what `hearth serve` would load with the same settings, reports how much memory that takes, asks the
-//! configured upstreams for their models, and exits with status 1 if something would not work. With `--health` it asks a running server instead, as a container's health
-//! check does where there is no curl.
+//! configured upstreams for their models, and exits with status 1 if something would not work. With `--health` it asks
+//! a running server instead, as a container's health check does where there is no curl.
 
 use std::{fmt::Display, io::Write, time::Duration};
 
