@@ -60,6 +60,17 @@ struct SegmentRows {
 }
 
 impl SegmentRows {
+    /// From the next block of 32 columns on.
+    #[inline(always)]
+    const fn after_block(self) -> Self {
+        Self {
+            quants: self.quants.wrapping_add(32),
+            scales: self.scales.wrapping_add(1),
+            sums: self.sums.wrapping_add(1),
+            scaled_sums: self.scaled_sums.wrapping_add(1),
+        }
+    }
+
     /// Columns `4 * group..4 * group + 4` of row `m` in every lane.
     ///
     /// # Safety
@@ -474,6 +485,12 @@ impl BlockOf32 for Q80 {
     }
 }
 
+/// Adds products of a type's quants, as [`BlockOf32::quants`] gives them, to their sum.
+#[inline(always)]
+fn multiply<L: Lanes, T: BlockOf32>(lanes: L, sum: L::I, quants: L::I, x: L::I) -> L::I {
+    if T::IS_FULL { lanes.dot_offset_bytes(sum, quants, x) } else { lanes.multiply_bytes(sum, quants, x) }
+}
+
 /// The types with blocks of 32 columns.
 ///
 /// # Safety
@@ -485,51 +502,65 @@ unsafe fn blocks_of_32<L: Lanes, T: BlockOf32, const M: usize>(
     blocks: usize,
     x: Activations<'_>,
 ) -> [L::F; M] {
+    // The quants' offset is then taken away at the beginning, which needs no operation of its own.
+    let is_plain = T::IS_FULL || L::most_products(31) == usize::MAX;
+    // Many rows are chains enough for the multipliers, and one sum for each needs no adding up.
+    let is_one_sum = is_plain && M > 4;
     let mut out = [lanes.splat_f(0.0); M];
-    for block in 0..blocks {
-        let (x, at) = (x.segment(block / 8), block % 8);
-        // SAFETY: the blocks, their words, and the rows of `x` are there.
-        unsafe {
-            let block = row.block(block);
-            fetch_ahead(block, 0..T::WORDS);
-            let (d, minimum) = if T::offset::<L>().is_none() {
-                let head = block.at(lanes, 0);
-                (lanes.low_half_as_float(head), lanes.low_half_as_float(lanes.shift_right::<16>(head)))
-            } else {
-                (block.lone_half(lanes, 0), lanes.splat_f(0.0))
-            };
-            // Four products of five bits each: no set must end the sums before.
-            let (mut first, mut second) = ([lanes.splat_i(0); M], [lanes.splat_i(0); M]);
-            let mut j = 0;
-            while j < 4 {
-                let [low, high] = T::quants(lanes, block, j);
-                for m in 0..M {
-                    let (a, b) = (x.four(lanes, m, 8 * at + j), x.four(lanes, m, 8 * at + 4 + j));
-                    if T::IS_FULL {
-                        first[m] = lanes.dot_offset_bytes(first[m], low, a);
-                        second[m] = lanes.dot_offset_bytes(second[m], high, b);
-                    } else {
-                        first[m] = lanes.multiply_bytes(first[m], low, a);
-                        second[m] = lanes.multiply_bytes(second[m], high, b);
+    for segment in 0..blocks.div_ceil(8) {
+        let mut x = x.segment(segment);
+        for block in 8 * segment..blocks.min(8 * segment + 8) {
+            // SAFETY: the blocks, their words, and the rows of `x` are there.
+            unsafe {
+                let block = row.block(block);
+                fetch_ahead(block, 0..T::WORDS);
+                let (d, minimum) = if T::offset::<L>().is_none() {
+                    let head = block.at(lanes, 0);
+                    (lanes.low_half_as_float(head), lanes.low_half_as_float(lanes.shift_right::<16>(head)))
+                } else {
+                    (block.lone_half(lanes, 0), lanes.splat_f(0.0))
+                };
+                let mut first = [lanes.splat_i(0); M];
+                if is_plain && let Some(offset) = T::offset::<L>() {
+                    for m in 0..M {
+                        // At most 32 * 128, times at most 128.
+                        first[m] = lanes.splat_i(-offset * *x.sums.add(BLOCK_SUMS * m));
                     }
                 }
-                j += 1;
-            }
-            for m in 0..M {
-                let scale = *x.scales.add(8 * m + at);
-                let mut total = if T::IS_FULL {
-                    lanes.add_i(first[m], second[m])
-                } else {
-                    lanes.add_products(lanes.add_products(lanes.splat_i(0), first[m]), second[m])
-                };
-                if let Some(offset) = T::offset::<L>() {
-                    // At most 32 * 128, times at most 128.
-                    total = lanes.sub_i(total, lanes.splat_i(offset * *x.sums.add(BLOCK_SUMS * m + at)));
+                // Four products of five bits each: no set must end the sums before.
+                let mut second = [lanes.splat_i(0); M];
+                let mut j = 0;
+                while j < 4 {
+                    let [low, high] = T::quants(lanes, block, j);
+                    for m in 0..M {
+                        let (a, b) = (x.four(lanes, m, j), x.four(lanes, m, 4 + j));
+                        first[m] = multiply::<L, T>(lanes, first[m], low, a);
+                        if is_one_sum {
+                            first[m] = multiply::<L, T>(lanes, first[m], high, b);
+                        } else {
+                            second[m] = multiply::<L, T>(lanes, second[m], high, b);
+                        }
+                    }
+                    j += 1;
                 }
-                out[m] = lanes.fma(lanes.to_floats(total), lanes.mul(d, lanes.splat_f(scale)), out[m]);
-                if T::offset::<L>().is_none() {
-                    out[m] = lanes.fma(minimum, lanes.splat_f(*x.scaled_sums.add(8 * m + at)), out[m]);
+                for m in 0..M {
+                    let scale = *x.scales.add(8 * m);
+                    let mut total = if is_one_sum {
+                        first[m]
+                    } else if is_plain {
+                        lanes.add_i(first[m], second[m])
+                    } else {
+                        lanes.add_products(lanes.add_products(lanes.splat_i(0), first[m]), second[m])
+                    };
+                    if !is_plain && let Some(offset) = T::offset::<L>() {
+                        total = lanes.sub_i(total, lanes.splat_i(offset * *x.sums.add(BLOCK_SUMS * m)));
+                    }
+                    out[m] = lanes.fma(lanes.to_floats(total), lanes.mul(d, lanes.splat_f(scale)), out[m]);
+                    if T::offset::<L>().is_none() {
+                        out[m] = lanes.fma(minimum, lanes.splat_f(*x.scaled_sums.add(8 * m)), out[m]);
+                    }
                 }
+                x = x.after_block();
             }
         }
     }

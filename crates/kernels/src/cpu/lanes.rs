@@ -90,7 +90,8 @@ pub trait Lanes: Copy {
     /// bytes are above -128, and unsigned ones and the number of additions are within [`Lanes::most_products`]. A sum
     /// begins as zero; [`Lanes::add_products`] and [`Lanes::add_scaled`] end it.
     fn multiply_bytes(self, products: Self::I, unsigned: Self::I, signed: Self::I) -> Self::I;
-    /// How often bytes of at most `largest`, below 128, can be multiplied until their sum must be ended.
+    /// How often bytes of at most `largest`, below 128, can be multiplied until their sum must be ended; `usize::MAX` where a sum of
+    /// products is an integer in every lane from the beginning, to which others can be added.
     fn most_products(largest: usize) -> usize;
     /// `total` and the sums of products.
     fn add_products(self, total: Self::I, products: Self::I) -> Self::I;
