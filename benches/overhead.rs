@@ -45,7 +45,7 @@ fn with_all() -> ScriptedServer {
     };
     let limits = LimitSettings { caller, ..LimitSettings::default() };
     ScriptedServer::with_books(ScriptedChat::saying("tiny", "A"), callers, |store, ledger| {
-        let limits = Limits::open(limits, store, Now::since(Instant::now())).expect("a new ledger");
+        let limits = Limits::open(limits, &**store, Now::since(Instant::now())).expect("a new ledger");
         let prices = Prices::default().with_compute_hour("scripted", 1_000_000);
         Arc::new(Metering::new(Arc::new(prices), ledger.clone(), limits))
     })

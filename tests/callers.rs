@@ -4,7 +4,6 @@ use std::{
     io::{BufRead, BufReader},
     path::Path,
     process::{Output, Stdio},
-    sync::Arc,
 };
 
 use axum::http::StatusCode;
@@ -248,7 +247,7 @@ async fn work_that_goes_on_has_the_rights_of_the_best_key_that_holds() {
     make(directory, "carol", &Rights { local_only: true, ..rights(&[]) });
     make(directory, "carol", &rights(&Scope::ALL));
     KeyTable::open(directory).unwrap().revoke(&bob.id).unwrap();
-    let callers = Callers::new(Arc::new(Store::open(directory).unwrap()));
+    let callers = Callers::new(Store::open(directory).unwrap());
     let alice = callers.of_id("alice").await;
     assert_eq!(alice.scopes, [Scope::Chat, Scope::Embed].into());
     assert_eq!((alice.limits.requests_per_minute, alice.policy), (Some(7), Some(RoutingPolicy::LocalFirst)));

@@ -145,9 +145,9 @@ impl House {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rows_are_the_requests_and_sums_are_the_rows() {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let store = Arc::new(Store::open(directory.path()).expect("a new store"));
+    let store = Store::open(directory.path()).expect("a new store");
     let ledger = Ledger::open(store.clone()).expect("a new ledger");
-    let limits = Limits::open(LimitSettings::default(), &store, Now::since(Instant::now())).expect("no limits");
+    let limits = Limits::open(LimitSettings::default(), &*store, Now::since(Instant::now())).expect("no limits");
     let price = TokenPrice { input: 150_000, cached_input: 75_000, output: 600_000 };
     let prices = Prices::default().with_compute_hour("cpu", 7_300_001).with_tokens("up", "hosted", price);
     let settings = EmbedderSettings {

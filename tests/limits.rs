@@ -30,7 +30,7 @@ fn server(chat: ScriptedChat, caller: CallerLimits) -> ScriptedServer {
     let limits = LimitSettings { caller, ..LimitSettings::default() };
     let callers = CallerSettings { api_keys: vec![KEY.to_owned()], ..CallerSettings::default() };
     ScriptedServer::with_books(chat, callers, |store, ledger| {
-        let limits = Limits::open(limits, store, Now::since(Instant::now())).expect("the ledger can be read");
+        let limits = Limits::open(limits, &**store, Now::since(Instant::now())).expect("the ledger can be read");
         Arc::new(Metering::new(Arc::new(Prices::default()), ledger.clone(), limits))
     })
 }

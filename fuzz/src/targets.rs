@@ -293,7 +293,8 @@ static STORE: LazyLock<(Arc<Store>, String)> = LazyLock::new(|| {
     let chunk = NewChunk { text: "text".into(), heading: String::new(), place: None, tokens: 1, vector: vec![1.0] };
     let embedding = EmbeddingIdentity { name: "m".into(), dimensions: 1 };
     own.replace_chunks(&collection, &file.id, &embedding, vec![chunk], &[]).expect("the document is there");
-    (Arc::new(store), collection)
+    drop(own);
+    (store, collection)
 });
 
 /// A JSON schema of an answer or a tool, and a filter over attributes.

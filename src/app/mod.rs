@@ -46,7 +46,7 @@ use crate::{
         health::{Health, ServerStatus},
         models::Models,
     },
-    store::{Store, StoreError},
+    store::{self, Store, StoreError},
     telemetry,
 };
 
@@ -128,7 +128,7 @@ impl Server {
             anyhow::Error::new(error).context(reason)
         })?;
         let opened = Store::open_with_reserve(&config.data_dir, config.min_free_bytes);
-        let store = Arc::new(opened.map_err(|error| with_advice(error, &config.data_dir))?);
+        let store = opened.map_err(|error| with_advice(error, &config.data_dir))?;
         let callers = Callers::with_settings(store.clone(), &config.callers)?;
         let is_exposed = !config.address.ip().is_loopback() && !callers.asks_for_keys();
         ensure!(
@@ -142,14 +142,14 @@ impl Server {
             tracing::warn!(address = %config.address, "anyone who reaches this address can use the server");
         }
         let ledger = Ledger::open(store.clone())?;
-        let limits = Limits::open(config.limits, &store, Now::since(Instant::now()))?;
+        let limits = Limits::open(config.limits, &*store, Now::since(Instant::now()))?;
         let usage_sink: Arc<dyn UsageSink> = Arc::new(Metering::new(config.prices.clone(), ledger.clone(), limits));
         let quota = config.limits.caller.storage;
         let documents =
             Documents::new(store.clone(), config.documents.graphs, callers.clone(), usage_sink.clone(), quota);
         let scheme = if config.http.tls.is_some() { "https" } else { "http" };
         let url = format!("{scheme}://{}\n", listener.local_addr()?);
-        if let Err(error) = store.write_note(URL_FILE, url.as_bytes()) {
+        if let Err(error) = store::write_note(&config.data_dir, URL_FILE, url.as_bytes()) {
             tracing::warn!(%error, "commands that use this data directory will not find the server");
         }
         let models = Arc::new(Models::new(config.accept_any_model).with_caches(&config.caches));

@@ -2,7 +2,7 @@
 //!
 //! The command asks the server that owns the data directory; if none runs, it reads the ledger there.
 
-use std::{io::Write, path::PathBuf, sync::Arc};
+use std::{io::Write, path::PathBuf};
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use serde_json::Value;
@@ -69,7 +69,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 fn fetch(config: &Config, parameters: UsageParameters) -> anyhow::Result<Value> {
     match Store::open(&config.data_dir) {
         Ok(store) => {
-            let ledger = Ledger::open(Arc::new(store))?;
+            let ledger = Ledger::open(store)?;
             Ok(serde_json::to_value(usage_of_store(&ledger, &parameters)?)?)
         }
         Err(error @ StoreError::Locked { .. }) => {

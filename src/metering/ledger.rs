@@ -392,7 +392,7 @@ mod tests {
 
     fn open() -> (tempfile::TempDir, Arc<Store>) {
         let directory = tempfile::tempdir().unwrap();
-        let store = Arc::new(Store::open(directory.path()).unwrap());
+        let store = Store::open(directory.path()).unwrap();
         (directory, store)
     }
 

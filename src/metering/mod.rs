@@ -142,7 +142,7 @@ mod tests {
     #[test]
     fn closing_the_books_gives_every_open_account_its_row_and_no_account_two() {
         let directory = tempfile::tempdir().unwrap();
-        let ledger = Ledger::open(Arc::new(Store::open(directory.path()).unwrap())).unwrap();
+        let ledger = Ledger::open(Store::open(directory.path()).unwrap()).unwrap();
         let limits = Limits::new(LimitSettings::default());
         let metering = Arc::new(Metering::new(Arc::default(), ledger.clone(), limits));
         let usage_sink: Arc<dyn UsageSink> = metering.clone();

@@ -73,7 +73,7 @@ impl Indexes {
         change: &Replaced,
     ) -> Result<(), StoreError> {
         let entry = self.entry(collection_id, embedding)?;
-        entry.add(&self.store, &change.added)?;
+        entry.add(&*self.store, &change.added)?;
         entry.index.remove(&change.removed);
         self.changed(collection_id);
         if entry.index.wants_rebuild() {
@@ -178,7 +178,7 @@ impl Indexes {
         self.remove_gone(&entry)?;
         let stored: Keys = self.store.chunk_ids(collection_id)?.into_iter().collect();
         let missing: Vec<u64> = stored.into_iter().filter(|&key| !entry.index.contains(key)).collect();
-        entry.add(&self.store, &missing)?;
+        entry.add(&*self.store, &missing)?;
         if entry.index.wants_rebuild() {
             entry.build_in_background();
         }

@@ -26,7 +26,7 @@ struct House {
 
 impl House {
     fn open(directory: &TempDir, model: &str) -> Self {
-        let store = Arc::new(Store::open(directory.path()).unwrap());
+        let store = Store::open(directory.path()).unwrap();
         let indexes = Arc::new(Indexes::new(store.clone(), GraphParameters::default()));
         Self { store, indexes, embedder: Arc::new(ScriptedEmbedder::new(model)) }
     }

@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use super::callers::Callers;
-use crate::store::{Job, JobState, Lease, Leases, NewJob, Owned, Store, StoreError};
+use crate::store::{Job, JobState, Lease, NewJob, Owned, Store, StoreError};
 
 /// A worker checks at this interval, and at every change of any job, whether it still holds its own.
 const LOOK_AT_HOLD: Duration = Duration::from_secs(1);
@@ -102,7 +102,6 @@ impl Progress {
 /// The jobs of a store, and their workers. There is one per store.
 pub struct Jobs {
     store: Arc<Store>,
-    leases: Leases,
     /// The tasks of each kind, for the health report.
     parts: Mutex<Vec<Arc<Part>>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -124,8 +123,8 @@ impl Jobs {
     pub fn new(store: Arc<Store>, callers: Arc<Callers>, usage_sink: Arc<dyn UsageSink>) -> Arc<Self> {
         let (changed, _) = watch::channel(0);
         let (stopping, _) = watch::channel(false);
-        let (leases, parts, tasks) = (Leases::default(), Mutex::default(), Mutex::default());
-        Arc::new(Self { store, leases, parts, tasks, callers, usage_sink, new_work: Notify::new(), changed, stopping })
+        let (parts, tasks) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { store, parts, tasks, callers, usage_sink, new_work: Notify::new(), changed, stopping })
     }
 
     /// The jobs that run on this caller's behalf.
@@ -214,7 +213,7 @@ impl Jobs {
             // From here on a wake-up counts, even one that arrives while the store is being read.
             woken.as_mut().enable();
             let (this, kind) = (self.clone(), worker.kind());
-            match blocking(move || this.store.lease_job(kind, &this.leases)).await {
+            match blocking(move || this.store.lease_job(kind)).await {
                 Ok(Some((job, lease))) => {
                     self.attempt(worker, job, lease, &mut stopping).await;
                     part.works();
@@ -322,7 +321,7 @@ impl Jobs {
         how: impl FnOnce(&Store, &Job) -> Result<bool, StoreError> + Send + 'static,
     ) -> Result<bool> {
         let (this, job) = (self.clone(), job.clone());
-        blocking(move || how(&this.store, &job)).await
+        blocking(move || how(&*this.store, &job)).await
     }
 
     /// Resolves when this worker no longer holds a job, because it was cancelled.
@@ -349,10 +348,10 @@ pub struct OwnedJobs<'a> {
 impl OwnedJobs<'_> {
     async fn stored<T: Send + 'static>(
         &self,
-        work: impl FnOnce(Owned<'_>) -> Result<T, StoreError> + Send + 'static,
+        work: impl FnOnce(&dyn Owned) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T> {
         let (jobs, owner) = (self.jobs.clone(), self.owner.to_owned());
-        blocking(move || work(jobs.store.of(&owner))).await
+        blocking(move || work(&*jobs.store.of(&owner))).await
     }
 
     /// # Errors

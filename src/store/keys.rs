@@ -1,19 +1,8 @@
 //! API keys: their owners, their rights, and their validity. The keys themselves are not stored, only keyed hashes of
 //! them. Of callers that present tokens, the rights of the last token are stored, for work on their behalf that outlives
 //! the process.
-//!
-//! The server reads them through its [`Store`]. Commands use a [`KeyTable`], a connection of their own, so that keys
-//! can be made and revoked while a server uses the directory.
 
-use std::{fs::File, path::Path};
-
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
-
-use super::{
-    DATABASE, Result, Store, StoreError, configure,
-    disk::{Disk, Growth},
-    named, now_ms, opening, schema,
-};
+use super::{Result, now_ms};
 
 /// A row of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,150 +29,37 @@ impl StoredKey {
     }
 }
 
-const COLUMNS: &str = "id, caller, name, hash, rights, created, expires, revoked, last_used";
-
-fn read_row(row: &Row<'_>) -> rusqlite::Result<StoredKey> {
-    Ok(StoredKey {
-        id: row.get(0)?,
-        caller: row.get(1)?,
-        name: row.get(2)?,
-        hash: row.get(3)?,
-        rights: row.get(4)?,
-        created_ms: row.get(5)?,
-        expires_ms: row.get(6)?,
-        revoked_ms: row.get(7)?,
-        last_used_ms: row.get(8)?,
-    })
-}
-
-/// If a damaged database yields two keys with one id, the first stays.
-fn insert(connection: &Connection, key: &StoredKey) -> Result<bool> {
-    let insert = format!("INSERT OR IGNORE INTO keys ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)");
-    let StoredKey { id, caller, name, hash, rights, created_ms, expires_ms, revoked_ms, last_used_ms } = key;
-    let values = params![id, caller, name, hash, rights, created_ms, expires_ms, revoked_ms, last_used_ms];
-    Ok(connection.execute(&insert, values)? == 1)
-}
-
-fn find(connection: &Connection, id: &str) -> Result<Option<StoredKey>> {
-    let mut query = connection.prepare(&format!("SELECT {COLUMNS} FROM keys WHERE id = ?"))?;
-    Ok(query.query_row([id], read_row).optional()?)
-}
-
-impl Store {
+/// The keys of all callers, as the server reads them. Commands make and revoke keys by a [`KeyTable`](super::KeyTable).
+pub trait Keys {
     /// # Errors
     /// If the database cannot be read.
-    pub fn key(&self, id: &str) -> Result<Option<StoredKey>> {
-        self.read(|connection| find(connection, id))
-    }
+    fn key(&self, id: &str) -> Result<Option<StoredKey>>;
 
     /// All keys of a caller, the newest first.
     ///
     /// # Errors
     /// If the database cannot be read.
-    pub fn keys_of(&self, caller: &str) -> Result<Vec<StoredKey>> {
-        self.read(|connection| {
-            let query = format!("SELECT {COLUMNS} FROM keys WHERE caller = ? ORDER BY created DESC, id");
-            Ok(connection.prepare(&query)?.query_map([caller], read_row)?.collect::<rusqlite::Result<_>>()?)
-        })
-    }
+    fn keys_of(&self, caller: &str) -> Result<Vec<StoredKey>>;
 
     /// Whether a key was ever made, even one that has been revoked since.
     ///
     /// # Errors
     /// If the database cannot be read.
-    pub fn has_keys(&self) -> Result<bool> {
-        self.read(|connection| Ok(connection.query_row("SELECT EXISTS (SELECT 1 FROM keys)", [], |row| row.get(0))?))
-    }
+    fn has_keys(&self) -> Result<bool>;
 
     /// The rights of the last token that this caller presented, as JSON.
     ///
     /// # Errors
     /// If the database cannot be read.
-    pub fn token_rights(&self, caller: &str) -> Result<Option<String>> {
-        self.read(|connection| {
-            let rights = "SELECT rights FROM token_callers WHERE caller = ?";
-            Ok(connection.query_row(rights, [caller], |row| row.get(0)).optional()?)
-        })
-    }
+    fn token_rights(&self, caller: &str) -> Result<Option<String>>;
 
     /// # Errors
     /// If the database cannot be written.
-    pub fn keep_token_rights(&self, caller: String, rights: String) -> Result<()> {
-        self.write(move |transaction| {
-            let keep = "INSERT INTO token_callers (caller, rights, seen) VALUES (?, ?, ?)
-                 ON CONFLICT DO UPDATE SET rights = excluded.rights, seen = excluded.seen";
-            transaction.execute(keep, params![caller, rights, now_ms()])?;
-            Ok(())
-        })
-    }
+    fn keep_token_rights(&self, caller: String, rights: String) -> Result<()>;
 
     /// Records that a key was just used.
     ///
     /// # Errors
     /// If the database cannot be written.
-    pub fn key_was_used(&self, id: String) -> Result<()> {
-        self.write(move |transaction| {
-            transaction.execute("UPDATE keys SET last_used = ? WHERE id = ?", params![now_ms(), id])?;
-            Ok(())
-        })
-    }
-}
-
-/// The keys of a data directory, for commands; see the module.
-#[derive(Debug)]
-pub struct KeyTable {
-    connection: Connection,
-    disk: Disk,
-    /// If no server uses the directory, none may start while the schema changes.
-    _lock: Option<File>,
-}
-
-impl KeyTable {
-    /// # Errors
-    /// If the database is damaged, not Hearth's, or of another version than this program and in use.
-    pub fn open(directory: &Path) -> Result<Self> {
-        let path = directory.join(DATABASE);
-        let disk = Disk::new(directory, None);
-        let (lock, connection) = match opening::take_directory(directory) {
-            Ok(lock) => (Some(lock), opening::open_database(directory, &disk)?),
-            Err(StoreError::Locked { .. }) => {
-                let connection = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-                let checked = configure(&connection).map_err(StoreError::from);
-                let checked = checked.and_then(|()| schema::refuse_unless_current(&connection, &path));
-                checked.map_err(|error| named(error, &path))?;
-                (None, connection)
-            }
-            Err(error) => return Err(error),
-        };
-        Ok(Self { connection, disk, _lock: lock })
-    }
-
-    /// # Errors
-    /// If the database cannot be written.
-    pub fn insert(&self, key: &StoredKey) -> Result<bool> {
-        insert(&self.connection, key)
-    }
-
-    /// All keys, the oldest first.
-    ///
-    /// # Errors
-    /// If the database cannot be read.
-    pub fn list(&self) -> Result<Vec<StoredKey>> {
-        let query = format!("SELECT {COLUMNS} FROM keys ORDER BY created, id");
-        Ok(self.connection.prepare(&query)?.query_map([], read_row)?.collect::<rusqlite::Result<_>>()?)
-    }
-
-    /// Revokes a key for good. `false` if it is no longer valid.
-    ///
-    /// # Errors
-    /// [`StoreError::NotFound`]
-    pub fn revoke(&self, id: &str) -> Result<bool> {
-        self.disk.prepare(Growth::Essential, || ())?;
-        let update = "UPDATE keys SET revoked = ? WHERE id = ? AND revoked IS NULL";
-        let has_changed = self.connection.execute(update, params![now_ms(), id])? == 1;
-        if !has_changed && find(&self.connection, id)?.is_none() {
-            return Err(StoreError::NotFound { what: "key", id: id.to_owned() });
-        }
-        Ok(has_changed)
-    }
+    fn key_was_used(&self, id: String) -> Result<()>;
 }

@@ -1,11 +1,9 @@
-//! The store: everything that must outlive the process, in one SQLite database and a folder of uploaded files.
+//! The store: everything that must outlive the process. What it can do is the trait [`Storage`], an owner's part of which is
+//! [`Owned`]; `sqlite/` keeps it in a database of its own in the data directory.
 //!
-//! It is the source of truth; the vector index is derived from it. One thread writes, one transaction per change, and
-//! any number of connections read concurrently (SQLite's write-ahead log). An acknowledged change is on the disk. The
-//! calls block, usually for milliseconds: callers on an async runtime use its blocking threads.
+//! It is the source of truth; the vector index is derived from it. An acknowledged change is on the disk. The calls block, usually for
+//! milliseconds: callers on an async runtime use its blocking threads.
 
-mod attributes;
-mod backup;
 mod batches;
 mod chunks;
 mod collections;
@@ -15,52 +13,40 @@ mod files;
 mod jobs;
 mod keys;
 mod ledger;
-mod opening;
 mod owned;
-mod pages;
 mod private;
-mod recover;
 mod reembedded;
-mod schema;
 mod search;
-mod spending;
-mod writer;
+mod sqlite;
 
 use std::{
-    fs::File,
+    collections::BTreeMap,
+    error::Error,
+    fmt::Debug,
     io,
     path::{Path, PathBuf},
-    sync::atomic::AtomicUsize,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
-use parking_lot::Mutex;
-use rusqlite::{Connection, OpenFlags, Transaction};
-
+use self::sqlite::SqliteStore;
 pub use self::{
-    backup::{BackupProgress, BackupSummary, back_up, restore},
-    batches::{Batch, Member},
-    documents::{INGEST, Replaced, Upload},
-    files::Incoming,
-    jobs::{Job, JobState, Lease, Leases, NewJob},
-    keys::{KeyTable, StoredKey},
-    ledger::{GroupBy, LedgerRow, LedgerTotals, UsageGroup, UsageQuery},
-    owned::Owned,
-    recover::{Recovered, recover},
-    search::{LexicalHit, Scope},
-    spending::SpentBy,
+    batches::{Batch, Batches, Member},
+    chunks::{Chunks, OwnedChunks},
+    collections::Collections,
+    documents::{Documents, INGEST, Replaced, Upload},
+    files::{Files, Incoming, LocalFile, Uploads},
+    jobs::{Job, JobQueue, JobState, Jobs, Lease, NewJob},
+    keys::{Keys, StoredKey},
+    ledger::{GroupBy, LedgerRow, LedgerRows, LedgerTotals, SpentBy, UsageGroup, UsageQuery},
+    owned::{Access, Owned},
+    reembedded::Reembedding,
+    search::{LexicalHit, LexicalSearch, Scope},
+    sqlite::{BackupProgress, BackupSummary, KeyTable, Recovered, back_up, recover, restore},
 };
-use self::{
-    disk::{Disk, Growth},
-    writer::Writer,
-};
-use hearth_domain::part::PartReport;
+use hearth_domain::{documents::AttributeValue, part::PartReport};
 
-/// How long a connection waits for a lock that another one holds, for example for a checkpoint.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Idle readers that are kept open.
-const READERS_KEPT: usize = 16;
-const DATABASE: &str = "hearth.sqlite3";
+type Attributes = BTreeMap<String, AttributeValue>;
 
 /// Why the store cannot do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -128,36 +114,49 @@ pub enum StoreError {
     #[error("a fault of Hearth's own: a change of the store panicked and was rolled back; the log has the cause")]
     Panicked,
     #[error("the database: {0}")]
-    Database(#[from] rusqlite::Error),
+    Database(Box<dyn Error + Send + Sync>),
 }
 
 pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
-/// A handle on the store; see the module.
-pub struct Store {
-    directory: PathBuf,
-    writer: Writer,
-    disk: Disk,
-    /// `None` once the store is closed.
-    readers: Mutex<Option<Vec<Connection>>>,
-    /// Files deleted since tombstones were last cleared.
-    deleted_files: AtomicUsize,
-    /// Held as long as the store is open.
-    _lock: File,
-}
+/// What a store can do, for all owners together; see the module.
+pub trait Storage:
+    Uploads + Chunks + Reembedding + LexicalSearch + JobQueue + Keys + LedgerRows + Debug + Send + Sync
+{
+    /// One caller's part of it, within the limits of a request.
+    fn view<'a>(&'a self, access: Access<'a>) -> Box<dyn Owned + 'a>;
 
-impl std::fmt::Debug for Store {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").field("directory", &self.directory).finish_non_exhaustive()
+    /// One caller's part of it.
+    fn of<'a>(&'a self, owner: &'a str) -> Box<dyn Owned + 'a> {
+        self.view(Access::of(owner))
     }
+
+    /// The data directory of this process.
+    fn directory(&self) -> &Path;
+
+    /// Whether there is room for more documents.
+    fn has_room(&self) -> bool;
+
+    /// Its entry in the health report.
+    fn report(&self) -> PartReport;
+
+    /// Applies accepted changes and closes; afterwards reads and writes are refused.
+    fn close(&self);
+
+    /// Changes rows in ways that no caller can; returns how many.
+    #[cfg(test)]
+    fn tamper(&self, sql: &str) -> usize;
 }
 
-impl Store {
+/// A store of any kind.
+pub type Store = dyn Storage;
+
+impl dyn Storage {
     /// Opens the store of a data directory, which is created if missing, and upgrades an older schema after a backup.
     ///
     /// # Errors
     /// If another process uses it, or the database is lost, damaged, of a newer version or not Hearth's.
-    pub fn open(directory: &Path) -> Result<Self> {
+    pub fn open(directory: &Path) -> Result<Arc<Self>> {
         Self::open_with_reserve(directory, None)
     }
 
@@ -165,165 +164,25 @@ impl Store {
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_with_reserve(directory: &Path, reserve: Option<u64>) -> Result<Self> {
-        let lock = opening::take_directory(directory)?;
-        let disk = Disk::new(directory, reserve);
-        // Opening writes; on a full disk the ballast makes room for it.
-        disk.prepare(Growth::Essential, || ())?;
-        let connection = opening::open_database(directory, &disk)?;
-        let path = directory.join(DATABASE);
-        let writer =
-            Writer::start(connection, &path, disk.clone()).map_err(|source| StoreError::Io { path, source })?;
-        let store = Self {
-            directory: directory.to_owned(),
-            writer,
-            disk,
-            readers: Mutex::new(Some(Vec::new())),
-            deleted_files: AtomicUsize::new(0),
-            _lock: lock,
-        };
-        store.settle_files()?;
-        store.take_over_jobs()?;
-        store.skip_chunk_ids()?;
-        store.disk.restore();
-        Ok(store)
-    }
-
-    pub fn directory(&self) -> &Path {
-        &self.directory
-    }
-
-    /// Whether the disk has room for more documents beside its reserve.
-    pub fn has_room(&self) -> bool {
-        self.disk.refuse_growth(0).is_ok()
-    }
-
-    /// The writer thread's entry in the health report.
-    pub fn report(&self) -> PartReport {
-        self.writer.report()
-    }
-
-    /// Writes a small file of the data directory, readable by its owner alone.
-    ///
-    /// # Errors
-    /// If the disk rejects it.
-    pub fn write_note(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let path = self.directory.join(name);
-        private::write(&path, bytes).map_err(|source| named(StoreError::Io { path: path.clone(), source }, &path))
-    }
-
-    /// Applies the queued changes, checkpoints the log, and closes the database: afterwards `hearth.sqlite3` alone is
-    /// the database, and reads and writes are refused.
-    pub fn close(&self) {
-        // A connection that is still reading prevents a full checkpoint; idle ones need not.
-        drop(self.readers.lock().take());
-        self.writer.close();
-    }
-
-    /// Runs a small change in a transaction on the writer's thread. On success the change is on the disk; an error
-    /// leaves nothing of it.
-    fn write<T: Send + 'static>(
-        &self,
-        change: impl FnOnce(&Transaction<'_>) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        self.writer.write(Growth::Rows, change)
-    }
-
-    /// [`Self::write`] for a change that grows the database by about `bytes`: refused if the disk has no room for them
-    /// beside its reserve.
-    fn grow<T: Send + 'static>(
-        &self,
-        bytes: u64,
-        change: impl FnOnce(&Transaction<'_>) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        self.writer.write(Growth::Bytes(bytes), change)
-    }
-
-    /// [`Self::write`] for a change that a full disk must not prevent, such as deleting.
-    fn write_essential<T: Send + 'static>(
-        &self,
-        change: impl FnOnce(&Transaction<'_>) -> Result<T> + Send + 'static,
-    ) -> Result<T> {
-        self.writer.write(Growth::Essential, change)
-    }
-
-    /// Advances chunk ids past any that a lost later state of this database may have used, for example after an older
-    /// copy was put back or the database was recovered: an index on the disk is matched with the database by ids alone.
-    fn skip_chunk_ids(&self) -> Result<()> {
-        /// Ids per second: more than can be used.
-        const SHIFT: u32 = 20;
-        self.write_essential(|transaction| {
-            let first = (now_ms() / 1000) << SHIFT;
-            transaction.execute("UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'chunks'", [first])?;
-            transaction.execute(
-                "INSERT INTO sqlite_sequence (name, seq) SELECT 'chunks', ?
-                 WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = 'chunks')",
-                [first],
-            )?;
-            Ok(())
-        })
-    }
-
-    /// Runs a query on a connection that sees one snapshot of the database throughout.
-    fn read<T>(&self, query: impl FnOnce(&Connection) -> Result<T>) -> Result<T> {
-        let path = self.directory.join(DATABASE);
-        let idle = self.readers.lock().as_mut().ok_or(StoreError::Stopped)?.pop();
-        let connection = match idle {
-            Some(connection) => connection,
-            None => {
-                let connection = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
-                configure(&connection)?;
-                search::prepare(&connection)?;
-                connection
-            }
-        };
-        let transaction = connection.unchecked_transaction()?;
-        let result = query(&transaction).map_err(|error| named(error, &path));
-        drop(transaction);
-        if let Some(readers) = &mut *self.readers.lock()
-            && readers.len() < READERS_KEPT
-        {
-            readers.push(connection);
-        }
-        result
+    pub fn open_with_reserve(directory: &Path, reserve: Option<u64>) -> Result<Arc<Self>> {
+        Ok(Arc::new(SqliteStore::open(directory, reserve)?))
     }
 }
 
-impl Drop for Store {
-    /// Accepted changes are written before the store closes.
-    fn drop(&mut self) {
-        self.close();
-    }
+/// Writes a small file of a data directory, readable by its owner alone.
+///
+/// # Errors
+/// If the disk rejects it.
+pub fn write_note(directory: &Path, name: &str, bytes: &[u8]) -> Result<()> {
+    let path = directory.join(name);
+    private::write(&path, bytes).map_err(|source| io_error(&path, source))
 }
 
-fn configure(connection: &Connection) -> rusqlite::Result<()> {
-    connection.busy_timeout(BUSY_TIMEOUT)?;
-    if !connection.is_readonly(rusqlite::MAIN_DB)? {
-        connection.pragma_update(None, "journal_mode", "wal")?;
-        // An acknowledged change must survive a power cut, not only the end of the process.
-        connection.pragma_update(None, "synchronous", "full")?;
+fn io_error(path: &Path, source: io::Error) -> StoreError {
+    if disk::is_full(&source) {
+        return StoreError::Full { directory: path.parent().unwrap_or(path).to_owned(), free: 0, needed: 1 };
     }
-    // KiB, for each of up to seventeen connections; the system caches the file as well.
-    connection.pragma_update(None, "cache_size", -512)?;
-    connection.pragma_update(None, "foreign_keys", true)?;
-    connection.pragma_update(None, "trusted_schema", false)
-}
-
-/// Gives the error of a damaged or foreign file, or of a full disk, its specific variant.
-fn named(error: StoreError, path: &Path) -> StoreError {
-    use rusqlite::ErrorCode::{DatabaseCorrupt, DiskFull, NotADatabase};
-    let full = || StoreError::Full { directory: path.parent().unwrap_or(path).to_owned(), free: 0, needed: 1 };
-    match error {
-        StoreError::Database(rusqlite::Error::SqliteFailure(failure, _)) if failure.code == DiskFull => full(),
-        StoreError::Io { source, .. } if disk::is_full(&source) => full(),
-        StoreError::Database(rusqlite::Error::SqliteFailure(failure, message))
-            if [DatabaseCorrupt, NotADatabase].contains(&failure.code) =>
-        {
-            let problem = message.unwrap_or_else(|| failure.to_string());
-            StoreError::Corrupt { path: path.to_owned(), problem }
-        }
-        error => error,
-    }
+    StoreError::Io { path: path.to_owned(), source }
 }
 
 fn now_ms() -> i64 {

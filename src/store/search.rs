@@ -1,34 +1,10 @@
-//! Lexical search: BM25 over the words that SQLite's FTS5 indexes, and the chunk ids that pass a filter.
+//! Lexical search: chunks by the words that they share with a query, by BM25, and the chunks that pass a filter.
 //!
-//! FTS5's own `bm25()` weighs a word by all rows of its table, of every owner: the order of a caller's own documents
-//! would reveal how many chunks of other callers contain a word. Here a word's weight depends only on the searched
-//! collection.
+//! A word's weight depends only on the searched collection. By the frequencies of all owners' chunks, the order of a caller's own
+//! documents would reveal how many chunks of other callers contain a word.
 
-use std::collections::{HashMap, HashSet};
-
-use rusqlite::{Connection, params_from_iter, types::Value as Sql};
-
-use super::{Result, Store, attributes::condition};
+use super::Result;
 use hearth_domain::documents::AttributeFilter;
-
-/// How fast repetitions of a word saturate, and how much a chunk's length counts: the values of FTS5, Lucene and others
-/// (Robertson and Zaragoza, "The Probabilistic Relevance Framework", 2009, section 3.4).
-const SATURATION: f64 = 1.2;
-const LENGTH_SHARE: f64 = 0.75;
-/// A word in a heading counts for more than one in the text.
-const HEADING_WEIGHT: f64 = 2.0;
-/// Words of a query that are looked up; a long text names its subject among the first ones.
-const WORDS_MAX: usize = 64;
-
-/// Words of English questions that say nothing about their subject. BM25 gives a word little weight where most chunks
-/// have it, but manuals seldom say "how do I": without these words MRR@10 of lexical search went from 0.534 to 0.585
-/// (`scripts/bench_retrieval.py`, half `tune`).
-#[rustfmt::skip]
-const STOP_WORDS: [&str; 39] = [
-    "a", "an", "and", "are", "as", "at", "be", "by", "can", "do", "does", "for", "from", "how", "i", "if", "in", "is",
-    "it", "its", "my", "of", "on", "or", "that", "the", "this", "to", "was", "what", "when", "where", "which", "who",
-    "why", "will", "with", "you", "your",
-];
 
 /// Where a search looks.
 #[derive(Clone, Copy, Debug)]
@@ -45,142 +21,11 @@ pub struct LexicalHit {
     pub score: f64,
 }
 
-/// Gives a connection the temporary tables of a lexical search: the positions of the index's words, and an index of the
-/// query alone, which normalizes the query's words as the main index does.
-pub(super) fn prepare(connection: &Connection) -> rusqlite::Result<()> {
-    connection.execute_batch(
-        "PRAGMA temp_store = memory;
-         CREATE VIRTUAL TABLE temp.word_places USING fts5vocab (main, chunk_words, instance);
-         CREATE VIRTUAL TABLE temp.query_words USING fts5 (
-            text, content = '', tokenize = 'porter unicode61 remove_diacritics 2'
-         );
-         CREATE VIRTUAL TABLE temp.query_terms USING fts5vocab (temp, query_words, row);",
-    )
-}
-
-/// A chunk with some of the words.
-struct Candidate {
-    tokens: f64,
-    /// The frequency of each word, by the word's index in the query.
-    frequencies: Vec<(usize, f64)>,
-}
-
-impl Store {
+/// Lexical search in collections of all owners.
+pub trait LexicalSearch {
     /// The best chunks for the words of a query, best first.
-    pub fn lexical_search(&self, scope: Scope<'_>, query: &str, limit: usize) -> Result<Vec<LexicalHit>> {
-        let words = subject(query);
-        if words.is_empty() {
-            return Ok(Vec::new());
-        }
-        self.read(|connection| {
-            let terms = terms(connection, &words)?;
-            let passing: Option<HashSet<u64>> = match scope.filter {
-                Some(filter) => Some(filtered(connection, scope.collection_id, filter)?.into_iter().collect()),
-                None => None,
-            };
-            let mut candidates: HashMap<u64, Candidate> = HashMap::new();
-            let mut with_term = vec![0.0; terms.len()];
-            for (place, term) in terms.iter().enumerate() {
-                each_occurrence(connection, scope.collection_id, term, |id, frequency, tokens| {
-                    let candidate =
-                        candidates.entry(id).or_insert_with(|| Candidate { tokens, frequencies: Vec::new() });
-                    match candidate.frequencies.last_mut() {
-                        Some((last, sum)) if *last == place => *sum += frequency,
-                        _ => {
-                            candidate.frequencies.push((place, frequency));
-                            with_term[place] += 1.0;
-                        }
-                    }
-                })?;
-            }
-            let of_collection = "SELECT count(*) FROM chunks WHERE collection_id = ?";
-            let all: f64 = connection.query_row(of_collection, [scope.collection_id], |row| row.get(0))?;
-            // Lucene's form, which is never negative.
-            let weights: Vec<f64> =
-                with_term.iter().map(|with| (1.0 + (all - with + 0.5) / (with + 0.5)).ln()).collect();
-            let mean = candidates.values().map(|chunk| chunk.tokens).sum::<f64>() / candidates.len().max(1) as f64;
-            let score = |chunk: &Candidate| {
-                let length = 1.0 - LENGTH_SHARE + LENGTH_SHARE * chunk.tokens / mean.max(1.0);
-                let of_word = |&(place, frequency): &(usize, f64)| {
-                    weights[place] * frequency * (SATURATION + 1.0) / (frequency + SATURATION * length)
-                };
-                chunk.frequencies.iter().map(of_word).sum()
-            };
-            // A chunk that does not pass still counts in its words' document frequencies.
-            let passes = |id: &u64| passing.as_ref().is_none_or(|passing| passing.contains(id));
-            let found = candidates.iter().filter(|(id, _)| passes(id));
-            let mut hits: Vec<LexicalHit> =
-                found.map(|(&chunk_id, chunk)| LexicalHit { chunk_id, score: score(chunk) }).collect();
-            hits.sort_unstable_by(|a, b| b.score.total_cmp(&a.score).then(a.chunk_id.cmp(&b.chunk_id)));
-            hits.truncate(limit);
-            Ok(hits)
-        })
-    }
+    fn lexical_search(&self, scope: Scope<'_>, query: &str, limit: usize) -> Result<Vec<LexicalHit>>;
 
     /// Ids of the chunks whose documents pass a filter.
-    pub fn filtered_chunk_ids(&self, collection_id: &str, filter: &AttributeFilter) -> Result<Vec<u64>> {
-        self.read(|connection| filtered(connection, collection_id, filter))
-    }
-}
-
-fn filtered(connection: &Connection, collection_id: &str, filter: &AttributeFilter) -> Result<Vec<u64>> {
-    let mut parameters = vec![Sql::Text(collection_id.to_owned())];
-    let condition = condition(filter, &mut parameters);
-    let sql = format!(
-        "SELECT chunks.id FROM documents JOIN chunks ON chunks.collection_id = documents.collection_id AND
-            chunks.file_id = documents.file_id
-         WHERE documents.collection_id = ? AND {condition}"
-    );
-    let mut query = connection.prepare(&sql)?;
-    Ok(query.query_map(params_from_iter(parameters), |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
-}
-
-/// The query's words, without stop words if others remain.
-fn subject(query: &str) -> Vec<&str> {
-    let all = query.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
-    let is_stop_word = |word: &str| STOP_WORDS.contains(&word.to_lowercase().as_str());
-    let subject: Vec<_> = all.clone().filter(|word| !is_stop_word(word)).take(WORDS_MAX).collect();
-    if subject.is_empty() { all.take(WORDS_MAX).collect() } else { subject }
-}
-
-/// Words as the index has them: folded, stemmed and deduplicated.
-fn terms(connection: &Connection, words: &[&str]) -> Result<Vec<String>> {
-    // The search's transaction is rolled back, and this row with it.
-    connection.execute("INSERT INTO temp.query_words (rowid, text) VALUES (1, ?)", [words.join(" ")])?;
-    let mut query = connection.prepare("SELECT term FROM temp.query_terms ORDER BY term")?;
-    Ok(query.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
-}
-
-/// Calls `visit` for each occurrence of a term in a collection, with the chunk, the occurrence's weight, and the
-/// chunk's token count. Occurrences in one chunk are consecutive.
-fn each_occurrence(
-    connection: &Connection,
-    collection_id: &str,
-    term: &str,
-    mut visit: impl FnMut(u64, f64, f64),
-) -> Result<()> {
-    // A cross join fixes this order: there are many chunks and few occurrences.
-    let mut query = connection.prepare(
-        "SELECT chunks.id, word_places.col = 'heading', chunks.tokens
-         FROM temp.word_places CROSS JOIN chunks ON chunks.id = word_places.doc
-         WHERE word_places.term = ? AND chunks.collection_id = ?",
-    )?;
-    let mut rows = query.query([term, collection_id])?;
-    while let Some(row) = rows.next()? {
-        let weight = if row.get(1)? { HEADING_WEIGHT } else { 1.0 };
-        visit(row.get(0)?, weight, row.get(2)?);
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_query_is_its_words_without_those_that_say_nothing() {
-        assert_eq!(subject("How to AND \"x\" NEAR(y)*?"), ["x", "NEAR", "y"]);
-        assert_eq!(subject("To be or, who?"), ["To", "be", "or", "who"]);
-        assert!(subject(" -- '\" ").is_empty());
-    }
+    fn filtered_chunk_ids(&self, collection_id: &str, filter: &AttributeFilter) -> Result<Vec<u64>>;
 }

@@ -1,11 +1,11 @@
-//! The store through its interface: acknowledged changes survive reopening, refused ones do not exist.
+//! What any store does: acknowledged changes survive reopening, refused ones do not exist, and an owner has what is the owner's.
 
-mod backup;
-mod lost_data;
+mod jobs;
+mod ledger;
+mod owned;
 
 use std::{collections::BTreeMap, fs};
 
-use sha2::Digest;
 use tempfile::TempDir;
 
 use super::*;
@@ -18,40 +18,45 @@ use hearth_domain::{
 };
 
 /// A page with everything that these tests create.
-fn all() -> PageRequest {
+pub(super) fn all() -> PageRequest {
     PageRequest { limit: 100, ascending: false, after: None, before: None }
 }
 
-fn open(directory: &TempDir) -> Store {
+pub(super) fn open(directory: &TempDir) -> Arc<Store> {
     Store::open(directory.path()).unwrap()
 }
 
-fn file(store: &Store, name: &str, bytes: &[u8]) -> StoredFile {
+pub(super) fn file(store: &Store, name: &str, bytes: &[u8]) -> StoredFile {
     file_of(LOCAL, store, name, bytes)
 }
 
-fn file_of(owner: &str, store: &Store, name: &str, bytes: &[u8]) -> StoredFile {
+pub(super) fn file_of(owner: &str, store: &Store, name: &str, bytes: &[u8]) -> StoredFile {
     let mut incoming = store.receive_file(0).unwrap();
     bytes.chunks(3).for_each(|part| incoming.write(part).unwrap());
     store.of(owner).keep_file(incoming, name, "assistants").unwrap()
 }
 
-fn chunk(text: &str) -> NewChunk {
+pub(super) fn chunk(text: &str) -> NewChunk {
     let heading = "Guide > Setup".to_owned();
     NewChunk { text: text.to_owned(), heading, place: Some(3), tokens: 5, vector: vec![0.6, 0.8] }
 }
 
 /// The model of the chunks' vectors.
-fn embedding() -> EmbeddingIdentity {
+pub(super) fn embedding() -> EmbeddingIdentity {
     EmbeddingIdentity { name: "minilm".into(), dimensions: 2 }
 }
 
-fn attributes(pairs: &[(&str, AttributeValue)]) -> BTreeMap<String, AttributeValue> {
+pub(super) fn attributes(pairs: &[(&str, AttributeValue)]) -> BTreeMap<String, AttributeValue> {
     pairs.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect()
 }
 
+/// Whether a file's bytes are there.
+pub(super) fn has_bytes(store: &Store, id: &str) -> bool {
+    store.open_file(id).is_ok_and(|file| file.path().exists())
+}
+
 /// A searchable document.
-fn document(store: &Store, collection: &str, name: &str, texts: &[&str]) -> (String, Vec<u64>) {
+pub(super) fn document(store: &Store, collection: &str, name: &str, texts: &[&str]) -> (String, Vec<u64>) {
     let file = file(store, name, texts.join("\n").as_bytes());
     assert!(matches!(
         store.of(LOCAL).add_document(collection, &file.id, BTreeMap::new(), None).unwrap(),
@@ -61,7 +66,7 @@ fn document(store: &Store, collection: &str, name: &str, texts: &[&str]) -> (Str
     (file.id.clone(), store.of(LOCAL).replace_chunks(collection, &file.id, &embedding(), chunks, &[]).unwrap().added)
 }
 
-fn words(store: &Store, collection: &str, query: &str) -> Vec<u64> {
+pub(super) fn words(store: &Store, collection: &str, query: &str) -> Vec<u64> {
     let scope = Scope { collection_id: collection, filter: None };
     store.lexical_search(scope, query, 10).unwrap().iter().map(|hit| hit.chunk_id).collect()
 }
@@ -72,7 +77,7 @@ fn what_was_acknowledged_is_there_after_a_restart() {
     let store = open(&directory);
     let collection =
         store.of(LOCAL).create_collection("docs", attributes(&[("team", AttributeValue::Text("a".into()))])).unwrap();
-    let (file_id, chunks) = document(&store, &collection.id, "a.md", &["install with cargo", "then start the server"]);
+    let (file_id, chunks) = document(&*store, &collection.id, "a.md", &["install with cargo", "then start the server"]);
     drop(store);
 
     let store = open(&directory);
@@ -83,11 +88,14 @@ fn what_was_acknowledged_is_there_after_a_restart() {
     assert_eq!((document.status, document.num_chunks, &document.filename[..]), (DocumentStatus::Ready, 2, "a.md"));
     assert_eq!(store.chunk_ids(&collection.id).unwrap(), chunks);
     assert_eq!(store.vectors(&chunks).unwrap(), [(chunks[0], vec![0.6, 0.8]), (chunks[1], vec![0.6, 0.8])]);
-    let found = &store.chunks(&[chunks[1], 9999]).unwrap();
+    let found = &*store.chunks(&[chunks[1], 9999]).unwrap();
     assert_eq!(found.len(), 1);
     assert_eq!((&found[0].text[..], found[0].position, found[0].place), ("then start the server", 1, Some(3)));
-    assert_eq!(fs::read(store.file_path(&file_id)).unwrap(), b"install with cargo\nthen start the server");
-    assert_eq!(words(&store, &collection.id, "How do I start servers?"), [chunks[1]]);
+    assert_eq!(
+        fs::read(store.open_file(&file_id).unwrap().path()).unwrap(),
+        b"install with cargo\nthen start the server"
+    );
+    assert_eq!(words(&*store, &collection.id, "How do I start servers?"), [chunks[1]]);
 }
 
 #[test]
@@ -95,7 +103,7 @@ fn words_weigh_by_the_collection_that_is_searched_and_by_no_other() {
     let directory = TempDir::new().unwrap();
     let store = open(&directory);
     let own = store.of(LOCAL).create_collection("own", BTreeMap::new()).unwrap().id;
-    let (_, chunks) = document(&store, &own, "a.md", &["quarterly report", "insolvency report", "a report of ships"]);
+    let (_, chunks) = document(&*store, &own, "a.md", &["quarterly report", "insolvency report", "a report of ships"]);
     let search = || {
         let scope = Scope { collection_id: &own, filter: None };
         store.lexical_search(scope, "quarterly insolvencies of reports", 10).unwrap()
@@ -106,7 +114,7 @@ fn words_weigh_by_the_collection_that_is_searched_and_by_no_other() {
     assert!(before[0].score > 3.0 * before[2].score, "{before:?}");
     let other = store.of("another").create_collection("other", BTreeMap::new()).unwrap().id;
     for name in ["b.md", "c.md", "d.md"] {
-        let file = file_of("another", &store, name, name.as_bytes());
+        let file = file_of("another", &*store, name, name.as_bytes());
         store.of("another").add_document(&other, &file.id, BTreeMap::new(), None).unwrap();
         let texts = ["quarterly quarterly", "quarterly and long and longer, with many other words"].map(chunk);
         store.of("another").replace_chunks(&other, &file.id, &embedding(), texts.to_vec(), &[]).unwrap();
@@ -119,11 +127,11 @@ fn a_new_version_takes_the_place_of_the_old_in_one_step() {
     let directory = TempDir::new().unwrap();
     let store = open(&directory);
     let collection = store.of(LOCAL).create_collection("docs", BTreeMap::new()).unwrap().id;
-    let (old, old_chunks) = document(&store, &collection, "a.md", &["the old text"]);
-    let new = file(&store, "a.md", b"the new text").id;
+    let (old, old_chunks) = document(&*store, &collection, "a.md", &["the old text"]);
+    let new = file(&*store, "a.md", b"the new text").id;
     store.of(LOCAL).add_document(&collection, &new, BTreeMap::new(), None).unwrap();
     assert_eq!(
-        words(&store, &collection, "text"),
+        words(&*store, &collection, "text"),
         old_chunks,
         "the old version is searched until the new one is ready"
     );
@@ -132,8 +140,8 @@ fn a_new_version_takes_the_place_of_the_old_in_one_step() {
         .replace_chunks(&collection, &new, &embedding(), vec![chunk("the new text")], std::slice::from_ref(&old))
         .unwrap();
     assert_eq!(replaced.removed, old_chunks);
-    assert_eq!(words(&store, &collection, "text"), replaced.added);
-    assert!(words(&store, &collection, "old").is_empty());
+    assert_eq!(words(&*store, &collection, "text"), replaced.added);
+    assert!(words(&*store, &collection, "old").is_empty());
     assert!(matches!(store.of(LOCAL).document(&collection, &old), Err(StoreError::NotFound { .. })));
     let again = store
         .of(LOCAL)
@@ -149,7 +157,7 @@ fn the_same_bytes_are_one_document() {
     let store = open(&directory);
     let collection = store.of(LOCAL).create_collection("docs", BTreeMap::new()).unwrap().id;
     let other = store.of(LOCAL).create_collection("other", BTreeMap::new()).unwrap().id;
-    let (first, second) = (file(&store, "a.md", b"same"), file(&store, "b.md", b"same"));
+    let (first, second) = (file(&*store, "a.md", b"same"), file(&*store, "b.md", b"same"));
     assert_eq!(first.sha256, second.sha256);
     assert!(matches!(
         store.of(LOCAL).add_document(&collection, &first.id, BTreeMap::new(), None).unwrap(),
@@ -175,24 +183,23 @@ fn a_version_replaces_the_old_one_once_and_only_where_it_was() {
     let store = open(&directory);
     let own = store.of(LOCAL);
     let [x, y] = ["x", "y"].map(|name| own.create_collection(name, BTreeMap::new()).unwrap().id);
-    let (a, _) = document(&store, &x, "a.md", &["first"]);
+    let (a, _) = document(&*store, &x, "a.md", &["first"]);
     own.attach_document(&y, Member { file_id: a.clone(), attributes: BTreeMap::new() }).unwrap();
-    let leases = Leases::default();
     let ended = || {
-        while let Some((job, _lease)) = store.lease_job(INGEST, &leases).unwrap() {
+        while let Some((job, _lease)) = store.lease_job(INGEST).unwrap() {
             store.finish_job(&job, serde_json::json!(null)).unwrap();
         }
     };
     let replace = |name: &str, old: &str| {
-        let new = file(&store, name, name.as_bytes()).id;
+        let new = file(&*store, name, name.as_bytes()).id;
         own.add_document(&x, &new, BTreeMap::new(), Some(old)).unwrap();
         new
     };
     ended();
     let b = replace("b.md", &a);
     own.replace_chunks(&x, &b, &embedding(), vec![chunk("second")], std::slice::from_ref(&a)).unwrap();
-    assert!(store.file_path(&a).exists() && own.file(&a).is_ok(), "it is in another collection");
-    let (job, lease) = store.lease_job(INGEST, &leases).unwrap().expect("the job of b");
+    assert!(has_bytes(&*store, &a) && own.file(&a).is_ok(), "it is in another collection");
+    let (job, lease) = store.lease_job(INGEST).unwrap().expect("the job of b");
     assert_eq!(job.payload["supersedes"], serde_json::json!([]), "begun again it replaces nothing more");
     drop(lease);
     ended();
@@ -200,11 +207,11 @@ fn a_version_replaces_the_old_one_once_and_only_where_it_was() {
     own.attach_document(&x, Member { file_id: a.clone(), attributes: BTreeMap::new() }).unwrap();
     ended();
     let c = replace("c.md", &b);
-    let (job, _lease) = store.lease_job(INGEST, &leases).unwrap().expect("the job of c");
+    let (job, _lease) = store.lease_job(INGEST).unwrap().expect("the job of c");
     assert_eq!(job.payload["supersedes"], serde_json::json!([b]), "a was added again since b replaced it");
     own.replace_chunks(&x, &c, &embedding(), vec![chunk("third")], std::slice::from_ref(&b)).unwrap();
     assert!(own.document(&x, &a).is_ok());
-    assert!(!store.file_path(&b).exists() && own.file(&b).is_err(), "its file is in no collection any more");
+    assert!(!has_bytes(&*store, &b) && own.file(&b).is_err(), "its file is in no collection any more");
 }
 
 #[test]
@@ -212,43 +219,25 @@ fn what_is_deleted_is_gone_from_everywhere() {
     let directory = TempDir::new().unwrap();
     let store = open(&directory);
     let collection = store.of(LOCAL).create_collection("docs", BTreeMap::new()).unwrap().id;
-    let (a, a_chunks) = document(&store, &collection, "a.md", &["alpha"]);
-    let (b, b_chunks) = document(&store, &collection, "b.md", &["beta"]);
+    let (a, a_chunks) = document(&*store, &collection, "a.md", &["alpha"]);
+    let (b, b_chunks) = document(&*store, &collection, "b.md", &["beta"]);
     assert_eq!(store.of(LOCAL).delete_document(&collection, &a).unwrap(), a_chunks);
     assert!(matches!(store.of(LOCAL).delete_document(&collection, &a), Err(StoreError::NotFound { .. })));
-    assert!(words(&store, &collection, "alpha").is_empty() && store.vectors(&a_chunks).unwrap().is_empty());
-    assert!(store.file_path(&a).exists(), "the file stays");
+    assert!(words(&*store, &collection, "alpha").is_empty() && store.vectors(&a_chunks).unwrap().is_empty());
+    assert!(has_bytes(&*store, &a), "the file stays");
     assert_eq!(store.of(LOCAL).delete_file(&b).unwrap(), Some(vec![(collection.clone(), b_chunks[0])]));
     assert_eq!(store.of(LOCAL).delete_file(&b).unwrap(), None);
-    assert!(!store.file_path(&b).exists());
+    assert!(!has_bytes(&*store, &b));
     assert!(store.chunk_ids(&collection).unwrap().is_empty());
-    let (c, _) = document(&store, &collection, "c.md", &["gamma"]);
+    let (c, _) = document(&*store, &collection, "c.md", &["gamma"]);
     assert!(
         store.of(LOCAL).delete_collection(&collection).unwrap()
             && !store.of(LOCAL).delete_collection(&collection).unwrap()
     );
     assert!(matches!(store.of(LOCAL).document(&collection, &c), Err(StoreError::NotFound { .. })));
-    assert!(words(&store, &collection, "gamma").is_empty());
+    assert!(words(&*store, &collection, "gamma").is_empty());
     let gone = store.of(LOCAL).replace_chunks(&collection, &c, &embedding(), vec![chunk("late")], &[]);
     assert!(matches!(gone, Err(StoreError::NotFound { .. })), "a document deleted while it was read stays deleted");
-}
-
-#[test]
-fn what_was_not_kept_leaves_nothing() {
-    let directory = TempDir::new().unwrap();
-    let store = open(&directory);
-    let mut cut_off = store.receive_file(0).unwrap();
-    cut_off.write(b"half").unwrap();
-    let files = directory.path().join(files::FOLDER);
-    assert_eq!(fs::read_dir(&files).unwrap().count(), 1);
-    drop(cut_off);
-    assert_eq!(fs::read_dir(&files).unwrap().count(), 0);
-    let kept = file(&store, "../../etc/passwd", b"x");
-    assert_eq!(store.file_path(&kept.id).parent(), Some(files.as_path()));
-    fs::write(files.join("file-left-by-a-crash.incomplete"), "x").unwrap();
-    drop(store);
-    open(&directory);
-    assert_eq!(fs::read_dir(&files).unwrap().count(), 1);
 }
 
 #[test]
@@ -267,7 +256,7 @@ fn filters_compare_within_a_type() {
     let mut ids = Vec::new();
     let mut files = Vec::new();
     for (number, set) in sets.iter().enumerate() {
-        let (file, chunks) = document(&store, &collection, "a.md", &[&format!("common words {number}")]);
+        let (file, chunks) = document(&*store, &collection, "a.md", &[&format!("common words {number}")]);
         store.of(LOCAL).set_document_attributes(&collection, &file, set.clone()).unwrap();
         ids.push(chunks[0]);
         files.push(file);
@@ -311,7 +300,7 @@ fn long_filters_are_one_expression() {
     let store = open(&directory);
     let collection = store.of(LOCAL).create_collection("docs", BTreeMap::new()).unwrap().id;
     let number = |number: i32| AttributeValue::Number(f64::from(number));
-    let (file, chunks) = document(&store, &collection, "a.md", &["text"]);
+    let (file, chunks) = document(&*store, &collection, "a.md", &["text"]);
     store.of(LOCAL).set_document_attributes(&collection, &file, attributes(&[("year", number(900))])).unwrap();
     let years = |first| (first..first + 1000).map(number);
     let within = |values: Vec<_>| AttributeFilter::In { key: "year".into(), values, negated: false };
@@ -332,10 +321,10 @@ fn a_collection_keeps_to_one_embedding_and_names_are_taken_once() {
     let store = open(&directory);
     let id = store.of(LOCAL).create_collection("docs", BTreeMap::new()).unwrap().id;
     assert!(matches!(store.of(LOCAL).create_collection("docs", BTreeMap::new()), Err(StoreError::NameTaken(_))));
-    let (_, chunks) = document(&store, &id, "a.md", &["alpha"]);
-    document(&store, &id, "b.md", &["beta"]);
+    let (_, chunks) = document(&*store, &id, "a.md", &["alpha"]);
+    document(&*store, &id, "b.md", &["beta"]);
     let own = store.of(LOCAL);
-    let late = file(&store, "c.md", b"gamma").id;
+    let late = file(&*store, "c.md", b"gamma").id;
     own.add_document(&id, &late, BTreeMap::new(), None).unwrap();
     let bge = EmbeddingIdentity { name: "bge".into(), dimensions: 2 };
     let refused = own.replace_chunks(&id, &late, &bge, vec![chunk("gamma")], &[]).unwrap_err().to_string();
@@ -349,7 +338,7 @@ fn a_collection_keeps_to_one_embedding_and_names_are_taken_once() {
     assert_eq!(own.collection(&id).unwrap().embedding, Some(bge));
     let refused = own.replace_chunks(&id, &late, &embedding(), vec![chunk("gamma")], &[]);
     assert!(matches!(refused, Err(StoreError::OtherEmbedding { .. })), "{refused:?}");
-    assert!(words(&store, &id, "gamma").is_empty());
+    assert!(words(&*store, &id, "gamma").is_empty());
     let other = store.of(LOCAL).create_collection("other", BTreeMap::new()).unwrap().id;
     assert!(matches!(
         store.of(LOCAL).update_collection(&other, Some("docs".into()), None),
@@ -359,79 +348,18 @@ fn a_collection_keeps_to_one_embedding_and_names_are_taken_once() {
 }
 
 #[test]
-fn one_process_at_a_time() {
-    let directory = TempDir::new().unwrap();
-    let store = open(&directory);
-    assert!(matches!(Store::open(directory.path()), Err(StoreError::Locked { .. })));
-    drop(store);
-    open(&directory);
-}
-
-#[test]
-fn a_database_that_is_not_ours_to_use_is_left_as_it_is() {
-    let directory = TempDir::new().unwrap();
-    drop(open(&directory));
-    let path = directory.path().join(DATABASE);
-    let connection = Connection::open(&path).unwrap();
-    connection.pragma_update(None, "user_version", 99).unwrap();
-    drop(connection);
-    assert!(matches!(Store::open(directory.path()), Err(StoreError::Newer { found: 99, .. })));
-
-    let foreign = TempDir::new().unwrap();
-    let connection = Connection::open(foreign.path().join(DATABASE)).unwrap();
-    connection.execute_batch("CREATE TABLE theirs (x)").unwrap();
-    drop(connection);
-    assert!(matches!(Store::open(foreign.path()), Err(StoreError::Foreign { .. })));
-
-    let garbage = TempDir::new().unwrap();
-    let bytes = vec![7; 8192];
-    fs::write(garbage.path().join(DATABASE), &bytes).unwrap();
-    let said = Store::open(garbage.path()).unwrap_err();
-    assert!(matches!(said, StoreError::Corrupt { .. }), "{said}");
-    assert_eq!(fs::read(garbage.path().join(DATABASE)).unwrap(), bytes);
-}
-
-#[test]
-fn an_older_database_keeps_all_that_is_in_it() {
-    let directory = TempDir::new().unwrap();
-    let path = directory.path().join(DATABASE);
-    let connection = Connection::open(&path).unwrap();
-    configure(&connection).unwrap();
-    connection.execute_batch(schema::MIGRATIONS[0]).unwrap();
-    connection.execute_batch(schema::MIGRATIONS[1]).unwrap();
-    connection.pragma_update(None, "application_id", schema::APPLICATION_ID).unwrap();
-    connection.pragma_update(None, "user_version", 2).unwrap();
-    connection
-        .execute_batch(
-            "INSERT INTO collections (id, name, created) VALUES ('vs_1', 'docs', 1);
-             INSERT INTO files VALUES ('file-1', 'a.md', 'assistants', 1, zeroblob(32), 1);
-             INSERT INTO documents (collection_id, file_id, status, created, updated)
-                VALUES ('vs_1', 'file-1', 'ready', 1, 1);
-             INSERT INTO chunks (collection_id, file_id, position, heading, text, tokens)
-                VALUES ('vs_1', 'file-1', 0, '', 'words', 1);",
-        )
-        .unwrap();
-    drop(connection);
-    let store = open(&directory);
-    assert_eq!(store.of(LOCAL).document("vs_1", "file-1").unwrap().num_chunks, 1);
-    assert_eq!(words(&store, "vs_1", "words"), store.chunk_ids("vs_1").unwrap());
-    assert!(store.of(LOCAL).delete_collection("vs_1").unwrap());
-    assert!(store.chunk_ids("vs_1").unwrap().is_empty(), "what refers to a collection still goes with it");
-}
-
-#[test]
 fn a_batch_outlives_the_process_and_is_cancelled_as_one() {
     let directory = TempDir::new().unwrap();
     let store = open(&directory);
     let id = store.of(LOCAL).create_vector_store(String::new(), BTreeMap::new(), Vec::new()).unwrap().id;
     let member = |file: &StoredFile| Member { file_id: file.id.clone(), attributes: BTreeMap::new() };
-    let files = ["a", "b", "c"].map(|name| file(&store, name, b"same"));
+    let files = ["a", "b", "c"].map(|name| file(&*store, name, b"same"));
     let unknown = Member { file_id: "file-none".into(), attributes: BTreeMap::new() };
     let refused = store.of(LOCAL).create_batch(&id, vec![member(&files[0]), unknown]);
     assert!(matches!(refused, Err(StoreError::NotFound { what: "file", .. })));
     assert!(
         store.of(LOCAL).documents_page(&id, None, None, &all()).unwrap().entries.is_empty()
-            && store.lease_job(INGEST, &Leases::default()).unwrap().is_none()
+            && store.lease_job(INGEST).unwrap().is_none()
     );
     let batch = store.of(LOCAL).create_batch(&id, files.iter().map(member).collect()).unwrap();
     store.of(LOCAL).replace_chunks(&id, &files[0].id, &embedding(), vec![chunk("same")], &[]).unwrap();

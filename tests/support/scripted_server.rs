@@ -181,7 +181,7 @@ impl ScriptedServer {
         });
         let settings = Arc::new(settings);
         let models = Arc::new(models);
-        let store = Arc::new(Store::open(data.path()).expect("a new store"));
+        let store = Store::open(data.path()).expect("a new store");
         let callers = Callers::with_settings(store.clone(), &callers).expect("usable settings");
         let ledger = Ledger::open(store.clone()).expect("a new ledger");
         let usage_sink = usage_sink(&store, &ledger);
@@ -270,7 +270,7 @@ impl ScriptedServer {
 
 /// A sink of usage without limits.
 fn usage_sink(store: &Arc<Store>, ledger: &Arc<Ledger>) -> Arc<dyn UsageSink> {
-    let limits = Limits::open(LimitSettings::default(), store, Now::since(Instant::now())).expect("no limits");
+    let limits = Limits::open(LimitSettings::default(), &**store, Now::since(Instant::now())).expect("no limits");
     let prices = Prices::default().with_compute_hour("scripted", 3_600_000_000);
     Arc::new(Metering::new(Arc::new(prices), ledger.clone(), limits))
 }

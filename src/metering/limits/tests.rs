@@ -306,7 +306,7 @@ fn what_was_spent_before_a_restart_is_spent() {
     store
         .add_ledger_rows([spent(1, 5), spent(20, 10), spent(24 * 20, 20)].into())
         .expect("a store that can be written");
-    let limits = Limits::open(LimitSettings::default(), &store, now(0.0)).expect("a store that can be read");
+    let limits = Limits::open(LimitSettings::default(), &*store, now(0.0)).expect("a store that can be read");
     let budget = |micro_usd| Budget { micro_usd: Some(micro_usd), compute: None };
     let admits = |daily, monthly| {
         limits.admit(&caller("a", CallerLimits { daily, monthly, ..CallerLimits::default() }), now(0.0))

@@ -131,7 +131,7 @@ mod tests {
     #[tokio::test]
     async fn the_last_rights_are_stored_and_local_only_ones_at_once() {
         let directory = TempDir::new().unwrap();
-        let kept = TokenRights::new(Arc::new(Store::open(directory.path()).unwrap()));
+        let kept = TokenRights::new(Store::open(directory.path()).unwrap());
         let open = Rights::default();
         let strict = Rights { local_only: true, ..Rights::default() };
         let caller = |rights: &Rights| Arc::new(rights.clone().caller("c".to_owned(), None));

@@ -83,7 +83,7 @@ impl Worker for Ingest {
     fn given_up(&self, job: &Job, reason: &str) {
         if let Ok(Payload { collection_id, file_id, .. }) = payload(job) {
             // A fault of the document itself was recorded more precisely when it was found, and stays.
-            set_failed(self.store.of(&job.owner), &collection_id, &file_id, SERVER_ERROR, reason);
+            set_failed(&*self.store.of(&job.owner), &collection_id, &file_id, SERVER_ERROR, reason);
         }
     }
 }
@@ -116,7 +116,7 @@ impl Ingest {
             {
                 StoreError::OtherEmbedding { .. } => {
                     let reason = error.to_string();
-                    set_failed(own, &collection, &file, "other_embedding_model", &reason);
+                    set_failed(&*own, &collection, &file, "other_embedding_model", &reason);
                     Failure::Lasting(reason)
                 }
                 error => not_found_or_passing(error),
@@ -141,7 +141,8 @@ impl Ingest {
             let own = store.of(&of_whom);
             own.collection(&collection).map_err(not_found_or_passing)?;
             let file = own.file(&id).map_err(not_found_or_passing)?;
-            let extracted = extract(&store.file_path(&id), &file.filename, &limits, &sandbox);
+            let local = store.open_file(&id).map_err(not_found_or_passing)?;
+            let extracted = extract(local.path(), &file.filename, &limits, &sandbox);
             let read = extracted.and_then(|extracted| {
                 let chunks = chunker.chunk(&extracted.blocks);
                 // The tokenizer accepts every valid text.
@@ -153,7 +154,7 @@ impl Ingest {
                 match error {
                     ExtractError::Unreadable { .. } | ExtractError::NoReader { .. } => Failure::Passing(reason),
                     error => {
-                        set_failed(own, &collection, &id, code(&error), &reason);
+                        set_failed(&*own, &collection, &id, code(&error), &reason);
                         Failure::Lasting(reason)
                     }
                 }

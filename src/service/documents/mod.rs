@@ -135,7 +135,7 @@ impl Documents {
 const SERVER_ERROR: &str = "server_error";
 
 /// Marks a document that is being read as failed.
-fn set_failed(store: Owned<'_>, collection_id: &str, file_id: &str, code: &str, reason: &str) {
+fn set_failed(store: &dyn Owned, collection_id: &str, file_id: &str, code: &str, reason: &str) {
     if let Err(error) = store.fail_document(collection_id, file_id, code, reason) {
         tracing::error!(file_id, %error, "a document's failure could not be stored");
     }

@@ -19,7 +19,7 @@ use super::{Attributes, DEFAULT_COLLECTION, Documents, RETRY_INDEXING, reindex};
 use crate::{
     retrieval::indexes::Indexes,
     service::jobs::blocking,
-    store::{Incoming, Job, Owned, StoreError, Upload},
+    store::{Access, Incoming, Job, Owned, StoreError, Upload},
 };
 
 /// See the module's documentation.
@@ -37,14 +37,14 @@ impl OwnedDocuments {
     /// Runs blocking work on the owner's view of the store, and on the indexes that follow it.
     pub(super) async fn stored<T: Send + 'static>(
         &self,
-        work: impl FnOnce(Owned<'_>, &Indexes) -> Result<T, StoreError> + Send + 'static,
+        work: impl FnOnce(&dyn Owned, &Indexes) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T> {
         let this = self.clone();
         let quota = self.account.caller().limits.storage.or(self.documents.quota);
         let is_local_only = self.account.policy() == Some(RoutingPolicy::LocalOnly);
         blocking(move || {
-            let own = this.documents.store.of(this.owner()).within(quota).kept_local(is_local_only);
-            work(own, &this.documents.indexes)
+            let own = this.documents.store.view(Access { owner: this.owner(), quota, is_local_only });
+            work(&*own, &this.documents.indexes)
         })
         .await
     }
@@ -450,7 +450,7 @@ mod tests {
     use hearth_kernels::index::GraphParameters;
 
     fn documents(directory: &TempDir) -> Arc<Documents> {
-        let store = Arc::new(Store::open(directory.path()).unwrap());
+        let store = Store::open(directory.path()).unwrap();
         Documents::new(
             store.clone(),
             GraphParameters::default(),

@@ -56,7 +56,7 @@ impl Reindex {
         work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, Failure> {
         let store = self.store.clone();
-        let done = tokio::task::spawn_blocking(move || work(&store)).await;
+        let done = tokio::task::spawn_blocking(move || work(&*store)).await;
         done.map_err(|error| Failure::Passing(error.to_string()))?.map_err(not_found_or_passing)
     }
 

@@ -131,11 +131,11 @@ impl OwnedDocuments {
         let documents = self.documents.clone();
         self.stored(move |store, _| {
             let file = store.file(&id)?;
-            let path = documents.store.file_path(&file.id);
-            let opened = std::fs::File::open(&path).map_err(|source| match source.kind() {
+            let local = documents.store.open_file(&file.id)?;
+            let opened = std::fs::File::open(local.path()).map_err(|source| match source.kind() {
                 // It was deleted meanwhile.
                 std::io::ErrorKind::NotFound => StoreError::NotFound { what: "file", id },
-                _ => StoreError::Io { path, source },
+                _ => StoreError::Io { path: local.path().to_owned(), source },
             })?;
             Ok((file, opened))
         })

@@ -10,7 +10,7 @@ use super::*;
 use hearth_domain::{LOCAL, part::RESTARTS_MAX, usage::NoSink};
 
 fn open(directory: &TempDir) -> Arc<Jobs> {
-    let store = Arc::new(Store::open(directory.path()).unwrap());
+    let store = Store::open(directory.path()).unwrap();
     Jobs::new(store.clone(), Callers::new(store), Arc::new(NoSink))
 }
 

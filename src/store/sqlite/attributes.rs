@@ -5,9 +5,8 @@ use std::collections::BTreeMap;
 use rusqlite::types::{ToSqlOutput, Value as Sql, ValueRef};
 use serde_json::{Map, Value};
 
+use crate::store::Attributes;
 use hearth_domain::documents::{AttributeFilter, AttributeValue, Comparison};
-
-pub(super) type Attributes = BTreeMap<String, AttributeValue>;
 
 pub(super) fn to_json(attributes: &Attributes) -> String {
     let object: Map<String, Value> = attributes.iter().map(|(key, value)| (key.clone(), json(value))).collect();

@@ -18,10 +18,10 @@ use std::{
 use parking_lot::Mutex;
 use rusqlite::{Connection, Transaction, TransactionBehavior};
 
-use super::{
-    BUSY_TIMEOUT, Result, StoreError, configure,
+use super::{BUSY_TIMEOUT, configure, named};
+use crate::store::{
+    Result, StoreError,
     disk::{Disk, Growth},
-    named,
 };
 use hearth_domain::part::{Part, PartReport};
 

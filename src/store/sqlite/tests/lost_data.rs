@@ -1,6 +1,7 @@
 //! No opening and no recovery removes an upload, whatever happened to the database.
 
 use super::*;
+use crate::store::{INGEST, write_note};
 
 /// A data directory with this many uploads, closed cleanly, and their ids.
 fn with_uploads(count: usize) -> (TempDir, Vec<String>) {
@@ -24,7 +25,7 @@ fn remove_database(directory: &TempDir) {
 /// The directory is refused as it is, and a recovery restores all of its uploads.
 #[track_caller]
 fn refused_and_recovered(directory: &TempDir, ids: &[String]) {
-    let refused = Store::open(directory.path()).unwrap_err();
+    let refused = SqliteStore::open(directory.path(), None).unwrap_err();
     assert!(matches!(refused, StoreError::Lost { .. }), "{refused}");
     assert!(refused.to_string().contains("hearth recover"), "{refused}");
     assert!(matches!(KeyTable::open(directory.path()).unwrap_err(), StoreError::Lost { .. }));
@@ -116,7 +117,7 @@ fn every_instant_of_a_recovery_leads_to_the_recovered_database_and_all_uploads()
             let is_whole = *name == ready;
             fs::write(directory.path().join(name), if is_whole { &recovered } else { &bytes }).unwrap();
         }
-        if Store::open(directory.path()).is_err() {
+        if SqliteStore::open(directory.path(), None).is_err() {
             recover(directory.path()).unwrap_or_else(|error| panic!("{state}: {error}"));
         }
         let store = open(&directory);
@@ -170,8 +171,7 @@ fn a_recovered_new_version_still_takes_the_place_of_the_old_one() {
     drop(store);
     recover(directory.path()).unwrap();
     let store = open(&directory);
-    let leases = Leases::default();
-    let held: Vec<_> = std::iter::from_fn(|| store.lease_job(INGEST, &leases).unwrap()).collect();
+    let held: Vec<_> = std::iter::from_fn(|| store.lease_job(INGEST).unwrap()).collect();
     let job = held.iter().find(|(job, _)| job.payload["file_id"] == new).expect("a job");
     assert_eq!(job.0.payload["supersedes"], serde_json::json!([ids[0]]));
 }
@@ -245,9 +245,9 @@ fn the_data_directory_is_its_owners_alone() {
     let directory = parent.path().join("data");
     let mode = |name: &str| fs::metadata(directory.join(name)).unwrap().permissions().mode() & 0o777;
     let make = |directory: &Path| {
-        let store = Store::open(directory).unwrap();
+        let store = SqliteStore::open(directory, None).unwrap();
         let stored = file(&store, "a.md", b"text");
-        store.write_note("server-url", b"http://127.0.0.1").unwrap();
+        write_note(directory, "server-url", b"http://127.0.0.1").unwrap();
         let wal = mode("hearth.sqlite3-wal");
         (format!("files/{}", stored.id), wal)
     };

@@ -7,7 +7,7 @@
 use hearth_domain::documents::{Page, PageRequest};
 use rusqlite::{Connection, Row, params_from_iter, types::Value as Sql};
 
-use super::Result;
+use crate::store::Result;
 
 /// A list: the selection with its condition, and the columns that it is ordered by.
 pub(super) struct Listing<'l> {

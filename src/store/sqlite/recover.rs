@@ -20,10 +20,8 @@ use std::{
 
 use rusqlite::{Connection, OpenFlags, Row, Transaction, params, params_from_iter, types::Value};
 
-use super::{
-    DATABASE, Result, StoreError, attributes::Attributes, collections, documents, files, named, new_id, now_ms,
-    opening::take_directory, private, schema,
-};
+use super::{DATABASE, collections, documents, files, named, opening::take_directory, schema};
+use crate::store::{Attributes, INGEST, Result, StoreError, new_id, now_ms, private};
 use hearth_domain::{
     LOCAL,
     documents::{Collection, StoredFile},
@@ -87,7 +85,7 @@ pub fn recover(directory: &Path) -> Result<Recovered> {
     schema::migrate(&mut new, &new_path)?;
     let taken = take_over(source.as_deref(), &mut new, uploads);
     let mut recovered = taken.map_err(|error| named(error, &new_path))?;
-    new.close().map_err(|(_, error)| StoreError::Database(error))?;
+    new.close().map_err(|(_, error)| StoreError::from(error))?;
     File::open(&new_path).and_then(|file| file.sync_all()).map_err(io_error(&new_path))?;
     let time = now_ms();
     let ready = directory.join(format!("{READY}{time}"));
@@ -278,9 +276,8 @@ fn superseded_by_unread(old: Option<&Connection>) -> HashMap<(String, String), V
         let payload: String = row.get(3)?;
         Ok((row.get::<_, String>(1)?, row.get::<_, String>(2)?, payload))
     });
-    let unread = jobs
-        .into_iter()
-        .filter(|(kind, state, _)| kind == documents::INGEST && ["queued", "running"].contains(&&state[..]));
+    let unread =
+        jobs.into_iter().filter(|(kind, state, _)| kind == INGEST && ["queued", "running"].contains(&&state[..]));
     unread
         .filter_map(|(_, _, payload)| {
             let payload: serde_json::Value = serde_json::from_str(&payload).ok()?;

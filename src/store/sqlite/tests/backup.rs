@@ -26,7 +26,7 @@ fn a_backup_beside_a_running_server_is_restored_whole() {
     drop(store);
 
     restore(&to, &back, &mut quiet).unwrap();
-    let store = Store::open(&back).unwrap();
+    let store = SqliteStore::open(&back, None).unwrap();
     let documents = store.of(LOCAL).documents_page(&collection, None, None, &all()).unwrap().entries;
     assert_eq!(documents.iter().map(|document| &document.file_id).collect::<Vec<_>>(), [&kept]);
     assert_eq!(fs::read(store.file_path(&kept)).unwrap(), b"alpha");
@@ -52,7 +52,7 @@ fn a_backup_that_is_not_whole_or_damaged_is_not_restored() {
     fs::write(&upload, "other").unwrap();
     let refused = restore(&to, &back, &mut quiet).unwrap_err();
     assert!(refused.to_string().contains("SHA-256"), "{refused}");
-    assert!(matches!(Store::open(&back), Err(StoreError::HalfRestored { .. })));
+    assert!(matches!(SqliteStore::open(&back, None), Err(StoreError::HalfRestored { .. })));
     fs::write(&upload, "bytes").unwrap();
     let logged = away.path().join("logged");
     fs::create_dir(&logged).unwrap();
@@ -60,7 +60,7 @@ fn a_backup_that_is_not_whole_or_damaged_is_not_restored() {
     let refused = restore(&to, &logged, &mut quiet).unwrap_err();
     assert!(refused.to_string().contains("hearth.sqlite3-wal"), "{refused}");
     restore(&to, &back, &mut quiet).unwrap();
-    assert_eq!(Store::open(&back).unwrap().of(LOCAL).file(&stored.id).unwrap(), stored);
+    assert_eq!(SqliteStore::open(&back, None).unwrap().of(LOCAL).file(&stored.id).unwrap(), stored);
 
     let manifest = fs::read_to_string(to.join("manifest.json")).unwrap();
     for (found, instead, said) in [

@@ -13,7 +13,8 @@ use std::{
 
 use rusqlite::Connection;
 
-use super::{DATABASE, Result, StoreError, backup, configure, disk::Disk, files, named, private, recover, schema};
+use super::{DATABASE, backup, configure, files, named, recover, schema};
+use crate::store::{Result, StoreError, disk::Disk, private};
 
 /// Creates the directory if it is missing, private to its owner, and locks it: no other process uses it while the
 /// returned file is held.

@@ -10,10 +10,10 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::store::{INGEST, Member, Upload};
+use crate::store::{INGEST, Member, Storage, Upload, Uploads};
 
-fn open(directory: &TempDir) -> Store {
-    Store::open(directory.path()).unwrap()
+fn open(directory: &TempDir) -> SqliteStore {
+    SqliteStore::open(directory.path(), None).unwrap()
 }
 
 fn new_job(kind: &str, n: i32) -> NewJob {
@@ -23,23 +23,23 @@ fn new_job(kind: &str, n: i32) -> NewJob {
 #[test]
 fn a_job_is_held_by_one_worker_and_survives_it() {
     let directory = TempDir::new().unwrap();
-    let (store, leases) = (open(&directory), Leases::default());
-    let take = |store: &Store, leases: &Leases| store.lease_job("ingest", leases).unwrap();
+    let store = open(&directory);
+    let take = |store: &SqliteStore| store.lease_job("ingest").unwrap();
     let first = store.of(LOCAL).enqueue(new_job("ingest", 1)).unwrap();
-    let (held, lease) = take(&store, &leases).unwrap();
+    let (held, lease) = take(&store).unwrap();
     assert_eq!((&held.id, held.attempts, &held.state), (&first.id, 1, &JobState::Running));
     assert!(store.holds_job(&held).unwrap());
-    assert!(take(&store, &leases).is_none() && store.lease_job("other", &leases).unwrap().is_none());
+    assert!(take(&store).is_none() && store.lease_job("other").unwrap().is_none());
     // The machine's clock does not affect a lease.
     store.tamper("UPDATE jobs SET leased_until = 0, updated = 0, run_after = 0");
-    assert!(take(&store, &leases).is_none());
+    assert!(take(&store).is_none());
     drop(lease);
-    let (again, _lease) = take(&store, &leases).expect("its worker was lost");
+    let (again, _lease) = take(&store).expect("its worker was lost");
     assert_eq!((&again.id, again.attempts), (&first.id, 2));
     drop(store);
 
-    let (store, leases) = (open(&directory), Leases::default());
-    let (third, lease) = take(&store, &leases).expect("its process is gone");
+    let store = open(&directory);
+    let (third, lease) = take(&store).expect("its process is gone");
     assert_eq!((&third.id, third.attempts), (&first.id, 3));
     for stale in [&held, &again] {
         assert!(!store.holds_job(stale).unwrap() && !store.finish_job(stale, json!(1)).unwrap());
@@ -48,7 +48,7 @@ fn a_job_is_held_by_one_worker_and_survives_it() {
     }
     assert!(store.fail_job(&third, "no luck", Some(0)).unwrap());
     drop(lease);
-    let (fourth, _lease) = take(&store, &leases).unwrap();
+    let (fourth, _lease) = take(&store).unwrap();
     for number in 0..3 {
         assert_eq!(store.add_job_event(&fourth, &json!({"step": number})).unwrap(), Some(number));
     }
@@ -58,93 +58,45 @@ fn a_job_is_held_by_one_worker_and_survives_it() {
     assert_eq!(store.of(LOCAL).job_events(&first.id, 1).unwrap(), [(1, json!({"step": 1})), (2, json!({"step": 2}))]);
 
     let second = store.of(LOCAL).enqueue(new_job("ingest", 2)).unwrap();
-    let (second, _lease) = take(&store, &leases).filter(|(job, _)| job.id == second.id).unwrap();
+    let (second, _lease) = take(&store).filter(|(job, _)| job.id == second.id).unwrap();
     assert!(store.of(LOCAL).cancel_job(&second.id).unwrap() && !store.of(LOCAL).cancel_job(&second.id).unwrap());
     assert!(!store.finish_job(&second, json!({})).unwrap(), "a cancelled job has no result");
     assert_eq!(store.of(LOCAL).jobs("ingest", 10).unwrap().len(), 2);
 }
 
 #[test]
-fn however_a_job_ends_what_follows_it_begins_once() {
-    let directory = TempDir::new().unwrap();
-    let (store, leases) = (open(&directory), Leases::default());
-    let new = || NewJob { followed_by: Some("webhook".into()), ..new_job("analysis", 0) };
-    let lease = |kind: &str| store.lease_job(kind, &leases).unwrap().map(|(job, _lost)| job);
-    let ends: [&dyn Fn(&Job); 5] = [
-        &|job| assert!(store.finish_job(job, json!({})).unwrap()),
-        &|job| assert!(store.fail_job(job, "never", None).unwrap()),
-        &|job| assert!(store.drop_job(job).unwrap()),
-        &|job| assert!(store.of(LOCAL).cancel_job(&job.id).unwrap()),
-        // A retry, taken first.
-        &|job| {
-            assert!(store.fail_job(job, "not yet", Some(0)).unwrap());
-            assert_eq!(lease("webhook"), None);
-            assert!(store.finish_job(&lease("analysis").unwrap(), json!({})).unwrap());
-        },
-    ];
-    for end in ends {
-        store.of(LOCAL).enqueue(new()).unwrap();
-        let job = lease("analysis").unwrap();
-        assert_eq!(lease("webhook"), None);
-        end(&job);
-        let follower = lease("webhook").unwrap();
-        assert_eq!(follower.payload, json!({"job_id": job.id}));
-        assert!(!store.of(LOCAL).cancel_job(&job.id).unwrap() && !store.finish_job(&job, json!({})).unwrap());
-        assert!(store.finish_job(&follower, json!({})).unwrap());
-        assert_eq!(lease("webhook"), None);
-    }
-    assert_eq!(
-        (store.num_unended_jobs("analysis", LOCAL).unwrap().0, store.of(LOCAL).jobs("analysis", 9).unwrap().len()),
-        (0, 5)
-    );
-}
-
-#[test]
-fn an_attempt_that_was_broken_off_does_not_count() {
-    let directory = TempDir::new().unwrap();
-    let (store, leases) = (open(&directory), Leases::default());
-    store.of(LOCAL).enqueue(new_job("ingest", 0)).unwrap();
-    for _ in 0..3 {
-        let (job, _lease) = store.lease_job("ingest", &leases).unwrap().unwrap();
-        assert_eq!(job.attempts, 1);
-        assert!(store.forget_attempt(&job).unwrap() && !store.forget_attempt(&job).unwrap());
-    }
-}
-
-#[test]
 fn a_clock_that_is_set_back_does_not_put_a_retry_off() {
     let directory = TempDir::new().unwrap();
-    let (store, leases) = (open(&directory), Leases::default());
+    let store = open(&directory);
     store.of(LOCAL).enqueue(new_job("ingest", 0)).unwrap();
-    let (job, lease) = store.lease_job("ingest", &leases).unwrap().unwrap();
+    let (job, lease) = store.lease_job("ingest").unwrap().unwrap();
     assert!(store.fail_job(&job, "not yet", Some(3_600_000)).unwrap());
     drop(lease);
-    assert!(store.lease_job("ingest", &leases).unwrap().is_none(), "in an hour");
+    assert!(store.lease_job("ingest").unwrap().is_none(), "in an hour");
     // The attempt failed at what is now tomorrow.
     store.tamper("UPDATE jobs SET updated = updated + 86400000, run_after = run_after + 86400000");
-    assert!(store.lease_job("ingest", &leases).unwrap().is_some());
+    assert!(store.lease_job("ingest").unwrap().is_some());
 }
 
-fn file(store: &Store, bytes: &[u8]) -> StoredFile {
+fn file(store: &SqliteStore, bytes: &[u8]) -> StoredFile {
     let mut incoming = store.receive_file(0).unwrap();
     incoming.write(bytes).unwrap();
     store.of(LOCAL).keep_file(incoming, "a.md", "assistants").unwrap()
 }
 
-fn add(store: &Store, collection: &str, file: &StoredFile, supersedes: Option<&str>) -> Upload {
+fn add(store: &SqliteStore, collection: &str, file: &StoredFile, supersedes: Option<&str>) -> Upload {
     store.of(LOCAL).add_document(collection, &file.id, BTreeMap::new(), supersedes).unwrap()
 }
 
 /// Payloads of the ingest jobs, in the order in which they are taken.
-fn to_read(store: &Store) -> Vec<Value> {
-    let leases = Leases::default();
-    let taken: Vec<_> = std::iter::from_fn(|| store.lease_job(INGEST, &leases).unwrap()).collect();
+fn to_read(store: &SqliteStore) -> Vec<Value> {
+    let taken: Vec<_> = std::iter::from_fn(|| store.lease_job(INGEST).unwrap()).collect();
     taken.into_iter().map(|(job, _lease)| job.payload).collect()
 }
 
 /// A store with an unread document whose job was cancelled, as a lost lease could once do. Beside it one that has been
 /// read, one that has failed and one that waits with its job.
-fn with_a_stuck_document(directory: &TempDir) -> (Store, String, StoredFile) {
+fn with_a_stuck_document(directory: &TempDir) -> (SqliteStore, String, StoredFile) {
     let store = open(directory);
     let own = store.of(LOCAL);
     let collection = own.create_collection("docs", BTreeMap::new()).unwrap().id;
@@ -164,6 +116,7 @@ fn with_a_stuck_document(directory: &TempDir) -> (Store, String, StoredFile) {
     }
     let [_, _, stuck, _] = files;
     assert_eq!(own.document(&collection, &stuck.id).unwrap().status, DocumentStatus::Processing);
+    drop(own);
     (store, collection, stuck)
 }
 
@@ -265,8 +218,7 @@ struct Attempt {
 
 struct World {
     directory: TempDir,
-    store: Option<Store>,
-    leases: Leases,
+    store: Option<SqliteStore>,
     attempts: Vec<Attempt>,
     /// How often each job has ended.
     ends: BTreeMap<String, u32>,
@@ -276,15 +228,15 @@ impl World {
     fn new() -> Self {
         let directory = TempDir::new().unwrap();
         let store = Some(open(&directory));
-        Self { directory, store, leases: Leases::default(), attempts: Vec::new(), ends: BTreeMap::new() }
+        Self { directory, store, attempts: Vec::new(), ends: BTreeMap::new() }
     }
 
-    fn store(&self) -> &Store {
+    fn store(&self) -> &SqliteStore {
         self.store.as_ref().unwrap()
     }
 
     fn take(&mut self) -> bool {
-        let Some((job, lease)) = self.store().lease_job("work", &self.leases).unwrap() else { return false };
+        let Some((job, lease)) = self.store().lease_job("work").unwrap() else { return false };
         assert_eq!(self.ends[&job.id], 0, "what has ended is not taken");
         for earlier in self.attempts.iter_mut().filter(|earlier| earlier.job.id == job.id) {
             assert!(earlier.lease.is_none(), "two hold one job");
@@ -295,7 +247,7 @@ impl World {
     }
 
     /// An attempt reports what only the holder may.
-    fn says(&mut self, which: usize, ends: bool, keeps: bool, says: impl FnOnce(&Store, &Job) -> bool) {
+    fn says(&mut self, which: usize, ends: bool, keeps: bool, says: impl FnOnce(&SqliteStore, &Job) -> bool) {
         let count = self.attempts.len();
         if count == 0 {
             return;
@@ -317,7 +269,8 @@ impl World {
         match *happening {
             Happening::Enqueue => {
                 let job = NewJob { followed_by: Some("follower".into()), ..new_job("work", 0) };
-                self.ends.insert(self.store().of(LOCAL).enqueue(job).unwrap().id, 0);
+                let enqueued = self.store().of(LOCAL).enqueue(job).unwrap();
+                self.ends.insert(enqueued.id, 0);
             }
             Happening::Lease => drop(self.take()),
             Happening::Finish(which) => {
@@ -362,7 +315,6 @@ impl World {
             Happening::Restart => {
                 self.store = None;
                 self.store = Some(open(&self.directory));
-                self.leases = Leases::default();
                 self.attempts.iter_mut().for_each(|attempt| attempt.lease = None);
             }
             Happening::SetClockBack => {
@@ -399,30 +351,4 @@ proptest! {
         prop_assert!(world.ends.values().all(|ends| *ends == 1), "{:?}", world.ends);
         prop_assert_eq!(world.store().num_unended_jobs("work", LOCAL).unwrap(), (0, 0));
     }
-}
-
-#[test]
-fn owners_have_their_turns_however_much_each_has_waiting() {
-    let directory = TempDir::new().unwrap();
-    let (store, leases) = (open(&directory), Leases::default());
-    let job = || new_job("ingest", 1);
-    for (owner, count) in [("many", 50), ("few", 2), ("one", 1)] {
-        for _ in 0..count {
-            store.of(owner).enqueue(job()).unwrap();
-        }
-    }
-    let take = || store.lease_job("ingest", &leases).unwrap().expect("a job waits");
-    // Two workers, as in the server: while one works on a job of an owner, the other takes another owner's.
-    let mut order = Vec::new();
-    let (mut first, mut second) = (take(), take());
-    for _ in 0..4 {
-        assert_ne!(first.0.owner, second.0.owner);
-        order.push(first.0.owner.clone());
-        assert!(store.finish_job(&first.0, json!({})).unwrap());
-        drop(first.1);
-        first = std::mem::replace(&mut second, take());
-    }
-    order.extend([first.0.owner, second.0.owner]);
-    let of = |owner: &str| order.iter().filter(|had| *had == owner).count();
-    assert_eq!((of("few"), of("one")), (2, 1), "{order:?}");
 }

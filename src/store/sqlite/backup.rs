@@ -20,10 +20,8 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{
-    DATABASE, Result, StoreError, configure, documents::cancel_ingest, files, named, now_ms, opening::take_directory,
-    private, recover,
-};
+use super::{DATABASE, configure, documents::cancel_ingest, files, named, opening::take_directory, recover};
+use crate::store::{Result, StoreError, now_ms, private};
 
 const MANIFEST: &str = "manifest.json";
 const FORMAT: u32 = 1;
@@ -189,7 +187,7 @@ fn write(directory: &Path, to: &Path, bytes: Bytes, progress: &mut dyn FnMut(Bac
     progress(BackupProgress::Files { done: of, of });
     forget(&mut database, &deleted)?;
     let schema = database.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    database.close().map_err(|(_, error)| StoreError::Database(error))?;
+    database.close().map_err(|(_, error)| StoreError::from(error))?;
     let (length, sha256) = hash(&copy).map_err(io_error(&copy))?;
     entries.push(Entry::new(DATABASE.to_owned(), length, &sha256));
     summary.bytes += length;

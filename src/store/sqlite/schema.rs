@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rusqlite::Connection;
 
-use super::{Result, StoreError};
+use crate::store::{Result, StoreError};
 
 /// Marks a database as ours: `HRTH`.
 pub(super) const APPLICATION_ID: i64 = 0x4852_5448;
