@@ -31,34 +31,34 @@ pub trait Batches {
     /// A new collection with these members. Its name may be taken or empty.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`] for a file; then nothing is created.
+    /// [`StoreError::NotFound`](super::StoreError::NotFound) for a file; then nothing is created.
     fn create_vector_store(&self, name: String, metadata: Attributes, files: Vec<String>) -> Result<Collection>;
 
     /// Changes a collection's name, which may be taken, or its metadata.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`]
+    /// [`StoreError::NotFound`](super::StoreError::NotFound)
     fn update_vector_store(&self, id: &str, name: Option<String>, metadata: Option<Attributes>) -> Result<Collection>;
 
     /// Makes a file a document of its own, to be read by an ingest job.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`] for the collection or the file.
+    /// [`StoreError::NotFound`](super::StoreError::NotFound) for the collection or the file.
     fn attach_document(&self, collection_id: &str, member: Member) -> Result<Document>;
 
     /// [`Self::attach_document`] for many files in one step, recorded as a batch.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`] for the collection or a file; then none is added.
+    /// [`StoreError::NotFound`](super::StoreError::NotFound) for the collection or a file; then none is added.
     fn create_batch(&self, collection_id: &str, members: Vec<Member>) -> Result<Batch>;
 
     /// # Errors
-    /// [`StoreError::NotFound`]
+    /// [`StoreError::NotFound`](super::StoreError::NotFound)
     fn batch(&self, collection_id: &str, id: &str) -> Result<Batch>;
 
     /// Cancels the unread documents of a batch. A complete batch stays complete.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`]
+    /// [`StoreError::NotFound`](super::StoreError::NotFound)
     fn cancel_batch(&self, collection_id: &str, id: &str) -> Result<Batch>;
 }

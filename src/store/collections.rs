@@ -6,7 +6,7 @@ use hearth_domain::documents::{Collection, DocumentCounts, Page, PageRequest};
 /// The collections of an owner.
 pub trait Collections {
     /// # Errors
-    /// [`StoreError::NameTaken`]
+    /// [`StoreError::NameTaken`](super::StoreError::NameTaken)
     fn create_collection(&self, name: &str, metadata: Attributes) -> Result<Collection>;
 
     /// All collections, the oldest first.
@@ -27,13 +27,13 @@ pub trait Collections {
     /// By id or name.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`]
+    /// [`StoreError::NotFound`](super::StoreError::NotFound)
     fn collection(&self, id_or_name: &str) -> Result<Collection>;
 
     /// Changes a collection's name or metadata.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`], [`StoreError::NameTaken`]
+    /// [`StoreError::NotFound`](super::StoreError::NotFound), [`StoreError::NameTaken`](super::StoreError::NameTaken)
     fn update_collection(&self, id: &str, name: Option<String>, metadata: Option<Attributes>) -> Result<Collection>;
 
     /// Deletes a collection, its documents and chunks; files stay. Returns whether it existed.

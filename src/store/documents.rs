@@ -32,7 +32,7 @@ pub trait Documents {
     /// document was to replace.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`] for the collection or the file.
+    /// [`StoreError::NotFound`](super::StoreError::NotFound) for the collection or the file.
     fn add_document(
         &self,
         collection_id: &str,
@@ -44,7 +44,7 @@ pub trait Documents {
     /// Whether a document must stay on this machine; without a document, whether any of the collection's must.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`] for the collection.
+    /// [`StoreError::NotFound`](super::StoreError::NotFound) for the collection.
     fn has_local_only(&self, collection_id: &str, file_id: Option<&str>) -> Result<bool>;
 
     /// Makes a document searchable: in one transaction the new chunks replace the old ones and those of the documents
@@ -53,7 +53,7 @@ pub trait Documents {
     /// embedding model of their vectors.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`]; [`StoreError::OtherEmbedding`] if the collection is bound to another model.
+    /// [`StoreError::NotFound`](super::StoreError::NotFound); [`StoreError::OtherEmbedding`](super::StoreError::OtherEmbedding) if the collection is bound to another model.
     fn replace_chunks(
         &self,
         collection_id: &str,
@@ -66,7 +66,7 @@ pub trait Documents {
     /// Sets the status of a document that is not searchable, or not yet. An earlier version stays searchable.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`]
+    /// [`StoreError::NotFound`](super::StoreError::NotFound)
     fn set_document_status(&self, collection_id: &str, file_id: &str, status: DocumentStatus) -> Result<Document>;
 
     /// Fails a document that is being read. `false`, with nothing changed, if it is no longer being read, because it
@@ -74,11 +74,11 @@ pub trait Documents {
     fn fail_document(&self, collection_id: &str, file_id: &str, code: &str, reason: &str) -> Result<bool>;
 
     /// # Errors
-    /// [`StoreError::NotFound`]
+    /// [`StoreError::NotFound`](super::StoreError::NotFound)
     fn set_document_attributes(&self, collection_id: &str, file_id: &str, attributes: Attributes) -> Result<Document>;
 
     /// # Errors
-    /// [`StoreError::NotFound`]
+    /// [`StoreError::NotFound`](super::StoreError::NotFound)
     fn document(&self, collection_id: &str, file_id: &str) -> Result<Document>;
 
     /// The documents made from a file, in any collection.
@@ -123,6 +123,6 @@ pub trait Documents {
     /// Deletes a document; the file stays. Returns its chunks' ids.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`]
+    /// [`StoreError::NotFound`](super::StoreError::NotFound)
     fn delete_document(&self, collection_id: &str, file_id: &str) -> Result<Vec<u64>>;
 }

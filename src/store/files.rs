@@ -78,7 +78,7 @@ pub trait Uploads {
     /// If the folder cannot be written, or the disk has no room for the file beside its reserve.
     fn receive_file(&self, bytes: u64) -> Result<Incoming>;
 
-    /// A file's bytes, to be read. Whether they are there shows when they are.
+    /// Opens a file's bytes for reading. That they are missing may show only when they are read.
     ///
     /// # Errors
     /// If they cannot be brought to this machine.
@@ -94,7 +94,7 @@ pub trait Files {
     fn keep_file(&self, incoming: Incoming, filename: &str, purpose: &str) -> Result<StoredFile>;
 
     /// # Errors
-    /// [`StoreError::NotFound`]
+    /// [`StoreError::NotFound`](super::StoreError::NotFound)
     fn file(&self, id: &str) -> Result<StoredFile>;
 
     /// A page of the files, either of one purpose or all.

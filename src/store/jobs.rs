@@ -104,11 +104,11 @@ pub trait Jobs {
     /// Ends an unfinished job. `false` if it has ended already.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`]
+    /// [`StoreError::NotFound`](super::StoreError::NotFound)
     fn cancel_job(&self, id: &str) -> Result<bool>;
 
     /// # Errors
-    /// [`StoreError::NotFound`]
+    /// [`StoreError::NotFound`](super::StoreError::NotFound)
     fn job(&self, id: &str) -> Result<Job>;
 
     /// Jobs of a kind, the newest first.

@@ -160,10 +160,10 @@ impl dyn Storage {
         Self::open_with_reserve(directory, None)
     }
 
-    /// [`Self::open`] with the bytes that growth leaves free on the disk; `None` means a share of the disk.
+    /// `open` with the bytes that growth leaves free on the disk; `None` means a share of the disk.
     ///
     /// # Errors
-    /// As [`Self::open`].
+    /// As `open`.
     pub fn open_with_reserve(directory: &Path, reserve: Option<u64>) -> Result<Arc<Self>> {
         Ok(Arc::new(SqliteStore::open(directory, reserve)?))
     }

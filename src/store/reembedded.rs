@@ -20,6 +20,6 @@ pub trait Reembedding {
     /// are. `None`, with nothing changed, if one is missing.
     ///
     /// # Errors
-    /// [`StoreError::NotFound`]
+    /// [`StoreError::NotFound`](super::StoreError::NotFound)
     fn swap_vectors(&self, collection_id: &str, embedding: &EmbeddingIdentity) -> Result<Option<usize>>;
 }

@@ -74,7 +74,7 @@ impl SqliteStore {
     /// Opens the store of a data directory; `reserve` are the bytes that growth leaves free on the disk, `None` a share of the disk.
     ///
     /// # Errors
-    /// As [`Store::open`](super::Store::open).
+    /// If another process uses it, or the database is lost, damaged, of a newer version or not Hearth's.
     pub fn open(directory: &Path, reserve: Option<u64>) -> Result<Self> {
         let lock = opening::take_directory(directory)?;
         let disk = Disk::new(directory, reserve);

@@ -233,7 +233,7 @@ CREATE INDEX jobs_by_turn ON jobs (kind, state, owner, run_after);
 CREATE INDEX jobs_by_document ON jobs (kind, payload ->> 'collection_id', payload ->> 'file_id');
 ";
 
-/// The ledger's totals, in the order of [`LedgerTotals`](super::LedgerTotals), and the rows that stand for several refusals.
+/// The ledger's totals, in the order of [`LedgerTotals`](crate::store::LedgerTotals), and the rows that stand for several refusals.
 const TOTALS: &str = "
 ALTER TABLE ledger ADD COLUMN repeats INTEGER NOT NULL DEFAULT 0;
 CREATE TABLE ledger_totals (
