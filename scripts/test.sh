@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Every test. Installs what they need into CARGO_TARGET_DIR, or target/ without it (Python and JavaScript packages, test
-# vectors, the embedding model), runs the Rust tests, then real clients against the binary that those built.
+# Every test. Installs what they need into CARGO_TARGET_DIR, or target/ without it (Python and JavaScript packages, PostgreSQL, test
+# vectors, the embedding model), runs the Rust tests, those of documents, owners and jobs again with two servers that share a
+# PostgreSQL, then real clients against the binary that those built.
 # HEARTH_BINARY names another one.
 #
 # usage: scripts/test.sh [--rust-only]
@@ -31,6 +32,24 @@ fixtures() {
   fi
 }
 
+# What any store must pass, on PostgreSQL; and what a server must do, with two servers behind a balancer that share the database, so that
+# consecutive requests reach different ones. A prompt's beginning is kept by one server alone.
+cluster() (
+  directory=$(mktemp -d)
+  trap 'scripts/postgres.sh stop "$directory/postgres" && rmdir "$directory"' EXIT
+  HEARTH_TEST_POSTGRES=$(scripts/postgres.sh start "$directory/postgres")
+  export HEARTH_TEST_POSTGRES
+  if [ -n "$nextest" ]; then
+    cargo nextest run --locked --profile ci -E "
+      (kind(lib) & test(/^store::/)) | (binary(integration) & test(/^(analysis|ask|cluster|documents|files|owners|vector_stores)::/)) -
+      test(what_one_has_sent_is_not_in_the_prefix_cache_for_another)"
+  else
+    cargo test --locked --lib -- store::
+    cargo test --locked --test integration -- analysis:: ask:: cluster:: documents:: files:: owners:: vector_stores:: \
+      --skip what_one_has_sent_is_not_in_the_prefix_cache_for_another
+  fi
+)
+
 # The openai SDKs in Python and JavaScript, and langchain-openai.
 clients() {
   if command -v npm >/dev/null; then
@@ -43,13 +62,15 @@ clients() {
 
 stage "Fixtures" fixtures
 export HEARTH_REQUIRE_MODELS=1
-if cargo nextest --version >/dev/null 2>&1; then
+nextest=$(cargo nextest --version 2>/dev/null || true)
+if [ -n "$nextest" ]; then
   stage "Building the tests" cargo nextest run --locked --profile ci --no-run
   stage "Rust tests" cargo nextest run --locked --profile ci
 else
   stage "Building the tests" cargo test --locked --no-run
   stage "Rust tests" cargo test --locked
 fi
+stage "Two servers that share a PostgreSQL" cluster
 [ "${1:-}" = "--rust-only" ] && exit 0
 # The binary that the tests built.
 export HEARTH_BINARY=${HEARTH_BINARY:-$target/debug/hearth}

@@ -8,6 +8,7 @@ mod bundled_models;
 mod caches;
 mod callers;
 mod chat_templates;
+mod cluster;
 mod contract;
 mod decoder_files;
 mod disconnects;

@@ -14,6 +14,7 @@ use tokio_tungstenite::{
 
 use crate::support::{
     api::{Form, file_form},
+    cluster,
     running_server::{Running, hearth},
 };
 
@@ -39,6 +40,7 @@ struct Client {
 fn key(data: &Path, caller: &str, scopes: &str) -> String {
     let made = hearth()
         .env("HEARTH_DATA_DIR", data)
+        .envs(cluster::environment(data))
         .args(["keys", "create", "--caller", caller, "--scopes", scopes])
         .output()
         .expect("the binary runs");

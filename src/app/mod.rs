@@ -61,11 +61,13 @@ pub struct Server {
     router: Arc<Router>,
     documents: Arc<Documents>,
     callers: Arc<Callers>,
-    usage_sink: Arc<dyn UsageSink>,
+    usage_sink: Arc<Metering>,
     ledger: Arc<Ledger>,
     state: Arc<ServerState>,
 }
 
+/// How often a server that shares its store looks at how many share it, and at what all of them have spent.
+const CLUSTER_READ_EVERY: Duration = Duration::from_secs(5);
 /// After the grace period every answer has ended and only needs delivery: a client that does not read holds the process
 /// no longer than this.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -127,7 +129,10 @@ impl Server {
             let reason = cannot_listen(config.address, error.kind());
             anyhow::Error::new(error).context(reason)
         })?;
-        let opened = Store::open_with_reserve(&config.data_dir, config.min_free_bytes);
+        let opened = match &config.shared {
+            Some(shared) => Store::connect(shared, &config.data_dir, config.min_free_bytes),
+            None => Store::open_with_reserve(&config.data_dir, config.min_free_bytes),
+        };
         let store = opened.map_err(|error| with_advice(error, &config.data_dir))?;
         let callers = Callers::with_settings(store.clone(), &config.callers)?;
         let is_exposed = !config.address.ip().is_loopback() && !callers.asks_for_keys();
@@ -143,10 +148,10 @@ impl Server {
         }
         let ledger = Ledger::open(store.clone())?;
         let limits = Limits::open(config.limits, &*store, Now::since(Instant::now()))?;
-        let usage_sink: Arc<dyn UsageSink> = Arc::new(Metering::new(config.prices.clone(), ledger.clone(), limits));
+        let usage_sink = Arc::new(Metering::new(config.prices.clone(), ledger.clone(), limits));
         let quota = config.limits.caller.storage;
         let documents =
-            Documents::new(store.clone(), config.documents.graphs, callers.clone(), usage_sink.clone(), quota);
+            Documents::new(store.clone(), config.documents.graphs, callers.clone(), usage_sink.clone() as _, quota);
         let scheme = if config.http.tls.is_some() { "https" } else { "http" };
         let url = format!("{scheme}://{}\n", listener.local_addr()?);
         if let Err(error) = store::write_note(&config.data_dir, URL_FILE, url.as_bytes()) {
@@ -178,7 +183,7 @@ impl Server {
 
     /// The handle that ends the running server without a grace period.
     pub fn cut_off(&self) -> CutOff {
-        CutOff { state: self.state.clone(), usage_sink: self.usage_sink.clone(), ledger: self.ledger.clone() }
+        CutOff { state: self.state.clone(), usage_sink: self.usage_sink.clone() as _, ledger: self.ledger.clone() }
     }
 
     /// Serves until `shutdown` resolves and running requests have ended or used up their grace period.
@@ -196,6 +201,8 @@ impl Server {
         ledger::describe_metrics();
         cache::metrics::describe();
         router.watch_upstreams();
+        let cluster = tokio::spawn(read_cluster(usage_sink.clone()));
+        let usage_sink: Arc<dyn UsageSink> = usage_sink;
         let analyses = Analyses::new(documents.clone(), models.clone(), config.webhooks.clone());
         let app = AppState {
             models: models.clone(),
@@ -238,6 +245,7 @@ impl Server {
         let http_settings = HttpSettings { shutdown_grace: grace.min(LAST_WORDS), ..config.http };
         let served = http::serve(listener, http::router(app), &http_settings, until).await;
         upkeep.abort();
+        cluster.abort();
         close_books(&usage_sink, ledger, LAST_WORDS).await;
         // A task that still holds the store would keep its log from being merged into the database.
         let close = move || {
@@ -251,6 +259,20 @@ impl Server {
         match failure.await {
             Ok(error) => Err(error),
             Err(_nothing_failed) => Ok(()),
+        }
+    }
+}
+
+/// Reads what the servers that share the store have in common, again and again. Ends at once if no other can share it.
+async fn read_cluster(metering: Arc<Metering>) {
+    while metering.ledger().store().cluster().is_some() {
+        tokio::time::sleep(CLUSTER_READ_EVERY).await;
+        let reading = metering.clone();
+        match tokio::task::spawn_blocking(move || reading.read_cluster()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "what other servers have spent cannot be read now"),
+            // A panic is in the log already.
+            Err(_) => return,
         }
     }
 }

@@ -21,6 +21,8 @@ use crate::{
         hosted::{Inspection, Upstream},
         local::LocalChat,
     },
+    service::callers::{KeySecret, OTHER_SECRET},
+    store::SharedStore,
     telemetry,
 };
 
@@ -93,6 +95,9 @@ fn examine(config: &Config, report: &mut Report) {
         }
         Err(error) => report.problem("reader", sentence(&error)),
     }
+    if let Some(shared) = &config.shared {
+        examine_database(config, shared, report);
+    }
     report.fact("models", config.models.places());
     let chat = match app::load_chat(config) {
         Ok(Some(chat)) => {
@@ -123,6 +128,45 @@ fn examine(config: &Config, report: &mut Report) {
         Ok(None) if chat || !config.upstreams.is_empty() => report.fact("embedding model", "none"),
         Ok(None) => report.problem("models", app::no_chat_model(config)),
         Err(error) => report.problem("embedding model", sentence(&error)),
+    }
+}
+
+/// What the database is that servers share, and what each of them admits.
+fn examine_database(config: &Config, shared: &SharedStore, report: &mut Report) {
+    let found = match shared.inspect() {
+        Ok(found) => found,
+        Err(error) => {
+            report.problem("database", error);
+            return;
+        }
+    };
+    let pgvector = found.pgvector.as_deref().unwrap_or("none yet");
+    report.fact("database", format!("PostgreSQL {}, pgvector {pgvector}", found.version));
+    let servers = match found.replicas.len() {
+        0 => "none".to_owned(),
+        count => format!("{count} ({})", found.replicas.join(", ")),
+    };
+    report.fact("servers", format!("{servers}; each admits that part of the limits of requests and tokens"));
+    if !found.syncs {
+        report.problem(
+            "durability",
+            "the database has fsync off: what was acknowledged is lost with its machine's power",
+        );
+    } else if found.has_synchronous_standby {
+        report.fact("durability", "a change is acknowledged when a standby has it as well");
+    } else {
+        let said =
+            "no synchronous standby: what was acknowledged last is lost if another database takes this one's place";
+        report.fact("durability", said);
+    }
+    let place = config.callers.key_secret_file.as_ref().unwrap_or(&config.data_dir);
+    let own = KeySecret::is_made(place).then(|| KeySecret::load(place)).transpose();
+    match own {
+        Ok(own) if found.secret_check.is_some() && own.as_ref().map(KeySecret::check_value) != found.secret_check => {
+            report.problem("key secret", OTHER_SECRET);
+        }
+        Ok(_) => {}
+        Err(error) => report.problem("key secret", sentence(&error)),
     }
 }
 

@@ -1,10 +1,10 @@
-//! `hearth keys`: creates, lists and revokes API keys. A server on the same data directory notices within a second.
+//! `hearth keys`: creates, lists and revokes API keys. A server on the same data directory, or every server that shares the database,
+//! notices within a second.
 
 use std::{
     collections::BTreeSet,
     io::{self, Write},
     num::NonZeroU32,
-    path::Path,
     str::FromStr,
     time::Duration,
 };
@@ -17,9 +17,9 @@ use jiff::{Span, Timestamp, civil::Date, tz::TimeZone};
 use serde_json::{Value, json};
 
 use crate::{
-    config::DataSettings,
-    service::callers::{KeySecret, NewKey, Rights, id_of},
-    store::{KeyTable, StoredKey},
+    config::{KeyPlace, KeyPlaceSettings},
+    service::callers::{KeySecret, NewKey, OTHER_SECRET, Rights, id_of},
+    store::{KeyTable, StoredKey, create_directory},
 };
 
 const NAME_CHARS_MAX: usize = 64;
@@ -29,7 +29,7 @@ pub struct Args {
     #[command(subcommand)]
     command: Command,
     #[command(flatten)]
-    data: DataSettings,
+    place: KeyPlaceSettings,
 }
 
 #[derive(Debug, Subcommand)]
@@ -146,16 +146,23 @@ impl FromStr for Expiry {
 }
 
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let directory = args.data.directory()?;
+    let place = args.place.place()?;
     let mut out = io::stdout().lock();
     match args.command {
-        Command::Create(wanted) => create(&directory, *wanted, &mut out),
-        Command::List { json } => list(&directory, json, &mut out),
-        Command::Revoke { ids } => revoke(&directory, &ids),
+        Command::Create(wanted) => create(&place, *wanted, &mut out),
+        Command::List { json } => list(&place, json, &mut out),
+        Command::Revoke { ids } => revoke(&place, &ids),
     }
 }
 
-fn create(directory: &Path, wanted: Create, out: &mut dyn Write) -> anyhow::Result<()> {
+fn table(place: &KeyPlace) -> anyhow::Result<Box<KeyTable>> {
+    Ok(match &place.shared {
+        Some(shared) => KeyTable::connect(shared)?,
+        None => KeyTable::open(&place.data_dir)?,
+    })
+}
+
+fn create(place: &KeyPlace, wanted: Create, out: &mut dyn Write) -> anyhow::Result<()> {
     let NewKey { id, key } = NewKey::random().context("asking for random numbers")?;
     let caller = wanted.caller.clone().unwrap_or_else(|| id.clone());
     // Ids of tokens' callers contain a colon.
@@ -169,8 +176,14 @@ fn create(directory: &Path, wanted: Create, out: &mut dyn Write) -> anyhow::Resu
         "--name: use at most {NAME_CHARS_MAX} characters, on one line"
     );
     ensure!(wanted.models.iter().all(|model| !model.is_empty()), "--models: a name is empty");
-    let table = KeyTable::open(directory)?;
-    let secret = KeySecret::load_or_make(directory)?;
+    let table = table(place)?;
+    let secret_place = place.secret_file.as_deref().unwrap_or(&place.data_dir);
+    if place.secret_file.is_none() {
+        // Where servers share a database, nothing else has made the directory.
+        create_directory(secret_place)?;
+    }
+    let secret = KeySecret::load_or_make(secret_place)?;
+    ensure!(table.agrees_on_secret(&secret.check_value())?, OTHER_SECRET);
     let stored = StoredKey {
         id,
         caller,
@@ -227,8 +240,8 @@ impl Create {
     }
 }
 
-fn list(directory: &Path, json: bool, out: &mut dyn Write) -> anyhow::Result<()> {
-    let keys = KeyTable::open(directory)?.list()?;
+fn list(place: &KeyPlace, json: bool, out: &mut dyn Write) -> anyhow::Result<()> {
+    let keys = table(place)?.list()?;
     if json {
         let keys = keys.iter().map(description).collect::<anyhow::Result<Vec<_>>>()?;
         writeln!(out, "{:#}", json!({ "keys": keys }))?;
@@ -267,8 +280,8 @@ fn list(directory: &Path, json: bool, out: &mut dyn Write) -> anyhow::Result<()>
     Ok(())
 }
 
-fn revoke(directory: &Path, ids: &[String]) -> anyhow::Result<()> {
-    let table = KeyTable::open(directory)?;
+fn revoke(place: &KeyPlace, ids: &[String]) -> anyhow::Result<()> {
+    let table = table(place)?;
     for id in ids {
         // A whole key will do, too.
         let id = id_of(id).unwrap_or(id);

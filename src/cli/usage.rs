@@ -67,10 +67,18 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 /// The report, from the server that owns the data directory or from the directory itself.
 fn fetch(config: &Config, parameters: UsageParameters) -> anyhow::Result<Value> {
-    match Store::open(&config.data_dir) {
+    let opened = match &config.shared {
+        Some(shared) => Store::connect(shared, &config.data_dir, None),
+        None => Store::open(&config.data_dir),
+    };
+    match opened {
         Ok(store) => {
-            let ledger = Ledger::open(store)?;
-            Ok(serde_json::to_value(usage_of_store(&ledger, &parameters)?)?)
+            let ledger = Ledger::open(store.clone())?;
+            let report = usage_of_store(&ledger, &parameters)?;
+            drop(ledger);
+            // Servers that share it need not count this program any longer.
+            store.close();
+            Ok(serde_json::to_value(report)?)
         }
         Err(error @ StoreError::Locked { .. }) => {
             let Some(client) = running_server(config)? else { return Err(error.into()) };

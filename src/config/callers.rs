@@ -1,10 +1,10 @@
 //! Who may call: the configured keys, and how tokens are checked.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 
-use super::{Settings, default_data_dir, read_file};
+use super::Settings;
 use crate::service::callers::{CallerSettings, JwksPlace, JwksSettings, JwtKeys, JwtSettings, SECRET_BYTES_MIN};
 
 /// Prefix of a token's `sub` in a caller's id. Ids of other callers have no colon.
@@ -13,30 +13,6 @@ const LEEWAY: Duration = Duration::from_secs(30);
 const LEEWAY_SECONDS_MAX: u64 = 600;
 /// Least time between two requests for an issuer's keys because of an unknown key.
 const REFETCH_AFTER: Duration = Duration::from_secs(30);
-
-/// Which data a command is about that does not serve.
-#[derive(Clone, Debug, Default, clap::Args)]
-pub struct DataSettings {
-    /// Where Hearth keeps its data [default: hearth in the XDG data directory]
-    #[arg(long, env = "HEARTH_DATA_DIR", value_name = "DIR", global = true)]
-    data_dir: Option<PathBuf>,
-    /// Settings file, TOML, which may name it, too
-    #[arg(long, env = "HEARTH_CONFIG", value_name = "FILE", global = true)]
-    config: Option<PathBuf>,
-}
-
-impl DataSettings {
-    /// # Errors
-    /// If the settings file cannot be read, or there is no place for data.
-    pub fn directory(self) -> anyhow::Result<PathBuf> {
-        let named = match (self.data_dir, self.config) {
-            (Some(directory), _) => Some(directory),
-            (None, Some(file)) => read_file(&file)?.data_dir,
-            (None, None) => None,
-        };
-        named.map_or_else(default_data_dir, Ok)
-    }
-}
 
 pub(super) fn read(settings: &Settings) -> anyhow::Result<CallerSettings> {
     let mut api_keys = settings.api_key.clone().unwrap_or_default();
@@ -47,7 +23,8 @@ pub(super) fn read(settings: &Settings) -> anyhow::Result<CallerSettings> {
     }
     ensure!(api_keys.iter().all(|key| !key.is_empty()), "--api-key: a key must not be empty.");
     let allow_unauthenticated = settings.allow_unauthenticated.unwrap_or(false);
-    Ok(CallerSettings { api_keys, jwt: tokens(settings)?, allow_unauthenticated })
+    let key_secret_file = settings.key_secret_file.clone();
+    Ok(CallerSettings { api_keys, jwt: tokens(settings)?, key_secret_file, allow_unauthenticated })
 }
 
 fn tokens(settings: &Settings) -> anyhow::Result<Option<JwtSettings>> {

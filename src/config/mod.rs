@@ -8,6 +8,7 @@
 
 mod caches;
 mod callers;
+mod data;
 mod env;
 mod http;
 mod limits;
@@ -37,7 +38,7 @@ use hearth_text::extract::Limits;
 
 use self::{caches::cache_settings, env::upstream_api_key, prices::price_list, upstreams::UpstreamFlags};
 pub use self::{
-    callers::DataSettings,
+    data::{DataSettings, KeyPlace, KeyPlaceSettings},
     env::{StoreSettings, hub_settings},
     prices::PriceSettings,
     routes::{Route, RouteTable, Target},
@@ -49,6 +50,7 @@ use crate::{
     metering::{limits::LimitSettings, prices::Prices},
     providers::cache::CacheSettings,
     service::{callers::CallerSettings, webhook::WebhookSettings},
+    store::SharedStore,
     telemetry::LogFormat,
 };
 
@@ -67,6 +69,8 @@ pub struct Config {
     /// Where models are found and new ones are stored.
     pub models: ModelStore,
     pub data_dir: PathBuf,
+    /// The database that servers share; `None` keeps everything in the data directory.
+    pub shared: Option<SharedStore>,
     /// Free bytes on the data directory's disk below which nothing more is stored; `None` is a share of the disk.
     pub min_free_bytes: Option<u64>,
     /// Make no outgoing connection.
@@ -161,6 +165,7 @@ impl Config {
         let engine = engine_settings(&settings)?;
         let offline = settings.offline.unwrap_or(false);
         let webhooks = webhook_settings(&settings, offline)?;
+        let shared = data::shared_store(&settings)?;
         let data_dir = match settings.data_dir {
             Some(dir) => dir,
             None => default_data_dir()?,
@@ -195,6 +200,7 @@ impl Config {
             accept_any_model: settings.accept_any_model.unwrap_or(false),
             models: store,
             data_dir,
+            shared,
             min_free_bytes: in_range("min-free-mib", settings.min_free_mib, 1..=16 << 20)?
                 .map(|mib| (mib as u64) << 20),
             offline,

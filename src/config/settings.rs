@@ -302,6 +302,24 @@ settings! {
     /// Where Hearth keeps its data [default: hearth in the XDG data directory]
     #[arg(long, env = "HEARTH_DATA_DIR", value_name = "DIR", help_heading = "General")]
     data_dir: PathBuf,
+    /// Share a PostgreSQL database with other servers, instead of the one in the data directory: postgres://USER:PASSWORD@HOST:PORT/DATABASE
+    #[arg(long, env = "HEARTH_STORE_URL", value_name = "URL", hide_env_values = true, help_heading = "Cluster")]
+    store_url: String,
+    /// Read that address from this file
+    #[arg(long, env = "HEARTH_STORE_URL_FILE", value_name = "FILE", help_heading = "Cluster")]
+    store_url_file: PathBuf,
+    /// Certificates in PEM that sign the database's [default: those of the system]
+    #[arg(long, env = "HEARTH_STORE_CA_FILE", value_name = "FILE", help_heading = "Cluster")]
+    store_ca_file: PathBuf,
+    /// Connections to the database at most [default: 16]
+    #[arg(long, env = "HEARTH_STORE_POOL", value_name = "N", help_heading = "Cluster")]
+    store_pool: usize,
+    /// The secret that API keys are hashed with, the same for all servers that share a database [default: keys.secret in the data directory]
+    #[arg(long, env = "HEARTH_KEY_SECRET_FILE", value_name = "FILE", help_heading = "Cluster")]
+    key_secret_file: PathBuf,
+    /// What this server is called among the others [default: the name of the machine]
+    #[arg(long, env = "HEARTH_REPLICA_NAME", value_name = "NAME", help_heading = "Cluster")]
+    replica_name: String,
     /// Free space on the disk of the data directory below which nothing more is stored, in MiB [default: a twentieth of the disk, from 1 to 512]
     #[arg(long, env = "HEARTH_MIN_FREE_MIB", value_name = "MIB", help_heading = "General")]
     min_free_mib: usize,

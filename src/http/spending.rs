@@ -15,13 +15,13 @@ use crate::{
     wire::spending::{UsageParameters, UsageReport},
 };
 
-pub(super) async fn metrics(State(state): State<AppState>, headers: HeaderMap) -> Response {
+pub(super) async fn metrics(State(state): State<AppState>, headers: HeaderMap) -> Result<Response, ApiError> {
     if !wants_text(&headers) {
-        return ([(header::VARY, "accept")], Json(spending::summary(&state.ledger))).into_response();
+        return Ok(([(header::VARY, "accept")], Json(spending::summary(&state.ledger).await?)).into_response());
     }
     let text = state.metrics.as_ref().map(metrics_exporter_prometheus::PrometheusHandle::render).unwrap_or_default();
     let content_type = "text/plain; version=0.0.4; charset=utf-8";
-    ([(header::CONTENT_TYPE, content_type), (header::VARY, "accept")], text).into_response()
+    Ok(([(header::CONTENT_TYPE, content_type), (header::VARY, "accept")], text).into_response())
 }
 
 /// Whether `Accept` names a text type and not JSON.

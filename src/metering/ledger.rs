@@ -9,7 +9,7 @@
 //! waits for [`REFUSALS_INTERVAL`].
 //!
 //! The totals of the whole ledger are kept in memory: they are read from the store once, and each accepted row is added
-//! to them. A lost row is not in them.
+//! to them. A lost row is not in them. Where servers share the store, they are read from it each time.
 
 use std::{
     collections::HashMap,
@@ -173,9 +173,23 @@ impl Ledger {
         self.shared.record_refusal(row);
     }
 
-    /// The totals of all rows, those still waiting to be written included.
+    /// The totals of all rows, those still waiting to be written included; without the rows that other servers have written since this
+    /// one started.
     pub fn totals(&self) -> LedgerTotals {
         self.shared.state.lock().totals
+    }
+
+    /// [`Self::totals`] with the rows of other servers that share the store. Then this server's own rows are written first, as far as that
+    /// takes no longer than `patience`, and this blocks.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn totals_of_all(&self, patience: Duration) -> Result<LedgerTotals, StoreError> {
+        if self.store.cluster().is_none() {
+            return Ok(self.totals());
+        }
+        self.flush(patience);
+        self.store.ledger_totals()
     }
 
     /// Rows lost since the start.

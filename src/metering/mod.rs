@@ -23,6 +23,7 @@ use self::{
     limits::{Limits, Now},
     prices::Prices,
 };
+use crate::store::StoreError;
 
 /// The server's [`UsageSink`].
 #[derive(Debug)]
@@ -56,6 +57,16 @@ impl Metering {
 
     pub fn ledger(&self) -> &Arc<Ledger> {
         &self.ledger
+    }
+
+    /// Counts what other servers that share the store have spent, and divides the limits among the servers. Blocks.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn read_cluster(&self) -> std::result::Result<(), StoreError> {
+        let store = self.ledger.store();
+        self.limits.count_replicas(&**store);
+        self.limits.read_spending(&**store, self.now())
     }
 
     fn now(&self) -> Now {

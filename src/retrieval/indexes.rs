@@ -1,4 +1,4 @@
-//! Each collection's vector index, in step with the store.
+//! Each collection's vector index, in step with the store. A store that searches vectors itself has its own, and is asked instead.
 //!
 //! An index is opened when it is first needed: its snapshot is read, and what the store has gained or lost since is
 //! added or removed, by chunk ids, which are never reused. Without a snapshot, or with one that is damaged or of
@@ -9,10 +9,10 @@
 use std::{collections::HashMap, path::PathBuf, sync::Arc, thread::JoinHandle};
 
 use hearth_domain::documents::EmbeddingIdentity;
-use hearth_kernels::index::{GraphParameters, Keys, VectorIndex};
+use hearth_kernels::index::{GraphParameters, IndexError, Keys, SearchParameters, VectorIndex};
 use parking_lot::Mutex;
 
-use crate::store::{Replaced, Store, StoreError};
+use crate::store::{Replaced, Scope, Store, StoreError};
 
 const FOLDER: &str = "index";
 /// Vectors read from the store at a time.
@@ -29,6 +29,15 @@ pub struct Indexes {
     opening: Mutex<HashMap<String, Arc<Mutex<()>>>>,
     /// How often each collection's content has changed since the process started.
     changes: Mutex<HashMap<String, u64>>,
+}
+
+/// Why an index could not be searched.
+#[derive(Debug, thiserror::Error)]
+pub enum SearchError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Index(#[from] IndexError),
 }
 
 #[derive(Debug)]
@@ -49,17 +58,39 @@ impl Indexes {
         Self { store, folder, parameters, open: Mutex::default(), opening: Mutex::default(), changes: Mutex::default() }
     }
 
-    /// Runs `work` on a collection's index, which is opened if needed. It blocks.
+    /// Ids of the chunks whose vectors are nearest to this one. It blocks.
+    ///
+    /// # Errors
+    /// If the store cannot be read, or the vector is not one.
+    pub fn search(
+        &self,
+        scope: Scope<'_>,
+        embedding: &EmbeddingIdentity,
+        vector: &[f32],
+        limit: usize,
+    ) -> Result<Vec<u64>, SearchError> {
+        if let Some(search) = self.store.vector_search() {
+            let hits = search.nearest(scope, embedding, vector, limit)?;
+            return Ok(hits.iter().map(|hit| hit.chunk_id).collect());
+        }
+        let passing: Option<Keys> = match scope.filter {
+            Some(filter) => Some(self.store.filtered_chunk_ids(scope.collection_id, filter)?.into_iter().collect()),
+            None => None,
+        };
+        let entry = self.entry(scope.collection_id, embedding)?;
+        let hits = entry.index.search(vector, limit, passing.as_ref(), SearchParameters::default())?;
+        Ok(hits.iter().map(|hit| hit.key).collect())
+    }
+
+    /// Opens a collection's index, so that the next search need not. It blocks.
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub fn with<T>(
-        &self,
-        collection_id: &str,
-        embedding: &EmbeddingIdentity,
-        work: impl FnOnce(&VectorIndex) -> T,
-    ) -> Result<T, StoreError> {
-        Ok(work(&self.entry(collection_id, embedding)?.index))
+    pub fn open(&self, collection_id: &str, embedding: &EmbeddingIdentity) -> Result<(), StoreError> {
+        if self.store.vector_search().is_none() {
+            self.entry(collection_id, embedding)?;
+        }
+        Ok(())
     }
 
     /// Applies a committed change of a document, and starts to rebuild the graph if that pays. It blocks.
@@ -72,6 +103,9 @@ impl Indexes {
         embedding: &EmbeddingIdentity,
         change: &Replaced,
     ) -> Result<(), StoreError> {
+        if self.store.vector_search().is_some() {
+            return Ok(());
+        }
         let entry = self.entry(collection_id, embedding)?;
         entry.add(&*self.store, &change.added)?;
         entry.index.remove(&change.removed);
@@ -88,10 +122,17 @@ impl Indexes {
         *self.changes.lock().entry(collection_id.to_owned()).or_default() += 1;
     }
 
-    /// A number that differs after every change of what is found in the collection, within this process. Results found
-    /// after reading it are at least as new.
-    pub fn version(&self, collection_id: &str) -> u64 {
-        self.changes.lock().get(collection_id).copied().unwrap_or_default()
+    /// A number for each collection that differs after every change of what is found in it, within this process. Results found after
+    /// reading it are at least as new. It may block.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn versions(&self, collection_ids: &[&str]) -> Result<Vec<u64>, StoreError> {
+        if let Some(search) = self.store.vector_search() {
+            return search.versions(collection_ids);
+        }
+        let changes = self.changes.lock();
+        Ok(collection_ids.iter().map(|id| changes.get(*id).copied().unwrap_or_default()).collect())
     }
 
     /// Removes deleted chunks from a collection's index. An index that is not open needs no removal: opening it finds

@@ -11,12 +11,11 @@ use hearth_domain::{
     documents::{AttributeFilter, Chunk, Collection, SearchMode},
     error::{Error, Result},
 };
-use hearth_kernels::index::{Keys, SearchParameters};
 use tokio::sync::OnceCell;
 
 use super::{
     fusion::fuse,
-    indexes::Indexes,
+    indexes::{Indexes, SearchError},
     passages::{Passage, merge},
     scale::Scale,
 };
@@ -125,9 +124,15 @@ impl Retriever {
         Self { reranker, ..self }
     }
 
-    /// Each collection's [`Indexes::version`].
-    pub fn versions(&self, collections: &[Collection]) -> Vec<u64> {
-        collections.iter().map(|collection| self.indexes.version(&collection.id)).collect()
+    /// The collections' [`Indexes::versions`].
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn versions(&self, collections: &[Collection]) -> Result<Vec<u64>> {
+        let indexes = self.indexes.clone();
+        let ids: Vec<String> = collections.iter().map(|collection| collection.id.clone()).collect();
+        let read = move || indexes.versions(&ids.iter().map(String::as_str).collect::<Vec<_>>());
+        tokio::task::spawn_blocking(read).await.map_err(Error::internal)?.map_err(Error::from)
     }
 
     /// The passages that may answer the query, best first.
@@ -210,25 +215,18 @@ impl Retriever {
             return Err(Error::invalid("collections", error.to_string()));
         }
         let limit = (request.lookup.top_k * CANDIDATES_PER_RESULT).max(CANDIDATES_MIN);
-        let filter: Option<Keys> = match &request.lookup.filter {
-            Some(filter) => {
-                let ids = self.store.filtered_chunk_ids(&collection.id, filter).map_err(Error::internal)?;
-                Some(ids.into_iter().collect())
-            }
-            None => None,
-        };
+        let scope = Scope { collection_id: &collection.id, filter: request.lookup.filter.as_ref() };
         let mut ids: Vec<u64> = Vec::new();
         if request.lookup.mode != SearchMode::Lexical {
-            let search = |index: &hearth_kernels::index::VectorIndex| {
-                index.search(vector, limit, filter.as_ref(), SearchParameters::default())
-            };
-            let hits = self.indexes.with(&collection.id, embedding, search).map_err(Error::internal)?;
-            ids.extend(hits.map_err(Error::internal)?.iter().map(|hit| hit.key));
+            let nearest = self.indexes.search(scope, embedding, vector, limit).map_err(|error| match error {
+                SearchError::Store(error) => Error::from(error),
+                error @ SearchError::Index(_) => Error::internal(error),
+            });
+            ids.extend(nearest?);
         }
         let mut words: Vec<(u64, f64)> = Vec::new();
         if request.lookup.mode != SearchMode::Dense {
-            let scope = Scope { collection_id: &collection.id, filter: request.lookup.filter.as_ref() };
-            let hits = self.store.lexical_search(scope, &request.query, limit).map_err(Error::internal)?;
+            let hits = self.store.lexical_search(scope, &request.query, limit).map_err(Error::from)?;
             words.extend(hits.iter().map(|hit| (hit.chunk_id, hit.score)));
         }
         ids.extend(words.iter().map(|(id, _)| *id));
@@ -240,7 +238,7 @@ impl Retriever {
             SearchMode::Dense | SearchMode::Fused => similarities.iter().map(|(&id, &cosine)| (id, cosine)).collect(),
         };
         let mut scores = fuse(&cosines, &words);
-        let chunks = self.store.chunks(&ids).map_err(Error::internal)?;
+        let chunks = self.store.chunks(&ids).map_err(Error::from)?;
         Ok(chunks
             .into_iter()
             .filter_map(|chunk| {
@@ -255,7 +253,7 @@ impl Retriever {
     fn similarities(&self, ids: &[u64], vector: &[f32]) -> Result<HashMap<u64, f32>> {
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
         let length = dot(vector, vector).sqrt();
-        let vectors = self.store.vectors(ids).map_err(Error::internal)?;
+        let vectors = self.store.vectors(ids).map_err(Error::from)?;
         Ok(vectors.iter().map(|(id, stored)| (*id, (dot(stored, vector) / length).clamp(0.0, 1.0))).collect())
     }
 }

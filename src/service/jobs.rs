@@ -11,7 +11,7 @@ use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 use futures_util::future::{BoxFuture, FutureExt, join_all};
 use hearth_domain::{
     Account, CacheUse, RequestContext,
-    error::{Error, ErrorKind, Result},
+    error::{Error, Result},
     part::{Part, PartReport, panic_message},
     usage::{Outcome, UsageSink},
 };
@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use super::callers::Callers;
-use crate::store::{Job, JobState, Lease, NewJob, Owned, Store, StoreError};
+use crate::store::{Job, JobState, Lease, NewJob, Owned, Store, StoreError, not_found};
 
 /// A worker checks at this interval, and at every change of any job, whether it still holds its own.
 const LOOK_AT_HOLD: Duration = Duration::from_secs(1);
@@ -32,10 +32,14 @@ const LOOK_AT_HOLD: Duration = Duration::from_secs(1);
 const AFTER_FAULT: Duration = Duration::from_secs(5);
 /// How long a job that lacks disk space waits.
 const NO_ROOM_WAIT: Duration = Duration::from_secs(60);
+/// How long a job waits for a database that is away.
+const AWAY_WAIT: Duration = Duration::from_secs(5);
 /// How long stopping workers may take before the store is closed without them.
 const STOPPING_MAX: Duration = Duration::from_secs(5);
 /// Idle workers poll at this interval, for retries that have become due.
 const IDLE_LOOK: Duration = Duration::from_secs(1);
+/// How often those who follow a job look whether another server has changed it.
+const OTHERS_LOOK: Duration = Duration::from_secs(1);
 /// The default delay after each failed attempt; after the last of them the job has failed.
 const RETRIES: [Duration; 4] =
     [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4), Duration::from_secs(8)];
@@ -47,6 +51,8 @@ pub enum Failure {
     Passing(String),
     /// The disk has no room for the output: the job waits for room, however long that takes.
     NoRoom(String),
+    /// The database is away: the job waits for it, however long that takes.
+    Away(String),
     /// A retry would fail as well.
     Lasting(String),
     /// The work is no longer wanted: its subject is gone.
@@ -154,12 +160,33 @@ impl Jobs {
 
     /// Starts `count` tasks that run this worker's jobs until [`Self::stop`].
     pub fn start(self: &Arc<Self>, worker: Arc<dyn Worker>, count: usize) {
+        if self.parts.lock().is_empty() {
+            let this = self.clone();
+            self.tasks.lock().push(tokio::spawn(async move { this.hear_of_others().await }));
+        }
         let part = Part::new(format!("work at `{}` jobs", worker.kind()));
         self.parts.lock().push(part.clone());
         for _ in 0..count {
             let (this, worker, part) = (self.clone(), worker.clone(), part.clone());
             let task = tokio::spawn(async move { this.run_guarded(worker, &part).await });
             self.tasks.lock().push(task);
+        }
+    }
+
+    /// Where servers share the store, jobs change at others as well: wakes workers when they hear of it, and those who follow a job at an
+    /// interval, since its events are not announced one by one.
+    async fn hear_of_others(&self) {
+        let Some(mut changes) = self.store.cluster().map(|cluster| cluster.job_changes()) else { return };
+        let mut stopping = self.stopping.subscribe();
+        loop {
+            tokio::select! {
+                changed = tokio::time::timeout(OTHERS_LOOK, changes.changed()) => match changed {
+                    Ok(Ok(())) => self.wake_workers(),
+                    Ok(Err(_closed)) => return,
+                    Err(_elapsed) => self.changed.send_modify(|changes| *changes += 1),
+                },
+                _ = stopping.wait_for(|is_stopping| *is_stopping) => return,
+            }
         }
     }
 
@@ -266,6 +293,11 @@ impl Jobs {
             Some(Err(Failure::NoRoom(reason))) => {
                 tracing::warn!(job = job.id, kind = job.kind, reason, retry_in = ?NO_ROOM_WAIT, "a job waits for room");
                 let wait = NO_ROOM_WAIT.as_millis() as i64;
+                self.end(&job, move |store, job| store.put_off_job(job, &reason, wait)).await
+            }
+            Some(Err(Failure::Away(reason))) => {
+                tracing::warn!(job = job.id, kind = job.kind, reason, retry_in = ?AWAY_WAIT, "a job waits for the database");
+                let wait = AWAY_WAIT.as_millis() as i64;
                 self.end(&job, move |store, job| store.put_off_job(job, &reason, wait)).await
             }
             Some(Err(Failure::Moot)) => self.end(&job, Store::drop_job).await,
@@ -410,7 +442,7 @@ impl OwnedJobs<'_> {
 fn how_it_ended(outcome: &Result<Value, Failure>) -> Outcome {
     match outcome {
         Ok(_) => Outcome::Finished,
-        Err(Failure::Passing(_) | Failure::NoRoom(_) | Failure::Lasting(_)) => Outcome::Failed,
+        Err(Failure::Passing(_) | Failure::NoRoom(_) | Failure::Away(_) | Failure::Lasting(_)) => Outcome::Failed,
         Err(Failure::Moot | Failure::Interrupted) => Outcome::Cancelled,
     }
 }
@@ -427,39 +459,11 @@ pub fn has_ended(job: &Job) -> bool {
 pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(Error::internal)?.map_err(store_error)
+    tokio::task::spawn_blocking(work).await.map_err(Error::internal)?.map_err(Error::from)
 }
 
 fn panic_reason(panic: &(dyn std::any::Any + Send)) -> String {
     format!("a fault of Hearth's own: {}", panic_message(panic))
-}
-
-fn not_found(what: &str, id: &str) -> Error {
-    let shown: String = id.chars().take(120).collect();
-    Error::new(ErrorKind::NotFound, format!("There is no {what} `{shown}`.")).with_code("not_found")
-}
-
-/// A store's error as the caller is told.
-pub(super) fn store_error(error: StoreError) -> Error {
-    match error {
-        StoreError::NotFound { what, id } => not_found(what, &id),
-        StoreError::NameTaken(_) => Error::invalid("name", format!("{error}.")).with_code("already_exists"),
-        StoreError::OtherEmbedding { .. } => Error::new(ErrorKind::Conflict, format!("{error}.")),
-        StoreError::Quota { what, used, limit, more } => {
-            let message = format!(
-                "You may store {limit} {what} here; {used} are in use, and this takes {more} more. Delete documents \
-                 that you do not need, or ask the operator for more."
-            );
-            Error::new(ErrorKind::InsufficientStorage, message).with_code("storage_quota_exceeded")
-        }
-        StoreError::Full { .. } => {
-            let message = "The server's disk has no room for this. Delete documents that are not needed, or ask the \
-                           operator to make room; the server's log says how much.";
-            Error::new(ErrorKind::InsufficientStorage, message).with_source(error)
-        }
-        error @ StoreError::Io { .. } => Error::internal(error).with_code("storage_error"),
-        error => Error::internal(error),
-    }
 }
 
 #[cfg(test)]

@@ -37,9 +37,13 @@ fn seconds(microseconds: u64) -> f64 {
 }
 
 /// The totals of the whole ledger.
-pub fn summary(ledger: &Ledger) -> MetricsSummary {
-    let totals = ledger.totals();
-    MetricsSummary {
+///
+/// # Errors
+/// If the store that servers share cannot be read.
+pub async fn summary(ledger: &Arc<Ledger>) -> Result<MetricsSummary> {
+    let read = ledger.clone();
+    let totals = blocking(move || read.totals_of_all(FLUSH_PATIENCE)).await?;
+    Ok(MetricsSummary {
         total_cost_usd: usd(totals.cost_micro_usd),
         total_cost_micro_usd: totals.cost_micro_usd,
         total_requests: totals.requests,
@@ -57,7 +61,7 @@ pub fn summary(ledger: &Ledger) -> MetricsSummary {
             timed_out: totals.timed_out,
         },
         ledger_rows_lost: ledger.lost(),
-    }
+    })
 }
 
 /// The requested rows that the caller may see, grouped. Includes the rows of all requests that have ended.
@@ -87,7 +91,7 @@ pub async fn usage(ledger: &Arc<Ledger>, caller: &Caller, parameters: UsageParam
 /// If a parameter makes no sense, or the store cannot be read.
 pub fn usage_of_store(ledger: &Ledger, parameters: &UsageParameters) -> Result<UsageReport> {
     let query = read(parameters, Timestamp::now())?;
-    report(ledger, query).map_err(Error::internal)?
+    report(ledger, query)?
 }
 
 /// The report on a query's rows; the inner error is the caller's.

@@ -62,6 +62,17 @@ impl Drop for Incoming {
 #[derive(Debug)]
 pub struct LocalFile {
     pub(super) path: PathBuf,
+    /// Whether it was made for this value, and goes with it.
+    pub(super) is_copy: bool,
+}
+
+impl Drop for LocalFile {
+    fn drop(&mut self) {
+        if self.is_copy {
+            // If this fails, the next start removes it.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
 }
 
 impl LocalFile {

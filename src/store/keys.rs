@@ -2,6 +2,8 @@
 //! them. Of callers that present tokens, the rights of the last token are stored, for work on their behalf that outlives
 //! the process.
 
+use std::fmt::Debug;
+
 use super::{Result, now_ms};
 
 /// A row of the table.
@@ -29,7 +31,7 @@ impl StoredKey {
     }
 }
 
-/// The keys of all callers, as the server reads them. Commands make and revoke keys by a [`KeyTable`](super::KeyTable).
+/// The keys of all callers, as the server reads them. Commands make and revoke keys by a [`KeyTable`].
 pub trait Keys {
     /// # Errors
     /// If the database cannot be read.
@@ -62,4 +64,34 @@ pub trait Keys {
     /// # Errors
     /// If the database cannot be written.
     fn key_was_used(&self, id: String) -> Result<()>;
+}
+
+/// The keys of all callers, as commands make, list and revoke them while servers run.
+pub type KeyTable = dyn KeyManagement;
+
+/// What a [`KeyTable`] can do.
+pub trait KeyManagement: Debug {
+    /// Adds a key. `false` if there is one with its id.
+    ///
+    /// # Errors
+    /// If the database cannot be written.
+    fn insert(&self, key: &StoredKey) -> Result<bool>;
+
+    /// All keys, the oldest first.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
+    fn list(&self) -> Result<Vec<StoredKey>>;
+
+    /// Revokes a key for good. `false` if it is no longer valid.
+    ///
+    /// # Errors
+    /// [`StoreError::NotFound`](super::StoreError::NotFound)
+    fn revoke(&self, id: &str) -> Result<bool>;
+
+    /// Whether this is the check value of the secret with which all servers of the store hash keys; the first one is kept.
+    ///
+    /// # Errors
+    /// If the database cannot be written.
+    fn agrees_on_secret(&self, check: &[u8; 32]) -> Result<bool>;
 }

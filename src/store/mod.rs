@@ -1,123 +1,59 @@
 //! The store: everything that must outlive the process. What it can do is the trait [`Storage`], an owner's part of which is
-//! [`Owned`]; `sqlite/` keeps it in a database of its own in the data directory.
+//! [`Owned`]; `sqlite/` keeps it in a database of its own in the data directory, `postgres/` in one that several servers share.
 //!
 //! It is the source of truth; the vector index is derived from it. An acknowledged change is on the disk. The calls block, usually for
 //! milliseconds: callers on an async runtime use its blocking threads.
 
 mod batches;
 mod chunks;
+mod cluster;
 mod collections;
 mod disk;
 mod documents;
+mod error;
 mod files;
 mod jobs;
 mod keys;
 mod ledger;
 mod owned;
+#[cfg(feature = "cluster")]
+mod postgres;
 mod private;
 mod reembedded;
 mod search;
 mod sqlite;
+mod vectors;
 
 use std::{
     collections::BTreeMap,
-    error::Error,
     fmt::Debug,
     io,
-    path::{Path, PathBuf},
+    path::Path,
     sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use self::sqlite::SqliteStore;
+use self::sqlite::{SqliteKeyTable, SqliteStore};
 pub use self::{
     batches::{Batch, Batches, Member},
     chunks::{Chunks, OwnedChunks},
+    cluster::{Cluster, DatabaseReport, SharedStore},
     collections::Collections,
     documents::{Documents, INGEST, Replaced, Upload},
+    error::{Result, StoreError, not_found},
     files::{Files, Incoming, LocalFile, Uploads},
     jobs::{Job, JobQueue, JobState, Jobs, Lease, NewJob},
-    keys::{Keys, StoredKey},
+    keys::{KeyManagement, KeyTable, Keys, StoredKey},
     ledger::{GroupBy, LedgerRow, LedgerRows, LedgerTotals, SpentBy, UsageGroup, UsageQuery},
     owned::{Access, Owned},
     reembedded::Reembedding,
     search::{LexicalHit, LexicalSearch, Scope},
-    sqlite::{BackupProgress, BackupSummary, KeyTable, Recovered, back_up, recover, restore},
+    sqlite::{BackupProgress, BackupSummary, Recovered, back_up, recover, restore},
+    vectors::{VectorHit, VectorSearch},
 };
 use hearth_domain::{documents::AttributeValue, part::PartReport};
 
 type Attributes = BTreeMap<String, AttributeValue>;
-
-/// Why the store cannot do what was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    #[error("{path}: {source}", path = .path.display())]
-    Io { path: PathBuf, source: io::Error },
-    #[error(
-        "another hearth uses the data directory {path}: stop it, or choose another one with --data-dir",
-        path = .path.display()
-    )]
-    Locked { path: PathBuf },
-    #[error(
-        "{path} was written by a newer version of Hearth (schema {found}, this one knows {supported}): use that version, \
-         or another --data-dir",
-        path = .path.display()
-    )]
-    Newer { path: PathBuf, found: i64, supported: i64 },
-    #[error(
-        "the server that uses {path} is of another version of Hearth (schema {found}, this one knows {supported}): stop \
-         it, or use that version for this command, too",
-        path = .path.display()
-    )]
-    InUseByOther { path: PathBuf, found: i64, supported: i64 },
-    #[error("{path} is not a database of Hearth; move it away, or choose another --data-dir", path = .path.display())]
-    Foreign { path: PathBuf },
-    #[error(
-        "the database {path} is damaged ({problem}): stop the server and run `hearth recover` with the same --data-dir, which \
-         saves what can be read and reads all documents again, or bring the directory back from a backup",
-        path = .path.display()
-    )]
-    Corrupt { path: PathBuf, problem: String },
-    #[error(
-        "{directory} has had a database, with {uploads} uploads that are still there, and hearth.sqlite3 is missing or \
-         empty. Bring it back from a backup (`hearth restore`, or hearth.sqlite3 together with hearth.sqlite3-wal), or run \
-         `hearth recover` with the same --data-dir, which makes a database that knows the uploads. Nothing was changed",
-        directory = .directory.display()
-    )]
-    Lost { directory: PathBuf, uploads: usize },
-    #[error(
-        "a restore into {directory} was cut off: run `hearth restore` with the same backup again",
-        directory = .directory.display()
-    )]
-    HalfRestored { directory: PathBuf },
-    #[error("{0}")]
-    Backup(String),
-    #[error(
-        "the disk of {directory} is full: {free} bytes are free and {needed} are needed. Delete documents, make room on the \
-         disk, or move the data directory to a larger one",
-        directory = .directory.display()
-    )]
-    Full { directory: PathBuf, free: u64, needed: u64 },
-    #[error("{used} of {limit} {what} are in use, and {more} more do not fit")]
-    Quota { what: &'static str, used: u64, limit: u64, more: u64 },
-    #[error("there is no {what} {id:?}")]
-    NotFound { what: &'static str, id: String },
-    #[error("there is a collection called {0:?} already; choose another name")]
-    NameTaken(String),
-    #[error(
-        "the collection's vectors were made with {stored}, and the embedding model is now {asked}: start with the model \
-         that made them, or make them anew with `hearth reindex`"
-    )]
-    OtherEmbedding { stored: String, asked: String },
-    #[error("the store is closed")]
-    Stopped,
-    #[error("a fault of Hearth's own: a change of the store panicked and was rolled back; the log has the cause")]
-    Panicked,
-    #[error("the database: {0}")]
-    Database(Box<dyn Error + Send + Sync>),
-}
-
-pub type Result<T, E = StoreError> = std::result::Result<T, E>;
 
 /// What a store can do, for all owners together; see the module.
 pub trait Storage:
@@ -139,6 +75,16 @@ pub trait Storage:
 
     /// Its entry in the health report.
     fn report(&self) -> PartReport;
+
+    /// Search by vectors in the store itself. Without it, [`Indexes`](crate::retrieval::indexes::Indexes) of this process are searched.
+    fn vector_search(&self) -> Option<&dyn VectorSearch> {
+        None
+    }
+
+    /// The servers that share the store, if it is one that can be shared.
+    fn cluster(&self) -> Option<&dyn Cluster> {
+        None
+    }
 
     /// Applies accepted changes and closes; afterwards reads and writes are refused.
     fn close(&self);
@@ -167,6 +113,64 @@ impl dyn Storage {
     pub fn open_with_reserve(directory: &Path, reserve: Option<u64>) -> Result<Arc<Self>> {
         Ok(Arc::new(SqliteStore::open(directory, reserve)?))
     }
+}
+
+impl dyn Storage {
+    /// Connects to the database that several servers share; `directory` holds what is this process's alone, such as uploads that are
+    /// being received.
+    ///
+    /// # Errors
+    /// If the database cannot be reached or used, or its schema is of a newer version; if another process uses the directory.
+    #[cfg(feature = "cluster")]
+    pub fn connect(shared: &SharedStore, directory: &Path, reserve: Option<u64>) -> Result<Arc<Self>> {
+        Ok(Arc::new(postgres::PostgresStore::open(shared, directory, reserve)?))
+    }
+
+    /// # Errors
+    /// Always: this build cannot.
+    #[cfg(not(feature = "cluster"))]
+    pub fn connect(_shared: &SharedStore, _directory: &Path, _reserve: Option<u64>) -> Result<Arc<Self>> {
+        Err(not_built())
+    }
+}
+
+impl dyn KeyManagement {
+    /// The keys of a data directory, whose server may run.
+    ///
+    /// # Errors
+    /// If the database is damaged, not Hearth's, or of another version than this program and in use.
+    pub fn open(directory: &Path) -> Result<Box<Self>> {
+        Ok(Box::new(SqliteKeyTable::open(directory)?))
+    }
+
+    /// The keys of the database that several servers share.
+    ///
+    /// # Errors
+    /// If the database cannot be reached or used, or its schema is of a newer version.
+    #[cfg(feature = "cluster")]
+    pub fn connect(shared: &SharedStore) -> Result<Box<Self>> {
+        Ok(Box::new(postgres::PostgresKeyTable::open(shared)?))
+    }
+
+    /// # Errors
+    /// Always: this build cannot.
+    #[cfg(not(feature = "cluster"))]
+    pub fn connect(_shared: &SharedStore) -> Result<Box<Self>> {
+        Err(not_built())
+    }
+}
+
+#[cfg(not(feature = "cluster"))]
+fn not_built() -> StoreError {
+    StoreError::Address("this program was built without the feature `cluster`".to_owned())
+}
+
+/// Creates a data directory if it is missing, for its owner alone.
+///
+/// # Errors
+/// If the disk rejects it.
+pub fn create_directory(directory: &Path) -> Result<()> {
+    private::create_dir_all(directory).map_err(|source| io_error(directory, source))
 }
 
 /// Writes a small file of a data directory, readable by its owner alone.

@@ -1,13 +1,15 @@
-//! Files and directories for the owner of the data directory alone: 0600 and 0700 on Unix.
+//! Files and directories for the owner of the data directory alone: 0600 and 0700 on Unix. A data directory is one process's at a time.
 //!
 //! A new directory is durable when the call returns: its entry in the parent is synced to the disk, so that a power cut
 //! does not take the directory with everything written in it since.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
     io,
     path::Path,
 };
+
+use super::{Result, StoreError, io_error};
 
 /// Creates a directory and its missing parents.
 pub(super) fn create_dir_all(path: &Path) -> io::Result<()> {
@@ -30,6 +32,21 @@ pub(super) fn create_dir_all(path: &Path) -> io::Result<()> {
         made => made?,
     }
     parent.map_or(Ok(()), sync_dir)
+}
+
+/// Creates a data directory if it is missing and locks it: no other process uses the directory while the returned file is held.
+///
+/// # Errors
+/// [`StoreError::Locked`]
+pub(super) fn lock_directory(directory: &Path) -> Result<File> {
+    create_dir_all(directory).map_err(|source| io_error(directory, source))?;
+    let path = directory.join("lock");
+    let lock = open_or_create(&path).map_err(|source| io_error(&path, source))?;
+    lock.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => StoreError::Locked { path: directory.to_owned() },
+        TryLockError::Error(source) => StoreError::Io { path, source },
+    })?;
+    Ok(lock)
 }
 
 fn options() -> OpenOptions {

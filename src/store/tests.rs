@@ -22,7 +22,12 @@ pub(super) fn all() -> PageRequest {
     PageRequest { limit: 100, ascending: false, after: None, before: None }
 }
 
+/// The store of a directory: in it or, if `HEARTH_TEST_POSTGRES` is the address of a server, in a database there of its own.
 pub(super) fn open(directory: &TempDir) -> Arc<Store> {
+    #[cfg(feature = "cluster")]
+    if let Some(shared) = postgres::tests::database(directory) {
+        return Store::connect(&shared, directory.path(), None).unwrap();
+    }
     Store::open(directory.path()).unwrap()
 }
 
@@ -129,7 +134,7 @@ fn a_new_version_takes_the_place_of_the_old_in_one_step() {
     let collection = store.of(LOCAL).create_collection("docs", BTreeMap::new()).unwrap().id;
     let (old, old_chunks) = document(&*store, &collection, "a.md", &["the old text"]);
     let new = file(&*store, "a.md", b"the new text").id;
-    store.of(LOCAL).add_document(&collection, &new, BTreeMap::new(), None).unwrap();
+    store.of(LOCAL).add_document(&collection, &new, BTreeMap::new(), Some(&old)).unwrap();
     assert_eq!(
         words(&*store, &collection, "text"),
         old_chunks,

@@ -3,6 +3,7 @@
 use std::{env, path::PathBuf};
 
 pub mod api;
+pub mod cluster;
 pub mod fake_hub;
 pub mod gguf_writer;
 #[cfg(target_os = "linux")]

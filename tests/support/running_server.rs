@@ -1,4 +1,5 @@
-//! `hearth serve` over a real, tiny model: in this process, or as a process of its own.
+//! `hearth serve` over a real, tiny model: in this process, or as a process of its own. With a PostgreSQL for tests, two servers share it
+//! behind a balancer, and consecutive requests reach different ones.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,6 +14,8 @@ use hearth::{
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
+use super::cluster;
+
 /// The model: a vocabulary of bytes and a few words, and a context of 1024 tokens.
 pub fn model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-chat.gguf")
@@ -22,8 +25,10 @@ pub fn model() -> PathBuf {
 pub struct Running {
     pub url: String,
     pub client: reqwest::Client,
-    stop: Option<oneshot::Sender<()>>,
-    _data: tempfile::TempDir,
+    /// The addresses of the servers themselves.
+    pub servers: Vec<String>,
+    stop: Vec<oneshot::Sender<()>>,
+    _data: Vec<tempfile::TempDir>,
     pub served: tokio::task::JoinHandle<anyhow::Result<()>>,
 }
 
@@ -35,7 +40,9 @@ impl Running {
     /// `change` may set what no flag sets.
     pub async fn start_with(settings: Settings, change: impl FnOnce(&mut Config)) -> Self {
         let running = Self::launch(settings, change);
-        running.until("the models are loaded", |health| health["status"] == "ok").await;
+        for server in &running.servers {
+            running.until_at(server, "the models are loaded", |health| health["status"] == "ok").await;
+        }
         running
     }
 
@@ -54,21 +61,56 @@ impl Running {
         });
         let mut config = Config::load(settings).expect("valid settings");
         config.documents.reader = Some(env!("CARGO_BIN_EXE_hearth").into());
+        config.shared = cluster::database(&config.data_dir);
+        if config.shared.is_some() {
+            config.callers.key_secret_file = Some(config.data_dir.join("keys.secret"));
+        }
         change(&mut config);
-        let server = Server::bind(config).expect("a free port");
-        let url = format!("http://{}", server.address().expect("an address"));
-        let (stop, stopped) = oneshot::channel();
-        let served = tokio::spawn(server.run(async {
-            let _told_or_dropped = stopped.await;
-        }));
-        Self { url, client: reqwest::Client::new(), stop: Some(stop), _data: data, served }
+        let mut data = vec![data];
+        let mut configs = vec![config.clone()];
+        if config.shared.is_some() {
+            let second = tempfile::tempdir().expect("a temporary directory");
+            configs.push(Config { data_dir: second.path().to_owned(), ..config });
+            data.push(second);
+        }
+        let (mut addresses, mut stop, mut served) = (Vec::new(), Vec::new(), Vec::new());
+        for config in configs {
+            let server = Server::bind(config).expect("a free port");
+            addresses.push(server.address().expect("an address"));
+            let (told, stopped) = oneshot::channel();
+            stop.push(told);
+            served.push(tokio::spawn(server.run(async {
+                let _told_or_dropped = stopped.await;
+            })));
+        }
+        let served = tokio::spawn(async {
+            for served in served {
+                served.await.expect("no panic")?;
+            }
+            Ok(())
+        });
+        let url = |address: &std::net::SocketAddr| format!("http://{address}");
+        let servers: Vec<String> = addresses.iter().map(url).collect();
+        let (address, client) = match addresses[..] {
+            [one] => (one, reqwest::Client::new()),
+            // A connection for each request, so that the balancer sends the next one elsewhere.
+            _ => {
+                let client = reqwest::Client::builder().pool_max_idle_per_host(0).build().expect("a client");
+                (cluster::balance(addresses), client)
+            }
+        };
+        Self { url: url(&address), client, servers, stop, _data: data, served }
     }
 
     /// Asks for the server's state until it is as expected.
     pub async fn until(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+        self.until_at(&self.url, what, is_so).await
+    }
+
+    async fn until_at(&self, url: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
         let mut last = Value::Null;
         for _ in 0..2000 {
-            if let Ok(answer) = self.client.get(format!("{}/health/deep", self.url)).send().await {
+            if let Ok(answer) = self.client.get(format!("{url}/health/deep")).send().await {
                 last = answer.json().await.unwrap_or_default();
                 if is_so(&last) {
                     return last;
@@ -90,7 +132,7 @@ impl Running {
     }
 
     pub fn stop(&mut self) {
-        drop(self.stop.take());
+        self.stop.clear();
     }
 }
 

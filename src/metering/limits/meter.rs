@@ -64,9 +64,9 @@ impl Meter {
         self.spending.lock().add(now, spent);
     }
 
-    /// Adds what was spent before the server started, in the day and in the month that contain `now`.
-    pub fn spend_before(&self, now: SystemTime, today: Spent, this_month: Spent) {
-        self.spending.lock().add_both(now, today, this_month);
+    /// Counts at least what the ledger says was spent in the day and in the month that contain `now`.
+    pub fn spent_at_least(&self, now: SystemTime, today: Spent, this_month: Spent) {
+        self.spending.lock().at_least(now, today, this_month);
     }
 
     /// What is left of these budgets; `None` for an absent limit.

@@ -8,6 +8,9 @@
 //! budget is checked against what has been settled: a running request runs to its end, so requests admitted earlier may
 //! overrun the budget.
 //!
+//! Each of the servers that share a store admits its share of a minute's requests and tokens and of the concurrent requests: the limit
+//! divided by the number of servers, and one at least. Budgets are counted together, as far as the ledger has been written.
+//!
 //! Nothing here reads a clock: each call is passed a [`Now`].
 
 mod bucket;
@@ -18,7 +21,10 @@ mod spending;
 use std::{
     collections::HashMap,
     num::NonZeroUsize,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -69,6 +75,8 @@ pub struct Limits {
     settings: LimitSettings,
     server: Arc<Meter>,
     callers: RwLock<Callers>,
+    /// The servers that these limits are divided among.
+    replicas: AtomicU32,
 }
 
 #[derive(Debug)]
@@ -82,6 +90,8 @@ struct Party {
     whose: Whose,
     meter: Arc<Meter>,
     limits: CallerLimits,
+    /// Tokens a minute of all servers together.
+    tokens_of_all: Option<u32>,
 }
 
 impl Limits {
@@ -90,6 +100,17 @@ impl Limits {
     /// # Errors
     /// If the store cannot be read.
     pub fn open(settings: LimitSettings, store: &Store, now: Now) -> Result<Self, StoreError> {
+        let limits = Self::new(settings);
+        limits.read_spending(store, now)?;
+        limits.count_replicas(store);
+        Ok(limits)
+    }
+
+    /// Counts what the store's ledger says was spent, by this server or another.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn read_spending(&self, store: &Store, now: Now) -> Result<(), StoreError> {
         let (today, this_month) = beginnings(now.wall);
         let milliseconds =
             |instant: SystemTime| instant.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64);
@@ -100,18 +121,26 @@ impl Limits {
         for by in store.spent_since(milliseconds(today))? {
             spent.entry(by.caller.clone()).or_default().0 = Spent::from(&by);
         }
-        let limits = Self::new(settings);
+        let (mut all_today, mut all_this_month) = (Spent::default(), Spent::default());
         for (caller, (today, this_month)) in spent {
-            limits.server.spend_before(now.wall, today, this_month);
-            limits.meter(&caller, now).spend_before(now.wall, today, this_month);
+            self.meter(&caller, now).spent_at_least(now.wall, today, this_month);
+            all_today.add(today);
+            all_this_month.add(this_month);
         }
-        Ok(limits)
+        self.server.spent_at_least(now.wall, all_today, all_this_month);
+        Ok(())
+    }
+
+    /// Divides the limits among the servers that share the store.
+    pub fn count_replicas(&self, store: &Store) {
+        let replicas = store.cluster().map_or(1, |cluster| cluster.num_replicas());
+        self.replicas.store(replicas.max(1), Relaxed);
     }
 
     /// Limits with nothing used yet.
     pub fn new(settings: LimitSettings) -> Self {
         let callers = Callers { by_id: HashMap::new(), sweep_at: SWEEP_AT.get() };
-        Self { settings, server: Arc::default(), callers: RwLock::new(callers) }
+        Self { settings, server: Arc::default(), callers: RwLock::new(callers), replicas: AtomicU32::new(1) }
     }
 
     /// Admits a request; see the module for the order.
@@ -120,17 +149,17 @@ impl Limits {
     /// If a budget is spent or a limit is reached; what was taken before that is given back.
     pub fn admit(&self, caller: &Caller, now: Now) -> Result<Permit> {
         let parties = self.parties(caller, now);
-        for Party { whose, meter, limits } in &parties {
+        for Party { whose, meter, limits, .. } in &parties {
             if let Some(used_up) = meter.used_up(now.wall, &limits.daily, &limits.monthly) {
                 return Err(refusal::spent(*whose, &used_up));
             }
         }
         let mut places: Vec<Running> = Vec::with_capacity(parties.len());
-        for Party { whose, meter, limits } in &parties {
+        for Party { whose, meter, limits, .. } in &parties {
             let limit = limits.concurrent_requests;
             places.push(meter.enter(limit).map_err(|wait| refusal::busy(*whose, limit.unwrap_or(0), wait))?);
         }
-        for (index, Party { whose, meter, limits }) in parties.iter().enumerate() {
+        for (index, Party { whose, meter, limits, .. }) in parties.iter().enumerate() {
             let Some(rate) = Rate::of(limits.requests_per_minute) else { continue };
             if let Err(Short::Wait(wait)) = meter.requests.take(rate, 1, now.ns) {
                 for before in &parties[..index] {
@@ -152,18 +181,27 @@ impl Limits {
         let parties = self.parties(&request.context().caller, now);
         if !request.is_admitted() {
             // A job: its request was admitted long ago.
-            for Party { whose, meter, limits } in &parties {
+            for Party { whose, meter, limits, .. } in &parties {
                 if let Some(used_up) = meter.used_up(now.wall, &limits.daily, &limits.monthly) {
                     return Err(refusal::spent(*whose, &used_up));
                 }
             }
         }
-        for (index, Party { whose, meter, limits }) in parties.iter().enumerate() {
+        for (index, Party { whose, meter, limits, tokens_of_all }) in parties.iter().enumerate() {
             let Some(rate) = Rate::of(limits.tokens_per_minute) else { continue };
+            let most = tokens_of_all.unwrap_or(rate.per_minute());
             // All of a request's reservations must fit together, or the caller would be told to wait in vain.
             let taken = match request.reserved().saturating_add(tokens) {
-                all if all > u64::from(rate.per_minute()) => Err(Short::TooLarge),
-                _ => meter.tokens.take(rate, tokens, now.ns),
+                all if all > u64::from(most) => Err(Short::TooLarge),
+                _ => {
+                    // What is more than this server's share is a debt, so that a request is not too large for being sent to one of many.
+                    let share = tokens.min(u64::from(rate.per_minute()));
+                    let taken = meter.tokens.take(rate, share, now.ns);
+                    if taken.is_ok() && tokens > share {
+                        meter.tokens.charge(rate, tokens - share, now.ns);
+                    }
+                    taken
+                }
             };
             if let Err(short) = taken {
                 for before in &parties[..index] {
@@ -171,7 +209,7 @@ impl Limits {
                         before.meter.tokens.give_back(rate, tokens);
                     }
                 }
-                return Err(refusal::tokens(*whose, rate.per_minute(), request.reserved() + tokens, short));
+                return Err(refusal::tokens(*whose, most, request.reserved() + tokens, short));
             }
         }
         Ok(())
@@ -229,13 +267,22 @@ impl Limits {
     }
 
     fn parties(&self, caller: &Caller, now: Now) -> [Party; 2] {
+        let replicas = self.replicas.load(Relaxed);
+        let all = or(caller.limits, self.settings.caller);
+        let own = share(all, replicas);
         [
             Party {
                 whose: Whose::Caller,
                 meter: self.meter(&caller.id, now),
-                limits: or(caller.limits, self.settings.caller),
+                limits: own,
+                tokens_of_all: all.tokens_per_minute,
             },
-            Party { whose: Whose::Server, meter: self.server.clone(), limits: self.settings.server },
+            Party {
+                whose: Whose::Server,
+                meter: self.server.clone(),
+                limits: share(self.settings.server, replicas),
+                tokens_of_all: self.settings.server.tokens_per_minute,
+            },
         ]
     }
 
@@ -250,6 +297,17 @@ impl Limits {
             callers.sweep_at = SWEEP_AT.get().max(2 * callers.by_id.len());
         }
         callers.by_id.entry(id.to_owned()).or_default().clone()
+    }
+}
+
+/// What one of several equal servers admits of these limits.
+fn share(limits: CallerLimits, replicas: u32) -> CallerLimits {
+    let share = |limit: Option<u32>| limit.map(|limit| (limit / replicas).max(1));
+    CallerLimits {
+        requests_per_minute: share(limits.requests_per_minute),
+        tokens_per_minute: share(limits.tokens_per_minute),
+        concurrent_requests: share(limits.concurrent_requests),
+        ..limits
     }
 }
 

@@ -14,9 +14,14 @@ pub struct Spent {
 }
 
 impl Spent {
-    fn add(&mut self, other: Self) {
+    pub fn add(&mut self, other: Self) {
         self.micro_usd = self.micro_usd.saturating_add(other.micro_usd);
         self.compute = self.compute.saturating_add(other.compute);
+    }
+
+    fn at_least(&mut self, other: Self) {
+        self.micro_usd = self.micro_usd.max(other.micro_usd);
+        self.compute = self.compute.max(other.compute);
     }
 
     fn left_of(&self, budget: &Budget) -> Budget {
@@ -58,10 +63,22 @@ pub(super) struct Spending {
 
 impl Spending {
     /// Adds what was spent in the day and in the month that contain `now`.
-    pub fn add_both(&mut self, now: SystemTime, today: Spent, this_month: Spent) {
+    fn add_both(&mut self, now: SystemTime, today: Spent, this_month: Spent) {
         self.turn_over(now);
         self.today.add(today);
         self.this_month.add(this_month);
+    }
+
+    /// Takes over what the ledger of all servers says was spent in the day and the month that contain `now`, if that is more.
+    pub fn at_least(&mut self, now: SystemTime, today: Spent, this_month: Spent) {
+        self.turn_over(now);
+        // The sums may have been read in the day before.
+        if day(now) == self.day {
+            self.today.at_least(today);
+        }
+        if month(now) == self.month {
+            self.this_month.at_least(this_month);
+        }
     }
 
     pub fn add(&mut self, now: SystemTime, spent: Spent) {
@@ -197,6 +214,11 @@ mod tests {
         assert!(spending.used_up(noon, &budget(4), &budget(11)).is_none());
         assert!(spending.used_up(noon, &budget(3), &budget(11)).is_some());
         assert!(spending.used_up(noon, &budget(4), &budget(10)).is_some());
+        // What other servers spent counts, and nothing is counted twice.
+        spending.at_least(noon, spent(2), spent(12));
+        spending.at_least(at(FEBRUARY_29_2028_NOON - 86_400), spent(100), spent(12));
+        assert!(spending.used_up(noon, &budget(4), &budget(13)).is_none());
+        assert!(spending.used_up(noon, &budget(4), &budget(12)).is_some());
         // A clock that is set back a day changes nothing.
         assert!(spending.used_up(at(FEBRUARY_29_2028_NOON - 86_400), &budget(3), &budget(11)).is_some());
     }

@@ -201,6 +201,29 @@ fn tokens_are_set_aside_and_settled() {
 }
 
 #[test]
+fn one_of_several_servers_admits_its_share_and_no_request_is_too_large_for_it_alone() {
+    let limits = Arc::new(Limits::new(LimitSettings::default()));
+    let own = CallerLimits {
+        requests_per_minute: Some(8),
+        tokens_per_minute: Some(1000),
+        concurrent_requests: Some(3),
+        ..CallerLimits::default()
+    };
+    let caller = caller("a", own);
+    limits.replicas.store(4, Relaxed);
+    let first = account(&limits, &caller, now(0.0));
+    first.admit().expect("a place of three, of which each of four servers has one");
+    assert!(account(&limits, &caller, now(0.0)).admit().is_err());
+    first.reserve(600).expect("more than its share of 250, but not more than all have");
+    let error = account(&limits, &caller, now(0.0)).reserve(1).expect_err("a debt of 350");
+    assert_eq!((error.kind(), milliseconds(&error)), (ErrorKind::TokensLimited, 84_240));
+    let error = account(&limits, &caller, now(600.0)).reserve(1001).expect_err("more than all have");
+    assert_eq!(error.retry_after(), None);
+    drop(first);
+    account(&limits, &caller, now(600.0)).admit().expect("its second of two a minute");
+}
+
+#[test]
 fn an_account_that_is_dropped_gives_back_what_it_set_aside() {
     let limits = Arc::new(Limits::new(LimitSettings::default()));
     let caller = caller("a", CallerLimits { tokens_per_minute: Some(1000), ..CallerLimits::default() });

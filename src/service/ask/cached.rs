@@ -26,7 +26,9 @@ pub(super) async fn slot<'w>(
 ) -> Option<(&'w Arc<dyn ChatModel>, SemanticSlot)> {
     let may_be_another = !request.confidence && request.lookup.account.cache_use() != CacheUse::Off;
     let (writer, semantic) = (writer?, models.semantic().filter(|_| may_be_another)?);
-    let scope = scope(writer, retriever, request);
+    // Without the versions an answer could outlive what it was made from.
+    let versions = retriever.versions(&request.lookup.collections).await.ok()?;
+    let scope = scope(writer, &versions, request);
     let slot =
         SemanticSlot::find(semantic, &request.lookup.account, request.deadline, scope, &request.question).await?;
     Some((writer, slot))
@@ -57,11 +59,10 @@ pub(super) fn recorded(slot: SemanticSlot, asked: Asked) -> Asked {
 
 /// Everything that an answer depends on beside the question. The collections' versions stand for their contents; they
 /// are read before the collections are searched.
-fn scope(model: &Arc<dyn ChatModel>, retriever: &Retriever, request: &AskRequest) -> KeyWriter {
+fn scope(model: &Arc<dyn ChatModel>, versions: &[u64], request: &AskRequest) -> KeyWriter {
     let AskRequest { question: _, history, lookup, max_tokens, temperature, confidence, grounding, deadline: _ } =
         request;
     let Lookup { account, collections, filter, mode, rerank, top_k, min_similarity } = &**lookup;
-    let versions = retriever.versions(collections);
     let mut scope = KeyWriter::new("semantic ask");
     scope.model(model.info()).account(account);
     scope.list(history, KeyWriter::json);
@@ -70,7 +71,7 @@ fn scope(model: &Arc<dyn ChatModel>, retriever: &Retriever, request: &AskRequest
             scope.text(&embedding.name);
         });
     });
-    scope.list(&versions, |scope, version| {
+    scope.list(versions, |scope, version| {
         scope.number(*version);
     });
     scope.option(filter.as_ref(), |scope, filter| {

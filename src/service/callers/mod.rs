@@ -15,6 +15,7 @@ mod token_rights;
 
 use std::{
     collections::HashMap,
+    path::PathBuf,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -22,6 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::ensure;
 use hearth_domain::{
     Caller, LOCAL, Scope,
     error::{Error, ErrorKind, Result},
@@ -40,6 +42,9 @@ use crate::store::{Store, StoreError, StoredKey};
 
 /// Longest key or token, in bytes.
 const PRESENTED_BYTES_MAX: usize = 8 * 1024;
+/// What to do about a secret that differs from that of the servers that share the store.
+pub const OTHER_SECRET: &str = "the API keys in the shared database were made with another secret: give every server, and `hearth keys`, \
+                            the same file with --key-secret-file (it is keys.secret in the data directory where the first key was made)";
 const BELIEVED_FOR: Duration = Duration::from_millis(800);
 /// Keys whose state is cached, attackers' guesses included.
 const REMEMBERED_MAX: usize = 4096;
@@ -52,6 +57,8 @@ pub struct CallerSettings {
     /// The operator's keys, any of which is accepted, in addition to those of the store.
     pub api_keys: Vec<String>,
     pub jwt: Option<JwtSettings>,
+    /// The file of the secret that keys are hashed with; `None` is the one in the data directory.
+    pub key_secret_file: Option<PathBuf>,
     /// Serve on addresses beyond this machine even if no key is required.
     pub allow_unauthenticated: bool,
 }
@@ -71,6 +78,8 @@ pub struct Callers {
     api_keys: Vec<blake3::Hash>,
     tokens: Option<Tokens>,
     asks: Asks,
+    /// The data directory, or the secret's own file.
+    secret_place: PathBuf,
     secret: OnceLock<KeySecret>,
     remembered: Mutex<HashMap<String, Remembered>>,
     token_rights: Arc<TokenRights>,
@@ -101,19 +110,29 @@ struct KnownKey {
 impl Callers {
     /// Accepts the store's keys alone.
     pub fn new(store: Arc<Store>) -> Arc<Self> {
-        Arc::new(Self::of(store, &[], None))
+        let secret_place = store.directory().to_owned();
+        Arc::new(Self::of(store, &[], None, secret_place))
     }
 
     /// # Errors
-    /// If the key file for tokens cannot be used.
+    /// If the key file for tokens cannot be used, or servers that share the store hash keys with another secret.
     pub fn with_settings(store: Arc<Store>, settings: &CallerSettings) -> anyhow::Result<Arc<Self>> {
         let tokens = settings.jwt.clone().map(Tokens::new).transpose()?;
-        Ok(Arc::new(Self::of(store, &settings.api_keys, tokens)))
+        let secret_place = settings.key_secret_file.clone().unwrap_or_else(|| store.directory().to_owned());
+        if let Some(cluster) = store.cluster() {
+            if KeySecret::is_made(&secret_place) {
+                let check = KeySecret::load(&secret_place)?.check_value();
+                ensure!(cluster.agrees_on_secret(&check)?, OTHER_SECRET);
+            } else {
+                ensure!(!store.has_keys()?, OTHER_SECRET);
+            }
+        }
+        Ok(Arc::new(Self::of(store, &settings.api_keys, tokens, secret_place)))
     }
 
-    fn of(store: Arc<Store>, api_keys: &[String], tokens: Option<Tokens>) -> Self {
+    fn of(store: Arc<Store>, api_keys: &[String], tokens: Option<Tokens>, secret_place: PathBuf) -> Self {
         // If the store cannot tell, it is safer to require keys.
-        let has_keys = || KeySecret::is_made(store.directory()) || store.has_keys().unwrap_or(true);
+        let has_keys = || KeySecret::is_made(&secret_place) || store.has_keys().unwrap_or(true);
         let yes = !api_keys.is_empty() || tokens.is_some() || has_keys();
         Self {
             token_rights: TokenRights::new(store.clone()),
@@ -122,6 +141,7 @@ impl Callers {
             api_keys: api_keys.iter().map(|key| blake3::hash(key.as_bytes())).collect(),
             tokens,
             asks: Asks { yes: AtomicBool::new(yes), looked: Mutex::new(Instant::now()) },
+            secret_place,
             secret: OnceLock::new(),
             remembered: Mutex::default(),
         }
@@ -142,8 +162,9 @@ impl Callers {
             return false;
         }
         *looked = Instant::now();
-        // The secret is created before the first key.
-        let yes = KeySecret::is_made(self.store.directory());
+        // The secret is created before the first key; where servers share the store, perhaps on another machine.
+        let yes =
+            KeySecret::is_made(&self.secret_place) || self.store.cluster().is_some_and(|cluster| cluster.has_keys());
         self.asks.yes.fetch_or(yes, Relaxed);
         yes
     }
@@ -221,16 +242,15 @@ impl Callers {
         }
         let read_at = Instant::now();
         let (store, wanted) = (self.store.clone(), id.to_owned());
-        let needs_secret = self.secret.get().is_none();
+        let (needs_secret, secret_place) = (self.secret.get().is_none(), self.secret_place.clone());
         let (found, secret) = tokio::task::spawn_blocking(move || {
             let found = store.key(&wanted)?;
-            let needs_secret = needs_secret && (found.is_some() || KeySecret::is_made(store.directory()));
-            let secret = needs_secret.then(|| KeySecret::load(store.directory())).transpose()?;
-            anyhow::Ok((found, secret))
+            let needs_secret = needs_secret && (found.is_some() || KeySecret::is_made(&secret_place));
+            let secret = needs_secret.then(|| KeySecret::load(&secret_place)).transpose().map_err(Error::internal)?;
+            Ok::<_, Error>((found, secret))
         })
         .await
-        .map_err(Error::internal)?
-        .map_err(Error::internal)?;
+        .map_err(Error::internal)??;
         if let Some(secret) = secret {
             // Another request may have set it first, to the same secret.
             let _ = self.secret.set(secret);
@@ -252,7 +272,9 @@ impl Callers {
     /// presents tokens, of the last one. A caller without any valid key may do nothing, and nothing of it leaves this
     /// machine; the latter also holds if only one of its keys says so.
     pub async fn of_id(&self, id: &str) -> Arc<Caller> {
-        if let Some(caller) = self.token_rights.last(id) {
+        let last = self.token_rights.last(id);
+        // Where servers share the store, another one may have seen a later token; what must stay here stays here.
+        if let Some(caller) = last.clone().filter(|caller| self.store.cluster().is_none() || caller.local_only) {
             return caller;
         }
         let (store, wanted) = (self.store.clone(), id.to_owned());
@@ -297,7 +319,8 @@ impl Callers {
                     );
                     powerless(id)
                 }
-                None => unseen(id),
+                // It is about to be stored.
+                None => return last.unwrap_or_else(|| Arc::new(unseen(id))),
             },
             None => powerless(id),
         })

@@ -1,7 +1,7 @@
 //! API keys as they are made and shown once, and the secret that keys their hashes.
 //!
 //! A key is `hk_`, an id of 16 hexadecimal digits that may be shown, `_`, and 256 random bits in base64url. The store
-//! has HMAC-SHA256 of the whole key; the HMAC's key is in a file beside the database, so that neither the database nor
+//! has HMAC-SHA256 of the whole key; the HMAC's key is in a file beside the database, or in one that servers share, so that neither the database nor
 //! a copy of it can confirm a guess. A slow password hash would add nothing: 256 random bits cannot be guessed.
 
 use std::{
@@ -71,20 +71,21 @@ impl fmt::Debug for KeySecret {
 }
 
 impl KeySecret {
-    fn path(directory: &Path) -> PathBuf {
-        directory.join(FILE)
+    /// `place` is a data directory, or the file itself.
+    fn path(place: &Path) -> PathBuf {
+        if place.is_dir() { place.join(FILE) } else { place.to_owned() }
     }
 
-    /// Whether a data directory has one, that is, whether a key was ever made in it.
-    pub fn is_made(directory: &Path) -> bool {
+    /// Whether a data directory has one, that is, whether a key was ever made in it; or whether the file is there.
+    pub fn is_made(place: &Path) -> bool {
         // If the path cannot be checked, the secret is assumed to exist: then keys are required.
-        Self::path(directory).try_exists().unwrap_or(true)
+        Self::path(place).try_exists().unwrap_or(true)
     }
 
     /// # Errors
     /// If there is none, or it is not valid; the message names the file and what to do.
-    pub fn load(directory: &Path) -> anyhow::Result<Self> {
-        let path = Self::path(directory);
+    pub fn load(place: &Path) -> anyhow::Result<Self> {
+        let path = Self::path(place);
         let bytes = fs::read(&path).map_err(|error| {
             anyhow::anyhow!(
                 "{}: {error}. Keys are checked with it: bring it back from a backup, or make new keys with `hearth keys \
@@ -98,16 +99,21 @@ impl KeySecret {
         Ok(Self(secret))
     }
 
-    /// The directory's secret, created if there is none.
+    /// The secret of a data directory or a file, created if there is none.
     ///
     /// # Errors
     /// If it cannot be read or written.
-    pub fn load_or_make(directory: &Path) -> anyhow::Result<Self> {
-        let path = Self::path(directory);
+    pub fn load_or_make(place: &Path) -> anyhow::Result<Self> {
+        let path = Self::path(place);
         if !path.try_exists()? {
             make(&path).map_err(|error| anyhow::anyhow!("{}: {error}", path.display()))?;
         }
-        Self::load(directory)
+        Self::load(&path)
+    }
+
+    /// A value by which servers find whether they have the same secret. It does not reveal the secret.
+    pub fn check_value(&self) -> [u8; 32] {
+        self.hash("the check value of the secret of keys")
     }
 
     pub fn hash(&self, key: &str) -> [u8; 32] {

@@ -198,7 +198,8 @@ impl Ingest {
 pub(super) fn not_found_or_passing(error: StoreError) -> Failure {
     match error {
         StoreError::NotFound { .. } => Failure::Moot,
-        error @ StoreError::Full { .. } => Failure::NoRoom(error.to_string()),
+        error @ (StoreError::Full { .. } | StoreError::DatabaseFull(_)) => Failure::NoRoom(error.to_string()),
+        error @ StoreError::Unavailable(_) => Failure::Away(error.to_string()),
         error => Failure::Passing(error.to_string()),
     }
 }

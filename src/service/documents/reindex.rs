@@ -78,7 +78,7 @@ impl Reindex {
                 let swap = move |store: &Store| store.swap_vectors(&collection_id, &identity);
                 if let Some(num_chunks) = self.store(swap).await? {
                     let (indexes, collection_id, identity) = (self.indexes.clone(), id.clone(), embedding.clone());
-                    let opened = tokio::task::spawn_blocking(move || indexes.with(&collection_id, &identity, |_| ()));
+                    let opened = tokio::task::spawn_blocking(move || indexes.open(&collection_id, &identity));
                     let opened =
                         opened.await.map_err(Error::internal).and_then(|opened| opened.map_err(Error::internal));
                     opened.map_err(|error| Failure::Passing(format!("{error:?}")))?;

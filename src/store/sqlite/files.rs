@@ -148,7 +148,7 @@ impl SqliteStore {
 
 impl Uploads for SqliteStore {
     fn open_file(&self, id: &str) -> Result<LocalFile> {
-        Ok(LocalFile { path: self.file_path(id) })
+        Ok(LocalFile { path: self.file_path(id), is_copy: false })
     }
 
     fn receive_file(&self, bytes: u64) -> Result<Incoming> {

@@ -1,4 +1,4 @@
-//! API keys: what the server reads through its store, and the [`KeyTable`] of commands, a connection of its own, so that keys can be
+//! API keys: what the server reads through its store, and the [`SqliteKeyTable`] of commands, a connection of its own, so that keys can be
 //! made and revoked while a server uses the directory.
 
 use std::{fs::File, path::Path};
@@ -7,7 +7,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params};
 
 use super::{DATABASE, SqliteStore, configure, named, opening, schema};
 use crate::store::{
-    Keys, Result, StoreError, StoredKey,
+    KeyManagement, Keys, Result, StoreError, StoredKey,
     disk::{Disk, Growth},
     now_ms,
 };
@@ -83,14 +83,14 @@ impl Keys for SqliteStore {
 
 /// The keys of a data directory, for commands; see the module.
 #[derive(Debug)]
-pub struct KeyTable {
+pub struct SqliteKeyTable {
     connection: Connection,
     disk: Disk,
     /// If no server uses the directory, none may start while the schema changes.
     _lock: Option<File>,
 }
 
-impl KeyTable {
+impl SqliteKeyTable {
     /// # Errors
     /// If the database is damaged, not Hearth's, or of another version than this program and in use.
     pub fn open(directory: &Path) -> Result<Self> {
@@ -109,27 +109,19 @@ impl KeyTable {
         };
         Ok(Self { connection, disk, _lock: lock })
     }
+}
 
-    /// # Errors
-    /// If the database cannot be written.
-    pub fn insert(&self, key: &StoredKey) -> Result<bool> {
+impl KeyManagement for SqliteKeyTable {
+    fn insert(&self, key: &StoredKey) -> Result<bool> {
         insert(&self.connection, key)
     }
 
-    /// All keys, the oldest first.
-    ///
-    /// # Errors
-    /// If the database cannot be read.
-    pub fn list(&self) -> Result<Vec<StoredKey>> {
+    fn list(&self) -> Result<Vec<StoredKey>> {
         let query = format!("SELECT {COLUMNS} FROM keys ORDER BY created, id");
         Ok(self.connection.prepare(&query)?.query_map([], read_row)?.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// Revokes a key for good. `false` if it is no longer valid.
-    ///
-    /// # Errors
-    /// [`StoreError::NotFound`]
-    pub fn revoke(&self, id: &str) -> Result<bool> {
+    fn revoke(&self, id: &str) -> Result<bool> {
         self.disk.prepare(Growth::Essential, || ())?;
         let update = "UPDATE keys SET revoked = ? WHERE id = ? AND revoked IS NULL";
         let has_changed = self.connection.execute(update, params![now_ms(), id])? == 1;
@@ -137,5 +129,10 @@ impl KeyTable {
             return Err(StoreError::NotFound { what: "key", id: id.to_owned() });
         }
         Ok(has_changed)
+    }
+
+    /// The secret is in the data directory, which has one server.
+    fn agrees_on_secret(&self, _check: &[u8; 32]) -> Result<bool> {
+        Ok(true)
     }
 }

@@ -33,7 +33,7 @@ use rusqlite::{Connection, OpenFlags, Transaction};
 
 pub use self::{
     backup::{BackupProgress, BackupSummary, back_up, restore},
-    keys::KeyTable,
+    keys::SqliteKeyTable,
     recover::{Recovered, recover},
 };
 use self::{jobs::Leases, owned::SqliteOwned, writer::Writer};

@@ -6,7 +6,7 @@
 //! how to get the database back.
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{self, File},
     io,
     path::{Path, PathBuf},
 };
@@ -19,18 +19,8 @@ use crate::store::{Result, StoreError, disk::Disk, private};
 /// Creates the directory if it is missing, private to its owner, and locks it: no other process uses it while the
 /// returned file is held.
 pub(super) fn take_directory(directory: &Path) -> Result<File> {
-    let io_error = |path: &Path| {
-        let path = path.to_owned();
-        move |source| StoreError::Io { path, source }
-    };
-    private::create_dir_all(directory).map_err(io_error(directory))?;
+    let lock = private::lock_directory(directory)?;
     make_private(directory);
-    let path = directory.join("lock");
-    let lock = private::open_or_create(&path).map_err(io_error(&path))?;
-    lock.try_lock().map_err(|error| match error {
-        TryLockError::WouldBlock => StoreError::Locked { path: directory.to_owned() },
-        TryLockError::Error(source) => StoreError::Io { path, source },
-    })?;
     Ok(lock)
 }
 

@@ -24,7 +24,7 @@ fn row(caller: &str, model: &str, day: i64, cost_micro_usd: u64) -> LedgerRow {
 #[test]
 fn rows_are_added_up_by_what_is_asked_for() {
     let directory = TempDir::new().unwrap();
-    let store = Store::open(directory.path()).unwrap();
+    let store = open(&directory);
     assert_eq!(store.ledger_totals().unwrap(), LedgerTotals::default());
     let cancelled = LedgerRow { outcome: Outcome::Cancelled, ..row("a", "m", 1, 0) };
     let refused = LedgerRow { outcome: Outcome::Refused, repeats: 6, ..row("a", "m", 1, 0) };

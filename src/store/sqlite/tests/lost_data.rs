@@ -28,7 +28,7 @@ fn refused_and_recovered(directory: &TempDir, ids: &[String]) {
     let refused = SqliteStore::open(directory.path(), None).unwrap_err();
     assert!(matches!(refused, StoreError::Lost { .. }), "{refused}");
     assert!(refused.to_string().contains("hearth recover"), "{refused}");
-    assert!(matches!(KeyTable::open(directory.path()).unwrap_err(), StoreError::Lost { .. }));
+    assert!(matches!(crate::store::KeyTable::open(directory.path()).unwrap_err(), StoreError::Lost { .. }));
     assert_eq!(uploads(directory), ids);
     recover(directory.path()).unwrap();
     let store = open(directory);
