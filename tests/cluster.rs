@@ -155,7 +155,7 @@ impl Drop for Database {
 }
 
 fn script(command: &str, directory: &Path) -> String {
-    let run = Command::new("scripts/postgres.sh").arg(command).arg(directory.join("db")).output().expect("bash");
+    let run = Command::new("scripts/postgres.sh").arg(command).arg(directory).output().expect("bash");
     assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
     String::from_utf8(run.stdout).expect("UTF-8")
 }

@@ -62,7 +62,7 @@ pub enum StoreError {
     NameTaken(String),
     #[error(
         "the collection's vectors were made with {stored}, and the embedding model is now {asked}: start with the model \
-         that made them, or make them anew with `hearth reindex`"
+         that made them, or make them again with `hearth reindex`"
     )]
     OtherEmbedding { stored: String, asked: String },
     #[error("the shared database cannot be used: {0}")]

@@ -4,6 +4,7 @@
 //! It is the source of truth; the vector index is derived from it. An acknowledged change is on the disk. The calls block, usually for
 //! milliseconds: callers on an async runtime use its blocking threads.
 
+mod attributes;
 mod batches;
 mod chunks;
 mod cluster;

@@ -1,35 +1,22 @@
 //! Attributes and metadata as JSON, and filters over them as SQL.
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 use tokio_postgres::types::{ToSql, Type};
 
 use super::{storable, storable_json};
-use crate::store::Attributes;
+use crate::store::{
+    Attributes,
+    attributes::{from_object, to_object, to_value},
+};
 use hearth_domain::documents::{AttributeFilter, AttributeValue, Comparison};
 
 pub(super) fn to_json(attributes: &Attributes) -> Value {
-    let members = attributes.iter().map(|(key, value)| (key.clone(), json(value)));
-    storable_json(&Value::Object(members.collect::<Map<_, _>>()))
-}
-
-fn json(value: &AttributeValue) -> Value {
-    match value {
-        AttributeValue::Text(text) => Value::from(text.as_str()),
-        AttributeValue::Number(number) => Value::from(*number),
-        AttributeValue::Bool(value) => Value::from(*value),
-    }
+    storable_json(&to_object(attributes))
 }
 
 /// Reads the output of [`to_json`].
 pub(super) fn from_json(json: Value) -> Attributes {
-    let Value::Object(object) = json else { return Attributes::new() };
-    let value = |value: Value| match value {
-        Value::String(text) => Some(AttributeValue::Text(text)),
-        Value::Number(number) => number.as_f64().map(AttributeValue::Number),
-        Value::Bool(value) => Some(AttributeValue::Bool(value)),
-        Value::Null | Value::Array(_) | Value::Object(_) => None,
-    };
-    object.into_iter().filter_map(|(key, found)| Some((key, value(found)?))).collect()
+    from_object(json)
 }
 
 /// Values of a condition, numbered from `first` on.
@@ -83,7 +70,7 @@ pub(super) fn condition(filter: &AttributeFilter, parameters: &mut Parameters) -
         AttributeFilter::In { key, values, negated } => {
             let key = parameters.place(Parameter::Text(storable(key).into_owned()));
             let values =
-                parameters.place(Parameter::Json(storable_json(&Value::Array(values.iter().map(json).collect()))));
+                parameters.place(Parameter::Json(storable_json(&Value::Array(values.iter().map(to_value).collect()))));
             let not = if *negated { "NOT " } else { "" };
             // A value in an array contains equal ones only, of the same type.
             format!(
@@ -120,7 +107,7 @@ fn compare(key: &str, operator: &str, value: &AttributeValue, parameters: &mut P
         let text = parameters.place(Parameter::Text(storable(text).into_owned()));
         format!("(documents.attributes ->> {key}) COLLATE \"C\" {operator} {text}")
     } else {
-        format!("{attribute} {operator} {}", parameters.place(Parameter::Json(json(value))))
+        format!("{attribute} {operator} {}", parameters.place(Parameter::Json(storable_json(&to_value(value)))))
     };
     format!("coalesce(jsonb_typeof({attribute}) = '{kind}' AND {comparison}, false)")
 }

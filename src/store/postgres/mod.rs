@@ -141,6 +141,7 @@ impl PostgresStore {
 
     /// Runs queries on a connection, again if it was lost.
     fn read<T>(&self, query: impl AsyncFn(&tokio_postgres::Client) -> Result<T>) -> Result<T> {
+        self.presence.refuse_if_away()?;
         self.runtime.block_on(async {
             let client = self.pool.get().await?;
             match query(&**client).await {
@@ -162,6 +163,7 @@ impl PostgresStore {
     /// the change is committed; an error leaves nothing of it, except [`StoreError::Unavailable`] of a connection that is lost while it
     /// commits.
     fn write<T>(&self, change: impl AsyncFn(&Transaction<'_>) -> Result<T>) -> Result<T> {
+        self.presence.refuse_if_away()?;
         self.runtime.block_on(write(&self.pool, change))
     }
 }

@@ -14,7 +14,7 @@ use deadpool_postgres::Pool;
 use tokio::sync::watch;
 
 use super::{SharedStore, connect, documents, values, vectors, within, write};
-use crate::store::Result;
+use crate::store::{Result, StoreError};
 use hearth_domain::part::PartReport;
 
 /// How often a replica says that it is there, and looks whether keys are asked for.
@@ -78,6 +78,14 @@ impl Presence {
         Ok(())
     }
 
+    /// Refuses what would only wait: the database did not answer lately. It is asked again every second.
+    pub(super) fn refuse_if_away(&self) -> Result<()> {
+        if self.is_away.load(Relaxed) {
+            return Err(StoreError::Unavailable("it has not answered for a while".to_owned()));
+        }
+        Ok(())
+    }
+
     pub(super) fn report(&self) -> PartReport {
         let failure = self.is_away.load(Relaxed).then(|| {
             "The database that the servers share cannot be reached; requests that need it are refused until it is back.".to_owned()
@@ -133,7 +141,7 @@ pub(super) async fn listen(presence: Weak<Presence>, shared: SharedStore) {
         let heard = async {
             let (client, connection) = connect::listener(&shared, received).await?;
             client.batch_execute(&format!("LISTEN {CHANNEL}")).await?;
-            Ok::<_, crate::store::StoreError>((client, connection))
+            Ok::<_, StoreError>((client, connection))
         };
         if let Ok((_client, mut connection)) = heard.await {
             // The store may be dropped while nothing is said.

@@ -201,6 +201,40 @@ fn vectors_are_found_exactly_in_a_small_collection_and_by_the_index_in_a_large_o
     assert_eq!(search.nearest(scope, &other, &unit(0.0), 3).unwrap(), []);
 }
 
+#[test]
+fn servers_that_start_together_make_the_tables_once_and_a_newer_schema_is_refused() {
+    let directories = [0; 4].map(|_| TempDir::new().unwrap());
+    let Some(shared) = database(&directories[0]) else { return };
+    let opened: Vec<_> = std::thread::scope(|scope| {
+        let shared = &shared;
+        let open = |directory: &TempDir| {
+            let path = directory.path().to_owned();
+            scope.spawn(move || Store::connect(shared, &path, None).unwrap())
+        };
+        let opening: Vec<_> = directories.iter().map(open).collect();
+        opening.into_iter().map(|opened| opened.join().unwrap()).collect()
+    });
+    // Each looks again every second.
+    while opened.iter().any(|store| store.cluster().unwrap().num_replicas() != 4) {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert!(matches!(Store::connect(&shared, directories[0].path(), None), Err(StoreError::Locked { .. })));
+    assert_eq!(opened[0].tamper("INSERT INTO schema_steps (number) VALUES (99)"), 1);
+    let late = TempDir::new().unwrap();
+    let refused = Store::connect(&shared, late.path(), None).unwrap_err();
+    assert!(matches!(refused, StoreError::NewerShared { .. }), "{refused}");
+    let report = shared.inspect().unwrap();
+    assert_eq!((report.replicas.len(), report.has_synchronous_standby), (4, false));
+}
+
+#[test]
+fn all_servers_hash_keys_with_one_secret() {
+    let Some([(_one, one), (_two, two)]) = two_stores() else { return };
+    let [one, two] = [&one, &two].map(|store| store.cluster().unwrap());
+    assert!(one.agrees_on_secret(&[1; 32]).unwrap() && two.agrees_on_secret(&[1; 32]).unwrap());
+    assert!(!two.agrees_on_secret(&[2; 32]).unwrap(), "the first one counts");
+}
+
 /// Vectors in clusters, as those of texts are: their nearest neighbours are near.
 fn clustered(count: usize, dimensions: usize, random: &mut StdRng) -> Vec<Vec<f32>> {
     let gaussian = |random: &mut StdRng| (0..12).map(|_| random.random::<f32>()).sum::<f32>() - 6.0;

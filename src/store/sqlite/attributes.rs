@@ -3,34 +3,21 @@
 use std::collections::BTreeMap;
 
 use rusqlite::types::{ToSqlOutput, Value as Sql, ValueRef};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
-use crate::store::Attributes;
+use crate::store::{
+    Attributes,
+    attributes::{from_object, to_object, to_value},
+};
 use hearth_domain::documents::{AttributeFilter, AttributeValue, Comparison};
 
 pub(super) fn to_json(attributes: &Attributes) -> String {
-    let object: Map<String, Value> = attributes.iter().map(|(key, value)| (key.clone(), json(value))).collect();
-    Value::Object(object).to_string()
-}
-
-fn json(value: &AttributeValue) -> Value {
-    match value {
-        AttributeValue::Text(text) => Value::from(text.as_str()),
-        AttributeValue::Number(number) => Value::from(*number),
-        AttributeValue::Bool(value) => Value::from(*value),
-    }
+    to_object(attributes).to_string()
 }
 
 /// Reads the output of [`to_json`].
 pub(super) fn from_json(json: &str) -> Attributes {
-    let object: Map<String, Value> = serde_json::from_str(json).unwrap_or_default();
-    let value = |value: Value| match value {
-        Value::String(text) => Some(AttributeValue::Text(text)),
-        Value::Number(number) => number.as_f64().map(AttributeValue::Number),
-        Value::Bool(value) => Some(AttributeValue::Bool(value)),
-        Value::Null | Value::Array(_) | Value::Object(_) => None,
-    };
-    object.into_iter().filter_map(|(key, found)| Some((key, value(found)?))).collect()
+    from_object(serde_json::from_str(json).unwrap_or_default())
 }
 
 /// A condition over the table `documents`, with its parameters.
@@ -55,7 +42,7 @@ pub(super) fn condition(filter: &AttributeFilter, parameters: &mut Vec<Sql>) -> 
             let path = json_path(key);
             let mut of_type: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
             for value in values {
-                of_type.entry(types(value)).or_default().push(json(value));
+                of_type.entry(types(value)).or_default().push(to_value(value));
             }
             let any: Vec<_> = of_type
                 .into_iter()
