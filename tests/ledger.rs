@@ -105,6 +105,11 @@ async fn a_finished_request_leaves_a_row_with_what_its_receipt_says() {
         [json!(["embed", "local", 1]), json!(["tiny", "local", 4])]
     );
     assert_eq!(usage["total"]["cost_micro_usd"], 120_000);
+    let request = Request::get("/v1/usage?group_by=model,provider").header("accept", "text/csv");
+    let table = server.send(request.body(Body::empty()).expect("a valid request")).await;
+    assert_eq!(table.header("content-type"), Some("text/csv; charset=utf-8; header=present"));
+    assert_eq!(table.text().lines().count(), entries.len() + 1, "{}", table.text());
+    assert!(table.text().starts_with("model,provider,requests,"), "{}", table.text());
     assert_eq!(error_codes(&server), [None, None, None, None, None]);
 }
 

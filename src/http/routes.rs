@@ -311,7 +311,8 @@ fn callers() -> Vec<Route> {
         get("/v1/usage", AnyKey, spending::usage)
             .described("usage", "What requests came to, of the caller's own or, for administrators, all")
             .query::<UsageParameters>()
-            .answers::<UsageReport>("One entry for each group, and the sum of all."),
+            .answers::<UsageReport>("One entry for each group, and the sum of all.")
+            .answers_raw(200, "text/csv", "The entries as a table with a header, where `Accept` names `text/csv`."),
         post("/v1/quote", Chat, quote::quote)
             .described("quote", "What a chat completion or a completion would take, without running it")
             .metered(Counted)

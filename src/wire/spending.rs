@@ -88,7 +88,7 @@ pub struct UsageEntry {
     pub figures: UsageFigures,
 }
 
-#[derive(Clone, Copy, Debug, JsonSchema, Serialize)]
+#[derive(Clone, Copy, Debug, Default, JsonSchema, Serialize)]
 pub struct UsageFigures {
     pub requests: u64,
     pub finished: u64,
