@@ -70,8 +70,7 @@ impl Indexes {
         limit: usize,
     ) -> Result<Vec<u64>, SearchError> {
         if let Some(search) = self.store.vector_search() {
-            let hits = search.nearest(scope, embedding, vector, limit)?;
-            return Ok(hits.iter().map(|hit| hit.chunk_id).collect());
+            return Ok(search.nearest(scope, embedding, vector, limit)?);
         }
         let passing: Option<Keys> = match scope.filter {
             Some(filter) => Some(self.store.filtered_chunk_ids(scope.collection_id, filter)?.into_iter().collect()),

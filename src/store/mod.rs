@@ -50,7 +50,7 @@ pub use self::{
     reembedded::Reembedding,
     search::{LexicalHit, LexicalSearch, Scope},
     sqlite::{BackupProgress, BackupSummary, Recovered, back_up, recover, restore},
-    vectors::{VectorHit, VectorSearch},
+    vectors::VectorSearch,
 };
 use hearth_domain::{documents::AttributeValue, part::PartReport};
 

@@ -4,17 +4,9 @@
 use super::{Result, Scope};
 use hearth_domain::documents::EmbeddingIdentity;
 
-/// A chunk near a vector.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct VectorHit {
-    pub chunk_id: u64,
-    /// Cosine of its vector and the query's, -1 to 1.
-    pub cosine: f32,
-}
-
 /// Search by vectors in collections of all owners.
 pub trait VectorSearch {
-    /// The chunks of a collection whose vectors are nearest to a vector of its embedding model, the nearest first; every chunk that was
+    /// Ids of the chunks of a collection whose vectors are nearest to a vector of its embedding model, the nearest first; every chunk that was
     /// searchable when the call began is considered.
     ///
     /// # Errors
@@ -25,7 +17,7 @@ pub trait VectorSearch {
         embedding: &EmbeddingIdentity,
         vector: &[f32],
         limit: usize,
-    ) -> Result<Vec<VectorHit>>;
+    ) -> Result<Vec<u64>>;
 
     /// A number for each collection that differs after every change of what is found in it, in their order; 0 for one that is gone.
     ///

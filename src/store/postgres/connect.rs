@@ -137,7 +137,7 @@ fn tls(ca_file: Option<&Path>) -> Result<MakeRustlsConnect> {
     Ok(MakeRustlsConnect::new(config))
 }
 
-/// A pool of so many connections at most. It opens none yet.
+/// A pool with at most this many connections. It opens none yet.
 ///
 /// # Errors
 /// If the address cannot be used.

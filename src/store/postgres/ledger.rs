@@ -57,23 +57,24 @@ fn read_row(row: &Row) -> Result<LedgerRow> {
     })
 }
 
-/// In the order of the fields of [`LedgerTotals`].
-fn sums(of: &str, requests: &str) -> String {
+/// Columns whose sums are kept by caller, day and outcome, beside the number of requests.
+const SUMMED: [&str; 8] = [
+    "prompt_tokens",
+    "cached_tokens",
+    "completion_tokens",
+    "reasoning_tokens",
+    "compute_us",
+    "latency_us",
+    "bytes_out",
+    "cost_micro_usd",
+];
+
+/// The sums of rows that each stand for `requests` requests, in the order of the fields of [`LedgerTotals`].
+fn sums(requests: &str) -> String {
     let by_outcome: String = ["finished", "refused", "failed", "cancelled", "timed_out"]
         .map(|outcome| format!(", coalesce(sum({requests}) FILTER (WHERE outcome = '{outcome}'), 0)::bigint"))
         .concat();
-    let columns: String = [
-        "prompt_tokens",
-        "cached_tokens",
-        "completion_tokens",
-        "reasoning_tokens",
-        "compute_us",
-        "latency_us",
-        "bytes_out",
-        "cost_micro_usd",
-    ]
-    .map(|column| format!(", coalesce(sum({of}{column}), 0)::bigint"))
-    .concat();
+    let columns: String = SUMMED.map(|column| format!(", coalesce(sum({column}), 0)::bigint")).concat();
     format!("coalesce(sum({requests}), 0)::bigint{by_outcome}{columns}")
 }
 
@@ -148,18 +149,8 @@ impl LedgerRows for PostgresStore {
         parameters.extend(numbers.iter().map(|numbers| (numbers as &(dyn ToSql + Sync), Type::INT8_ARRAY)));
         parameters.push((&ids, Type::UUID_ARRAY));
         let places: Vec<String> = (1..=parameters.len()).map(|number| format!("${number}")).collect();
-        let summed = [
-            "prompt_tokens",
-            "cached_tokens",
-            "completion_tokens",
-            "reasoning_tokens",
-            "compute_us",
-            "latency_us",
-            "bytes_out",
-            "cost_micro_usd",
-        ];
-        let sums = summed.map(|column| format!("sum({column})")).join(", ");
-        let adds = summed.map(|column| format!("{column} = spent.{column} + excluded.{column}")).join(", ");
+        let sums = SUMMED.map(|column| format!("sum({column})")).join(", ");
+        let adds = SUMMED.map(|column| format!("{column} = spent.{column} + excluded.{column}")).join(", ");
         // Sorted, so that two servers lock the rows of sums in one order.
         let sql = format!(
             "WITH added AS (
@@ -172,7 +163,7 @@ impl LedgerRows for PostgresStore {
              SELECT caller, floor(began / {DAY_MS}.0)::bigint, outcome, sum(1 + repeats), {sums} FROM added GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
              ON CONFLICT (caller, day, outcome) DO UPDATE SET requests = spent.requests + excluded.requests, {adds}",
             places.join(", "),
-            summed.join(", "),
+            SUMMED.join(", "),
         );
         self.write(async |transaction| {
             transaction.execute_typed(&sql, &parameters).await?;
@@ -190,7 +181,7 @@ impl LedgerRows for PostgresStore {
 
     fn ledger_totals(&self) -> Result<LedgerTotals> {
         self.read(async |client| {
-            let rows = client.query_typed(&format!("SELECT {} FROM spent", sums("", "requests")), &[]).await?;
+            let rows = client.query_typed(&format!("SELECT {} FROM spent", sums("requests")), &[]).await?;
             Ok(read_totals(&rows[0], 0))
         })
     }
@@ -200,7 +191,7 @@ impl LedgerRows for PostgresStore {
         let columns: String = keys.iter().map(|key| format!("{key}, ")).collect();
         let mut sql = format!(
             "SELECT {columns}{} FROM ledger WHERE began >= $1 AND began < $2 AND ($3 IS NULL OR caller = $3)",
-            sums("", "1 + repeats")
+            sums("1 + repeats")
         );
         if !keys.is_empty() {
             let numbers = (1..=keys.len()).map(|number| number.to_string()).collect::<Vec<_>>().join(", ");

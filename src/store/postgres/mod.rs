@@ -39,9 +39,7 @@ use tokio_postgres::{IsolationLevel, Transaction, error::SqlState};
 pub(super) use self::inspect::inspect;
 pub use self::keys::PostgresKeyTable;
 use self::{jobs::Leases, owned::PostgresOwned, presence::Presence};
-use super::{
-    Access, Cluster, Owned, Result, SharedStore, Storage, StoreError, VectorSearch, disk::Disk, new_id, private,
-};
+use super::{Access, Cluster, Owned, Result, SharedStore, Storage, StoreError, VectorSearch, disk::Disk, new_id};
 use hearth_domain::part::PartReport;
 
 /// How often a change that collides with another one, or loses its connection before it is committed, is repeated.
@@ -111,9 +109,8 @@ impl PostgresStore {
     /// uploads that are being received; `reserve` are the bytes that these leave free on the disk.
     ///
     /// # Errors
-    /// If the address is none, the database cannot be reached or has no pgvector, or its schema is of a newer version.
+    /// If the address cannot be used, the database cannot be reached or has no pgvector, or its schema is of a newer version.
     pub fn open(shared: &SharedStore, directory: &Path, reserve: Option<u64>) -> Result<Self> {
-        private::create_dir_all(directory).map_err(|source| super::io_error(directory, source))?;
         let folder_lock = files::prepare(directory)?;
         let runtime = Background::start()?;
         let (pool, duties) = {

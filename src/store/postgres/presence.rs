@@ -1,4 +1,4 @@
-//! The replicas that share the database: each says every few seconds that it is there, which also shows whether the database is. Duties
+//! The replicas that share the database: each says every second that it is there, which also shows whether the database is. Duties
 //! that belong to none of them are done by the one that first finds them due.
 
 use std::{

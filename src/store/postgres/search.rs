@@ -86,7 +86,7 @@ pub(super) fn passing(
     )
 }
 
-/// The words that are searched for, with their weights, of those with so many chunks each in a collection of this size.
+/// Which words are searched for, and their weights. `counted` has the number of chunks with each word, `size` the number of all chunks.
 ///
 /// In a large collection these are the rarest ones, as long as their chunks together are no more than half of all: the others weigh
 /// little, and reading their postings takes most of a search's time. The weight has Lucene's form, which is never negative.

@@ -187,18 +187,17 @@ fn vectors_are_found_exactly_in_a_small_collection_and_by_the_index_in_a_large_o
         search.nearest(scope, &embedding(), &unit(0.52), limit).unwrap()
     };
     let found = nearest(None, 3);
-    assert_eq!(found.iter().map(|hit| hit.chunk_id).collect::<Vec<_>>(), [ids[5], ids[6], ids[4]]);
-    assert!((found[0].cosine - 0.02_f32.cos()).abs() < 1e-6, "{found:?}");
+    assert_eq!(found, [ids[5], ids[6], ids[4]]);
     let year = |number| AttributeFilter::Compare {
         key: "year".into(),
         comparison: Comparison::Eq,
         value: AttributeValue::Number(number),
     };
     assert_eq!(nearest(Some(&year(2024.0)), 3), found);
-    assert_eq!(nearest(Some(&year(2025.0)), 3), []);
+    assert!(nearest(Some(&year(2025.0)), 3).is_empty());
     let other = EmbeddingIdentity { name: "other".into(), dimensions: 2 };
     let scope = Scope { collection_id: &small, filter: None };
-    assert_eq!(search.nearest(scope, &other, &unit(0.0), 3).unwrap(), []);
+    assert!(search.nearest(scope, &other, &unit(0.0), 3).unwrap().is_empty());
 }
 
 #[test]
@@ -302,7 +301,7 @@ fn filtered_searches_find_what_is_nearest() {
             let hits = store.vector_search().unwrap().nearest(scope, &model, query, 10).unwrap();
             times.push(began.elapsed());
             assert_eq!(hits.len(), 10);
-            found += exact[..10].iter().filter(|(_, key)| hits.iter().any(|hit| hit.chunk_id == *key)).count();
+            found += exact[..10].iter().filter(|(_, key)| hits.contains(key)).count();
         }
         times.sort_unstable();
         let recall = found as f64 / (10 * QUERIES) as f64;

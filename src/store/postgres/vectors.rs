@@ -16,7 +16,7 @@ use super::{
     attributes::{Parameters, condition},
     connect, values,
 };
-use crate::store::{Result, Scope, SharedStore, VectorHit, VectorSearch};
+use crate::store::{Result, Scope, SharedStore, VectorSearch};
 use hearth_domain::documents::EmbeddingIdentity;
 
 /// Up to this many vectors that pass, a search is exact.
@@ -76,7 +76,7 @@ impl VectorSearch for PostgresStore {
         embedding: &EmbeddingIdentity,
         vector: &[f32],
         limit: usize,
-    ) -> Result<Vec<VectorHit>> {
+    ) -> Result<Vec<u64>> {
         let (dimensions, rows) = (embedding.dimensions as i32, limit as i64);
         // Each statement numbers its values after its own.
         let mut of_count = Parameters::after(1);
@@ -89,7 +89,7 @@ impl VectorSearch for PostgresStore {
         let passing = of_passing_documents(scope, &mut of_exact);
         // `+ 0` keeps any index of vectors away from an exact search.
         let exact = format!(
-            "SELECT chunk_id, (1 - (vector <=> $2::vector))::real FROM vectors WHERE collection_id = $1 AND space = {{space}} {passing}
+            "SELECT chunk_id FROM vectors WHERE collection_id = $1 AND space = {{space}} {passing}
              ORDER BY (vector <=> $2::vector) + 0, chunk_id LIMIT $3"
         );
         let mut of_scan = Parameters::after(3);
@@ -108,9 +108,9 @@ impl VectorSearch for PostgresStore {
                     CANDIDATES.max(limit.min(1_000))
                 );
                 transaction.batch_execute(&settings).await?;
-                // Half-precision floats choose the candidates; their order and the cosines are those of the vectors themselves.
+                // Half-precision floats choose the candidates; their order is that of the vectors themselves.
                 let scan = format!(
-                    "SELECT chunk_id, (1 - (vector <=> $2::vector))::real FROM (
+                    "SELECT chunk_id FROM (
                         SELECT chunk_id, vector FROM vectors WHERE collection_id = $1 AND space = {space} {passes}
                         ORDER BY vector::halfvec({dimensions}) <=> $2::vector::halfvec({dimensions}) LIMIT $3
                      ) AS nearest ORDER BY (vector <=> $2::vector) + 0, chunk_id"
@@ -119,13 +119,13 @@ impl VectorSearch for PostgresStore {
                 all.extend(of_scan.with_types());
                 let found = transaction.query_typed(&scan, &all).await?;
                 if found.len() as i64 >= rows.min(passing) {
-                    return Ok(hits(&found));
+                    return Ok(ids(&found));
                 }
             }
             let mut all = own.to_vec();
             all.extend(of_exact.with_types());
             let exact = exact.replace("{space}", &space.to_string());
-            Ok(hits(&transaction.query_typed(&exact, &all).await?))
+            Ok(ids(&transaction.query_typed(&exact, &all).await?))
         })
     }
 
@@ -140,12 +140,12 @@ impl VectorSearch for PostgresStore {
     }
 }
 
-fn hits(rows: &[tokio_postgres::Row]) -> Vec<VectorHit> {
-    rows.iter().map(|row| VectorHit { chunk_id: row.get::<_, i64>(0) as u64, cosine: row.get(1) }).collect()
+fn ids(rows: &[tokio_postgres::Row]) -> Vec<u64> {
+    rows.iter().map(|row| row.get::<_, i64>(0) as u64).collect()
 }
 
-/// Builds the indexes of spaces with so many vectors, one after the other, if no other replica builds one: two at once would wait for each
-/// other. On a connection of its own, because building takes minutes, cannot be in a transaction, and is this server's as long as the
+/// Builds the indexes of spaces with at least `from` vectors, one after the other, if no other replica builds one: two at once would wait
+/// for each other. On a connection of its own, because building takes minutes, cannot be in a transaction, and is this server's as long as the
 /// connection holds the lock.
 pub(super) async fn build_indexes(shared: &SharedStore, from: i64) -> Result<()> {
     let (client, connection) = connect::listener(shared, |_| ()).await?;
